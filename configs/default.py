@@ -1,0 +1,81 @@
+"""Every field of a config, with its default. The other configs override a few of them."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+
+  config.seed = 0  # of initialisation, order, augmentation and dropout
+  config.total_steps = 10_000
+  config.batch_size = 512  # global: over all devices and processes
+  config.eval_batch_size = 0  # global; 0: the same as batch_size
+  config.accumulation_steps = 1  # micro-batches a step; the result is that of the whole batch
+  config.log_every = 50  # steps
+  config.eval_every = 1000  # steps; the end of the run is always evaluated
+  # Start from these weights (.npz file, model/ folder or workdir), with a new head; '': from scratch.
+  config.init_from = ''
+  config.polyak_decay = 0.0  # of the parameter average that is evaluated and kept; 0: none
+  config.loss = 'softmax'  # softmax, or sigmoid (multi-label)
+  config.label_smoothing = 0.0
+
+  config.model = ml_collections.ConfigDict()
+  config.model.variant = 'B'  # Ti, S, B, L, H, g: a row of vit_jax/models/variants.py
+  config.model.patch_size = 16  # pixels
+  config.model.width = 0  # these four override the variant's; 0: as the variant
+  config.model.depth = 0
+  config.model.mlp_dim = 0
+  config.model.num_heads = 0
+  config.model.pool = 'token'  # token, gap or map
+  config.model.pre_logits = 0  # width of the tanh layer before the head; 0: none
+  config.model.dropout_rate = 0.0
+  config.model.attention_dropout_rate = 0.0
+  config.model.stochastic_depth_rate = 0.0  # of the last block; grows linearly with depth
+  config.model.head_bias_init = 0.0
+  config.model.dtype = 'auto'  # float32, bfloat16, or auto: bfloat16 on accelerators
+
+  config.data = ml_collections.ConfigDict()
+  # Pixels, or (height, width).
+  config.data.image_size = config_dict.FieldReference(224, field_type=object)
+  config.data.crop_fraction = 0.875  # tests see the central part of the image
+  config.data.threads = 0  # that read and augment; 0: one a core
+  config.data.train = ml_collections.ConfigDict()
+  config.data.train.source = 'digits'  # digits, folder:/path, tfds:name, array_record:/path
+  config.data.train.split = 'train'
+  config.data.test = ml_collections.ConfigDict()
+  config.data.test.source = 'digits'
+  config.data.test.split = 'test'
+  config.data.augment = ml_collections.ConfigDict()
+  config.data.augment.crop = 'inception'  # inception, or resize (the whole image)
+  config.data.augment.area = (0.05, 1.0)  # share of the image an inception crop covers
+  config.data.augment.flip = True  # left and right
+  config.data.augment.shift = 0.0  # share of the image
+  config.data.augment.scale = 0.0  # relative change
+  config.data.augment.rotate = 0.0  # degrees
+
+  config.optimizer = ml_collections.ConfigDict()
+  config.optimizer.name = 'adamw'  # adamw, sgd or adafactor
+  config.optimizer.b1 = 0.9  # momentum
+  config.optimizer.b2 = 0.999  # adamw
+  config.optimizer.epsilon = 1e-8  # adamw
+  config.optimizer.weight_decay = 0.0  # times the learning rate, on kernels
+  config.optimizer.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
+
+  config.schedule = ml_collections.ConfigDict()
+  config.schedule.decay = 'cosine'  # cosine, linear, rsqrt or constant
+  config.schedule.learning_rate = 1e-3  # the highest one
+  config.schedule.warmup_steps = 0
+  config.schedule.end = 0.0  # linear: the last learning rate
+  config.schedule.timescale = 10_000.0  # rsqrt: steps
+  config.schedule.cooldown_steps = 0  # linearly to zero at the end
+
+  config.checkpoint = ml_collections.ConfigDict()
+  config.checkpoint.every = 1000  # steps; the end of the run is always saved
+  config.checkpoint.keep = 3  # the last ones; the best one is kept besides
+
+  config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: what is left
+  config.mesh.data = -1
+  config.mesh.fsdp = 1
+  config.mesh.tensor = 1
+  return config.lock()

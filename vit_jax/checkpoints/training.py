@@ -1,0 +1,85 @@
+"""Checkpoints of a running training: Orbax, asynchronous, the last few and the best kept."""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from vit_jax.errors import UserError
+
+_METRIC = 'accuracy'
+
+
+def _folder(workdir: epath.Path) -> epath.Path:
+  return workdir / 'checkpoints'
+
+
+def has_checkpoint(workdir: epath.Path) -> bool:
+  """Whether a complete checkpoint is there to go on from."""
+  folder = _folder(workdir)
+  return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+
+
+class Checkpointer:
+  """The folder `workdir/checkpoints`: one sub-folder a step, complete or not there at all.
+
+  A checkpoint whose step was evaluated carries its accuracy; the best of these is kept beside
+  the last `keep`. As a context manager it waits for what is being written.
+  """
+
+  def __init__(self, workdir: epath.Path, keep: int):
+    best = BestN(
+        get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+    )
+    self._manager = ocp.CheckpointManager(
+        _folder(workdir),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies=[LatestN(n=keep), best]),
+            cleanup_tmp_directories=True,
+        ),
+    )
+    metrics = [self._manager.metrics(step) for step in self._manager.all_steps()]
+    self._best = max((m[_METRIC] for m in metrics if m), default=-1.0)
+
+  def __enter__(self) -> 'Checkpointer':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def latest_step(self) -> int | None:
+    """The step of the newest complete checkpoint."""
+    return self._manager.latest_step()
+
+  def is_best(self, accuracy: float) -> bool:
+    """Whether no saved state has reached this accuracy."""
+    return accuracy > self._best
+
+  def save(self, step: int, state: Any, accuracy: float | None) -> None:
+    """Starts saving; returns once the arrays are copied, the writing goes on behind.
+
+    Raises:
+      UserError: when this or an earlier save could not be written.
+    """
+    metrics = None if accuracy is None else {_METRIC: accuracy}
+    self._best = max(self._best, -1.0 if accuracy is None else accuracy)
+    try:
+      self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+    except OSError as error:
+      raise UserError(f'The checkpoint of step {step} cannot be written: {error}.') from None
+
+  def restore(self, step: int, abstract_state: Any) -> Any:
+    """Reads the state of `step` into the shardings of `abstract_state`."""
+    return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+
+
+def with_shardings(abstract_state: Any, shardings: Any) -> Any:
+  """The abstract tree to restore into: shapes, dtypes and where each array goes."""
+  return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      abstract_state,
+      shardings,
+  )

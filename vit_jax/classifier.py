@@ -1,0 +1,198 @@
+"""A model with its weights, ready to use: `vit_jax.load(…)`."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from vit_jax.checkpoints import released
+from vit_jax.data import transforms
+from vit_jax.data.images import decode_image, to_rgb
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.models.vit import VisionTransformer
+
+DEFAULT_CROP_FRACTION = 0.875  # shorter side to 256, centre 224
+_FILES = ('params.npz', 'config.json', 'labels.txt')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+  """A Vision Transformer, its parameters, and how images come into it.
+
+  Attributes:
+    model: the linen module.
+    params: its parameter tree, float32.
+    image_size: (height, width) in pixels.
+    labels: a name for each class, or None when the file says none.
+    crop_fraction: the central part of an image that `preprocess` keeps, in (0, 1].
+  """
+
+  model: VisionTransformer
+  params: Any
+  image_size: tuple[int, int]
+  labels: list[str] | None = None
+  crop_fraction: float = DEFAULT_CROP_FRACTION
+
+  @functools.cached_property
+  def _apply(self):
+    return jax.jit(lambda params, images: self.model.apply({'params': params}, images))
+
+  def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
+    """(B, H, W, 3) float in [-1, 1] -> (B, num_classes) float32 logits, or features without one.
+
+    Raises:
+      ValueError: for another shape or dtype.
+    """
+    shape, dtype = np.shape(images), getattr(images, 'dtype', np.dtype(float))
+    if len(shape) != 4 or shape[1:] != (*self.image_size, 3) or dtype.kind in 'uib':
+      raise ValueError(
+          f'images are {dtype}{list(shape)}; this model takes floats in [-1, 1] of shape '
+          f'(B, {self.image_size[0]}, {self.image_size[1]}, 3), as `preprocess` gives them.'
+      )
+    return self._apply(self.params, images)
+
+  def preprocess(
+      self, image: Image.Image | bytes | np.ndarray, name: str = 'the image'
+  ) -> np.ndarray:
+    """A Pillow image, the bytes of a file, or (H, W, 3) uint8 -> (*image_size, 3) in [-1, 1].
+
+    Raises:
+      UserError: when the bytes are no image; the message calls it `name`.
+    """
+    if isinstance(image, bytes):
+      image = decode_image(image, name)
+    elif isinstance(image, Image.Image):
+      image = np.asarray(to_rgb(image))
+    image = transforms.central_crop(image, self.image_size, self.crop_fraction)
+    return image.astype(np.float32) / 127.5 - 1.0
+
+  def save(self, path: epath.PathLike) -> None:
+    """Writes one .npz file in the released layout, or a folder that has labels and sizes, too."""
+    path = epath.Path(path).expanduser()
+    if path.suffix == '.npz':
+      path.parent.mkdir(parents=True, exist_ok=True)
+      part = path.with_name(path.name + '.part')
+      released.write_npz(part, self.params)
+      part.replace(path)
+    else:
+      self._save_folder(path)
+
+  def _save_folder(self, folder: epath.Path) -> None:
+    part = folder.with_name(folder.name + '.part')
+    if part.exists():
+      part.rmtree()
+    part.mkdir(parents=True)
+    released.write_npz(part / 'params.npz', self.params)
+    model = {name: getattr(self.model, name) for name in build.ARCHITECTURE}
+    about = {
+        'model': model, 'image_size': self.image_size, 'crop_fraction': self.crop_fraction
+    }  # fmt: skip
+    (part / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
+    if self.labels is not None:
+      lines = [label.replace('\n', ' ') + '\n' for label in self.labels]
+      (part / 'labels.txt').write_text(''.join(lines))
+    if folder.exists():
+      unknown = {child.name for child in folder.iterdir()} - set(_FILES)
+      if unknown:
+        part.rmtree()
+        raise UserError(
+            f'{folder} exists and holds other files ({", ".join(sorted(unknown)[:3])}); '
+            'nothing was written; choose another folder.'
+        )
+      folder.rmtree()
+    part.rename(folder)
+
+
+def _find(source: epath.PathLike) -> epath.Path:
+  """The npz file that `source` means: itself, or the one of a model/ folder or workdir."""
+  path = epath.Path(source).expanduser()
+  if path.is_dir():
+    for candidate in (path / 'params.npz', path / 'model' / 'params.npz'):
+      if candidate.exists():
+        return candidate
+    raise UserError(f'{path} holds no model: neither params.npz nor model/params.npz is there.')
+  if not path.exists():
+    raise UserError(
+        f'There is no model at {path}; --model takes an .npz file or the model/ folder of a run.'
+    )
+  return path
+
+
+def _read_about(npz: epath.Path) -> tuple[dict[str, Any], list[str] | None]:
+  """What a model/ folder says besides the tensors: config.json and the labels."""
+  folder, about, labels = npz.parent, {}, None
+  if npz.name != 'params.npz':
+    return about, labels
+  try:
+    if (folder / 'config.json').exists():
+      about = json.loads((folder / 'config.json').read_text())
+      about = {name: about[name] for name in ('image_size', 'crop_fraction')}
+      about['image_size'] = tuple(int(side) for side in about['image_size'])
+      about['crop_fraction'] = float(about['crop_fraction'])
+    if (folder / 'labels.txt').exists():
+      labels = (folder / 'labels.txt').read_text().splitlines()
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{folder}/config.json or labels.txt is damaged ({error!r}).') from None
+  return about, labels
+
+
+def load(
+    source: epath.PathLike,
+    image_size: int | Sequence[int] | None = None,
+    num_classes: int | None = None,
+) -> Classifier:
+  """Loads a model; depth, width, heads, patch and head are read off its tensors.
+
+  Args:
+    source: an .npz file in the released layout, the `model/` folder of a run, or its workdir.
+    image_size: pixels, int or (height, width); position embeddings are resized to it. None
+      keeps the size the weights were trained at.
+    num_classes: a new, zero-initialised head of that size takes the place of the old one (and
+      of `pre_logits`); 0 leaves the head away, so that features come out.
+
+  Returns:
+    A `Classifier`; call it on images.
+
+  Raises:
+    UserError: for a source that is missing or damaged, that is no Vision Transformer, or whose
+      patches do not tile `image_size`.
+  """
+  npz = _find(source)
+  tensors = released.read_npz(npz)
+  about, labels = _read_about(npz)
+  model = build.model_from_tensors(tensors, str(npz))
+  positions = tensors.get('Transformer/posembed_input/pos_embedding')
+  if positions is None or positions.ndim != 3:
+    raise UserError(f'{npz} has no position embeddings of shape (1, N, D).')
+  if 'image_size' in about:
+    old_grid = tuple(side // model.patch_size for side in about['image_size'])
+  else:
+    old_grid = released.square_grid(positions.shape[1] - (model.pool == 'token'), str(npz))
+  old_size = tuple(side * model.patch_size for side in old_grid)
+  if image_size is None:
+    size = about.get('image_size', old_size)
+  else:
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  build.check_image_size(size, model.patch_size, 'image_size')
+  if num_classes is not None:
+    pre_logits = 0 if num_classes else model.pre_logits
+    model = model.clone(num_classes=num_classes, pre_logits=pre_logits)
+  params = released.fit_to_model(
+      tensors,
+      build.abstract_params(model, size),
+      old_grid=old_grid,
+      new_grid=tuple(side // model.patch_size for side in size),
+      new_head=num_classes is not None,
+      source=str(npz),
+  )
+  if labels is not None and len(labels) != model.num_classes:
+    labels = None
+  crop_fraction = about.get('crop_fraction', DEFAULT_CROP_FRACTION)
+  return Classifier(model, params, size, labels, crop_fraction)

@@ -1,0 +1,47 @@
+"""What all commands share: their argument parser, their exit codes, quiet libraries."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import tqdm
+
+from vit_jax.errors import NonFiniteLossError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+  """`argparse` with defaults in `--help` and one sentence for a mistake (exit code 2)."""
+
+  def __init__(self, module: str, **kwargs):
+    kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
+    super().__init__(prog=f'python -m {module}', allow_abbrev=False, **kwargs)
+
+  def error(self, message: str) -> NoReturn:
+    print(f'error: {message}; --help shows the usage.', file=sys.stderr)
+    sys.exit(UserError.exit_code)
+
+
+def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
+  """The items, with a progress bar on a terminal's stderr."""
+  return tqdm.tqdm(items, total=total, unit=unit, leave=False, disable=None)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+  """Runs a command; a user's mistake becomes one sentence on stderr instead of a traceback."""
+  for library in ('absl', 'jax', 'orbax', 'etils'):
+    logging.getLogger(library).setLevel(logging.ERROR)
+  try:
+    main()
+    sys.stdout.flush()
+  except (UserError, NonFiniteLossError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(error.exit_code)
+  except BrokenPipeError:  # the reader of a pipe has left, as in `predict … | head -1`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except KeyboardInterrupt:
+    print('stopped by the keyboard.', file=sys.stderr)
+    sys.exit(130)
+  sys.exit(0)

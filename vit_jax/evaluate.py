@@ -1,0 +1,73 @@
+"""Scores a model on a data set: `python -m vit_jax.evaluate --model=M --data=folder:/path`."""
+
+import json
+
+import jax
+import ml_collections
+
+from vit_jax import command_line
+from vit_jax.classifier import load
+from vit_jax.data import loader, transforms
+from vit_jax.data.sources import check_same_classes, open_source
+from vit_jax.errors import UserError
+from vit_jax.evaluation import classification
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.training.step import make_eval_step
+
+
+def score(
+    model: str, data: str, split: str, image_size: int | None, batch_size: int
+) -> dict[str, float]:
+  """Accuracy, loss and number of examples of a model on a split, over all local devices.
+
+  Raises:
+    UserError: for a model or data that is not there, or classes that are not the model's.
+  """
+  vit = load(model, image_size=image_size)
+  source = open_source(data, split)
+  if vit.labels is not None:
+    check_same_classes(vit.labels, source.class_names, source.name)
+  elif source.num_classes != vit.model.num_classes:
+    raise UserError(
+        f'{source.name} has {source.num_classes} classes, {model} has {vit.model.num_classes}.'
+    )
+  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1}))
+  mesh_lib.check_batch_size(mesh, batch_size, '--batch_size')
+  batches = loader.test_batches(
+      source,
+      lambda image: transforms.central_crop(image, vit.image_size, vit.crop_fraction),
+      mesh,
+      batch_size=batch_size,
+  )
+  params = jax.device_put(vit.params, mesh_lib.replicated(mesh))
+  eval_step = jax.jit(make_eval_step(vit.model, 'softmax'))
+  result = classification.evaluate(eval_step, params, command_line.progress(
+      batches, total=-(-source.size // batch_size), unit='batch'))  # fmt: skip
+  return {'model': model, 'data': source.name, **result}
+
+
+def main() -> None:
+  parser = command_line.Parser('vit_jax.evaluate', description=__doc__)
+  parser.add_argument('--model', required=True, help='.npz file, model/ folder, or workdir')
+  parser.add_argument(
+      '--data', required=True, help='digits, folder:/path, tfds:name or array_record:/path'
+  )
+  parser.add_argument('--split', default='test', help='which part of the data')
+  parser.add_argument('--eval', default='classification', choices=['classification'])
+  parser.add_argument('--image_size', type=int, help='pixels, when not those of the model')
+  parser.add_argument('--batch_size', type=int, default=64, help='changes no result')
+  parser.add_argument('--json', action='store_true', help='print one JSON object')
+  args = parser.parse_args()
+  result = score(args.model, args.data, args.split, args.image_size, args.batch_size)
+  if args.json:
+    print(json.dumps(result))
+  else:
+    print(
+        f'{result["data"]}: accuracy {result["accuracy"]:.2%} '
+        f'({round(result["accuracy"] * result["examples"]):,} of {result["examples"]:,} examples '
+        f'right), loss {result["loss"]:.4f}'
+    )
+
+
+if __name__ == '__main__':
+  command_line.run(main)

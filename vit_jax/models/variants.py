@@ -1,0 +1,26 @@
+"""The sizes of the Vision Transformer: one table, each row with its source."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """The size of an encoder; the patch size is chosen apart (B/16 is `B` with 16 px patches)."""
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+
+
+VARIANTS = {
+    # arXiv 2106.10270 (AugReg), Table 2; Ti and S are DeiT's sizes (arXiv 2012.12877, Table 1).
+    'Ti': Variant(width=192, depth=12, mlp_dim=768, num_heads=3),
+    'S': Variant(width=384, depth=12, mlp_dim=1536, num_heads=6),
+    # arXiv 2010.11929 (ViT), Table 1.
+    'B': Variant(width=768, depth=12, mlp_dim=3072, num_heads=12),
+    'L': Variant(width=1024, depth=24, mlp_dim=4096, num_heads=16),
+    'H': Variant(width=1280, depth=32, mlp_dim=5120, num_heads=16),
+    # arXiv 2106.04560 (Scaling Vision Transformers), Table 2.
+    'g': Variant(width=1408, depth=40, mlp_dim=6144, num_heads=16),
+}

@@ -1,0 +1,95 @@
+"""Names what is in images: `python -m vit_jax.predict --model=M IMAGE…`."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from vit_jax import command_line
+from vit_jax.classifier import Classifier, load
+from vit_jax.data.sources import image_files
+from vit_jax.errors import UserError
+
+
+def find_images(arguments: Iterable[str]) -> Iterator[epath.Path]:
+  """The files that the arguments name; of a folder, all images in it."""
+  for argument in arguments:
+    path = epath.Path(argument).expanduser()
+    if path.is_dir():
+      yield from (path / file for file in image_files(path))
+    else:
+      yield path
+
+
+def read_image(vit: Classifier, path: epath.Path) -> np.ndarray | UserError:
+  """The preprocessed image, or why there is none."""
+  try:
+    return vit.preprocess(path.read_bytes(), str(path))
+  except OSError as error:
+    return UserError(f'{path} cannot be read: {error.strerror or error}.')
+  except UserError as error:
+    return error
+
+
+def predict(
+    vit: Classifier, paths: Iterable[epath.Path], top_k: int, batch_size: int = 32
+) -> Iterator[tuple[epath.Path, list[dict[str, Any]] | UserError]]:
+  """Yields, for each file, its top classes with probabilities, or why it cannot be read."""
+  paths = iter(paths)
+  while chunk := list(itertools.islice(paths, batch_size)):
+    images = [read_image(vit, path) for path in chunk]
+    good = [image for image in images if isinstance(image, np.ndarray)]
+    padding = [np.zeros((*vit.image_size, 3), np.float32)] * (batch_size - len(good))
+    if len(chunk) < batch_size:  # a short list is not worth a batch of the full size
+      padding = []
+    rows = iter(np.asarray(jax.nn.softmax(vit(np.stack(good + padding))))) if good else iter(())
+    for path, image in zip(chunk, images, strict=True):
+      yield path, image if isinstance(image, UserError) else top(vit, next(rows), top_k)
+
+
+def top(vit: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, Any]]:
+  """The `k` likeliest classes of one image, the likeliest first."""
+  return [
+      {
+          'label': vit.labels[i] if vit.labels else f'class {i}',
+          'index': int(i),
+          'probability': float(probabilities[i]),
+      }
+      for i in np.argsort(-probabilities, kind='stable')[:k]
+  ]
+
+
+def main() -> None:
+  parser = command_line.Parser('vit_jax.predict', description=__doc__)
+  parser.add_argument('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
+  parser.add_argument('--model', required=True, help='.npz file, model/ folder, or workdir')
+  parser.add_argument('--top_k', type=int, default=5, help='how many classes to name')
+  parser.add_argument('--json', action='store_true', help='print one JSON object an image')
+  args = parser.parse_args()
+  if args.top_k < 1:
+    raise UserError(f'--top_k is {args.top_k}; it counts from 1.')
+  vit = load(args.model)
+  if not vit.model.num_classes:
+    raise UserError(f'{args.model} has no head, so there are no classes to predict.')
+  failed = 0
+  for path, classes in predict(vit, find_images(args.images), args.top_k):
+    if isinstance(classes, UserError):
+      failed += 1
+      print(f'error: {classes}', file=sys.stderr)
+    elif args.json:
+      print(json.dumps({'image': str(path), 'top': classes}))
+    else:
+      print(path)
+      for entry in classes:
+        print(f'  {entry["probability"]:7.2%}  {entry["label"]}')
+  if failed:
+    sys.exit(UserError.exit_code)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

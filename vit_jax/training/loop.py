@@ -1,0 +1,179 @@
+"""The main job, in data-flow order: config -> data -> model -> step -> loop -> a usable model."""
+
+import functools
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoints.training import Checkpointer, has_checkpoint, with_shardings
+from vit_jax.classifier import Classifier
+from vit_jax.data import loader, transforms
+from vit_jax.data.sources import Source, check_same_classes, open_source
+from vit_jax.errors import NonFiniteLossError
+from vit_jax.evaluation import classification
+from vit_jax.models import build
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.training import optim, setup
+from vit_jax.training.reporting import MetricsWriter, Progress
+from vit_jax.training.step import init_state, make_eval_step, make_train_step
+
+
+def _finite_or_stop(step: int, metrics: dict[str, Any]) -> dict[str, float]:
+  """Fetches the metrics of a step; a loss or gradient that is no number ends the run."""
+  values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  for name in ('train/loss', 'train/gradient_norm'):
+    if not np.isfinite(values[name]):
+      raise NonFiniteLossError(
+          f'{name} is {values[name]} at step {step}; the checkpoints before it are kept; '
+          'a lower learning rate, a longer warmup or config.optimizer.clip_norm may help.'
+      )
+  return values
+
+
+def _export(
+    params: Any, model: VisionTransformer, size: tuple[int, int], source: Source,
+    crop_fraction: float, workdir: epath.Path,
+) -> None:  # fmt: skip
+  """Leaves `workdir/model/`, which every other command takes as --model."""
+  if jax.process_count() > 1:
+    params = multihost_utils.process_allgather(params, tiled=True)
+  if jax.process_index() == 0:
+    params = jax.device_get(params)
+    names = list(source.class_names)
+    Classifier(model, params, size, names, crop_fraction).save(workdir / 'model')
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: epath.PathLike
+) -> dict[str, float]:
+  """Trains as the config says, evaluates, and leaves a model; goes on where it was stopped.
+
+  Args:
+    config: all fields of configs/default.py.
+    workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/.
+
+  Returns:
+    The last evaluation: {'accuracy', 'loss', 'examples'}.
+
+  Raises:
+    UserError: for a config, data or workdir that cannot work.
+    NonFiniteLossError: when the loss stops being a number.
+  """
+  workdir = epath.Path(workdir).expanduser().resolve()
+  total_steps = config.total_steps
+  mesh = mesh_lib.make_mesh(config.mesh)
+  setup.check_config(config, mesh)
+  size = config_lib.image_size(config.data.image_size)
+  augmentation = transforms.Augmentation(**config.data.augment)
+
+  # Data and model.
+  train = open_source(config.data.train.source, config.data.train.split)
+  test = open_source(config.data.test.source, config.data.test.split)
+  check_same_classes(train.class_names, test.class_names, test.name)
+  replicated, batch_sharding = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh)
+  model = build.model_from_config(
+      config.model,
+      train.num_classes,
+      constrain=lambda tokens: jax.lax.with_sharding_constraint(tokens, batch_sharding),
+  )
+  schedule = optim.make_schedule(config.schedule, total_steps)
+  optimizer = optim.make_optimizer(config.optimizer, schedule)
+
+  # The state: from the last checkpoint, from other weights, or from the seed.
+  resuming = has_checkpoint(workdir)
+  start_params = None if resuming else setup.initial_params(config, model, size)
+  setup.open_workdir(config, workdir)
+  init = functools.partial(
+      init_state, model, optimizer, size, config.seed, config.polyak_decay > 0
+  )
+  abstract = jax.eval_shape(init)
+  shardings = mesh_lib.state_shardings(abstract, mesh)
+  checkpointer = Checkpointer(workdir, config.checkpoint.keep)
+  first_step = checkpointer.latest_step() or 0
+  if first_step:
+    state = checkpointer.restore(first_step, with_shardings(abstract, shardings))
+  else:
+    if start_params is not None:
+      start_params = jax.device_put(start_params, shardings.params)
+    state = jax.jit(init, out_shardings=shardings)(start_params)
+
+  # The steps.
+  train_step = jax.jit(
+      make_train_step(
+          model,
+          optimizer,
+          schedule,
+          loss=config.loss,
+          label_smoothing=config.label_smoothing,
+          accumulation_steps=config.accumulation_steps,
+          polyak_decay=config.polyak_decay,
+      ),
+      in_shardings=(shardings, batch_sharding, replicated),
+      out_shardings=(shardings, replicated),
+      donate_argnums=0,
+  )
+  eval_step = jax.jit(
+      make_eval_step(model, config.loss),
+      in_shardings=(shardings.params, batch_sharding),
+      out_shardings=replicated,
+  )
+  train_batches = loader.train_batches(
+      train,
+      lambda image, rng: transforms.augment(image, size, augmentation, rng),
+      mesh,
+      seed=config.seed,
+      batch_size=config.batch_size,
+      first_step=first_step,
+      total_steps=total_steps,
+      threads=config.data.threads,
+  )
+
+  def evaluate() -> dict[str, float]:
+    batches = loader.test_batches(
+        test,
+        lambda image: transforms.central_crop(image, size, config.data.crop_fraction),
+        mesh,
+        batch_size=config.eval_batch_size or config.batch_size,
+        threads=config.data.threads,
+    )
+    return classification.evaluate(eval_step, state.eval_params, batches)
+
+  # The loop. Metrics reach the host one step late, so that the devices never wait for it.
+  key = jax.device_put(jax.random.key(config.seed), replicated)
+  writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
+  progress = Progress(first_step, total_steps, config.batch_size, jax.process_index() == 0)
+  progress.start(mesh, build.count_parameters(abstract.params), (train, test), workdir)
+  previous, result = None, None
+  with checkpointer, writer, progress:
+    for step, batch in enumerate(train_batches, start=first_step + 1):
+      with jax.transfer_guard('disallow'):
+        state, metrics = train_step(state, batch, key)
+      if previous is not None:
+        _finite_or_stop(step - 1, previous)
+      previous, result = metrics, None
+      progress.update()
+      last = step == total_steps
+      if step % config.log_every == 0 or last:
+        values = _finite_or_stop(step, metrics)
+        values['train/images_per_second'] = progress.log(step, values['train/loss'])
+        writer.write(step, values)
+      if step % config.eval_every == 0 or last:
+        with progress.paused():
+          result = evaluate()
+        writer.write(step, {f'test/{name}': value for name, value in result.items()})
+        progress.say_result(step, result)
+      best = result is not None and checkpointer.is_best(result['accuracy'])
+      if step % config.checkpoint.every == 0 or best or last:
+        _finite_or_stop(step, metrics)  # what is kept is sound
+        with progress.paused():
+          checkpointer.save(step, state, result and result['accuracy'])
+    result = result or evaluate()  # a run that had ended before
+    _export(state.eval_params, model, size, test, config.data.crop_fraction, workdir)
+  progress.finish(result, workdir / 'model', config.data.test.source)
+  return result

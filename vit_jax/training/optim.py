@@ -1,0 +1,102 @@
+"""Learning-rate schedules and optimizers (Section 4.1, Tables 3 and 4 of the paper)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from vit_jax.errors import UserError
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+def make_schedule(config: ml_collections.ConfigDict, total_steps: int) -> Schedule:
+  """step -> learning rate (float32): linear warmup times the chosen decay.
+
+  With p = (step - warmup) / (total - warmup), clipped to [0, 1]:
+    constant  base
+    linear    end + (base - end) (1 - p)
+    cosine    base (1 + cos(pi p)) / 2
+    rsqrt     base sqrt(timescale / (timescale + max(step - warmup, 0)))
+
+  The last `cooldown_steps` go linearly to zero (arXiv 2106.04560, Section 3.5).
+
+  Raises:
+    UserError: for an unknown decay, or a warmup that does not end before the run.
+  """
+  base, warmup = config.learning_rate, config.warmup_steps
+  if not 0 <= warmup < max(total_steps, 1):
+    raise UserError(
+        f'config.schedule.warmup_steps is {warmup}, but the run has {total_steps} steps '
+        '(config.total_steps); the warmup must end before the run does.'
+    )
+
+  def progress(step: jax.Array) -> jax.Array:
+    return jnp.clip((step - warmup) / (total_steps - warmup), 0, 1)
+
+  def rsqrt(step: jax.Array) -> jax.Array:
+    return base * jnp.sqrt(config.timescale / (config.timescale + jnp.maximum(step - warmup, 0)))
+
+  decays = {
+      'constant': lambda step: jnp.float32(base),
+      'linear': lambda step: config.end + (base - config.end) * (1 - progress(step)),
+      'cosine': lambda step: base * 0.5 * (1 + jnp.cos(jnp.pi * progress(step))),
+      'rsqrt': rsqrt,
+  }
+  if config.decay not in decays:
+    raise UserError(
+        f'config.schedule.decay is {config.decay!r}; choose one of {", ".join(decays)}.'
+    )
+
+  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    rate = decays[config.decay](step)
+    if warmup:
+      rate = rate * jnp.minimum(1, step / warmup)
+    if config.cooldown_steps:
+      rate = rate * jnp.clip((total_steps - step) / config.cooldown_steps, 0, 1)
+    return jnp.asarray(rate, jnp.float32)
+
+  return schedule
+
+
+def decay_mask(params: Any) -> Any:
+  """True for kernels; biases, norms, the class token and positions are not decayed."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, schedule: Schedule
+) -> optax.GradientTransformation:
+  """Clipping by global norm, the update rule, decoupled weight decay, the learning rate.
+
+  The decay is multiplied by the learning rate (as in `optax.adamw`), and reaches kernels only.
+
+    adamw      Adam moments in float32 (pretraining, Table 3)
+    sgd        momentum with a bfloat16 accumulator, as in the released code (Table 4)
+    adafactor  factored second moment, bfloat16 momentum (arXiv 2106.04560, Section 3.4)
+
+  Raises:
+    UserError: for an unknown name.
+  """
+  rules = {
+      'adamw': lambda: [optax.scale_by_adam(config.b1, config.b2, config.epsilon)],
+      'sgd': lambda: [optax.trace(config.b1, accumulator_dtype=jnp.bfloat16)],
+      'adafactor': lambda: [
+          optax.scale_by_factored_rms(min_dim_size_to_factor=32, decay_rate=0.8),
+          optax.clip_by_block_rms(1.0),
+          optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16),
+      ],
+  }
+  if config.name not in rules:
+    raise UserError(
+        f'config.optimizer.name is {config.name!r}; choose one of {", ".join(rules)}.'
+    )
+  chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  chain += rules[config.name]()
+  if config.weight_decay:
+    chain.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
+  return optax.chain(*chain, optax.scale_by_learning_rate(schedule))

@@ -1,0 +1,76 @@
+"""What a run checks and prepares before its first step."""
+
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from vit_jax import config as config_lib
+from vit_jax.classifier import load
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.training.losses import LOSSES
+
+
+def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  """Raises `UserError` for values that cannot work, before anything is read or written."""
+  if config.loss not in LOSSES:
+    raise UserError(f'config.loss is {config.loss!r}; choose one of {", ".join(LOSSES)}.')
+  for name in (
+      'total_steps', 'accumulation_steps', 'log_every', 'eval_every', 'checkpoint.every',
+      'checkpoint.keep',
+  ):  # fmt: skip
+    if config_lib.flatten(config)[name] < 1:
+      raise UserError(f'config.{name} is {config_lib.flatten(config)[name]}; it must be positive.')
+  mesh_lib.check_batch_size(mesh, config.batch_size, 'config.batch_size')
+  if config.batch_size % config.accumulation_steps:
+    raise UserError(
+        f'config.batch_size is {config.batch_size}, which config.accumulation_steps '
+        f'({config.accumulation_steps}) does not divide.'
+    )
+  micro = config.batch_size // config.accumulation_steps
+  mesh_lib.check_batch_size(mesh, micro, 'the micro-batch (batch_size / accumulation_steps)')
+  mesh_lib.check_batch_size(
+      mesh, config.eval_batch_size or config.batch_size, 'config.eval_batch_size'
+  )
+  if not 0 < config.data.crop_fraction <= 1:
+    raise UserError(f'config.data.crop_fraction is {config.data.crop_fraction}; it takes (0, 1].')
+  size = config_lib.image_size(config.data.image_size)
+  build.check_image_size(size, config.model.patch_size, 'config.data.image_size')
+
+
+def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Creates the workdir with its config.json, or checks that it belongs to this config."""
+  path = workdir / 'config.json'
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      config_lib.check_same_run(config, path)
+    if jax.process_index() == 0:
+      config_lib.write_config(config, path)
+  except OSError as error:
+    raise UserError(f'The workdir {workdir} cannot be written: {error.strerror}.') from None
+
+
+def initial_params(
+    config: ml_collections.ConfigDict, model: VisionTransformer, size: tuple[int, int]
+) -> Any:
+  """The weights of `config.init_from`, resized to this run, with a new head; None without."""
+  if not config.init_from:
+    return None
+  start = load(config.init_from, image_size=size, num_classes=model.num_classes)
+  differing = [
+      f'{name} is {getattr(start.model, name)} there, {getattr(model, name)} in config.model'
+      for name in build.ARCHITECTURE
+      if getattr(start.model, name) != getattr(model, name) and name != 'pre_logits'
+  ]
+  if differing:
+    raise UserError(
+        f'config.init_from: {config.init_from} is another architecture: {"; ".join(differing)}.'
+    )
+  if model.pre_logits:
+    raise UserError('config.model.pre_logits: with config.init_from the head is one new layer.')
+  return start.params
