@@ -14,8 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.accumulation_steps = 1  # micro-batches a step; the result is that of the whole batch
   config.log_every = 50  # steps
   config.eval_every = 1000  # steps; the end of the run is always evaluated
-  # Start from these weights (.npz file, model/ folder or workdir), with a new head; '': from scratch.
-  config.init_from = ''
+  config.init_from = ''  # weights to start from, with a new head: .npz, model/ folder, workdir
   config.polyak_decay = 0.0  # of the parameter average that is evaluated and kept; 0: none
   config.loss = 'softmax'  # softmax, or sigmoid (multi-label)
   config.label_smoothing = 0.0

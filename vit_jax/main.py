@@ -18,7 +18,8 @@ def _default_workdir(config: str) -> str:
 
 def _fields() -> str:
   try:
-    return '\n'.join(f'  --config.{name}={value}' for name, value in flatten(default_config()).items())
+    fields = flatten(default_config())
+    return '\n'.join(f'  --config.{name}={value}' for name, value in fields.items())
   except UserError as error:
     return f'  {error}'
 

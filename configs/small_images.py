@@ -1,0 +1,36 @@
+"""A small ViT from scratch on a folder of small images (32 px), for a machine without accelerator.
+
+  python -m vit_jax.main --config=configs/small_images.py:folder:/path/to/cifar10
+"""
+
+from configs import default
+
+
+def get_config(source='folder:data/cifar10'):
+  config = default.get_config()
+  config.total_steps = 8000
+  config.batch_size = 128
+  config.eval_every = 1000
+  config.checkpoint.every = 500
+  config.label_smoothing = 0.1
+
+  config.model.variant = 'Ti'
+  config.model.patch_size = 4
+  config.model.width = 128
+  config.model.depth = 6
+  config.model.mlp_dim = 256
+  config.model.num_heads = 4
+  config.model.pool = 'gap'
+
+  config.data.train.source = source
+  config.data.test.source = source
+  config.data.image_size = 32
+  config.data.crop_fraction = 1.0
+  config.data.augment.crop = 'resize'
+  config.data.augment.shift = 0.125
+  config.data.augment.scale = 0.1
+
+  config.optimizer.weight_decay = 0.05
+  config.schedule.learning_rate = 1e-3
+  config.schedule.warmup_steps = 500
+  return config
