@@ -8,10 +8,10 @@ from configs import default
 
 def get_config():
   config = default.get_config()
-  config.total_steps = 1500
+  config.total_steps = 1200
   config.batch_size = 128
-  config.eval_every = 500
-  config.checkpoint.every = 500
+  config.eval_every = 400
+  config.checkpoint.every = 400
 
   config.model.variant = 'Ti'
   config.model.patch_size = 4

@@ -120,7 +120,7 @@ def _find(source: epath.PathLike) -> epath.Path:
     raise UserError(f'{path} holds no model: neither params.npz nor model/params.npz is there.')
   if not path.exists():
     raise UserError(
-        f'There is no model at {path}; --model takes an .npz file or the model/ folder of a run.'
+        f'There is no model at {path}; it takes an .npz file, or the model/ folder of a finished run.'
     )
   return path
 

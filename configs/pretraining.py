@@ -1,0 +1,51 @@
+"""The pretraining hyper-parameters of the paper (arXiv 2010.11929, Table 3 and its caption).
+
+The size files (vit_b16.py, vit_l16.py, vit_h14.py) name a column of it; their argument names the
+data: jft, imagenet21k or imagenet.
+"""
+
+import ml_collections
+
+from configs import default
+
+# Images in the training split: Section 4.1 of the paper (JFT-300M: 303 million).
+EXAMPLES = {'jft': 303_000_000, 'imagenet21k': 14_197_122, 'imagenet': 1_281_167}
+BATCH_SIZE, WARMUP_STEPS, IMAGE_SIZE = 4096, 10_000, 224
+
+
+def get_config(
+    variant: str, patch_size: int, data: str, epochs: dict[str, int], jft_learning_rate: float
+) -> ml_collections.ConfigDict:
+  """Table 3 for one model and data set."""
+  if data not in EXAMPLES:
+    raise ValueError(f'the data is {data!r}; choose one of {", ".join(EXAMPLES)}')
+  config = default.get_config()
+  config.batch_size = BATCH_SIZE
+  config.total_steps = epochs[data] * EXAMPLES[data] // BATCH_SIZE
+  config.eval_every = 5000
+  config.checkpoint.every = 1000
+  config.model.variant = variant
+  config.model.patch_size = patch_size
+  config.data.image_size = IMAGE_SIZE
+  config.schedule.warmup_steps = WARMUP_STEPS
+  config.optimizer.name = 'adamw'
+  config.optimizer.clip_norm = 0.0
+
+  # Neither JFT-300M nor the splits of ImageNet-21k are public under one name: put yours here.
+  source = 'tfds:imagenet2012' if data == 'imagenet' else f'array_record:data/{data}'
+  config.data.train.source = config.data.test.source = source
+  config.data.test.split = 'validation'
+  if data == 'jft':
+    config.loss = 'sigmoid'  # several labels an image
+    config.schedule.learning_rate, config.schedule.decay = jft_learning_rate, 'linear'
+    config.optimizer.weight_decay = 0.1
+  elif data == 'imagenet21k':
+    config.schedule.learning_rate, config.schedule.decay = 1e-3, 'linear'
+    config.optimizer.weight_decay = 0.03
+    config.model.dropout_rate = 0.1
+  else:
+    config.schedule.learning_rate, config.schedule.decay = 3e-3, 'cosine'
+    config.optimizer.weight_decay = 0.3
+    config.optimizer.clip_norm = 1.0
+    config.model.dropout_rate = 0.1
+  return config

@@ -1,0 +1,20 @@
+"""Pretrains ViT-B/16 with the hyper-parameters of the paper's Table 3.
+
+  python -m vit_jax.main --config=configs/vit_b16.py
+  python -m vit_jax.main --config=configs/vit_b16.py:imagenet --config.data.train.source=…
+
+The data is jft, imagenet21k (the default) or imagenet. Published, fine-tuned to ImageNet at 384 px
+(Table 5): 84.15 % (JFT, 7 epochs), 83.97 % (ImageNet-21k), 77.91 % (ImageNet).
+"""
+
+from configs import pretraining
+
+
+def get_config(data='imagenet21k'):
+  return pretraining.get_config(
+      variant='B',
+      patch_size=16,
+      data=data,
+      epochs={'jft': 7, 'imagenet21k': 90, 'imagenet': 300},
+      jft_learning_rate=8e-4,
+  )
