@@ -6,8 +6,10 @@
       --config.init_from=ViT-Ti_16.npz
 
 The argument is model,dataset: one of MODELS, and one of DATASETS or any data source. Weights are
-published under gs://vit_models/imagenet21k and gs://vit_models/augreg. Table 4: SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping at global norm 1, 384 px. The
-learning rate is swept there (see DATASETS); here it is the third of the four.
+published under gs://vit_models/imagenet21k and gs://vit_models/augreg.
+
+Table 4: SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping at global norm
+1, 384 px. The learning rate is swept there (see DATASETS); here it is the third of the four.
 
 Published for the released ImageNet-21k checkpoints (README of google-research/vision_transformer,
 dropout 0.0): B/16 CIFAR-10 99.02 %, CIFAR-100 92.06 %, ImageNet 84.53 %; L/16 99.13 %, 92.91 %,

@@ -1,4 +1,4 @@
-"""Strict settings for all tests: eight CPU devices, no silent promotion, warnings are errors."""
+"""Strict settings for all tests: eight CPU devices, no rank promotion, warnings are errors."""
 
 import os
 import pathlib
@@ -22,7 +22,6 @@ GOLDEN = ROOT / 'tests' / 'golden'
 if jax.config.jax_platforms in (None, '', 'cpu'):
   jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 # A run of seconds: two blocks of width 16 on digits of 8 x 8 pixels.
 TINY = (

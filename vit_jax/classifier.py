@@ -120,7 +120,7 @@ def _find(source: epath.PathLike) -> epath.Path:
     raise UserError(f'{path} holds no model: neither params.npz nor model/params.npz is there.')
   if not path.exists():
     raise UserError(
-        f'There is no model at {path}; it takes an .npz file, or the model/ folder of a finished run.'
+        f'There is no model at {path}; it takes an .npz file or the model/ folder of a run.'
     )
   return path
 
@@ -141,6 +141,81 @@ def _read_about(npz: epath.Path) -> tuple[dict[str, Any], list[str] | None]:
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f'{folder}/config.json or labels.txt is damaged ({error!r}).') from None
   return about, labels
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+  """What is on disk: tensors, the architecture they have, and what is said about them."""
+
+  name: str
+  tensors: dict[str, np.ndarray]
+  model: VisionTransformer
+  grid: tuple[int, int]
+  image_size: tuple[int, int]
+  crop_fraction: float
+  labels: list[str] | None
+
+  def params_for(
+      self, model: VisionTransformer, image_size: tuple[int, int], new_head: bool
+  ) -> Any:
+    """The tensors as parameters of `model` for images of that size."""
+    build.check_image_size(image_size, model.patch_size, 'image_size')
+    return released.fit_to_model(
+        self.tensors,
+        build.abstract_params(model, image_size),
+        old_grid=self.grid,
+        new_grid=tuple(side // model.patch_size for side in image_size),
+        new_head=new_head,
+        source=self.name,
+    )
+
+
+def _read(source: epath.PathLike) -> _File:
+  npz = _find(source)
+  tensors = released.read_npz(npz)
+  about, labels = _read_about(npz)
+  model = build.model_from_tensors(tensors, str(npz))
+  positions = tensors.get('Transformer/posembed_input/pos_embedding')
+  if positions is None or positions.ndim != 3:
+    raise UserError(f'{npz} has no position embeddings of shape (1, N, D).')
+  if 'image_size' in about:
+    grid = tuple(side // model.patch_size for side in about['image_size'])
+  else:
+    grid = released.square_grid(positions.shape[1] - (model.pool == 'token'), str(npz))
+  return _File(
+      name=str(npz),
+      tensors=tensors,
+      model=model,
+      grid=grid,
+      image_size=about.get('image_size', tuple(side * model.patch_size for side in grid)),
+      crop_fraction=about.get('crop_fraction', DEFAULT_CROP_FRACTION),
+      labels=labels if labels is not None and len(labels) == model.num_classes else None,
+  )
+
+
+def load_params(
+    source: epath.PathLike, model: VisionTransformer, image_size: tuple[int, int]
+) -> Any:
+  """The weights of `source` to start training `model` from, with a new head (Section 3.2).
+
+  Args:
+    source: as in `load`.
+    model: must be of the same architecture, but for the head.
+    image_size: (height, width); position embeddings are resized to it.
+
+  Raises:
+    UserError: as `load`, and for another architecture.
+  """
+  file = _read(source)
+  differing = [
+      f'{name} is {getattr(file.model, name)} there, {getattr(model, name)} in config.model'
+      for name in build.ARCHITECTURE
+      if getattr(file.model, name) != getattr(model, name)
+      and name not in ('num_classes', 'pre_logits')
+  ]
+  if differing:
+    raise UserError(f'{source} is of another architecture: {"; ".join(differing)}.')
+  return file.params_for(model, image_size, new_head=True)
 
 
 def load(
@@ -164,35 +239,14 @@ def load(
     UserError: for a source that is missing or damaged, that is no Vision Transformer, or whose
       patches do not tile `image_size`.
   """
-  npz = _find(source)
-  tensors = released.read_npz(npz)
-  about, labels = _read_about(npz)
-  model = build.model_from_tensors(tensors, str(npz))
-  positions = tensors.get('Transformer/posembed_input/pos_embedding')
-  if positions is None or positions.ndim != 3:
-    raise UserError(f'{npz} has no position embeddings of shape (1, N, D).')
-  if 'image_size' in about:
-    old_grid = tuple(side // model.patch_size for side in about['image_size'])
-  else:
-    old_grid = released.square_grid(positions.shape[1] - (model.pool == 'token'), str(npz))
-  old_size = tuple(side * model.patch_size for side in old_grid)
+  file = _read(source)
   if image_size is None:
-    size = about.get('image_size', old_size)
+    size = file.image_size
   else:
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-  build.check_image_size(size, model.patch_size, 'image_size')
+  model, labels = file.model, file.labels
   if num_classes is not None:
     pre_logits = 0 if num_classes else model.pre_logits
-    model = model.clone(num_classes=num_classes, pre_logits=pre_logits)
-  params = released.fit_to_model(
-      tensors,
-      build.abstract_params(model, size),
-      old_grid=old_grid,
-      new_grid=tuple(side // model.patch_size for side in size),
-      new_head=num_classes is not None,
-      source=str(npz),
-  )
-  if labels is not None and len(labels) != model.num_classes:
-    labels = None
-  crop_fraction = about.get('crop_fraction', DEFAULT_CROP_FRACTION)
-  return Classifier(model, params, size, labels, crop_fraction)
+    model, labels = model.clone(num_classes=num_classes, pre_logits=pre_logits), None
+  params = file.params_for(model, size, new_head=num_classes is not None)
+  return Classifier(model, params, size, labels, file.crop_fraction)

@@ -59,7 +59,8 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
   except UserError:
     raise
   except Exception as error:  # noqa: BLE001 - a config file can raise anything
-    raise UserError(f'{path} does not give a config: {type(error).__name__}: {error}') from None
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    raise UserError(f'{path} does not give a config: {kind}{error}.') from None
   finally:
     sys.path.pop(0)
 

@@ -7,7 +7,7 @@ import ml_collections
 from etils import epath
 
 from vit_jax import config as config_lib
-from vit_jax.classifier import load
+from vit_jax.classifier import load_params
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
@@ -61,16 +61,6 @@ def initial_params(
   """The weights of `config.init_from`, resized to this run, with a new head; None without."""
   if not config.init_from:
     return None
-  start = load(config.init_from, image_size=size, num_classes=model.num_classes)
-  differing = [
-      f'{name} is {getattr(start.model, name)} there, {getattr(model, name)} in config.model'
-      for name in build.ARCHITECTURE
-      if getattr(start.model, name) != getattr(model, name) and name != 'pre_logits'
-  ]
-  if differing:
-    raise UserError(
-        f'config.init_from: {config.init_from} is another architecture: {"; ".join(differing)}.'
-    )
   if model.pre_logits:
     raise UserError('config.model.pre_logits: with config.init_from the head is one new layer.')
-  return start.params
+  return load_params(config.init_from, model, size)

@@ -114,7 +114,7 @@ def make_train_step(
       average = optax.incremental_update(params, average, 1 - polyak_decay)
     metrics = {
         'train/loss': value,
-        'train/gradient_norm': optax.global_norm(grads),
+        'train/gradient_norm': optax.tree.norm(grads),
         'train/learning_rate': schedule(state.step),
     }
     return TrainState(state.step + 1, params, opt_state, average), metrics

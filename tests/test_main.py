@@ -1,0 +1,216 @@
+"""The main command, as a user runs it: what a run leaves, goes on from, and refuses."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import TINY, run, write_images
+
+import vit_jax
+from vit_jax import command_line, main
+
+QUICKSTART = ('--config=configs/quickstart.py', *TINY)
+
+
+def run_here(monkeypatch, capsys, *arguments):
+  """Runs the command in this process; returns (exit code, stdout, stderr)."""
+  monkeypatch.setattr(sys, 'argv', ['vit_jax.main', *map(str, arguments)])
+  with pytest.raises(SystemExit) as stopped:
+    command_line.run(main.main)
+  captured = capsys.readouterr()
+  return stopped.value.code, captured.out, captured.err
+
+
+def metrics(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_design_promises(tiny_run):
+  names = {child.name for child in tiny_run.iterdir()}
+  assert {'config.json', 'metrics.jsonl', 'checkpoints', 'model'} <= names
+  assert any(name.startswith('events.out.tfevents') for name in names)
+  assert {child.name for child in (tiny_run / 'model').iterdir()} == {
+      'params.npz', 'config.json', 'labels.txt'
+  }  # fmt: skip
+  lines = metrics(tiny_run)
+  assert [line['step'] for line in lines if 'train/loss' in line] == [2, 4, 6]
+  assert [line['step'] for line in lines if 'test/accuracy' in line] == [3, 6]
+  assert {line['test/examples'] for line in lines if 'test/accuracy' in line} == {360}
+  assert all('train/learning_rate' in line and 'train/images_per_second' in line
+             for line in lines if 'train/loss' in line)  # fmt: skip
+
+
+def test_a_run_starts_again_from_its_config_json(tiny_run, tmp_path):
+  result = run('main', f'--config={tiny_run}/config.json', f'--workdir={tmp_path}')
+  assert result.returncode == 0, result.stderr
+  with np.load(tiny_run / 'model/params.npz') as a, np.load(tmp_path / 'model/params.npz') as b:
+    assert all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_a_finished_run_can_be_run_again(tiny_run, monkeypatch, capsys):
+  before = (tiny_run / 'model/params.npz').read_bytes()
+  code, out, err = run_here(monkeypatch, capsys, f'--config={tiny_run}/config.json')
+  assert (code, err) == (0, '')
+  assert 'going on after step 6' in out and 'test examples right' in out
+  assert (tiny_run / 'model/params.npz').read_bytes() == before
+
+
+def test_fine_tuning_at_a_higher_resolution(tiny_run, tmp_path, monkeypatch, capsys):
+  arguments = (
+      *QUICKSTART, f'--workdir={tmp_path}', f'--config.init_from={tiny_run}',
+      '--config.data.image_size=(16,12)',
+  )  # fmt: skip
+  code, out, err = run_here(monkeypatch, capsys, *arguments)
+  assert (code, err) == (0, '')
+  vit = vit_jax.load(tmp_path)
+  assert vit.image_size == (16, 12)
+  assert vit.params['Transformer']['posembed_input']['pos_embedding'].shape == (1, 12, 16)
+  assert vit.labels == [str(digit) for digit in range(10)]
+
+
+def test_an_own_folder_of_images(tmp_path, monkeypatch, capsys):
+  sizes = [(20, 30), (31, 17), (16, 16), (40, 12)]
+  for split in ('train', 'val'):
+    for name in ('a cat', 'dög'):
+      write_images(tmp_path / 'images', {
+          f'{split}/{name}/{i}{suffix}': sizes[i % 4]
+          for i, suffix in enumerate(['.PNG', '.jpg', '.jpeg', '.bmp', '.webp', '.JPG'])
+      })  # fmt: skip
+  source = f'folder:{tmp_path}/images'
+  code, out, err = run_here(
+      monkeypatch, capsys, *QUICKSTART, f'--workdir={tmp_path}/run', '--config.batch_size=8',
+      f'--config.data.train.source={source}', f'--config.data.test.source={source}',
+      '--config.data.augment.crop=inception', '--config.data.augment.flip=True',
+  )  # fmt: skip
+  assert (code, err) == (0, '')
+  assert vit_jax.load(tmp_path / 'run').labels == ['a cat', 'dög']
+  assert metrics(tmp_path / 'run')[-1]['test/examples'] == 12
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
+  arguments = (*QUICKSTART, f'--workdir={tmp_path}', '--config.schedule.learning_rate=1e38',
+               '--config.schedule.warmup_steps=0', '--config.schedule.decay=constant',
+               '--config.total_steps=40', '--config.checkpoint.every=1')  # fmt: skip
+  code, _, err = run_here(monkeypatch, capsys, *arguments)
+  assert code == 3
+  assert err.count('\n') == 1 and 'at step' in err
+  stopped = int(err.split('at step ')[1].split(';')[0])
+  kept = [int(child.name) for child in (tmp_path / 'checkpoints').iterdir()]
+  assert kept and max(kept) < stopped
+  assert not (tmp_path / 'model').exists()
+
+
+def bad_folder(tmp_path, files):
+  write_images(tmp_path, {name: (8, 8) for name in files})
+  (tmp_path / 'a').mkdir(exist_ok=True)
+  return (f'--config.data.train.source=folder:{tmp_path}',
+          f'--config.data.test.source=folder:{tmp_path}')  # fmt: skip
+
+
+# What is wrong, the arguments that make it so, and what the sentence must contain.
+BAD = {
+    'no config file': (lambda path: ['--config=configs/nope.py'], 'configs/nope.py'),
+    'a config that is neither .py nor .json': (lambda path: ['--config=README.md'], 'README.md'),
+    'a misspelt field': (
+        lambda path: [*QUICKSTART, '--config.optimiser.weight_decay=1'], 'optimizer.weight_decay'
+    ),
+    'a value of another type': (lambda path: [*QUICKSTART, '--config.seed=abc'], 'config.seed'),
+    'an unknown flag': (lambda path: [*QUICKSTART, '--sede=1'], '--sede'),
+    'a stray word': (lambda path: [*QUICKSTART, 'now'], 'now'),
+    'an unknown choice': (lambda path: [*QUICKSTART, '--config.model.pool=max'], 'token, gap, map'),
+    'an unknown source': (
+        lambda path: [*QUICKSTART, '--config.data.train.source=cifar'], 'folder:/path'
+    ),
+    'a data set that is not there': (
+        lambda path: ['--config=configs/vit_l16.py'], 'configs/quickstart.py'
+    ),
+    'a TFDS data set that is not prepared': (
+        lambda path: ['--config=configs/finetune.py:b16,cifar10'], 'tfds build cifar10'
+    ),
+    'a folder that is not there': (
+        lambda path: [*QUICKSTART, f'--config.data.train.source=folder:{path}/x'], '/x'
+    ),
+    'a folder with no image': (lambda path: [*QUICKSTART, *bad_folder(path, [])], 'no image'),
+    'a folder with one class': (
+        lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', 'a/2.png'])], '1 class'
+    ),
+    'other classes in the test split': (
+        lambda path: [*QUICKSTART, bad_folder(path, ['a/1.png', 'b/2.png', 'b/3.png', 'b/4.png',
+                                                     'a/5.png', 'a/6.png', 'a/7.png'])[0]],
+        'classes',
+    ),
+    'a batch the devices do not divide': (
+        lambda path: [*QUICKSTART, '--config.batch_size=12'], '8 would do'
+    ),
+    'an image the patch does not divide': (
+        lambda path: [*QUICKSTART, '--config.data.image_size=18'], '16x16'
+    ),
+    'a mesh of other than the devices': (
+        lambda path: [*QUICKSTART, '--config.mesh.fsdp=3'], '8 devices'
+    ),
+    'a workdir that cannot be written': (
+        lambda path: [*QUICKSTART, '--workdir=/dev/null/run'], '/dev/null/run'
+    ),
+    'weights that are not there': (
+        lambda path: [*QUICKSTART, f'--config.init_from={path}/x.npz'], '/x.npz'
+    ),
+    'weights of another architecture': (
+        lambda path: [*QUICKSTART, '--config.init_from=tests/golden/vit_gap.npz'],
+        'width is 48 there, 16 in config.model',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('what', BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(what, tmp_path, monkeypatch, capsys):
+  arguments, expected = BAD[what]
+  data = tmp_path / 'data'
+  data.mkdir()
+  workdir = tmp_path / 'workdir'
+  code, out, err = run_here(monkeypatch, capsys, f'--workdir={workdir}', *arguments(data))
+  assert code == 2, err
+  assert out == ''
+  assert err.startswith('error: ') and err.endswith('.\n') and err.count('\n') == 1
+  assert expected in err
+  assert not workdir.exists()
+
+
+def test_an_unreadable_image_is_named(tmp_path, monkeypatch, capsys):
+  sources = bad_folder(tmp_path, [f'{name}/{i}.png' for name in 'ab' for i in range(12)])
+  for file in tmp_path.glob('b/*.png'):
+    file.write_bytes(file.read_bytes()[:60])
+  code, _, err = run_here(monkeypatch, capsys, *QUICKSTART, *sources)
+  assert code == 2
+  assert err.count('\n') == 1 and f'{tmp_path}/b/' in err
+
+
+def test_another_config_in_the_workdir_is_refused(tiny_run, monkeypatch, capsys):
+  code, _, err = run_here(
+      monkeypatch, capsys, *QUICKSTART, f'--workdir={tiny_run}', '--config.seed=7',
+      '--config.log_every=1',
+  )  # fmt: skip
+  assert code == 2
+  assert 'seed (0 there, 7 now)' in err and 'log_every' not in err
+
+
+def test_a_config_json_is_parsed_never_executed(tmp_path, monkeypatch, capsys):
+  path = tmp_path / 'config.json'
+  path.write_text('__import__("os").mkdir("executed")')
+  code, _, err = run_here(monkeypatch, capsys, f'--config={path}')
+  assert code == 2 and 'not a JSON object' in err
+  path.write_text('{"modle": {"width": 3}}')
+  code, _, err = run_here(monkeypatch, capsys, f'--config={path}')
+  assert code == 2 and 'modle.width' in err and 'model.width' in err
+
+
+def test_a_real_process_ends_in_one_sentence_too():
+  result = run('main', '--config=configs/nope.py')
+  assert result.returncode == 2
+  assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
+
+
+def test_help_names_the_fields(monkeypatch, capsys):
+  code, out, _ = run_here(monkeypatch, capsys, '--help')
+  assert code == 0
+  assert '--workdir' in out and '--config.schedule.warmup_steps=0' in out
