@@ -40,6 +40,14 @@ class Classifier:
   labels: list[str] | None = None
   crop_fraction: float = DEFAULT_CROP_FRACTION
 
+  def __repr__(self) -> str:
+    model, (height, width) = self.model, self.image_size
+    return (
+        f'Classifier({build.count_parameters(self.params):,} parameters: depth {model.depth}, '
+        f'width {model.width}, {model.num_heads} heads, patches of {model.patch_size}; '
+        f'images {height}x{width}; {model.num_classes:,} classes)'
+    )
+
   @functools.cached_property
   def _apply(self):
     return jax.jit(lambda params, images: self.model.apply({'params': params}, images))

@@ -1,0 +1,150 @@
+"""Times the training step of `vit_jax.training.step` on this machine's devices, one process.
+
+  python benchmarks/train_step.py --models=B/16,L/16 --batch_sizes=64,128,256
+
+Writes one row a model and batch size to benchmarks/results/train_step_<date>_<device>.csv:
+images/s (median of the rounds, with the lowest and highest), milliseconds a step, TFLOP/s of the
+model's own arithmetic (three times the forward pass, no recomputation), the share of the device's
+peak where --peak_tflops says it, and the peak memory the compiler plans.
+"""
+
+import argparse
+import csv
+import datetime
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from vit_jax import config as config_lib
+from vit_jax.models import build
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.training import optim
+from vit_jax.training.step import init_state, make_train_step
+
+NUM_CLASSES = 1000
+
+
+def forward_flops(model, image_size: int) -> float:
+  """Floating-point operations of one image's forward pass: matrix products only."""
+  patches = (image_size // model.patch_size) ** 2
+  tokens = patches + (model.pool == 'token')
+  block = 2 * tokens * (4 * model.width**2 + 2 * model.width * model.mlp_dim)
+  attention = 2 * 2 * tokens**2 * model.width
+  embedding = 2 * patches * 3 * model.patch_size**2 * model.width
+  return model.depth * (block + attention) + embedding + 2 * model.width * NUM_CLASSES
+
+
+def measure(name: str, batch_size: int, args: argparse.Namespace) -> dict[str, object]:
+  """One row of the table."""
+  config = config_lib.default_config()
+  config.model.variant, config.model.patch_size = name.split('/')[0], int(name.split('/')[1])
+  config.model.dtype = args.dtype
+  config.mesh.fsdp = args.fsdp
+  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh_lib.check_batch_size(mesh, batch_size, '--batch_sizes')
+  size = (args.image_size, args.image_size)
+  batch_sharding = mesh_lib.batch_sharding(mesh)
+  model = build.model_from_config(
+      config.model, NUM_CLASSES, lambda x: jax.lax.with_sharding_constraint(x, batch_sharding)
+  )
+  schedule = optim.make_schedule(config.schedule, config.total_steps)
+  optimizer = optim.make_optimizer(config.optimizer, schedule)
+
+  def init():
+    return init_state(model, optimizer, size, seed=0, polyak=False)
+
+  shardings = mesh_lib.state_shardings(jax.eval_shape(init), mesh)
+  state = jax.jit(init, out_shardings=shardings)()
+  step = make_train_step(
+      model, optimizer, schedule,
+      loss='softmax', label_smoothing=0.0, accumulation_steps=1, polyak_decay=0.0,
+  )  # fmt: skip
+  rng = np.random.default_rng(0)
+  batch = jax.device_put(
+      {
+          'image': rng.integers(0, 256, (batch_size, *size, 3), dtype=np.uint8),
+          'label': rng.integers(0, NUM_CLASSES, batch_size, dtype=np.int32),
+      },
+      batch_sharding,
+  )
+  key = jax.random.key(0)
+  began = time.perf_counter()
+  replicated = mesh_lib.replicated(mesh)
+  compiled = jax.jit(
+      step,
+      in_shardings=(shardings, batch_sharding, replicated),
+      out_shardings=(shardings, replicated),
+      donate_argnums=0,
+  ).lower(state, batch, key).compile()  # fmt: skip
+  compile_seconds = time.perf_counter() - began
+  memory = compiled.memory_analysis()
+  seconds = []
+  for round_ in range(args.rounds + 1):  # the first one warms up
+    began = time.perf_counter()
+    for _ in range(args.steps):
+      state, metrics = compiled(state, batch, key)
+    jax.block_until_ready((state, metrics))
+    if round_:
+      seconds.append((time.perf_counter() - began) / args.steps)
+  rates = sorted(batch_size / s for s in seconds)
+  tflops = 3 * forward_flops(model, args.image_size) * statistics.median(rates) / 1e12
+  row = {
+      'date': datetime.date.today().isoformat(),
+      'device': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
+      'jax': jax.__version__,
+      'model': name,
+      'image_size': args.image_size,
+      'dtype': np.dtype(model.dtype).name,
+      'batch_size': batch_size,
+      'images_per_second': round(statistics.median(rates), 2),
+      'lowest': round(rates[0], 2),
+      'highest': round(rates[-1], 2),
+      'milliseconds_per_step': round(1e3 * batch_size / statistics.median(rates), 2),
+      'model_tflops_per_second': round(tflops, 3),
+      'share_of_peak': round(tflops / args.peak_tflops / mesh.size, 3) if args.peak_tflops else '',
+      'arguments_gib': round(memory.argument_size_in_bytes / 2**30, 3) if memory else '',
+      'temporaries_gib': round(memory.temp_size_in_bytes / 2**30, 3) if memory else '',
+      'compile_seconds': round(compile_seconds, 1),
+      'loss': round(float(metrics['train/loss']), 4),
+  }
+  return row
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--models', default='B/16,L/16')
+  parser.add_argument('--batch_sizes', default='64,128')
+  parser.add_argument('--image_size', type=int, default=224)
+  parser.add_argument('--dtype', default='auto')
+  parser.add_argument('--fsdp', type=int, default=1)
+  parser.add_argument('--steps', type=int, default=10, help='a round')
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--peak_tflops', type=float, help="one device's, at this dtype")
+  parser.add_argument('--out', default='benchmarks/results', help='folder of the CSV file')
+  args = parser.parse_args()
+  device = jax.devices()[0].device_kind.replace(' ', '-').lower()
+  path = pathlib.Path(args.out) / f'train_step_{datetime.date.today()}_{device}.csv'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for name in args.models.split(','):
+    for batch_size in map(int, args.batch_sizes.split(',')):
+      try:
+        row = measure(name, batch_size, args)
+      except jax.errors.JaxRuntimeError as error:
+        print(f'{name}, batch {batch_size}: {str(error).splitlines()[0]}', flush=True)
+        continue
+      print(row, flush=True)
+      new = not path.exists()
+      with path.open('a', newline='') as file:
+        writer = csv.DictWriter(file, row)
+        if new:
+          writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == '__main__':
+  main()
