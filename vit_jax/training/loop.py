@@ -100,7 +100,7 @@ def train_and_evaluate(
     state = checkpointer.restore(first_step, with_shardings(abstract, shardings))
   else:
     if start_params is not None:
-      start_params = jax.device_put(start_params, shardings.params)
+      start_params = mesh_lib.place_tree(start_params, shardings.params)
     state = jax.jit(init, out_shardings=shardings)(start_params)
 
   # The steps.
@@ -145,7 +145,7 @@ def train_and_evaluate(
     return classification.evaluate(eval_step, state.eval_params, batches)
 
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
-  key = jax.device_put(jax.random.key(config.seed), replicated)
+  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated)()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   progress = Progress(first_step, total_steps, config.batch_size, jax.process_index() == 0)
   progress.start(mesh, build.count_parameters(abstract.params), (train, test), workdir)
