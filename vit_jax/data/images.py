@@ -47,7 +47,10 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
       orientation = image.getexif().get(_ORIENTATION, 1)
       if image.format == 'JPEG' and image.mode in ('RGB', 'L') and orientation == 1:
-        return simplejpeg.decode_jpeg(data, 'RGB')
+        try:
+          return simplejpeg.decode_jpeg(data, 'RGB')
+        except ValueError:  # it refuses harmless flaws, too; Pillow tells them from damage
+          pass
       return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
   except (
       UnidentifiedImageError, Image.DecompressionBombError,

@@ -23,6 +23,9 @@ from vit_jax.errors import UserError
 
 QUICKSTART = 'to try things without any data, run --config=configs/quickstart.py'
 
+# A folder of more images is not read through before a run; a damaged one then ends it later.
+_CHECK_AT_MOST = 100_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -144,13 +147,17 @@ def _folder(path: str, split: str) -> Source:
   def check(file: str) -> None:
     check_image((folder / file).read_bytes(), str(folder / file))
 
-  with ThreadPoolExecutor() as pool:
-    list(pool.map(check, files, chunksize=64))
+  if len(files) <= _CHECK_AT_MOST:
+    with ThreadPoolExecutor() as pool:
+      list(pool.map(check, files))
 
   def read(i: int) -> tuple[np.ndarray, np.ndarray]:
     file = folder / files[i]
-    image = decode_image(file.read_bytes(), str(file))
-    return image, np.int32(labels[files[i].split(os.sep)[0]])
+    try:
+      data = file.read_bytes()
+    except OSError as error:
+      raise UserError(f'{file} cannot be read any more: {error.strerror or error}.') from None
+    return decode_image(data, str(file)), np.int32(labels[files[i].split(os.sep)[0]])
 
   return Source(f'folder:{root} ({split})', len(files), read, tuple(names))
 
