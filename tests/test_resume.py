@@ -3,6 +3,7 @@
 import json
 import signal
 
+import chex
 import numpy as np
 import pytest
 from conftest import TINY, run, start
@@ -53,10 +54,7 @@ def test_killed_twice_equals_uninterrupted(uninterrupted, tmp_path):
   result = run('main', *ARGUMENTS, f'--workdir={tmp_path}')
   assert result.returncode == 0, result.stderr
   assert 'going on after step' in result.stdout
-  expected, found = params(uninterrupted), params(tmp_path)
-  assert expected.keys() == found.keys()
-  for name in expected:
-    np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+  chex.assert_trees_all_equal(params(tmp_path), params(uninterrupted))
   assert curve(tmp_path) == curve(uninterrupted)
 
 
