@@ -17,6 +17,7 @@ from vit_jax.data.images import decode_image, to_rgb
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.training.losses import LOSSES
 
 DEFAULT_CROP_FRACTION = 0.875  # shorter side to 256, centre 224
 _FILES = ('params.npz', 'config.json', 'labels.txt')
@@ -32,6 +33,7 @@ class Classifier:
     image_size: (height, width) in pixels.
     labels: a name for each class, or None when the file says none.
     crop_fraction: the central part of an image that `preprocess` keeps, in (0, 1].
+    loss: 'softmax' (one class an image) or 'sigmoid' (any number), as it was trained.
   """
 
   model: VisionTransformer
@@ -39,6 +41,7 @@ class Classifier:
   image_size: tuple[int, int]
   labels: list[str] | None = None
   crop_fraction: float = DEFAULT_CROP_FRACTION
+  loss: str = 'softmax'
 
   def __repr__(self) -> str:
     model, (height, width) = self.model, self.image_size
@@ -65,6 +68,10 @@ class Classifier:
           f'(B, {self.image_size[0]}, {self.image_size[1]}, 3), as `preprocess` gives them.'
       )
     return self._apply(self.params, images)
+
+  def probabilities(self, images: jax.typing.ArrayLike) -> jax.Array:
+    """(B, H, W, 3) float in [-1, 1] -> (B, num_classes) float32 in [0, 1]."""
+    return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[self.loss](self(images))
 
   def preprocess(
       self, image: Image.Image | bytes | np.ndarray, name: str = 'the image'
@@ -100,8 +107,11 @@ class Classifier:
     released.write_npz(part / 'params.npz', self.params)
     model = {name: getattr(self.model, name) for name in build.ARCHITECTURE}
     about = {
-        'model': model, 'image_size': self.image_size, 'crop_fraction': self.crop_fraction
-    }  # fmt: skip
+        'model': model,
+        'image_size': self.image_size,
+        'crop_fraction': self.crop_fraction,
+        'loss': self.loss,
+    }
     (part / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
     if self.labels is not None:
       lines = [label.replace('\n', ' ') + '\n' for label in self.labels]
@@ -141,9 +151,11 @@ def _read_about(npz: epath.Path) -> tuple[dict[str, Any], list[str] | None]:
   try:
     if (folder / 'config.json').exists():
       about = json.loads((folder / 'config.json').read_text())
-      about = {name: about[name] for name in ('image_size', 'crop_fraction')}
+      about = {name: about[name] for name in ('image_size', 'crop_fraction', 'loss')}
       about['image_size'] = tuple(int(side) for side in about['image_size'])
       about['crop_fraction'] = float(about['crop_fraction'])
+      if about['loss'] not in LOSSES:
+        raise ValueError(about['loss'])
     if (folder / 'labels.txt').exists():
       labels = (folder / 'labels.txt').read_text().splitlines()
   except (ValueError, KeyError, TypeError) as error:
@@ -161,6 +173,7 @@ class _File:
   grid: tuple[int, int]
   image_size: tuple[int, int]
   crop_fraction: float
+  loss: str
   labels: list[str] | None
 
   def params_for(
@@ -197,6 +210,7 @@ def _read(source: epath.PathLike) -> _File:
       grid=grid,
       image_size=about.get('image_size', tuple(side * model.patch_size for side in grid)),
       crop_fraction=about.get('crop_fraction', DEFAULT_CROP_FRACTION),
+      loss=about.get('loss', 'softmax'),
       labels=labels if labels is not None and len(labels) == model.num_classes else None,
   )
 
@@ -257,4 +271,4 @@ def load(
     pre_logits = 0 if num_classes else model.pre_logits
     model, labels = model.clone(num_classes=num_classes, pre_logits=pre_logits), None
   params = file.params_for(model, size, new_head=num_classes is not None)
-  return Classifier(model, params, size, labels, file.crop_fraction)
+  return Classifier(model, params, size, labels, file.crop_fraction, file.loss)

@@ -40,7 +40,7 @@ def score(
       batch_size=batch_size,
   )
   params = jax.device_put(vit.params, mesh_lib.replicated(mesh))
-  eval_step = jax.jit(make_eval_step(vit.model, 'softmax'))
+  eval_step = jax.jit(make_eval_step(vit.model, vit.loss))
   result = classification.evaluate(eval_step, params, command_line.progress(
       batches, total=-(-source.size // batch_size), unit='batch'))  # fmt: skip
   return {'model': model, 'data': source.name, **result}

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
@@ -47,7 +46,7 @@ def predict(
     padding = [np.zeros((*vit.image_size, 3), np.float32)] * (batch_size - len(good))
     if len(chunk) < batch_size:  # a short list is not worth a batch of the full size
       padding = []
-    rows = iter(np.asarray(jax.nn.softmax(vit(np.stack(good + padding))))) if good else iter(())
+    rows = iter(np.asarray(vit.probabilities(np.stack(good + padding)))) if good else iter(())
     for path, image in zip(chunk, images, strict=True):
       yield path, image if isinstance(image, UserError) else top(vit, next(rows), top_k)
 

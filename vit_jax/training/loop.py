@@ -1,5 +1,6 @@
 """The main job, in data-flow order: config -> data -> model -> step -> loop -> a usable model."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,11 +14,10 @@ from vit_jax import config as config_lib
 from vit_jax.checkpoints.training import Checkpointer, has_checkpoint, with_shardings
 from vit_jax.classifier import Classifier
 from vit_jax.data import loader, transforms
-from vit_jax.data.sources import Source, check_same_classes, open_source
+from vit_jax.data.sources import check_same_classes, open_source
 from vit_jax.errors import NonFiniteLossError
 from vit_jax.evaluation import classification
 from vit_jax.models import build
-from vit_jax.models.vit import VisionTransformer
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training import optim, setup
 from vit_jax.training.reporting import MetricsWriter, Progress
@@ -36,17 +36,13 @@ def _finite_or_stop(step: int, metrics: dict[str, Any]) -> dict[str, float]:
   return values
 
 
-def _export(
-    params: Any, model: VisionTransformer, size: tuple[int, int], source: Source,
-    crop_fraction: float, workdir: epath.Path,
-) -> None:  # fmt: skip
+def _export(vit: Classifier, workdir: epath.Path) -> None:
   """Leaves `workdir/model/`, which every other command takes as --model."""
+  params = vit.params
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)
   if jax.process_index() == 0:
-    params = jax.device_get(params)
-    names = list(source.class_names)
-    Classifier(model, params, size, names, crop_fraction).save(workdir / 'model')
+    dataclasses.replace(vit, params=jax.device_get(params)).save(workdir / 'model')
 
 
 def train_and_evaluate(
@@ -174,6 +170,14 @@ def train_and_evaluate(
         with progress.paused():
           checkpointer.save(step, state, result and result['accuracy'])
     result = result or evaluate()  # a run that had ended before
-    _export(state.eval_params, model, size, test, config.data.crop_fraction, workdir)
-  progress.finish(result, workdir / 'model', config.data.test.source)
+    vit = Classifier(
+        model,
+        state.eval_params,
+        size,
+        list(test.class_names),
+        config.data.crop_fraction,
+        config.loss,
+    )
+    _export(vit, workdir)
+  progress.finish(result, workdir / 'model', config.data.test)
   return result

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 import jax
+import ml_collections
 import tensorboardX
 import tqdm
 from etils import epath
@@ -140,13 +141,16 @@ class Progress:
         f'{result["examples"]:,} examples, test loss {result["loss"]:.4f}'
     )
 
-  def finish(self, result: Mapping[str, float], model: epath.Path, source: str) -> None:
+  def finish(
+      self, result: Mapping[str, float], model: epath.Path, test: ml_collections.ConfigDict
+  ) -> None:
     """The last lines: what was reached, where the model is, what to try next."""
+    data = test.source if test.split == 'test' else f'{test.source} --split={test.split}'
     seconds = time.monotonic() - self._began
     self.say(
         f'\ndone: {result["accuracy"]:.2%} of {result["examples"]:,} test examples right after '
         f'{self._total:,} steps ({tqdm.tqdm.format_interval(seconds)} in this run)\n'
         f'model: {model}\n'
-        f'next: python -m vit_jax.evaluate --model={model} --data={source}\n'
+        f'next: python -m vit_jax.evaluate --model={model} --data={data}\n'
         f'  or: python -m vit_jax.predict --model={model} IMAGE…'
     )
