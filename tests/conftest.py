@@ -22,6 +22,7 @@ GOLDEN = ROOT / 'tests' / 'golden'
 if jax.config.jax_platforms in (None, '', 'cpu'):
   jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 against golden numbers
 
 # A run of seconds: two blocks of width 16 on digits of 8 x 8 pixels.
 TINY = (

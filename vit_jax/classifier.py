@@ -114,7 +114,7 @@ class Classifier:
     }
     (part / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
     if self.labels is not None:
-      lines = [label.replace('\n', ' ') + '\n' for label in self.labels]
+      lines = [' '.join(label.splitlines()) + '\n' for label in self.labels]
       (part / 'labels.txt').write_text(''.join(lines))
     if folder.exists():
       unknown = {child.name for child in folder.iterdir()} - set(_FILES)

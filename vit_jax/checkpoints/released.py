@@ -50,7 +50,8 @@ def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
   """
   path = epath.Path(path)
   try:
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as archive:
+    with path.open('rb') as file:
+      archive = np.load(file, allow_pickle=False)
       if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f'{path} is a single array, not an npz archive of parameters.')
       return {_rename(name, _TO_LINEN): archive[name] for name in archive.files}
@@ -58,7 +59,7 @@ def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
     raise UserError(f'There is no checkpoint at {path}.') from None
   except (IsADirectoryError, PermissionError) as error:
     raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-  except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+  except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
     raise UserError(f'{path} is not a readable npz file, or a truncated one ({error}).') from None
   except ValueError as error:
     if 'pickle' in str(error):

@@ -74,15 +74,30 @@ def _digits(path: str, split: str) -> Source:
 
 def image_files(folder: epath.Path) -> list[str]:
   """Sorted paths, relative to `folder`, of all images below it; hidden files are left out."""
-  found = []
-  for parent, folders, names in os.walk(folder, followlinks=False):
-    folders[:] = [name for name in folders if not name.startswith('.')]
+  found, seen = [], set()
+  for parent, folders, names in os.walk(folder, followlinks=True):
+    if os.path.realpath(parent) in seen:  # a link that leads back
+      folders.clear()
+      continue
+    seen.add(os.path.realpath(parent))
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
     found += [
         os.path.relpath(os.path.join(parent, name), folder)
         for name in names
         if name.lower().endswith(SUFFIXES) and not name.startswith('.')
     ]
   return sorted(found)
+
+
+def _read_bytes(file: epath.Path) -> bytes:
+  try:
+    return file.read_bytes()
+  except OSError as error:
+    raise UserError(f'{file} cannot be read: {error.strerror or error}.') from None
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _is_held_out(file: str) -> bool:
@@ -145,7 +160,7 @@ def _folder(path: str, split: str) -> Source:
     raise UserError(f'folder:{root} has no image in its split {split!r}; it has too few images.')
 
   def check(file: str) -> None:
-    check_image((folder / file).read_bytes(), str(folder / file))
+    check_image(_read_bytes(folder / file), str(folder / file))
 
   if len(files) <= _CHECK_AT_MOST:
     with ThreadPoolExecutor() as pool:
@@ -153,11 +168,7 @@ def _folder(path: str, split: str) -> Source:
 
   def read(i: int) -> tuple[np.ndarray, np.ndarray]:
     file = folder / files[i]
-    try:
-      data = file.read_bytes()
-    except OSError as error:
-      raise UserError(f'{file} cannot be read any more: {error.strerror or error}.') from None
-    return decode_image(data, str(file)), np.int32(labels[files[i].split(os.sep)[0]])
+    return decode_image(_read_bytes(file), str(file)), np.int32(labels[files[i].split(os.sep)[0]])
 
   return Source(f'folder:{root} ({split})', len(files), read, tuple(names))
 
@@ -175,12 +186,22 @@ def _from_builder(builder: Any, spec: str, split: str) -> Source:
   except (ValueError, KeyError) as error:
     splits = ', '.join(builder.info.splits)
     raise UserError(f'{spec} has the splits {splits}, not {split!r} ({error}).') from None
+  except NotImplementedError:
+    raise UserError(
+        f'{spec} is prepared in the format {builder.info.file_format.value}; array_record is '
+        'needed: prepare it again with tfds build --file_format=array_record.'
+    ) from None
   label = getattr(features[key], 'feature', features[key])
+  if not isinstance(label, tfds.features.ClassLabel):
+    raise UserError(f'{spec}: its {key} is no class label but {type(label).__name__}.')
   num_classes = label.num_classes
   names = tuple(label.names) if label.names else tuple(map(str, range(num_classes)))
 
   def read(i: int) -> tuple[np.ndarray, np.ndarray]:
-    record = records[i]
+    try:
+      record = records[i]
+    except (RuntimeError, ValueError, OSError) as error:  # a shard is missing or damaged
+      raise UserError(f'{spec}, example {i} cannot be read: {_first_line(error)}.') from None
     image = decode_image(record['image'], f'{spec}, example {i}')
     if key == 'label':
       return image, np.int32(record['label'])
@@ -198,8 +219,7 @@ def _tfds(name: str, split: str) -> Source:
     builder = tfds.builder(name, try_gcs=False, file_format='array_record')
     prepared = builder.info.splits
   except Exception as error:  # noqa: BLE001 - TFDS raises a dozen kinds for an unknown name
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise UserError(f'TFDS cannot open {name!r} ({reason}); {QUICKSTART}.') from None
+    raise UserError(f'TFDS cannot open {name!r} ({_first_line(error)}); {QUICKSTART}.') from None
   if not prepared:
     raise UserError(
         f'The TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it with '
@@ -218,7 +238,10 @@ def _array_record(path: str, split: str) -> Source:
         f'There is no prepared data set in {root} (no features.json); array_record: takes the '
         f'folder of a TFDS data set in array_record format, such as …/cifar10/3.0.2; {QUICKSTART}.'
     )
-  builder = tfds.builder_from_directory(root)
+  try:
+    builder = tfds.builder_from_directory(root)
+  except Exception as error:  # noqa: BLE001 - TFDS, protobuf and json raise a dozen kinds
+    raise UserError(f'{root} is not a whole TFDS data set ({_first_line(error)}).') from None
   return _from_builder(builder, f'array_record:{root}', split)
 
 

@@ -39,6 +39,11 @@ class Augmentation:
       raise UserError(
           f'config.data.augment.crop is {self.crop!r}; choose one of {", ".join(CROPS)}.'
       )
+    if not (self.shift >= 0 and 0 <= self.scale < 1 and self.rotate >= 0):
+      raise UserError(
+          f'config.data.augment: shift is {self.shift}, scale {self.scale}, rotate {self.rotate}; '
+          'none may be negative, and scale must be below 1.'
+      )
     if not 0 < self.area[0] <= self.area[1] <= 1:
       raise UserError(
           f'config.data.augment.area is {self.area}; it takes two shares, 0 < least <= most <= 1.'
@@ -81,10 +86,16 @@ def random_affine(
   zoom = 1 + rng.uniform(-scale, scale)
   dx, dy = rng.uniform(-shift, shift) * width, rng.uniform(-shift, shift) * height
   cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-  margin = math.ceil(max(height, width) * (shift + scale + math.sin(math.radians(rotate)))) + 1
+  cx, cy = width / 2, height / 2
+  # How far the corners of the output reach beyond the border of the input.
+  half_width, half_height = cx + abs(dx), cy + abs(dy)
+  reach = max(
+      abs(cos) * half_width + abs(sin) * half_height - cx,
+      abs(sin) * half_width + abs(cos) * half_height - cy,
+  )
+  margin = math.ceil(max(reach, 0)) + 1
   padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode='edge')
   # Pillow wants, for each output pixel, where it comes from in the (padded) input.
-  cx, cy = width / 2, height / 2
   x0 = cx + margin - cos * (cx + dx) - sin * (cy + dy)
   y0 = cy + margin + sin * (cx + dx) - cos * (cy + dy)
   return np.asarray(
