@@ -197,6 +197,7 @@ def test_golden_fine_tuning_trajectory():
   for i in range(30):
     params, state, value = step(params, state, images[i % 4], labels[i % 4])
     losses.append(value)
-  np.testing.assert_allclose(losses, golden['losses'], rtol=1e-5)
+  tolerance = 1e-5 if jax.default_backend() == 'cpu' else 1e-3  # other orders of summation
+  np.testing.assert_allclose(losses, golden['losses'], rtol=tolerance)
   rates = [rate(i) for i in range(30)]
   np.testing.assert_allclose(rates, golden['learning_rates'], atol=1e-7)

@@ -119,8 +119,8 @@ def augment(
   if how.shift or how.scale or how.rotate:
     image = random_affine(image, how.shift, how.scale, how.rotate, rng)
   if how.flip and rng.random() < 0.5:
-    image = image[:, ::-1]
-  return np.ascontiguousarray(image)
+    image = np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+  return image
 
 
 def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:

@@ -1,0 +1,142 @@
+"""`predict` and `evaluate`, as a user runs them."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_images
+from PIL import Image
+
+import vit_jax
+from vit_jax import command_line, evaluate, predict
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs a command in this process; returns (exit code, stdout, stderr)."""
+
+  def run(module, *arguments):
+    monkeypatch.setattr(sys, 'argv', [module.__name__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+      command_line.run(module.main)
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+  return run
+
+
+@pytest.fixture
+def images(tmp_path):
+  """One image of each kind that a camera, a scanner or a browser leaves."""
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+  image = Image.fromarray(pixels)
+  image.convert('L').save(tmp_path / 'gray.jpg')
+  image.convert('CMYK').save(tmp_path / 'cmyk.jpg')
+  image.convert('RGBA').save(tmp_path / 'with alpha.png')
+  Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / 'sixteen bits.png')
+  return tmp_path
+
+
+def test_predict_prints_names(tiny_run, images, command):
+  code, out, err = command(predict, f'--model={tiny_run}', images, '--top_k=3')
+  assert (code, err) == (0, '')
+  lines = out.splitlines()
+  assert lines[::4] == [str(path) for path in sorted(images.iterdir())]
+  assert all(line.split()[-1] in '0123456789' for line in lines if line.startswith('  '))
+
+
+def test_predict_json_is_the_models_softmax(tiny_run, images, command):
+  files = [images / 'cmyk.jpg', images / 'gray.jpg']
+  code, out, err = command(predict, f'--model={tiny_run}/model', *files, '--json')
+  assert (code, err) == (0, '')
+  vit = vit_jax.load(tiny_run)
+  for file, line in zip(files, out.splitlines(), strict=True):
+    found = json.loads(line)
+    assert found['image'] == str(file)
+    logits = np.asarray(vit(vit.preprocess(file.read_bytes())[None]))[0]
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert [entry['index'] for entry in found['top']] == list(np.argsort(-expected)[:5])
+    for entry in found['top']:
+      assert entry['label'] == str(entry['index'])
+      np.testing.assert_allclose(entry['probability'], expected[entry['index']], rtol=1e-5)
+
+
+def test_predict_answers_for_many_images_do_not_depend_on_the_batch(tiny_run, tmp_path):
+  write_images(tmp_path, {f'{i:02}.png': (8 + i % 3, 9) for i in range(35)})
+  vit = vit_jax.load(tiny_run)
+  paths = sorted(tmp_path.iterdir())
+  whole = list(predict.predict(vit, paths, top_k=10))
+  assert [path for path, _ in whole] == paths
+  for one, many in zip(predict.predict(vit, paths, top_k=10, batch_size=4), whole, strict=True):
+    np.testing.assert_allclose(
+        [entry['probability'] for entry in one[1]], [entry['probability'] for entry in many[1]],
+        rtol=1e-5,
+    )  # fmt: skip
+
+
+def test_predict_names_each_bad_file_and_answers_for_the_others(tiny_run, images, command):
+  (images / 'broken.jpg').write_bytes((images / 'gray.jpg').read_bytes()[:300])
+  code, out, err = command(predict, f'--model={tiny_run}', images, images / 'gone.png')
+  assert code == 2
+  assert out.count('\n') == 4 * 6
+  lines = err.splitlines()
+  assert len(lines) == 2 and 'broken.jpg' in lines[0] and 'gone.png' in lines[1]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--model=nowhere', 'x.png'], 'nowhere'),
+        (['--model=README.md', 'x.png'], 'README.md'),
+        (['x.png'], '--model'),
+        (['--model=tests/golden/vit_gap.npz'], 'IMAGE'),
+        (['--model=tests/golden/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
+    ],
+)
+def test_predict_mistakes(arguments, expected, command):
+  code, out, err = command(predict, *arguments)
+  assert (code, out) == (2, '')
+  assert expected in err and err.startswith('error: ') and err.count('\n') == 1
+
+
+def test_evaluate_agrees_with_training(tiny_run, command):
+  last = json.loads((tiny_run / 'metrics.jsonl').read_text().splitlines()[-1])
+  for batch_size in (8, 360, 512):
+    code, out, _ = command(
+        evaluate, f'--model={tiny_run}', '--data=digits', '--json', f'--batch_size={batch_size}'
+    )
+    found = json.loads(out)
+    assert code == 0
+    assert found['examples'] == 360
+    assert found['accuracy'] == last['test/accuracy']
+    np.testing.assert_allclose(found['loss'], last['test/loss'], rtol=1e-5)
+
+
+def test_evaluate_says_how_many_examples(tiny_run, command):
+  code, out, _ = command(evaluate, f'--model={tiny_run}', '--data=digits', '--split=train')
+  assert code == 0 and 'of 1,437 examples right' in out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--data=folder:/nowhere'], '/nowhere'),
+        (['--data=digits', '--split=dev'], 'train, test and all'),
+        (['--data=digits', '--batch_size=12'], '--batch_size'),
+        (['--data=digits', '--image_size=9'], '9x9'),
+        (['--data=digits', '--eval=magic'], 'classification'),
+    ],
+)
+def test_evaluate_mistakes(arguments, expected, tiny_run, command):
+  code, out, err = command(evaluate, f'--model={tiny_run}', *arguments)
+  assert (code, out) == (2, '')
+  assert expected in err and err.startswith('error: ') and err.count('\n') == 1
+
+
+def test_evaluate_refuses_other_classes(tiny_run, tmp_path, command):
+  write_images(tmp_path, {f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(9)})
+  code, _, err = command(
+      evaluate, f'--model={tiny_run}', f'--data=folder:{tmp_path}', '--split=all'
+  )
+  assert code == 2 and 'missing: 0, 1, 2' in err and 'not expected: a, b' in err
