@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Pixels, or (height, width).
   config.data.image_size = config_dict.FieldReference(224, field_type=object)
   config.data.crop_fraction = 0.875  # tests see the central part of the image
-  config.data.threads = 0  # that read and augment; 0: one a core
+  config.data.threads = 0  # that read and augment; 0: one a core, at most three
   config.data.train = ml_collections.ConfigDict()
   config.data.train.source = 'digits'  # digits, folder:/path, tfds:name, array_record:/path
   config.data.train.split = 'train'
