@@ -1,6 +1,9 @@
 """A small ViT from scratch on scikit-learn's handwritten digits: 1,437 to learn, 360 to test.
 
   python -m vit_jax.main --config=configs/quickstart.py
+
+Expected: 99.4 % of the 360 test digits, in about a minute on two CPU cores (three seeds,
+results/README.md).
 """
 
 from configs import default

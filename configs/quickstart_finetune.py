@@ -1,38 +1,21 @@
 """Fine-tunes the quickstart's model at 24 instead of 16 pixels, with a new head.
 
   python -m vit_jax.main --config=configs/quickstart_finetune.py
+
+Expected: 98.3 to 99.4 % of the 360 test digits, in less than a minute on two CPU cores (three
+seeds, results/README.md).
 """
 
-from configs import default
+from configs import quickstart
 
 
 def get_config():
-  config = default.get_config()
+  config = quickstart.get_config()
   config.init_from = 'runs/quickstart/model'
   config.total_steps = 500
-  config.batch_size = 128
   config.eval_every = 250
   config.checkpoint.every = 250
-
-  config.model.variant = 'Ti'
-  config.model.patch_size = 4
-  config.model.width = 64
-  config.model.depth = 4
-  config.model.mlp_dim = 128
-  config.model.num_heads = 4
-  config.model.pool = 'gap'
-
-  config.data.train.source = 'digits'
-  config.data.test.source = 'digits'
   config.data.image_size = 24
-  config.data.crop_fraction = 1.0
-  config.data.augment.crop = 'resize'
-  config.data.augment.flip = False
-  config.data.augment.shift = 0.1
-  config.data.augment.scale = 0.15
-  config.data.augment.rotate = 12.0
-
-  config.optimizer.weight_decay = 0.05
   config.schedule.learning_rate = 1e-3
   config.schedule.warmup_steps = 50
   return config

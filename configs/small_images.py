@@ -1,6 +1,8 @@
 """A small ViT from scratch on a folder of small images (32 px), for a machine without accelerator.
 
   python -m vit_jax.main --config=configs/small_images.py:folder:/path/to/cifar10
+
+On CIFAR-10: 67.78 % after 8,000 steps (20 epochs), an hour on two CPU cores (results/README.md).
 """
 
 from configs import default
