@@ -26,6 +26,8 @@ def get_config(
   config.checkpoint.every = 1000
   config.model.variant = variant
   config.model.patch_size = patch_size
+  # While pretraining the head has one hidden layer (Section 3.1), as wide as the released ones.
+  config.model.pre_logits = {'B': 768, 'L': 1024, 'H': 1280}[variant]
   config.data.image_size = IMAGE_SIZE
   config.schedule.warmup_steps = WARMUP_STEPS
   config.optimizer.name = 'adamw'
@@ -35,8 +37,10 @@ def get_config(
   source = 'tfds:imagenet2012' if data == 'imagenet' else f'array_record:data/{data}'
   config.data.train.source = config.data.test.source = source
   config.data.test.split = 'validation'
-  if data == 'jft':
+  if data != 'imagenet':
     config.loss = 'sigmoid'  # several labels an image
+    config.model.head_bias_init = -10.0  # each class starts improbable: e^-10
+  if data == 'jft':
     config.schedule.learning_rate, config.schedule.decay = jft_learning_rate, 'linear'
     config.optimizer.weight_decay = 0.1
   elif data == 'imagenet21k':

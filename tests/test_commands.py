@@ -92,6 +92,7 @@ def test_predict_names_each_bad_file_and_answers_for_the_others(tiny_run, images
         (['x.png'], '--model'),
         (['--model=tests/golden/vit_gap.npz'], 'IMAGE'),
         (['--model=tests/golden/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
+        (['--model=tests/golden/vit_gap.npz', 'configs'], 'no image'),
     ],
 )
 def test_predict_mistakes(arguments, expected, command):

@@ -1,11 +1,16 @@
 """The main command, as a user runs it: what a run leaves, goes on from, and refuses."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from conftest import TINY, run, write_images
+from conftest import ROOT, TINY, run, write_images
 
 import vit_jax
 from vit_jax import command_line, main
@@ -89,7 +94,7 @@ def test_an_own_folder_of_images(tmp_path, monkeypatch, capsys):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
-  arguments = (*QUICKSTART, f'--workdir={tmp_path}', '--config.schedule.learning_rate=1e38',
+  arguments = (*QUICKSTART, f'--workdir={tmp_path}', '--config.schedule.learning_rate=1e18',
                '--config.schedule.warmup_steps=0', '--config.schedule.decay=constant',
                '--config.total_steps=40', '--config.checkpoint.every=1')  # fmt: skip
   code, _, err = run_here(monkeypatch, capsys, *arguments)
@@ -98,6 +103,9 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
   stopped = int(err.split('at step ')[1].split(';')[0])
   kept = [int(child.name) for child in (tmp_path / 'checkpoints').iterdir()]
   assert kept and max(kept) < stopped
+  with ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore(tmp_path / 'checkpoints' / str(max(kept)) / 'default')
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state['params']))
   assert not (tmp_path / 'model').exists()
 
 
@@ -126,7 +134,7 @@ BAD = {
         lambda path: ['--config=configs/vit_l16.py'], 'configs/quickstart.py'
     ),
     'a TFDS data set that is not prepared': (
-        lambda path: ['--config=configs/finetune.py:b16,cifar10'], 'tfds build cifar10'
+        lambda path: ['--config=configs/finetune.py:b16,cifar10'], "tfds.builder('cifar10'"
     ),
     'a folder that is not there': (
         lambda path: [*QUICKSTART, f'--config.data.train.source=folder:{path}/x'], '/x'
@@ -151,6 +159,33 @@ BAD = {
     ),
     'a workdir that cannot be written': (
         lambda path: [*QUICKSTART, '--workdir=/dev/null/run'], '/dev/null/run'
+    ),
+    'an empty workdir': (lambda path: [*QUICKSTART, '--workdir='], '--workdir'),
+    'a folder of splits with other names': (
+        lambda path: [*QUICKSTART, *bad_folder(path, ['training/a/1.png', 'valid/a/2.png'])],
+        'train, val and test',
+    ),
+    'a class whose name is no text': (
+        lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', os.fsdecode(b'b\xe9/1.png')])],
+        'no plain text',
+    ),
+    'a coordinator without a port': (
+        lambda path: [*QUICKSTART, '--coordinator=abc', '--num_processes=2', '--process_id=1'],
+        'HOST:PORT',
+    ),
+    **{
+        f'{field} out of range': (
+            lambda path, flag=f'--config.{field}': [*QUICKSTART, flag], field.split('=')[0]
+        )
+        for field in (
+            'seed=-1', 'model.patch_size=0', 'model.width=-16', 'model.depth=-1',
+            'data.threads=-1', 'data.crop_fraction=0', 'polyak_decay=1', 'label_smoothing=2',
+            'model.dropout_rate=1.5', 'optimizer.clip_norm=-1', 'schedule.cooldown_steps=-5',
+            'optimizer.b1=1.5', 'eval_batch_size=-16', 'total_steps=0',
+        )
+    },
+    'an image size that is no pair': (
+        lambda path: [*QUICKSTART, '--config.data.image_size=(16,)'], '(16,)'
     ),
     'weights that are not there': (
         lambda path: [*QUICKSTART, f'--config.init_from={path}/x.npz'], '/x.npz'
@@ -199,9 +234,55 @@ def test_a_config_json_is_parsed_never_executed(tmp_path, monkeypatch, capsys):
   path.write_text('__import__("os").mkdir("executed")')
   code, _, err = run_here(monkeypatch, capsys, f'--config={path}')
   assert code == 2 and 'not a JSON object' in err
-  path.write_text('{"modle": {"width": 3}}')
+  for text, expected in (
+      ('{"modle": {"width": 3}}', 'model.width'),
+      ('{"total_steps": null}', 'total_steps'),
+      ('{"data": {"augment": {"area": ["a", "b"]}}}', 'data.augment.area'),
+  ):
+    path.write_text(text)
+    code, _, err = run_here(monkeypatch, capsys, f'--config={path}')
+    assert code == 2 and expected in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'body', ['return None', 'return {}', 'return ConfigDict({"a": 1})', 'return 1 / 0', 'retrun']
+)
+def test_a_config_file_that_gives_no_config(body, tmp_path, monkeypatch, capsys):
+  path = tmp_path / 'x.py'
+  path.write_text(f'from ml_collections import ConfigDict\ndef get_config():\n  {body}\n')
   code, _, err = run_here(monkeypatch, capsys, f'--config={path}')
-  assert code == 2 and 'modle.width' in err and 'model.width' in err
+  assert code == 2 and str(path) in err and err.count('\n') == 1
+
+
+def test_a_run_of_an_older_version_goes_on(tiny_run, tmp_path, monkeypatch, capsys):
+  shutil.copytree(tiny_run, tmp_path / 'run')
+  path = tmp_path / 'run/config.json'
+  config = json.loads(path.read_text())
+  del config['optimizer']['epsilon']  # as if it had been added since
+  path.write_text(json.dumps(config))
+  code, out, err = run_here(monkeypatch, capsys, f'--config={path}')
+  assert (code, err) == (0, '') and 'going on after step 6' in out
+
+
+def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path, monkeypatch, capsys):
+  shutil.copytree(tiny_run, tmp_path / 'run')
+  for file in (tmp_path / 'run/checkpoints/6').rglob('*'):
+    if file.is_file() and file.name != 'commit_success.txt':
+      file.write_bytes(file.read_bytes()[:9])
+  code, _, err = run_here(monkeypatch, capsys, f'--config={tmp_path}/run/config.json')
+  assert code == 2 and 'checkpoints/6' in err and err.startswith('error: ')
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+  arguments = [*QUICKSTART, f'--workdir={tmp_path}', '--config.model.width=64']
+  result = subprocess.run(  # no file may grow past 30 KiB
+      ['bash', '-c', 'ulimit -f 30; exec "$@"', '', sys.executable, '-m', 'vit_jax.main',
+       *arguments],
+      cwd=ROOT, env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+      capture_output=True, text=True,
+  )  # fmt: skip
+  assert result.returncode == 2, result.stderr
+  assert result.stderr.count('\n') == 1 and 'cannot be written' in result.stderr
 
 
 def test_a_real_process_ends_in_one_sentence_too():

@@ -177,8 +177,8 @@ def test_only_axes_that_can_be_are_split(sizes, most):
         ((None, None, 0), '--coordinator'),
         (('localhost:1', None, 0), '--num_processes'),
         (('localhost:1', 2, None), '--process_id'),
-        (('localhost:1', 2, 2), 'from 0 to 1'),
-        (('localhost:1', 2, -1), 'from 0 to 1'),
+        (('localhost:1', 2, 2), 'counts from 0'),
+        (('localhost:1', 2, -1), 'counts from 0'),
     ],
 )
 def test_incomplete_flags_of_a_distributed_start(arguments, message):

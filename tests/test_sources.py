@@ -225,7 +225,7 @@ def test_unknown_tfds_names(name):
 
 
 def test_a_known_tfds_name_that_is_not_prepared():
-  with pytest.raises(UserError, match='not prepared .*tfds build binary_alpha_digits'):
+  with pytest.raises(UserError, match=r"not prepared .*tfds.builder\('binary_alpha_digits'"):
     open_source('tfds:binary_alpha_digits', 'train')
 
 

@@ -12,6 +12,7 @@ from etils import epath
 from PIL import Image
 
 from vit_jax.checkpoints import released
+from vit_jax.config import image_size as pixels
 from vit_jax.data import transforms
 from vit_jax.data.images import decode_image, to_rgb
 from vit_jax.errors import UserError
@@ -100,11 +101,13 @@ class Classifier:
       self._save_folder(path)
 
   def _save_folder(self, folder: epath.Path) -> None:
+    check_replaceable(folder)
     part = folder.with_name(folder.name + '.part')
     if part.exists():
       part.rmtree()
     part.mkdir(parents=True)
     released.write_npz(part / 'params.npz', self.params)
+    labels = self.labels if self.model.num_classes else None
     model = {name: getattr(self.model, name) for name in build.ARCHITECTURE}
     about = {
         'model': model,
@@ -113,19 +116,24 @@ class Classifier:
         'loss': self.loss,
     }
     (part / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
-    if self.labels is not None:
-      lines = [' '.join(label.splitlines()) + '\n' for label in self.labels]
+    if labels is not None:
+      lines = [' '.join(label.splitlines()) + '\n' for label in labels]
       (part / 'labels.txt').write_text(''.join(lines))
     if folder.exists():
-      unknown = {child.name for child in folder.iterdir()} - set(_FILES)
-      if unknown:
-        part.rmtree()
-        raise UserError(
-            f'{folder} exists and holds other files ({", ".join(sorted(unknown)[:3])}); '
-            'nothing was written; choose another folder.'
-        )
       folder.rmtree()
     part.rename(folder)
+
+
+def check_replaceable(folder: epath.Path) -> None:
+  """Raises `UserError` unless `folder` is free for a model, or holds nothing but one."""
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f'{folder} is a file; a model is a folder.')
+  unknown = {child.name for child in folder.iterdir()} - set(_FILES) if folder.exists() else ()
+  if unknown:
+    raise UserError(
+        f'{folder} holds files that are no model ({", ".join(sorted(unknown)[:3])}) and would be '
+        'replaced; move them away.'
+    )
 
 
 def _find(source: epath.PathLike) -> epath.Path:
@@ -152,13 +160,12 @@ def _read_about(npz: epath.Path) -> tuple[dict[str, Any], list[str] | None]:
     if (folder / 'config.json').exists():
       about = json.loads((folder / 'config.json').read_text())
       about = {name: about[name] for name in ('image_size', 'crop_fraction', 'loss')}
-      about['image_size'] = tuple(int(side) for side in about['image_size'])
-      about['crop_fraction'] = float(about['crop_fraction'])
-      if about['loss'] not in LOSSES:
-        raise ValueError(about['loss'])
+      about['image_size'] = pixels(about['image_size'])
+      if about['loss'] not in LOSSES or not 0 < about['crop_fraction'] <= 1:
+        raise ValueError(about)
     if (folder / 'labels.txt').exists():
       labels = (folder / 'labels.txt').read_text().splitlines()
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, UserError) as error:
     raise UserError(f'{folder}/config.json or labels.txt is damaged ({error!r}).') from None
   return about, labels
 
@@ -199,10 +206,17 @@ def _read(source: epath.PathLike) -> _File:
   positions = tensors.get('Transformer/posembed_input/pos_embedding')
   if positions is None or positions.ndim != 3:
     raise UserError(f'{npz} has no position embeddings of shape (1, N, D).')
+  patches = positions.shape[1] - (model.pool == 'token')
   if 'image_size' in about:
     grid = tuple(side // model.patch_size for side in about['image_size'])
+    if grid[0] * grid[1] != patches:
+      raise UserError(f'{npz.parent}/config.json: image_size is not that of the {patches} patches.')
   else:
-    grid = released.square_grid(positions.shape[1] - (model.pool == 'token'), str(npz))
+    grid = released.square_grid(patches, str(npz))
+  if labels is not None and len(labels) != model.num_classes:
+    raise UserError(
+        f'{npz.parent}/labels.txt has {len(labels)} names, the head {model.num_classes} classes.'
+    )
   return _File(
       name=str(npz),
       tensors=tensors,
@@ -211,7 +225,7 @@ def _read(source: epath.PathLike) -> _File:
       image_size=about.get('image_size', tuple(side * model.patch_size for side in grid)),
       crop_fraction=about.get('crop_fraction', DEFAULT_CROP_FRACTION),
       loss=about.get('loss', 'softmax'),
-      labels=labels if labels is not None and len(labels) == model.num_classes else None,
+      labels=labels,
   )
 
 
@@ -262,13 +276,12 @@ def load(
       patches do not tile `image_size`.
   """
   file = _read(source)
-  if image_size is None:
-    size = file.image_size
-  else:
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  size = file.image_size if image_size is None else pixels(image_size)
+  if num_classes is not None and not (type(num_classes) is int and num_classes >= 0):
+    raise UserError(f'num_classes is {num_classes!r}; it takes a number of classes, or 0.')
   model, labels = file.model, file.labels
   if num_classes is not None:
     pre_logits = 0 if num_classes else model.pre_logits
     model, labels = model.clone(num_classes=num_classes, pre_logits=pre_logits), None
   params = file.params_for(model, size, new_head=num_classes is not None)
-  return Classifier(model, params, size, labels, file.crop_fraction, file.loss)
+  return Classifier(model, jax.device_put(params), size, labels, file.crop_fraction, file.loss)

@@ -31,8 +31,8 @@ def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
 
 def run(main: Callable[[], None]) -> NoReturn:
   """Runs a command; a user's mistake becomes one sentence on stderr instead of a traceback."""
-  for library in ('absl', 'jax', 'orbax', 'etils'):
-    logging.getLogger(library).setLevel(logging.ERROR)
+  for library in ('absl', 'jax', 'orbax', 'etils'):  # what goes wrong there is raised, too
+    logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
     main()
     sys.stdout.flush()

@@ -24,12 +24,12 @@ EXECUTION_FIELDS = (
 )  # fmt: skip
 
 
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat_fields(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """{'model.width': 64, …}; tuples become lists, as JSON has them."""
   flat = {}
   for name, value in config.items():
     if isinstance(value, (dict, ml_collections.ConfigDict)):
-      flat.update(flatten(value, f'{prefix}{name}.'))
+      flat.update(flat_fields(value, f'{prefix}{name}.'))
     else:
       flat[prefix + name] = list(value) if isinstance(value, tuple) else value
   return flat
@@ -55,20 +55,43 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
     spec = importlib.util.spec_from_file_location('vit_jax_config', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config() if argument is None else module.get_config(argument)
-  except UserError:
-    raise
+    config = module.get_config() if argument is None else module.get_config(argument)
   except Exception as error:  # noqa: BLE001 - a config file can raise anything
     kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
     raise UserError(f'{path} does not give a config: {kind}{error}.') from None
   finally:
     sys.path.pop(0)
+  _check_fields(config, path)
+  return config
+
+
+def _fits(value: Any, default: Any) -> bool:
+  """Whether a JSON value can take the place of a default (numbers for numbers, and so on)."""
+  def is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+  if isinstance(value, list):
+    return isinstance(default, (tuple, int)) and all(map(is_number, value))
+  if isinstance(default, float):
+    return is_number(value)
+  return type(value) is type(default)
+
+
+def _check_fields(config: Any, path: Path) -> None:
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'{path}: get_config() gives a {type(config).__name__}, not a ConfigDict.')
+  expected, found = flat_fields(default_config()).keys(), flat_fields(config).keys()
+  if differing := sorted(expected ^ found):
+    raise UserError(
+        f'{path}: its fields are not those of configs/default.py; the first ones that differ: '
+        f'{", ".join(differing[:3])}.'
+    )
 
 
 def _read_json(path: epath.Path) -> ml_collections.ConfigDict:
   """A run's config.json; it is only parsed, nothing in it is executed."""
   try:
-    given = flatten(json.loads(path.read_text()))
+    given = flat_fields(json.loads(path.read_text()))
   except (ValueError, AttributeError) as error:
     raise UserError(f'{path} is not a JSON object: {error}.') from None
   config = default_config()
@@ -79,15 +102,14 @@ def _read_json(path: epath.Path) -> ml_collections.ConfigDict:
       holder = config
       for parent in parents:
         holder = holder[parent]
-      try:
-        holder[last] = tuple(value) if isinstance(value, list) else value
-      except (TypeError, ValueError) as error:
-        raise UserError(f'{path}: the value of {name} does not fit: {error}.') from None
+      if not _fits(value, holder[last]):
+        raise UserError(f'{path}: the value of {name}, {value!r}, is not like {holder[last]!r}.')
+      holder[last] = tuple(value) if isinstance(value, list) else value
   return config
 
 
 def _check_name(name: str, config: ml_collections.ConfigDict) -> None:
-  known = list(flatten(config))
+  known = list(flat_fields(config))
   if name not in known:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     close += [field for field in known if field.endswith('.' + name.rpartition('.')[2])]
@@ -149,10 +171,10 @@ def write_config(config: ml_collections.ConfigDict, path: epath.Path) -> None:
 def check_same_run(config: ml_collections.ConfigDict, path: epath.Path) -> None:
   """Raises `UserError` naming the fields in which a workdir's config.json differs."""
   try:
-    before = flatten(json.loads(path.read_text()))
-  except (ValueError, AttributeError):
-    raise UserError(f'{path} is damaged; choose another --workdir, or remove this one.') from None
-  now = flatten(json.loads(config.to_json()))
+    before = flat_fields(json.loads(_read_json(path).to_json()))
+  except UserError as error:
+    raise UserError(f'{error} Choose another --workdir, or remove this one.') from None
+  now = flat_fields(json.loads(config.to_json()))
   differing = [
       f'{name} ({before.get(name)!r} there, {now.get(name)!r} now)'
       for name in sorted(before.keys() | now.keys())
@@ -166,12 +188,13 @@ def check_same_run(config: ml_collections.ConfigDict, path: epath.Path) -> None:
 
 
 def image_size(value: int | Sequence[int]) -> tuple[int, int]:
-  """`config.data.image_size` (an int or (height, width)) as (height, width).
+  """An image size (an int or (height, width)) as (height, width).
 
   Raises:
     UserError: for anything else.
   """
-  size = (value, value) if isinstance(value, int) else tuple(value or ())
-  if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-    raise UserError(f'config.data.image_size is {value!r}; it takes pixels, 224 or (224, 160).')
-  return size
+  size = (value, value) if isinstance(value, int) else value
+  is_pair = isinstance(size, (tuple, list)) and len(size) == 2
+  if not is_pair or not all(type(side) is int and side > 0 for side in size):
+    raise UserError(f'The image size is {value!r}; it takes pixels, as 224 or (224, 160).')
+  return tuple(size)

@@ -1,10 +1,11 @@
 """Pretrains or fine-tunes a Vision Transformer: `python -m vit_jax.main --config=configs/X.py`."""
 
 import argparse
+import pathlib
 import re
 
 from vit_jax import command_line
-from vit_jax.config import default_config, flatten, load_config
+from vit_jax.config import default_config, flat_fields, load_config
 from vit_jax.errors import UserError
 from vit_jax.parallel.mesh import start_distributed
 from vit_jax.training.loop import train_and_evaluate
@@ -12,13 +13,15 @@ from vit_jax.training.loop import train_and_evaluate
 
 def _default_workdir(config: str) -> str:
   """configs/finetune.py:b16,cifar10 -> runs/finetune-b16-cifar10."""
+  if pathlib.Path(config).name == 'config.json':  # of a run: its own workdir
+    return str(pathlib.Path(config).parent)
   name = re.sub(r'\.(py|json)', '', config.split('configs/')[-1])
   return 'runs/' + re.sub(r'[^\w.]+', '-', name).strip('-')
 
 
 def _fields() -> str:
   try:
-    fields = flatten(default_config())
+    fields = flat_fields(default_config())
     return '\n'.join(f'  --config.{name}={value}' for name, value in fields.items())
   except UserError as error:
     return f'  {error}'
@@ -43,10 +46,9 @@ def main() -> None:
   parser.add_argument('--process_id', type=int, help='which of them this one is, from 0')
   args, overrides = parser.parse_known_args()
   config = load_config(args.config, overrides)
-  workdir = args.workdir
-  if workdir is None:
-    is_run = args.config.endswith('/config.json')
-    workdir = args.config.removesuffix('/config.json') if is_run else _default_workdir(args.config)
+  if args.workdir == '':
+    raise UserError('--workdir is empty; leave it out, or name a folder.')
+  workdir = args.workdir or _default_workdir(args.config)
   start_distributed(args.coordinator, args.num_processes, args.process_id)
   train_and_evaluate(config, workdir)
 

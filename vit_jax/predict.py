@@ -11,6 +11,7 @@ from etils import epath
 
 from vit_jax import command_line
 from vit_jax.classifier import Classifier, load
+from vit_jax.data.images import SUFFIXES
 from vit_jax.data.sources import image_files
 from vit_jax.errors import UserError
 
@@ -20,7 +21,10 @@ def find_images(arguments: Iterable[str]) -> Iterator[epath.Path]:
   for argument in arguments:
     path = epath.Path(argument).expanduser()
     if path.is_dir():
-      yield from (path / file for file in image_files(path))
+      files = image_files(path)
+      if not files:
+        raise UserError(f'{path} holds no image ({", ".join(SUFFIXES)}).')
+      yield from (path / file for file in files)
     else:
       yield path
 

@@ -51,6 +51,9 @@ def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
   path = epath.Path(path)
   try:
     with path.open('rb') as file:
+      if file.read(4) not in (b'PK\x03\x04', b'PK\x05\x06', b'\x93NUM', b''):
+        raise UserError(f'{path} is not an npz file.')
+      file.seek(0)
       archive = np.load(file, allow_pickle=False)
       if not isinstance(archive, np.lib.npyio.NpzFile):
         raise UserError(f'{path} is a single array, not an npz archive of parameters.')

@@ -10,6 +10,11 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from vit_jax.errors import UserError
 
 _METRIC = 'accuracy'
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
@@ -46,9 +51,20 @@ class Checkpointer:
   def __enter__(self) -> 'Checkpointer':
     return self
 
-  def __exit__(self, *unused) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
+  def __exit__(self, kind: type[BaseException] | None, *unused) -> None:
+    try:
+      self._manager.wait_until_finished()
+    except _WRITE_ERRORS as error:
+      if kind is None:  # else the error under way says more
+        raise self._cannot_write(error) from None
+    finally:
+      self._manager.close()
+
+  def _cannot_write(self, error: Exception) -> UserError:
+    return UserError(
+        f'A checkpoint in {self._manager.directory} cannot be written ({_first_line(error)}); '
+        'the ones before it are whole.'
+    )
 
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint."""
@@ -68,12 +84,18 @@ class Checkpointer:
     self._best = max(self._best, -1.0 if accuracy is None else accuracy)
     try:
       self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
-    except OSError as error:
-      raise UserError(f'The checkpoint of step {step} cannot be written: {error}.') from None
+    except _WRITE_ERRORS as error:
+      raise self._cannot_write(error) from None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
     """Reads the state of `step` into the shardings of `abstract_state`."""
-    return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+    try:
+      return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen kinds
+      raise UserError(
+          f'The checkpoint {self._manager.directory / str(step)} cannot be read '
+          f'({_first_line(error)}); remove that folder to go on from the one before it.'
+      ) from None
 
 
 def with_shardings(abstract_state: Any, shardings: Any) -> Any:

@@ -10,6 +10,7 @@ from vit_jax.errors import UserError
 
 # Names that count as images, compared in lower case.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -44,7 +45,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     UserError: when the bytes are not a whole image.
   """
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
       orientation = image.getexif().get(_ORIENTATION, 1)
       if image.format == 'JPEG' and image.mode in ('RGB', 'L') and orientation == 1:
         try:
@@ -54,7 +55,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
       return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
   except (
       UnidentifiedImageError, Image.DecompressionBombError,
-      OSError, ValueError, SyntaxError, EOFError,
+      OSError, ValueError, TypeError, SyntaxError, EOFError,
   ) as error:  # fmt: skip
     reason = 'not a known image format' if isinstance(error, UnidentifiedImageError) else error
     raise UserError(f'{name} cannot be read as an image: {reason}.') from None

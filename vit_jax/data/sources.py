@@ -74,8 +74,11 @@ def _digits(path: str, split: str) -> Source:
 
 def image_files(folder: epath.Path) -> list[str]:
   """Sorted paths, relative to `folder`, of all images below it; hidden files are left out."""
+  def refuse(error: OSError) -> None:
+    raise UserError(f'{error.filename} cannot be read: {error.strerror}.')
+
   found, seen = [], set()
-  for parent, folders, names in os.walk(folder, followlinks=True):
+  for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
     if os.path.realpath(parent) in seen:  # a link that leads back
       folders.clear()
       continue
@@ -108,7 +111,11 @@ def _is_held_out(file: str) -> bool:
 
 def _split_folder(root: epath.Path, split: str) -> tuple[epath.Path, Callable[[str], bool]]:
   """The folder of classes to read for `split`, and which of its files belong to the split."""
-  folders = {child.name for child in root.iterdir() if child.is_dir()}
+  folders = {c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith('.')}
+  if unclear := folders & {'training', 'validation', 'valid', 'testing'}:
+    raise UserError(
+        f'{root} has a folder {min(unclear)}; splits are called train, val and test: rename it.'
+    )
   splits = folders & {'train', 'val', 'test'}
   if split not in ('train', 'val', 'test', 'all'):
     raise UserError(f'folder:{root} has the splits train, val, test and all, not {split!r}.')
@@ -144,6 +151,9 @@ def _folder(path: str, split: str) -> Source:
   files = image_files(folder)
   names = sorted({file.split(os.sep)[0] for file in image_files(classes_in) if os.sep in file})
   labels = {name: i for i, name in enumerate(names)}
+  for name in names:
+    if not name.isprintable():
+      raise UserError(f'The name of the class folder {folder}/{ascii(name)} is no plain text.')
   if not files:
     raise UserError(f'{folder} holds no image ({", ".join(SUFFIXES)}) in any sub-folder.')
   if len(names) < 2:
@@ -189,7 +199,7 @@ def _from_builder(builder: Any, spec: str, split: str) -> Source:
   except NotImplementedError:
     raise UserError(
         f'{spec} is prepared in the format {builder.info.file_format.value}; array_record is '
-        'needed: prepare it again with tfds build --file_format=array_record.'
+        "needed: prepare it again with tfds.builder(…, file_format='array_record')."
     ) from None
   label = getattr(features[key], 'feature', features[key])
   if not isinstance(label, tfds.features.ClassLabel):
@@ -223,7 +233,8 @@ def _tfds(name: str, split: str) -> Source:
   if not prepared:
     raise UserError(
         f'The TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it with '
-        f"pip install 'vit_jax[prepare]' && tfds build {name} --file_format=array_record, "
+        f"pip install -e '.[prepare]', then python -c \"import tensorflow_datasets as tfds; "
+        f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()\", "
         f'or name a folder of images as folder:/path; {QUICKSTART}.'
     )
   return _from_builder(builder, f'tfds:{name}', split)

@@ -44,7 +44,7 @@ class Augmentation:
           f'config.data.augment: shift is {self.shift}, scale {self.scale}, rotate {self.rotate}; '
           'none may be negative, and scale must be below 1.'
       )
-    if not 0 < self.area[0] <= self.area[1] <= 1:
+    if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
       raise UserError(
           f'config.data.augment.area is {self.area}; it takes two shares, 0 < least <= most <= 1.'
       )
@@ -129,6 +129,10 @@ def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> n
   The image is resized until it covers `size / fraction`, then the centre of `size` is cut out
   (with 0.875 and 224 px: shorter side to 256, centre 224).
   """
+  limit = 8 * min(image.shape[:2])  # of a long, thin image only the middle matters
+  cut = [slice(max(side - limit, 0) // 2, max(side - limit, 0) // 2 + limit)
+         for side in image.shape[:2]]  # fmt: skip
+  image = image[cut[0], cut[1]]
   height, width = image.shape[:2]
   zoom = max(round(size[0] / fraction) / height, round(size[1] / fraction) / width)
   image = resize(image, (max(round(height * zoom), size[0]), max(round(width * zoom), size[1])))

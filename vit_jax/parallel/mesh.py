@@ -1,6 +1,7 @@
 """The device mesh, the sharding rule, the placement of batches, and the distributed start."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,12 @@ def start_distributed(coordinator: str | None, num_processes: int | None, proces
     return
   if num_processes is None or process_id is None:
     raise UserError('--coordinator goes with --num_processes and --process_id.')
+  if not re.fullmatch(r'.+:\d+', coordinator):
+    raise UserError(f'--coordinator is {coordinator!r}; it takes HOST:PORT.')
   if not 0 <= process_id < num_processes:
-    raise UserError(f'--process_id is {process_id}; it counts from 0 to {num_processes - 1}.')
+    raise UserError(
+        f'--process_id is {process_id} of --num_processes={num_processes}; it counts from 0.'
+    )
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')  # CPU only; else unused
   jax.distributed.initialize(coordinator, num_processes, process_id)
 

@@ -15,7 +15,7 @@ from vit_jax.checkpoints.training import Checkpointer, has_checkpoint, with_shar
 from vit_jax.classifier import Classifier
 from vit_jax.data import loader, transforms
 from vit_jax.data.sources import check_same_classes, open_source
-from vit_jax.errors import NonFiniteLossError
+from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.evaluation import classification
 from vit_jax.models import build
 from vit_jax.parallel import mesh as mesh_lib
@@ -25,9 +25,9 @@ from vit_jax.training.step import init_state, make_eval_step, make_train_step
 
 
 def _finite_or_stop(step: int, metrics: dict[str, Any]) -> dict[str, float]:
-  """Fetches the metrics of a step; a loss or gradient that is no number ends the run."""
+  """Fetches the metrics of a step; a loss, gradient or update that is no number ends the run."""
   values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-  for name in ('train/loss', 'train/gradient_norm'):
+  for name in ('train/loss', 'train/gradient_norm', 'train/parameter_norm'):
     if not np.isfinite(values[name]):
       raise NonFiniteLossError(
           f'{name} is {values[name]} at step {step}; the checkpoints before it are kept; '
@@ -42,7 +42,10 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)
   if jax.process_index() == 0:
-    dataclasses.replace(vit, params=jax.device_get(params)).save(workdir / 'model')
+    try:
+      dataclasses.replace(vit, params=jax.device_get(params)).save(workdir / 'model')
+    except OSError as error:
+      raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
 
 def train_and_evaluate(

@@ -68,6 +68,11 @@ def decay_mask(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
+def _adafactor_second_moment_decay(step: jax.Array, exponent: float) -> jax.Array:
+  """1 - t^-0.8, at most 0.999 (arXiv 2106.04560, Section 3.4)."""
+  return jnp.minimum(1 - jnp.asarray(step + 1, jnp.float32) ** -exponent, 0.999)
+
+
 def make_optimizer(
     config: ml_collections.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
@@ -86,7 +91,9 @@ def make_optimizer(
       'adamw': lambda: [optax.scale_by_adam(config.b1, config.b2, config.epsilon)],
       'sgd': lambda: [optax.trace(config.b1, accumulator_dtype=jnp.bfloat16)],
       'adafactor': lambda: [
-          optax.scale_by_factored_rms(min_dim_size_to_factor=32, decay_rate=0.8),
+          optax.scale_by_factored_rms(
+              min_dim_size_to_factor=32, decay_rate_fn=_adafactor_second_moment_decay
+          ),
           optax.clip_by_block_rms(1.0),
           optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16),
       ],

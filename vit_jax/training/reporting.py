@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,9 @@ def _keep_until(path: epath.Path, step: int) -> None:
         lines.append(line + '\n')
     except (ValueError, KeyError, TypeError):
       continue
-  path.write_text(''.join(lines))
+  part = path.with_name(path.name + '.part')
+  part.write_text(''.join(lines))
+  part.replace(path)
 
 
 class MetricsWriter:
@@ -145,12 +148,13 @@ class Progress:
       self, result: Mapping[str, float], model: epath.Path, test: ml_collections.ConfigDict
   ) -> None:
     """The last lines: what was reached, where the model is, what to try next."""
-    data = test.source if test.split == 'test' else f'{test.source} --split={test.split}'
+    data = '' if test.split == 'test' else f' --split={shlex.quote(test.split)}'
+    data, name = shlex.quote(str(test.source)) + data, shlex.quote(str(model))
     seconds = time.monotonic() - self._began
     self.say(
         f'\ndone: {result["accuracy"]:.2%} of {result["examples"]:,} test examples right after '
         f'{self._total:,} steps ({tqdm.tqdm.format_interval(seconds)} in this run)\n'
         f'model: {model}\n'
-        f'next: python -m vit_jax.evaluate --model={model} --data={data}\n'
-        f'  or: python -m vit_jax.predict --model={model} IMAGE…'
+        f'next: python -m vit_jax.evaluate --model={name} --data={data}\n'
+        f'  or: python -m vit_jax.predict --model={name} IMAGE…'
     )

@@ -7,24 +7,41 @@ import ml_collections
 from etils import epath
 
 from vit_jax import config as config_lib
-from vit_jax.classifier import load_params
+from vit_jax.checkpoints.training import has_checkpoint
+from vit_jax.classifier import check_replaceable, load_params
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training.losses import LOSSES
 
+_POSITIVE = (lambda x: x > 0, 'positive')
+_NOT_NEGATIVE = (lambda x: x >= 0, 'zero or positive')
+_RATE = (lambda x: 0 <= x < 1, 'at least 0 and less than 1')
+_RANGES = {
+    **dict.fromkeys(
+        ('total_steps', 'batch_size', 'accumulation_steps', 'log_every', 'eval_every',
+         'checkpoint.every', 'checkpoint.keep', 'model.patch_size', 'optimizer.epsilon',
+         'schedule.timescale'), _POSITIVE),
+    **dict.fromkeys(
+        ('eval_batch_size', 'model.width', 'model.depth', 'model.mlp_dim', 'model.num_heads',
+         'model.pre_logits', 'data.threads', 'optimizer.weight_decay', 'optimizer.clip_norm',
+         'schedule.learning_rate', 'schedule.end', 'schedule.cooldown_steps'), _NOT_NEGATIVE),
+    **dict.fromkeys(
+        ('polyak_decay', 'label_smoothing', 'model.dropout_rate', 'model.attention_dropout_rate',
+         'model.stochastic_depth_rate', 'optimizer.b1', 'optimizer.b2'), _RATE),
+    'seed': (lambda x: 0 <= x < 2**32, 'at least 0 and less than 2^32'),
+    'data.crop_fraction': (lambda x: 0.01 <= x <= 1, 'at least 0.01 and at most 1'),
+}  # fmt: skip
+
 
 def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
   """Raises `UserError` for values that cannot work, before anything is read or written."""
   if config.loss not in LOSSES:
     raise UserError(f'config.loss is {config.loss!r}; choose one of {", ".join(LOSSES)}.')
-  for name in (
-      'total_steps', 'accumulation_steps', 'log_every', 'eval_every', 'checkpoint.every',
-      'checkpoint.keep',
-  ):  # fmt: skip
-    if config_lib.flatten(config)[name] < 1:
-      raise UserError(f'config.{name} is {config_lib.flatten(config)[name]}; it must be positive.')
+  for name, value in config_lib.flat_fields(config).items():
+    if name in _RANGES and not _RANGES[name][0](value):
+      raise UserError(f'config.{name} is {value}; it must be {_RANGES[name][1]}.')
   mesh_lib.check_batch_size(mesh, config.batch_size, 'config.batch_size')
   if config.batch_size % config.accumulation_steps:
     raise UserError(
@@ -36,8 +53,6 @@ def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> 
   mesh_lib.check_batch_size(
       mesh, config.eval_batch_size or config.batch_size, 'config.eval_batch_size'
   )
-  if not 0 < config.data.crop_fraction <= 1:
-    raise UserError(f'config.data.crop_fraction is {config.data.crop_fraction}; it takes (0, 1].')
   size = config_lib.image_size(config.data.image_size)
   build.check_image_size(size, config.model.patch_size, 'config.data.image_size')
 
@@ -47,8 +62,11 @@ def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
   path = workdir / 'config.json'
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    check_replaceable(workdir / 'model')
     if path.exists():
       config_lib.check_same_run(config, path)
+    elif has_checkpoint(workdir):
+      raise UserError(f'{workdir} has checkpoints but no config.json; choose another --workdir.')
     if jax.process_index() == 0:
       config_lib.write_config(config, path)
   except OSError as error:

@@ -115,6 +115,7 @@ def make_train_step(
     metrics = {
         'train/loss': value,
         'train/gradient_norm': optax.tree.norm(grads),
+        'train/parameter_norm': optax.tree.norm(params),
         'train/learning_rate': schedule(state.step),
     }
     return TrainState(state.step + 1, params, opt_state, average), metrics
