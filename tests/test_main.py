@@ -237,6 +237,7 @@ def test_a_config_json_is_parsed_never_executed(tmp_path, monkeypatch, capsys):
   for text, expected in (
       ('{"modle": {"width": 3}}', 'model.width'),
       ('{"total_steps": null}', 'total_steps'),
+      ('{"total_steps": [3]}', 'total_steps'),
       ('{"data": {"augment": {"area": ["a", "b"]}}}', 'data.augment.area'),
   ):
     path.write_text(text)

@@ -65,13 +65,15 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
   return config
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _fits(name: str, value: Any, default: Any) -> bool:
   """Whether a JSON value can take the place of a default (numbers for numbers, and so on)."""
+
   def is_number(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool)
 
   if isinstance(value, list):
-    return isinstance(default, (tuple, int)) and all(map(is_number, value))
+    is_sequence = isinstance(default, tuple) or name == 'data.image_size'
+    return is_sequence and all(map(is_number, value))
   if isinstance(default, float):
     return is_number(value)
   return type(value) is type(default)
@@ -102,7 +104,7 @@ def _read_json(path: epath.Path) -> ml_collections.ConfigDict:
       holder = config
       for parent in parents:
         holder = holder[parent]
-      if not _fits(value, holder[last]):
+      if not _fits(name, value, holder[last]):
         raise UserError(f'{path}: the value of {name}, {value!r}, is not like {holder[last]!r}.')
       holder[last] = tuple(value) if isinstance(value, list) else value
   return config
