@@ -7,14 +7,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 _METRIC = 'accuracy'
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _folder(workdir: epath.Path) -> epath.Path:
@@ -62,7 +58,7 @@ class Checkpointer:
 
   def _cannot_write(self, error: Exception) -> UserError:
     return UserError(
-        f'A checkpoint in {self._manager.directory} cannot be written ({_first_line(error)}); '
+        f'A checkpoint in {self._manager.directory} cannot be written ({first_line(error)}); '
         'the ones before it are whole.'
     )
 
@@ -94,7 +90,7 @@ class Checkpointer:
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen kinds
       raise UserError(
           f'The checkpoint {self._manager.directory / str(step)} cannot be read '
-          f'({_first_line(error)}); remove that folder to go on from the one before it.'
+          f'({first_line(error)}); remove that folder to go on from the one before it.'
       ) from None
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.images import SUFFIXES, check_image, decode_image
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 QUICKSTART = 'to try things without any data, run --config=configs/quickstart.py'
 
@@ -97,10 +97,6 @@ def _read_bytes(file: epath.Path) -> bytes:
     return file.read_bytes()
   except OSError as error:
     raise UserError(f'{file} cannot be read: {error.strerror or error}.') from None
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _is_held_out(file: str) -> bool:
@@ -211,7 +207,7 @@ def _from_builder(builder: Any, spec: str, split: str) -> Source:
     try:
       record = records[i]
     except (RuntimeError, ValueError, OSError) as error:  # a shard is missing or damaged
-      raise UserError(f'{spec}, example {i} cannot be read: {_first_line(error)}.') from None
+      raise UserError(f'{spec}, example {i} cannot be read: {first_line(error)}.') from None
     image = decode_image(record['image'], f'{spec}, example {i}')
     if key == 'label':
       return image, np.int32(record['label'])
@@ -229,7 +225,7 @@ def _tfds(name: str, split: str) -> Source:
     builder = tfds.builder(name, try_gcs=False, file_format='array_record')
     prepared = builder.info.splits
   except Exception as error:  # noqa: BLE001 - TFDS raises a dozen kinds for an unknown name
-    raise UserError(f'TFDS cannot open {name!r} ({_first_line(error)}); {QUICKSTART}.') from None
+    raise UserError(f'TFDS cannot open {name!r} ({first_line(error)}); {QUICKSTART}.') from None
   if not prepared:
     raise UserError(
         f'The TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it with '
@@ -252,7 +248,7 @@ def _array_record(path: str, split: str) -> Source:
   try:
     builder = tfds.builder_from_directory(root)
   except Exception as error:  # noqa: BLE001 - TFDS, protobuf and json raise a dozen kinds
-    raise UserError(f'{root} is not a whole TFDS data set ({_first_line(error)}).') from None
+    raise UserError(f'{root} is not a whole TFDS data set ({first_line(error)}).') from None
   return _from_builder(builder, f'array_record:{root}', split)
 
 
