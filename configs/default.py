@@ -14,13 +14,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.accumulation_steps = 1  # micro-batches a step; the result is that of the whole batch
   config.log_every = 50  # steps
   config.eval_every = 1000  # steps; the end of the run is always evaluated
-  config.init_from = ''  # weights to start from, with a new head: .npz, model/ folder, workdir
+  # Weights to start from, with a new head: a released name, a file, the folder of a run or of
+  # Transformers.
+  config.init_from = ''
+  config.position_resize = 'corners'  # as released, or half_pixel: how init_from's are resized
   config.polyak_decay = 0.0  # of the parameter average that is evaluated and kept; 0: none
   config.loss = 'softmax'  # softmax, or sigmoid (multi-label)
   config.label_smoothing = 0.0
 
   config.model = ml_collections.ConfigDict()
-  config.model.variant = 'B'  # Ti, S, B, L, H, g: a row of vit_jax/models/variants.py
+  config.model.variant = 'B'  # Ti, S, B, L, H, g; R50x1 … R152x4: a row of models/variants.py
   config.model.patch_size = 16  # pixels
   config.model.width = 0  # these four override the variant's; 0: as the variant
   config.model.depth = 0
@@ -32,6 +35,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.attention_dropout_rate = 0.0
   config.model.stochastic_depth_rate = 0.0  # of the last block; grows linearly with depth
   config.model.head_bias_init = 0.0
+  config.model.gelu = 'tanh'  # tanh (the released JAX weights) or exact (most of PyTorch's)
+  config.model.layer_norm_epsilon = 1e-6
+  config.model.resnet_width = 0  # a hybrid's ResNet under the Transformer (64); 0: none
+  config.model.resnet_blocks = ()  # units of each of its stages; none: only the stem
   config.model.dtype = 'auto'  # float32, bfloat16, or auto: bfloat16 on accelerators
 
   config.data = ml_collections.ConfigDict()

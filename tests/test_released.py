@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from PIL import Image
 
 import vit_jax
-from vit_jax.checkpoints import released
+from vit_jax.checkpoints import fit, released
 from vit_jax.classifier import load_params
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -56,7 +56,8 @@ def test_golden_logits(name):
 def test_architecture_is_read_off_the_tensors(name):
   vit = vit_jax.load(GOLDEN / f'{name}.npz')
   expected = dict(width=48, depth=2, mlp_dim=96, num_heads=3, num_classes=7) | ARCHITECTURES[name]
-  assert {field: getattr(vit.model, field) for field in build.ARCHITECTURE} == expected
+  expected |= dict(resnet_width=0, resnet_blocks=())
+  assert build.architecture(vit.model) == expected
   assert vit.image_size == ((56, 56) if name == 'vit_patch14' else (64, 64))
   assert vit.labels is None
 
@@ -64,7 +65,7 @@ def test_architecture_is_read_off_the_tensors(name):
 @pytest.mark.parametrize(('old', 'new'), [(14, 24), (16, 37), (24, 14), (7, 12)])
 def test_golden_resized_position_embeddings(old, new):
   expected = np.load(GOLDEN / f'posemb_{old}_to_{new}.npz')
-  found = released.resize_position_embedding(expected['old'], (old, old), (new, new))
+  found = fit.resize_position_embedding(expected['old'], (old, old), (new, new))
   assert found.dtype == np.float32
   np.testing.assert_allclose(found, expected['new'], atol=1e-5)
 
@@ -72,15 +73,15 @@ def test_golden_resized_position_embeddings(old, new):
 def test_resizing_to_a_rectangle_aligns_corners_and_is_linear():
   rows, columns = np.meshgrid(np.arange(4.0), np.arange(3.0), indexing='ij')
   old = np.stack([rows, columns], axis=-1).reshape(1, 12, 2).astype(np.float32)
-  new = released.resize_position_embedding(old, (4, 3), (7, 2)).reshape(7, 2, 2)
+  new = fit.resize_position_embedding(old, (4, 3), (7, 2)).reshape(7, 2, 2)
   np.testing.assert_allclose(new[..., 0], np.repeat(np.linspace(0, 3, 7)[:, None], 2, axis=1))
   np.testing.assert_allclose(new[..., 1], np.repeat([[0.0, 2.0]], 7, axis=0))
 
 
 def test_resizing_keeps_the_class_token_and_the_grid_of_the_same_size():
   old = np.random.default_rng(0).normal(size=(1, 7, 4)).astype(np.float32)
-  np.testing.assert_array_equal(released.resize_position_embedding(old, (2, 3), (2, 3)), old)
-  new = released.resize_position_embedding(old, (2, 3), (5, 4))
+  np.testing.assert_array_equal(fit.resize_position_embedding(old, (2, 3), (2, 3)), old)
+  new = fit.resize_position_embedding(old, (2, 3), (5, 4))
   assert new.shape == (1, 21, 4)
   np.testing.assert_array_equal(new[:, 0], old[:, 0])
 
@@ -204,20 +205,20 @@ def change(name, function):
 
 DAMAGED = {
     'missing file': (lambda path, tensors: None, 'There is no model'),
-    'empty file': (lambda path, tensors: path.touch(), 'not a readable npz file'),
+    'empty file': (lambda path, tensors: path.touch(), 'is empty'),
     'text': (lambda path, tensors: path.write_text('hello, world\n' * 99), 'x.npz'),
     'html': (lambda path, tensors: path.write_text('<html>404</html>'), 'x.npz'),
     'truncated': (truncate, 'truncated'),
-    'a flipped byte': (damage, 'not a readable npz file'),
+    'a flipped byte': (damage, 'damaged'),
     'a single array': (save_one_array, 'single array'),
-    'unknown compression': (patch_directory(10, 99), 'not a readable npz file'),
-    'an encrypted zip': (patch_directory(8, 1), 'not a readable npz file'),
+    'unknown compression': (patch_directory(10, 99), 'unknown way'),
+    'an encrypted zip': (patch_directory(8, 1), 'encrypted'),
     'a zip of other files': (
-        lambda path, tensors: zipfile.ZipFile(path, 'w').close(), 'not a Vision Transformer'
+        lambda path, tensors: zipfile.ZipFile(path, 'w').close(), 'has no tensors'
     ),
     'no block': (
         lambda path, tensors: np.savez(path, **{'embedding/kernel': np.zeros((4, 4, 3, 8))}),
-        'not a Vision Transformer',
+        'no Vision Transformer',
     ),
     'missing block': (remove_block, 'encoderblock_1/'),
     'a missing tensor': (
@@ -261,8 +262,8 @@ def test_pickled_objects_are_refused_and_never_run(tensors, tmp_path):
 def test_folder_round_trip(labels, golden, tmp_path):
   vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', image_size=(32, 96))
   saved = vit_jax.Classifier(vit.model, vit.params, (32, 96), labels, 0.75, 'sigmoid')
-  saved.save(tmp_path / 'model')
-  saved.save(tmp_path / 'model')  # again, in its place
+  saved.save(tmp_path / 'model', 'model')
+  saved.save(tmp_path / 'model', 'model')  # again, in its place
   for source in (tmp_path / 'model', tmp_path, tmp_path / 'model' / 'params.npz'):
     found = vit_jax.load(source)
     assert found.image_size == (32, 96)
@@ -275,19 +276,21 @@ def test_folder_round_trip(labels, golden, tmp_path):
 
 def test_a_non_square_model_can_be_resized_again_and_given_a_new_head(golden, tmp_path):
   vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', image_size=(32, 96))
-  vit_jax.Classifier(vit.model, vit.params, (32, 96), list('abcdefg')).save(tmp_path / 'model')
+  vit_jax.Classifier(vit.model, vit.params, (32, 96), list('abcdefg')).save(
+      tmp_path / 'model', 'model'
+  )
   found = vit_jax.load(tmp_path / 'model', image_size=(64, 48), num_classes=3)
   positions = found.params['Transformer']['posembed_input']['pos_embedding']
   old = vit.params['Transformer']['posembed_input']['pos_embedding']
   np.testing.assert_array_equal(
-      positions, released.resize_position_embedding(old, (2, 6), (4, 3))
+      positions, fit.resize_position_embedding(old, (2, 6), (4, 3))
   )
   assert found.labels is None  # they name the classes of the old head
 
 
 def test_weights_to_start_training_from(golden):
   model = golden.model.clone(num_classes=4, pre_logits=0, dropout_rate=0.1)
-  params = load_params(GOLDEN / 'vit_token_prelogits.npz', model, (32, 96))
+  params, _ = load_params(GOLDEN / 'vit_token_prelogits.npz', model, (32, 96))
   expected = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', (32, 96), num_classes=4)
   assert_same_tree(params, expected.params)
 
@@ -320,7 +323,7 @@ def test_probabilities(loss, golden):
 def test_a_folder_with_other_files_is_not_overwritten(golden, tmp_path):
   (tmp_path / 'thesis.tex').write_text('years of work')
   with pytest.raises(UserError, match='thesis.tex'):
-    golden.save(tmp_path)
+    golden.save(tmp_path, 'model')
   assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
   assert not list(tmp_path.parent.glob('*.part'))
 
@@ -332,7 +335,7 @@ def test_a_folder_without_a_model(tmp_path):
 
 @pytest.mark.parametrize('content', ['', '[]', '{"image_size": 64}', '{"crop_fraction": 1.0}'])
 def test_a_damaged_config_json(content, golden, tmp_path):
-  golden.save(tmp_path / 'model')
+  golden.save(tmp_path / 'model', 'model')
   (tmp_path / 'model' / 'config.json').write_text(content)
   with pytest.raises(UserError, match='model'):
     vit_jax.load(tmp_path / 'model')

@@ -12,7 +12,12 @@ from vit_jax import config as config_lib
 from vit_jax.checkpoints import released
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.models.vit import EncoderBlock, MultiHeadDotProductAttention, VisionTransformer
+from vit_jax.models.vit import (
+  EncoderBlock,
+  MultiHeadDotProductAttention,
+  Numerics,
+  VisionTransformer,
+)
 
 # Most of the time goes into compiling.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -105,7 +110,7 @@ def test_config_fields_reach_the_model():
   config.update(fields, dtype='bfloat16')
   model = build.model_from_config(config, num_classes=9)
   assert {name: getattr(model, name) for name in fields} == fields
-  assert (model.num_classes, model.dtype) == (9, jnp.bfloat16)
+  assert (model.num_classes, model.numerics.dtype) == (9, jnp.bfloat16)
 
 
 def test_names_and_shapes_are_the_released_ones():
@@ -244,7 +249,8 @@ def equations(jaxpr):
 @pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_dtype_reaches_the_blocks_and_the_rest_stays_float32(dtype, pool):
-  model = VisionTransformer(**{**TINY, 'num_classes': 3}, pool=pool, dtype=jnp.dtype(dtype))
+  numerics = Numerics(jnp.dtype(dtype))
+  model = VisionTransformer(**{**TINY, 'num_classes': 3}, pool=pool, numerics=numerics)
   images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
   params = build.abstract_params(model, (8, 8))
   jaxpr = jax.make_jaxpr(model.apply)({'params': params}, images)
@@ -267,7 +273,8 @@ def test_dtype_reaches_the_blocks_and_the_rest_stays_float32(dtype, pool):
 def test_bfloat16_agrees_with_float32_to_its_precision(params):
   images = random_images(2, 8, 8)
   exact = np.asarray(apply(VisionTransformer(**TINY), params, images))
-  rough = np.asarray(apply(VisionTransformer(**TINY, dtype=jnp.bfloat16), params, images))
+  model = VisionTransformer(**TINY, numerics=Numerics(jnp.bfloat16))
+  rough = np.asarray(apply(model, params, images))
   assert 0 < np.abs(exact - rough).max() < 0.1
 
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,45 +10,53 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from vit_jax.checkpoints import released
+from vit_jax.checkpoints import fit, loading, saving
+from vit_jax.checkpoints.about import DEFAULT_CROP_FRACTION, About
 from vit_jax.config import image_size as pixels
 from vit_jax.data import transforms
 from vit_jax.data.images import decode_image, to_rgb
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.models.vit import VisionTransformer
-from vit_jax.training.losses import LOSSES
+from vit_jax.models.resnet import BiTResNet
 
-DEFAULT_CROP_FRACTION = 0.875  # shorter side to 256, centre 224
-_FILES = ('params.npz', 'config.json', 'labels.txt')
+_LAYOUTS = {
+    'npz': saving.save_npz,
+    'timm': saving.save_timm,
+    'huggingface': saving.save_hugging_face,
+    'model': saving.save_model_folder,
+}
+_LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-  """A Vision Transformer, its parameters, and how images come into it.
+  """A model, its parameters, and how images come into it.
 
   Attributes:
-    model: the linen module.
+    model: the linen module, a `VisionTransformer` or a `BiTResNet`.
     params: its parameter tree, float32.
     image_size: (height, width) in pixels.
     labels: a name for each class, or None when the file says none.
     crop_fraction: the central part of an image that `preprocess` keeps, in (0, 1].
     loss: 'softmax' (one class an image) or 'sigmoid' (any number), as it was trained.
+    report: what became of the tensors of the file; None for a model that was not loaded.
   """
 
-  model: VisionTransformer
+  model: build.Model
   params: Any
   image_size: tuple[int, int]
   labels: list[str] | None = None
   crop_fraction: float = DEFAULT_CROP_FRACTION
   loss: str = 'softmax'
+  report: fit.Report | None = None
 
   def __repr__(self) -> str:
-    model, (height, width) = self.model, self.image_size
+    fields = build.architecture(self.model)
+    classes, (height, width) = fields.pop('num_classes'), self.image_size
+    size = ', '.join(f'{name} {value}' for name, value in fields.items() if value)
     return (
-        f'Classifier({build.count_parameters(self.params):,} parameters: depth {model.depth}, '
-        f'width {model.width}, {model.num_heads} heads, patches of {model.patch_size}; '
-        f'images {height}x{width}; {model.num_classes:,} classes)'
+        f'Classifier({type(self.model).__name__} of {build.count_parameters(self.params):,} '
+        f'parameters: {size}; images {height}x{width}; {classes:,} classes)'
     )
 
   @functools.cached_property
@@ -59,11 +66,15 @@ class Classifier:
   def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
     """(B, H, W, 3) float in [-1, 1] -> (B, num_classes) float32 logits, or features without one.
 
+    H and W are `image_size`; a ResNet takes any.
+
     Raises:
       ValueError: for another shape or dtype.
     """
     shape, dtype = np.shape(images), getattr(images, 'dtype', np.dtype(float))
-    if len(shape) != 4 or shape[1:] != (*self.image_size, 3) or dtype.kind in 'uib':
+    any_size = isinstance(self.model, BiTResNet) and len(shape) == 4
+    size = shape[1:3] if any_size else self.image_size
+    if len(shape) != 4 or shape[1:] != (*size, 3) or dtype.kind in 'uib':
       raise ValueError(
           f'images are {dtype}{list(shape)}; this model takes floats in [-1, 1] of shape '
           f'(B, {self.image_size[0]}, {self.image_size[1]}, 3), as `preprocess` gives them.'
@@ -89,199 +100,176 @@ class Classifier:
     image = transforms.central_crop(image, self.image_size, self.crop_fraction)
     return image.astype(np.float32) / 127.5 - 1.0
 
-  def save(self, path: epath.PathLike) -> None:
-    """Writes one .npz file in the released layout, or a folder that has labels and sizes, too."""
+  def save(self, path: epath.PathLike, layout: str | None = None) -> None:
+    """Writes the model, whole or not at all.
+
+    Args:
+      path: X.npz (published layout), X.safetensors (timm), X.stablehlo (a portable program with
+        its weights), or a folder (Transformers).
+      layout: 'npz', 'timm', 'stablehlo', 'huggingface' or 'model' (a folder of our own, for any
+        model: params.npz, config.json, labels.txt), when the path does not say it.
+
+    Raises:
+      UserError: for a path that cannot be written, a folder that holds other files, or a model
+        that the layout cannot hold.
+    """
     path = epath.Path(path).expanduser()
-    if path.suffix == '.npz':
-      path.parent.mkdir(parents=True, exist_ok=True)
-      part = path.with_name(path.name + '.part')
-      released.write_npz(part, self.params)
-      part.replace(path)
+    layout = layout or _LAYOUT_OF_SUFFIX.get(path.suffix, 'huggingface')
+    if layout == 'stablehlo':
+      saving.write_file(path, lambda part: part.write_bytes(self.to_stablehlo()))
+    elif layout in _LAYOUTS:
+      labels = self.labels if self.model.num_classes else None
+      about = About(self.image_size, self.crop_fraction, self.loss, labels)
+      if not isinstance(self.model, BiTResNet):
+        numerics = self.model.numerics
+        about = dataclasses.replace(
+            about,
+            gelu='tanh' if numerics.approximate_gelu else 'exact',
+            layer_norm_epsilon=numerics.layer_norm_epsilon,
+        )
+      _LAYOUTS[layout](saving.Saved(self.model, jax.device_get(self.params), about), path)
     else:
-      self._save_folder(path)
+      raise UserError(
+          f'layout is {layout!r}; choose one of {", ".join((*_LAYOUTS, "stablehlo"))}.'
+      )
 
-  def _save_folder(self, folder: epath.Path) -> None:
-    check_replaceable(folder)
-    part = folder.with_name(folder.name + '.part')
-    if part.exists():
-      part.rmtree()
-    part.mkdir(parents=True)
-    released.write_npz(part / 'params.npz', self.params)
-    labels = self.labels if self.model.num_classes else None
-    model = {name: getattr(self.model, name) for name in build.ARCHITECTURE}
-    about = {
-        'model': model,
-        'image_size': self.image_size,
-        'crop_fraction': self.crop_fraction,
-        'loss': self.loss,
-    }
-    (part / 'config.json').write_text(json.dumps(about, indent=2) + '\n')
-    if labels is not None:
-      lines = [' '.join(label.splitlines()) + '\n' for label in labels]
-      (part / 'labels.txt').write_text(''.join(lines))
-    if folder.exists():
-      folder.rmtree()
-    part.rename(folder)
+  def to_stablehlo(self) -> bytes:
+    """The model as a portable program: (b, H, W, 3) float32 -> (b, num_classes) float32.
 
-
-def check_replaceable(folder: epath.Path) -> None:
-  """Raises `UserError` unless `folder` is free for a model, or holds nothing but one."""
-  if folder.exists() and not folder.is_dir():
-    raise UserError(f'{folder} is a file; a model is a folder.')
-  unknown = {child.name for child in folder.iterdir()} - set(_FILES) if folder.exists() else ()
-  if unknown:
-    raise UserError(
-        f'{folder} holds files that are no model ({", ".join(sorted(unknown)[:3])}) and would be '
-        'replaced; move them away.'
-    )
-
-
-def _find(source: epath.PathLike) -> epath.Path:
-  """The npz file that `source` means: itself, or the one of a model/ folder or workdir."""
-  path = epath.Path(source).expanduser()
-  if path.is_dir():
-    for candidate in (path / 'params.npz', path / 'model' / 'params.npz'):
-      if candidate.exists():
-        return candidate
-    raise UserError(f'{path} holds no model: neither params.npz nor model/params.npz is there.')
-  if not path.exists():
-    raise UserError(
-        f'There is no model at {path}; it takes an .npz file or the model/ folder of a run.'
-    )
-  return path
-
-
-def _read_about(npz: epath.Path) -> tuple[dict[str, Any], list[str] | None]:
-  """What a model/ folder says besides the tensors: config.json and the labels."""
-  folder, about, labels = npz.parent, {}, None
-  if npz.name != 'params.npz':
-    return about, labels
-  try:
-    if (folder / 'config.json').exists():
-      about = json.loads((folder / 'config.json').read_text())
-      about = {name: about[name] for name in ('image_size', 'crop_fraction', 'loss')}
-      about['image_size'] = pixels(about['image_size'])
-      if about['loss'] not in LOSSES or not 0 < about['crop_fraction'] <= 1:
-        raise ValueError(about)
-    if (folder / 'labels.txt').exists():
-      labels = (folder / 'labels.txt').read_text().splitlines()
-  except (ValueError, KeyError, TypeError, UserError) as error:
-    raise UserError(f'{folder}/config.json or labels.txt is damaged ({error!r}).') from None
-  return about, labels
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-  """What is on disk: tensors, the architecture they have, and what is said about them."""
-
-  name: str
-  tensors: dict[str, np.ndarray]
-  model: VisionTransformer
-  grid: tuple[int, int]
-  image_size: tuple[int, int]
-  crop_fraction: float
-  loss: str
-  labels: list[str] | None
-
-  def params_for(
-      self, model: VisionTransformer, image_size: tuple[int, int], new_head: bool
-  ) -> Any:
-    """The tensors as parameters of `model` for images of that size."""
-    build.check_image_size(image_size, model.patch_size, 'image_size')
-    return released.fit_to_model(
-        self.tensors,
-        build.abstract_params(model, image_size),
-        old_grid=self.grid,
-        new_grid=tuple(side // model.patch_size for side in image_size),
-        new_head=new_head,
-        source=self.name,
-    )
-
-
-def _read(source: epath.PathLike) -> _File:
-  npz = _find(source)
-  tensors = released.read_npz(npz)
-  about, labels = _read_about(npz)
-  model = build.model_from_tensors(tensors, str(npz))
-  positions = tensors.get('Transformer/posembed_input/pos_embedding')
-  if positions is None or positions.ndim != 3:
-    raise UserError(f'{npz} has no position embeddings of shape (1, N, D).')
-  patches = positions.shape[1] - (model.pool == 'token')
-  if 'image_size' in about:
-    grid = tuple(side // model.patch_size for side in about['image_size'])
-    if grid[0] * grid[1] != patches:
-      raise UserError(f'{npz.parent}/config.json: image_size is not that of the {patches} patches.')
-  else:
-    grid = released.square_grid(patches, str(npz))
-  if labels is not None and len(labels) != model.num_classes:
-    raise UserError(
-        f'{npz.parent}/labels.txt has {len(labels)} names, the head {model.num_classes} classes.'
-    )
-  return _File(
-      name=str(npz),
-      tensors=tensors,
-      model=model,
-      grid=grid,
-      image_size=about.get('image_size', tuple(side * model.patch_size for side in grid)),
-      crop_fraction=about.get('crop_fraction', DEFAULT_CROP_FRACTION),
-      loss=about.get('loss', 'softmax'),
-      labels=labels,
-  )
+    `jax.export.deserialize(data).call(images)` runs it on CPU, TPU or CUDA, for any b, without
+    this package.
+    """
+    batch = jax.export.symbolic_shape('b')[0]
+    images = jax.ShapeDtypeStruct((batch, *self.image_size, 3), np.float32)
+    params = jax.device_get(self.params)
+    program = jax.jit(lambda images: self.model.apply({'params': params}, images))
+    exported = jax.export.export(program, platforms=('cpu', 'tpu', 'cuda'))(images)
+    return bytes(exported.serialize())
 
 
 def load_params(
-    source: epath.PathLike, model: VisionTransformer, image_size: tuple[int, int]
-) -> Any:
+    source: epath.PathLike,
+    model: build.Model,
+    image_size: tuple[int, int],
+    position_resize: str = 'corners',
+    shardings: Any = None,
+) -> tuple[Any, fit.Report]:
   """The weights of `source` to start training `model` from, with a new head (Section 3.2).
 
   Args:
     source: as in `load`.
-    model: must be of the same architecture, but for the head.
+    model: must be of the same architecture, but for the head; its `pre_logits` layer is kept
+      when it has one.
     image_size: (height, width); position embeddings are resized to it.
+    position_resize: as in `load`.
+    shardings: a tree of where the parameters belong; a device gets no more than its part.
+
+  Returns:
+    The parameter tree, and what became of the tensors.
 
   Raises:
     UserError: as `load`, and for another architecture.
   """
-  file = _read(source)
+  found = loading.open_checkpoint(
+      source, image_size, num_heads=getattr(model, 'num_heads', None)
+  )
+  _check_architecture(found, model)
+  tensors, report = _fit(found, model, image_size, True, position_resize)
+  numerics = getattr(found.model, 'numerics', None)
+  ours = getattr(model, 'numerics', None)
+  if numerics and numerics.approximate_gelu != ours.approximate_gelu:
+    theirs = 'tanh' if numerics.approximate_gelu else 'exact'
+    note = f'its GELU is {theirs}, that of config.model.gelu is another'
+    report = dataclasses.replace(report, notes=(*report.notes, note))
+  return fit.read_params(tensors, found.name, shardings), report
+
+
+def _check_architecture(found: loading.Checkpoint, model: build.Model) -> None:
+  if type(found.model) is not type(model):
+    raise UserError(
+        f'{found.name} is a {type(found.model).__name__}, config.model.variant means a '
+        f'{type(model).__name__}.'
+    )
+  there, here = build.architecture(found.model), build.architecture(model)
+  free = {'num_classes'} if here.get('pre_logits') else {'num_classes', 'pre_logits'}
   differing = [
-      f'{name} is {getattr(file.model, name)} there, {getattr(model, name)} in config.model'
-      for name in build.ARCHITECTURE
-      if getattr(file.model, name) != getattr(model, name)
-      and name not in ('num_classes', 'pre_logits')
+      f'{name} is {there[name]} there, {here[name]} in config.model'
+      for name in there
+      if there[name] != here[name] and name not in free
   ]
   if differing:
-    raise UserError(f'{source} is of another architecture: {"; ".join(differing)}.')
-  return file.params_for(model, image_size, new_head=True)
+    raise UserError(f'{found.name} is of another architecture: {"; ".join(differing)}.')
+
+
+def _fit(
+    found: loading.Checkpoint,
+    model: build.Model,
+    image_size: tuple[int, int],
+    new_head: bool,
+    position_resize: str,
+) -> tuple[Any, fit.Report]:
+  """The tensors of a checkpoint as those of `model` for images of that size."""
+  build.check_image_size(image_size, model, 'image_size')
+  return fit.fit_to_model(
+      found.tensors,
+      build.abstract_params(model, image_size),
+      old_grid=found.grid,
+      new_grid=build.patch_grid(image_size, model),
+      new_head=new_head,
+      resize=position_resize,
+      source=found.name,
+      layout=found.layout,
+      ignored=found.ignored,
+  )
 
 
 def load(
     source: epath.PathLike,
     image_size: int | Sequence[int] | None = None,
     num_classes: int | None = None,
+    *,
+    keep_pre_logits: bool = False,
+    position_resize: str = 'corners',
+    num_heads: int | None = None,
+    gelu: str | None = None,
+    shardings: Callable[[Any], Any] | None = None,
 ) -> Classifier:
   """Loads a model; depth, width, heads, patch and head are read off its tensors.
 
   Args:
-    source: an .npz file in the released layout, the `model/` folder of a run, or its workdir.
+    source: a released name ('augreg/…'), an .npz file in any published layout, a .safetensors
+      file or state dict of timm or Transformers, a folder of Transformers, or the workdir, the
+      model/ folder or an Orbax checkpoint of a run.
     image_size: pixels, int or (height, width); position embeddings are resized to it. None
       keeps the size the weights were trained at.
     num_classes: a new, zero-initialised head of that size takes the place of the old one (and
       of `pre_logits`); 0 leaves the head away, so that features come out.
+    keep_pre_logits: keep that layer under a new head.
+    position_resize: 'corners', as the released code resizes, or 'half_pixel'.
+    num_heads: only for files of PyTorch that do not tell it, of an unpublished width.
+    gelu: 'tanh' or 'exact', where the files do not tell it: timm's are taken for 'tanh', with
+      which the released weights were trained.
+    shardings: from the abstract parameter tree to a tree of shardings, for a model that is
+      split over devices; a device gets no more than its part.
 
   Returns:
-    A `Classifier`; call it on images.
+    A `Classifier`; call it on images. Its `report` tells what became of the tensors.
 
   Raises:
-    UserError: for a source that is missing or damaged, that is no Vision Transformer, or whose
+    UserError: for a source that is missing or damaged, that is no model known here, or whose
       patches do not tile `image_size`.
   """
-  file = _read(source)
-  size = file.image_size if image_size is None else pixels(image_size)
   if num_classes is not None and not (type(num_classes) is int and num_classes >= 0):
     raise UserError(f'num_classes is {num_classes!r}; it takes a number of classes, or 0.')
-  model, labels = file.model, file.labels
+  size = None if image_size is None else pixels(image_size)
+  found = loading.open_checkpoint(source, size, num_heads, gelu)
+  model, labels, size = found.model, found.about.labels, size or found.image_size
   if num_classes is not None:
-    pre_logits = 0 if num_classes else model.pre_logits
-    model, labels = model.clone(num_classes=num_classes, pre_logits=pre_logits), None
-  params = file.params_for(model, size, new_head=num_classes is not None)
-  return Classifier(model, jax.device_put(params), size, labels, file.crop_fraction, file.loss)
+    model, labels = model.clone(num_classes=num_classes), None
+    if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
+      model = model.clone(pre_logits=0)
+  tensors, report = _fit(found, model, size, num_classes is not None, position_resize)
+  placed = shardings and shardings(build.abstract_params(model, size))
+  params = fit.read_params(tensors, found.name, placed)
+  about = found.about
+  return Classifier(model, params, size, labels, about.crop_fraction, about.loss, report)

@@ -1,22 +1,24 @@
-"""The released npz layout: reading, writing, resized position embeddings, a swapped head.
+"""The published layouts of parameters: their names and shapes, to the ones in memory and back.
 
-In memory parameters carry the names of current linen; on disk the published, older ones.
+Read are the layouts of google-research/vision_transformer (with the older linen names), of
+big_vision (position embeddings apart from the class token, scanned blocks) and of BiT
+(`resnet/…`). Written are the first and the last. In memory parameters carry the names of
+current linen.
 """
 
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from vit_jax.checkpoints.tensor_files import Tensor
 from vit_jax.errors import UserError
 
+POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _BLOCK = r'(Transformer/encoderblock_\d+/)'
 _TO_LINEN = {
     'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
@@ -24,12 +26,23 @@ _TO_LINEN = {
     'MlpBlock_3': 'MlpBlock_0',
 }
 _TO_PUBLISHED = {linen: published for published, linen in _TO_LINEN.items()}
-_POSITIONS = 'Transformer/posembed_input/pos_embedding'
-
-
-def _rename(name: str, table: Mapping[str, str]) -> str:
-  match = re.match(_BLOCK + r'([^/]+)(/.*)', name)
-  return f'{match[1]}{table.get(match[2], match[2])}{match[3]}' if match else name
+# Where a checkpoint of a whole training state keeps the parameters of the image model.
+_PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/')
+_STACK = 'Transformer/encoderblock/'
+_MAP_HEAD = ('probe', 'MlpBlock_0/', 'MultiHeadDotProductAttention_0/', 'LayerNorm_0/')
+_GROUP_NORM = re.compile(r'(^|/)(gn\d|gn_root|gn_proj|norm-pre-head)/(scale|bias)$')
+_BIT = (  # (name in the files of BiT, name in memory)
+    ('resnet/root_block/standardized_conv2d/kernel', 'root_block/conv_root/kernel'),
+    ('resnet/group_norm/gamma', 'norm-pre-head/scale'),
+    ('resnet/group_norm/beta', 'norm-pre-head/bias'),
+    ('resnet/head/conv2d/kernel', 'head/kernel'),
+    ('resnet/head/conv2d/bias', 'head/bias'),
+)
+_BIT_UNIT = {'a/proj/standardized_conv2d/kernel': 'conv_proj/kernel'}
+for _i, _letter in enumerate('abc', 1):
+  _BIT_UNIT[f'{_letter}/standardized_conv2d/kernel'] = f'conv{_i}/kernel'
+  _BIT_UNIT[f'{_letter}/group_norm/gamma'] = f'gn{_i}/scale'
+  _BIT_UNIT[f'{_letter}/group_norm/beta'] = f'gn{_i}/bias'
 
 
 def flatten(params: Any) -> dict[str, Any]:
@@ -42,143 +55,127 @@ def unflatten(tensors: Mapping[str, Any]) -> Any:
   return traverse_util.unflatten_dict(dict(tensors), sep='/')
 
 
-def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
-  """Reads a released npz file; returns {linen name: array}. Nothing is ever unpickled.
+def _rename(name: str, table: Mapping[str, str]) -> str:
+  match = re.match(_BLOCK + r'([^/]+)(/.*)', name)
+  return f'{match[1]}{table.get(match[2], match[2])}{match[3]}' if match else name
+
+
+def find_layout(tensors: Mapping[str, Any]) -> tuple[str, str] | None:
+  """(layout, prefix of its names) when the names are of a published layout, else None."""
+  for prefix in _PREFIXES:
+    if f'{prefix}resnet/root_block/standardized_conv2d/kernel' in tensors:
+      return 'BiT', prefix
+    if f'{prefix}root_block/conv_root/kernel' in tensors:
+      return 'big_vision', prefix
+    if f'{prefix}embedding/kernel' in tensors:
+      return 'released' if prefix + POSITIONS in tensors else 'big_vision', prefix
+  return None
+
+
+def to_linen(
+    tensors: Mapping[str, Tensor], prefix: str, source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+  """The tensors of a published layout under the names and in the shapes of memory.
+
+  Args:
+    tensors: {name in the file: tensor}.
+    prefix: as `find_layout` tells.
+    source: the name of the file, for error messages.
+
+  Returns:
+    {linen name: tensor}, and the names in the file that lie outside of `prefix`.
 
   Raises:
-    UserError: for a file that is missing, truncated, not an npz, or holds pickled objects.
+    UserError: when two names in the file mean the same parameter.
   """
-  path = epath.Path(path)
-  try:
-    with path.open('rb') as file:
-      if file.read(4) not in (b'PK\x03\x04', b'PK\x05\x06', b'\x93NUM', b''):
-        raise UserError(f'{path} is not an npz file.')
-      file.seek(0)
-      archive = np.load(file, allow_pickle=False)
-      if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f'{path} is a single array, not an npz archive of parameters.')
-      return {_rename(name, _TO_LINEN): archive[name] for name in archive.files}
-  except FileNotFoundError:
-    raise UserError(f'There is no checkpoint at {path}.') from None
-  except (IsADirectoryError, PermissionError) as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-  except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-    raise UserError(f'{path} is not a readable npz file, or a truncated one ({error}).') from None
-  except ValueError as error:
-    if 'pickle' in str(error):
-      raise UserError(
-          f'{path} is not a plain npz file of arrays: it holds pickled Python objects, '
-          'which are never loaded because that can run code.'
-      ) from None
-    raise UserError(f'{path} is not a readable npz file ({error}).') from None
+  ignored = [name for name in tensors if not name.startswith(prefix)]
+  found = {}
+  for name, tensor in tensors.items():
+    if name.startswith(prefix):
+      for new_name, new_tensor in _translate(name.removeprefix(prefix), tensor):
+        if new_name in found:
+          raise UserError(f'{source} holds {new_name} twice, under an old and a new name.')
+        found[new_name] = new_tensor
+  return _with_positions(found), ignored
+
+
+def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+  """One tensor of a file: a renamed one, or one for each block of a scanned stack."""
+  if name.startswith('resnet/'):
+    return [_from_bit(name, tensor)]
+  if name.startswith(_STACK) and tensor.shape:
+    shape = tensor.shape[1:]
+    return [
+        (
+            _rename(f'Transformer/encoderblock_{i}/{name.removeprefix(_STACK)}', _TO_LINEN),
+            tensor.rows(i, i + 1).map(shape, lambda x: x[0]),
+        )
+        for i in range(min(tensor.shape[0], 1000))
+    ]
+  if name.startswith(_MAP_HEAD):  # as models of the time of ViT-G had them
+    return [(f'MAPHead_0/{name}', tensor)]
+  if name in ('pos_embedding', 'Transformer/pos_embedding'):
+    return [('pos_embedding', tensor)]
+  if _GROUP_NORM.search(name) and tensor.shape[:-1] == (1, 1, 1):
+    return [(name, tensor.map(tensor.shape[-1:], np.ravel))]
+  return [(_rename(name, _TO_LINEN), tensor)]
+
+
+def _from_bit(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+  name = re.sub(r'/standardized_conv2d_\d+/', '/standardized_conv2d/', name)
+  name = dict(_BIT).get(name, name)
+  if match := re.fullmatch(r'resnet/(block\d/unit\d\d)/(.*)', name):
+    name = f'{match[1]}/{_BIT_UNIT.get(match[2], match[2])}'
+  if name == 'head/kernel' and tensor.shape[:2] == (1, 1):
+    tensor = tensor.map(tensor.shape[2:], lambda x: x[0, 0])
+  return name, tensor
+
+
+def _with_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+  """Puts big_vision's position embeddings where the released layout has them.
+
+  They are added before the class token joins, so it gets an embedding of zeros. Files from
+  before 2022 have it among them already: a square number of entries and one more.
+  """
+  positions = tensors.pop('pos_embedding', None)
+  if positions is None:
+    return tensors
+  if 'cls' in tensors and len(positions.shape) == 3 and _is_square(positions.shape[1]):
+    batch, count, width = positions.shape
+    positions = positions.map(
+        (batch, count + 1, width),
+        lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1),
+    )
+  return {**tensors, POSITIONS: positions}
+
+
+def _is_square(number: int) -> bool:
+  return round(number**0.5) ** 2 == number
+
+
+def to_published(params: Any) -> dict[str, np.ndarray]:
+  """A parameter tree as {published name: array}, so that existing loaders read it."""
+  tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+  if 'root_block/conv_root/kernel' not in tensors:
+    return {_rename(name, _TO_PUBLISHED): array for name, array in tensors.items()}
+  to_bit = {linen: published for published, linen in _BIT}
+  unit = {linen: published for published, linen in _BIT_UNIT.items()}
+  found = {}
+  for name, array in tensors.items():
+    if match := re.fullmatch(r'(block\d/unit\d\d)/(.*)', name):
+      found[f'resnet/{match[1]}/{unit[match[2]]}'] = array
+    else:
+      found[to_bit[name]] = array[None, None] if name == 'head/kernel' else array
+  return found
 
 
 def write_npz(path: epath.PathLike, params: Any) -> None:
-  """Writes a parameter tree under the published names, so that existing loaders read it."""
-  tensors = {_rename(name, _TO_PUBLISHED): np.asarray(x) for name, x in flatten(params).items()}
-  buffer = io.BytesIO()
-  np.savez(buffer, **tensors)
-  epath.Path(path).write_bytes(buffer.getbuffer())
-
-
-def _interpolation(old: int, new: int) -> np.ndarray:
-  """(new, old) weights of linear interpolation with aligned corners."""
-  position = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
-  low = np.minimum(position.astype(int), max(old - 2, 0))
-  weights = np.zeros((new, old))
-  weights[np.arange(new), low] = 1 - (position - low)
-  weights[np.arange(new), np.minimum(low + 1, old - 1)] += position - low
-  return weights
-
-
-def resize_position_embedding(
-    embedding: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> np.ndarray:
-  """Bilinear, corner-aligned interpolation as in the released code (Section 3.2).
-
-  Args:
-    embedding: (1, N, D), or (1, N + 1, D) with an entry for the class token, which is kept.
-    old_grid, new_grid: (rows, columns) of patches.
-
-  Returns:
-    (1, N', D) or (1, N' + 1, D) in the same dtype.
-  """
-  tokens = embedding.shape[1] - old_grid[0] * old_grid[1]  # 1 with a class token, else 0
-  token, grid = np.split(np.asarray(embedding), [tokens], axis=1)
-  grid = grid.reshape(*old_grid, -1)
-  rows, columns = (_interpolation(*pair) for pair in zip(old_grid, new_grid, strict=True))
-  grid = np.einsum('ah,bw,hwd->abd', rows, columns, grid, optimize=True)
-  grid = grid.reshape(1, new_grid[0] * new_grid[1], -1)
-  return np.concatenate([token, grid.astype(embedding.dtype)], axis=1)
-
-
-def square_grid(num_tokens: int, source: str) -> tuple[int, int]:
-  """The grid of a square image with `num_tokens` patches."""
-  side = round(num_tokens**0.5)
-  if side * side != num_tokens:
-    raise UserError(
-        f'{source} has position embeddings for {num_tokens} patches, which is no square; '
-        'it needs the config.json that says its image size.'
-    )
-  return side, side
-
-
-def fit_to_model(
-    tensors: Mapping[str, np.ndarray],
-    abstract: Any,
-    *,
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    new_head: bool,
-    source: str,
-) -> Any:
-  """Makes the tensors of a checkpoint the parameters of a model (Section 3.2).
-
-  Args:
-    tensors: {linen name: array} of the checkpoint.
-    abstract: the model's tree of `ShapeDtypeStruct`s.
-    old_grid, new_grid: patches of the checkpoint's and of the model's images.
-    new_head: drop the checkpoint's head for a zero-initialised one; a `pre_logits` layer that
-      the model does not have is then dropped, too.
-    source: the checkpoint's name, for error messages.
-
-  Returns:
-    The parameter tree, numpy float32.
-
-  Raises:
-    UserError: naming the first tensors that differ.
-  """
-  tensors, wanted = dict(tensors), flatten(abstract)
-  if new_head:
-    for name in [name for name in tensors if name.startswith('head/')]:
-      del tensors[name]
-    tensors.update({
-        name: np.zeros(leaf.shape, leaf.dtype)
-        for name, leaf in wanted.items()
-        if name.startswith('head/')
-    })
-    if 'pre_logits/kernel' not in wanted:
-      tensors.pop('pre_logits/kernel', None)
-      tensors.pop('pre_logits/bias', None)
-  if old_grid != new_grid and _POSITIONS in tensors:
-    tensors[_POSITIONS] = resize_position_embedding(tensors[_POSITIONS], old_grid, new_grid)
-
-  def shape(tree: Mapping[str, Any], name: str) -> str:
-    return str(tuple(tree[name].shape)) if name in tree else 'missing'
-
-  differing = [
-      f'{name} (file: {shape(tensors, name)}, model: {shape(wanted, name)})'
-      for name in sorted(tensors.keys() | wanted.keys())
-      if shape(tensors, name) != shape(wanted, name)
-  ]
-  if differing:
-    raise UserError(
-        f'{source} does not fit the model in {len(differing)} tensors: '
-        f'{"; ".join(differing[:3])}{"; …" if len(differing) > 3 else "."}'
-    )
-  for name, leaf in tensors.items():
-    if leaf.dtype.kind != 'f' or not np.isfinite(leaf).all():
-      raise UserError(
-          f'{source}: the tensor {name} ({leaf.dtype}) holds values that are not finite floats.'
-      )
-  return jax.tree.map(lambda x: np.asarray(x, np.float32), unflatten(tensors))
+  """Writes a parameter tree as an npz file in the published layout."""
+  path = epath.Path(path)
+  if hasattr(path, 'drive'):  # a local file takes the arrays one by one
+    with path.open('wb') as file:
+      np.savez(file, **to_published(params))
+  else:
+    buffer = io.BytesIO()
+    np.savez(buffer, **to_published(params))
+    path.write_bytes(buffer.getbuffer())

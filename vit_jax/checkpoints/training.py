@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vit_jax.errors import UserError, first_line
@@ -101,3 +103,42 @@ def with_shardings(abstract_state: Any, shardings: Any) -> Any:
       abstract_state,
       shardings,
   )
+
+
+def find_step(folder: epath.Path) -> epath.Path | None:
+  """The newest complete step in a workdir, in its checkpoints/, or `folder` if it is a step."""
+  for candidate in (folder, folder / 'default'):
+    if (candidate / '_METADATA').exists():
+      return candidate
+  for candidate in (folder / 'checkpoints', folder):
+    steps = ocp.utils.checkpoint_steps(candidate) if candidate.exists() else ()
+    if steps:
+      return candidate / str(max(steps)) / 'default'
+  return None
+
+
+def read_step(folder: epath.Path) -> dict[str, np.ndarray]:
+  """The parameters in an Orbax checkpoint (the average, where one is kept), by their names.
+
+  Args:
+    folder: as `find_step` finds it.
+
+  Raises:
+    UserError: for a checkpoint that cannot be read.
+  """
+  try:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(folder).item_metadata.tree
+      key = next((key for key in ('average', 'params') if tree.get(key)), None)
+      item = {key: tree[key]} if key else tree
+      restored = checkpointer.restore(
+          folder,
+          args=ocp.args.PyTreeRestore(
+              item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item),
+              restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), item),
+              partial_restore=True,
+          ),
+      )
+  except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen kinds
+    raise UserError(f'The checkpoint {folder} cannot be read ({first_line(error)}).') from None
+  return traverse_util.flatten_dict(restored[key] if key else restored, sep='/')

@@ -1,5 +1,6 @@
-"""From a config or from checkpoint tensors to a `VisionTransformer`, and its parameter shapes."""
+"""From a config or from checkpoint tensors to a model, and its parameter shapes."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,14 +10,30 @@ import jax.numpy as jnp
 import ml_collections
 
 from vit_jax.errors import UserError
-from vit_jax.models.variants import VARIANTS
-from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.resnet import BiTResNet, hybrid_stride
+from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
+from vit_jax.models.vit import Numerics, VisionTransformer
+
+Model = VisionTransformer | BiTResNet
 
 POOLS = ('token', 'gap', 'map')
+GELUS = ('tanh', 'exact')
+RELEASED_NUMERICS = Numerics()
+_MAX_DEPTH = 1000
+_ATTENTION = 'MultiHeadDotProductAttention_0'
 # The fields of a model that its parameters determine.
-ARCHITECTURE = (
-    'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads', 'num_classes', 'pool', 'pre_logits'
-)  # fmt: skip
+_ARCHITECTURE = {
+    VisionTransformer: (
+        'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads', 'num_classes', 'pool',
+        'pre_logits', 'resnet_width', 'resnet_blocks',
+    ),
+    BiTResNet: ('width', 'blocks', 'num_classes'),
+}  # fmt: skip
+
+
+def architecture(model: Model) -> dict[str, Any]:
+  """The fields of a model that its parameters determine."""
+  return {name: getattr(model, name) for name in _ARCHITECTURE[type(model)]}
 
 
 def resolve_dtype(name: str) -> Any:
@@ -31,22 +48,34 @@ def resolve_dtype(name: str) -> Any:
   return choices[name]
 
 
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> str:
+  if value not in choices:
+    raise UserError(f'config.model.{name} is {value!r}; choose one of {", ".join(choices)}.')
+  return value
+
+
 def model_from_config(
     config: ml_collections.ConfigDict,
     num_classes: int,
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-) -> VisionTransformer:
-  """Builds what `config.model` describes: a row of `VARIANTS`, and what overrides it.
+) -> Model:
+  """Builds what `config.model` describes: a row of a table of variants, and what overrides it.
 
   Raises:
-    UserError: for an unknown variant, pool or dtype, or a width the heads do not divide.
+    UserError: for an unknown variant, pool, GELU or dtype, or sizes that do not go together.
   """
-  if config.variant not in VARIANTS:
-    raise UserError(
-        f'config.model.variant is {config.variant!r}; choose one of {", ".join(VARIANTS)}.'
+  _choose('variant', config.variant, (*VARIANTS, *RESNET_VARIANTS))
+  dtype = resolve_dtype(config.dtype)
+  if config.variant in RESNET_VARIANTS:
+    row = RESNET_VARIANTS[config.variant]
+    return BiTResNet(
+        width=config.resnet_width or row.width,
+        blocks=tuple(config.resnet_blocks) or row.blocks,
+        num_classes=num_classes,
+        head_bias_init=config.head_bias_init,
+        dtype=dtype,
+        constrain=constrain,
     )
-  if config.pool not in POOLS:
-    raise UserError(f'config.model.pool is {config.pool!r}; choose one of {", ".join(POOLS)}.')
   variant = VARIANTS[config.variant]
   model = VisionTransformer(
       patch_size=config.patch_size,
@@ -55,77 +84,159 @@ def model_from_config(
       mlp_dim=config.mlp_dim or variant.mlp_dim,
       num_heads=config.num_heads or variant.num_heads,
       num_classes=num_classes,
-      pool=config.pool,
+      pool=_choose('pool', config.pool, POOLS),
       pre_logits=config.pre_logits,
       dropout_rate=config.dropout_rate,
       attention_dropout_rate=config.attention_dropout_rate,
       stochastic_depth_rate=config.stochastic_depth_rate,
       head_bias_init=config.head_bias_init,
-      dtype=resolve_dtype(config.dtype),
+      resnet_width=config.resnet_width,
+      resnet_blocks=tuple(config.resnet_blocks),
+      numerics=Numerics(
+          dtype, _choose('gelu', config.gelu, GELUS) == 'tanh', config.layer_norm_epsilon
+      ),
       constrain=constrain,
   )
   if model.width % model.num_heads:
     raise UserError(
         f'config.model: the width {model.width} is not a multiple of the {model.num_heads} heads.'
     )
+  if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
+    raise UserError(
+        f'config.model.resnet_width is {model.resnet_width}; a ResNet takes a multiple of 32.'
+    )
+  stride = hybrid_stride(model.resnet_blocks)
+  if model.resnet_width and model.patch_size % stride:
+    raise UserError(
+        f'config.model.patch_size is {model.patch_size}; with this ResNet it is a multiple of '
+        f'{stride} pixels.'
+    )
   return model
 
 
-def model_from_tensors(tensors: Mapping[str, Any], source: str) -> VisionTransformer:
+def model_from_tensors(
+    tensors: Mapping[str, Any], source: str, numerics: Numerics = RELEASED_NUMERICS
+) -> Model:
   """Reads the architecture off parameter names and shapes.
 
   Args:
     tensors: {'embedding/kernel': array, …} with current linen names (promise 1 of the design).
     source: where the tensors come from, for the error message.
+    numerics: what the tensors do not tell.
 
   Raises:
-    UserError: when the tensors are not those of a plain Vision Transformer.
+    UserError: when the tensors are not those of a model here.
   """
   try:
-    patch_size = tensors['embedding/kernel'].shape[0]
-    _, num_heads, head_dim = tensors[
-        'Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel'
-    ].shape
-    mlp_dim = tensors['Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel'].shape[1]
-    pre_logits = tensors['pre_logits/kernel'].shape[1] if 'pre_logits/kernel' in tensors else 0
-    num_classes = tensors['head/kernel'].shape[1] if 'head/kernel' in tensors else 0
+    if 'root_block/conv_root/kernel' in tensors:
+      return _resnet_from_tensors(tensors)
+    return _vit_from_tensors(tensors, numerics)
   except KeyError as error:
     raise UserError(
-        f'{source} is not a Vision Transformer in the released layout: it has no tensor {error}.'
+        f'{source} is no Vision Transformer or BiT in a layout that is known here: it has no '
+        f'tensor {error}.'
     ) from None
   except (ValueError, IndexError):
     raise UserError(
         f'{source}: its tensors do not have the shapes of a Vision Transformer.'
     ) from None
-  blocks = {m[1] for name in tensors if (m := re.match(r'Transformer/encoderblock_(\d+)/', name))}
+
+
+def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
+  patch, _, _, width = tensors['embedding/kernel'].shape
+  block = 'Transformer/encoderblock_0'
+  _, num_heads, head_dim = tensors[f'{block}/{_ATTENTION}/query/kernel'].shape
+  _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
+  resnet_width, resnet_blocks = 0, ()
+  if 'conv_root/kernel' in tensors:
+    resnet_width = tensors['conv_root/kernel'].shape[3]
+    resnet_blocks = _units(tensors)
+    if resnet_width < 32 or resnet_width % 32:
+      raise ValueError(resnet_width)
+  if min(patch, width, num_heads, mlp_dim) < 1 or width != num_heads * head_dim:
+    raise ValueError(width)
   pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
   return VisionTransformer(
-      patch_size=patch_size,
-      width=num_heads * head_dim,
-      depth=len(blocks),
+      patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
+      width=width,
+      depth=_count(tensors, r'Transformer/encoderblock_(\d+)/'),
       mlp_dim=mlp_dim,
       num_heads=num_heads,
-      num_classes=num_classes,
+      num_classes=_outputs(tensors, 'head/kernel'),
       pool=pool,
-      pre_logits=pre_logits,
+      pre_logits=_outputs(tensors, 'pre_logits/kernel'),
+      resnet_width=resnet_width,
+      resnet_blocks=resnet_blocks,
+      numerics=numerics,
   )
 
 
-def check_image_size(image_size: tuple[int, int], patch_size: int, what: str) -> None:
-  """Raises `UserError` unless the patches tile the image."""
+def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:
+  width = tensors['root_block/conv_root/kernel'].shape[3]
+  if width < 32 or width % 32:
+    raise ValueError(width)
+  return BiTResNet(width, _units(tensors), num_classes=_outputs(tensors, 'head/kernel'))
+
+
+def _outputs(tensors: Mapping[str, Any], name: str) -> int:
+  """The columns of a kernel, 0 where there is none."""
+  if name not in tensors:
+    return 0
+  _, outputs = tensors[name].shape
+  if outputs < 1:
+    raise ValueError(outputs)
+  return outputs
+
+
+def _count(tensors: Mapping[str, Any], pattern: str) -> int:
+  """How many different first groups the pattern finds at the start of names."""
+  count = len({match[1] for name in tensors if (match := re.match(pattern, name))})
+  if count > _MAX_DEPTH:
+    raise ValueError(count)
+  return count
+
+
+def _units(tensors: Mapping[str, Any]) -> tuple[int, ...]:
+  """The number of units in each stage of a ResNet."""
+  stages = _count(tensors, r'block(\d+)/')
+  return tuple(_count(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(stages))
+
+
+def check_image_size(image_size: tuple[int, int], model: Model, what: str) -> None:
+  """Raises `UserError` unless the model takes images of that size."""
   height, width = image_size
-  if min(height, width) < patch_size or height % patch_size or width % patch_size:
+  if isinstance(model, BiTResNet):  # takes any size that its strides leave something of
+    if min(height, width) < 1:
+      raise UserError(f'{what} is {height}x{width} pixels; both must be positive.')
+    return
+  patch = model.patch_size
+  if min(height, width) < patch or height % patch or width % patch:
     raise UserError(
-        f'{what} is {height}x{width} pixels, which patches of {patch_size} pixels do not tile; '
-        f'{max(height // patch_size, 1) * patch_size}x{max(width // patch_size, 1) * patch_size} '
-        'would do.'
+        f'{what} is {height}x{width} pixels, which patches of {patch} pixels do not tile; '
+        f'{max(height // patch, 1) * patch}x{max(width // patch, 1) * patch} would do.'
     )
 
 
-def abstract_params(model: VisionTransformer, image_size: tuple[int, int]) -> Any:
-  """The parameter tree of `model` as `ShapeDtypeStruct`s; nothing is allocated."""
+def patch_grid(image_size: tuple[int, int], model: Model) -> tuple[int, int] | None:
+  """(rows, columns) of patches; None for a model without them."""
+  if isinstance(model, BiTResNet):
+    return None
+  return image_size[0] // model.patch_size, image_size[1] // model.patch_size
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_params(model: Model, image_size: tuple[int, int]) -> Any:
+  """The parameter tree of `model` as `ShapeDtypeStruct`s; nothing is allocated.
+
+  All blocks of a Transformer are alike, so one is traced and stands for all.
+  """
   images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), images)['params']
+  one = model.clone(depth=1) if isinstance(model, VisionTransformer) else model
+  params = jax.eval_shape(one.init, jax.random.key(0), images)['params']
+  if isinstance(model, VisionTransformer):
+    block = params['Transformer'].pop('encoderblock_0')
+    params['Transformer'] |= {f'encoderblock_{i}': block for i in range(model.depth)}
+  return params
 
 
 def count_parameters(params: Any) -> int:

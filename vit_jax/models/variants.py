@@ -24,3 +24,22 @@ VARIANTS = {
     # arXiv 2106.04560 (Scaling Vision Transformers), Table 2.
     'g': Variant(width=1408, depth=40, mlp_dim=6144, num_heads=16),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetVariant:
+  """The size of a BiT ResNet: features of the stem, units of each of the four stages."""
+
+  width: int
+  blocks: tuple[int, ...]
+
+
+# arXiv 1912.11370 (BiT): the architectures of its released files, R<layers>x<width factor>.
+RESNET_VARIANTS = {
+    'R50x1': ResNetVariant(64, (3, 4, 6, 3)),
+    'R50x3': ResNetVariant(192, (3, 4, 6, 3)),
+    'R101x1': ResNetVariant(64, (3, 4, 23, 3)),
+    'R101x3': ResNetVariant(192, (3, 4, 23, 3)),
+    'R152x2': ResNetVariant(128, (3, 8, 36, 3)),
+    'R152x4': ResNetVariant(256, (3, 8, 36, 3)),
+}

@@ -5,6 +5,7 @@ Parameter names and shapes are the released ones, under the names current linen 
 Shapes: B batch, H W image, P patch size, N tokens, D width, K heads, M mlp_dim, C classes.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,25 +13,48 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.resnet import hybrid_features, hybrid_stride
+
 Array = jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+  """What changes the numbers but no parameter.
+
+  Attributes:
+    dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32.
+    approximate_gelu: the tanh approximation, as the released JAX weights were trained with;
+      PyTorch's are mostly trained with the exact GELU.
+    layer_norm_epsilon: 1e-6 in the released JAX code and in timm, 1e-12 in Transformers.
+  """
+
+  dtype: Any = jnp.float32
+  approximate_gelu: bool = True
+  layer_norm_epsilon: float = 1e-6
+
+  def layer_norm(self, name: str | None = None) -> nn.LayerNorm:
+    """A LayerNorm of these numerics."""
+    return nn.LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
+
+
 class MlpBlock(nn.Module):
-  """Dense, GELU (tanh approximation), dense: (B, N, D) -> (B, N, D)."""
+  """Dense, GELU, dense: (B, N, D) -> (B, N, D)."""
 
   mlp_dim: int
   dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
+  numerics: Numerics = Numerics()
 
   @nn.compact
   def __call__(self, x: Array, *, deterministic: bool) -> Array:
     width = x.shape[-1]
     dense = dict(
-        dtype=self.dtype,
+        dtype=self.numerics.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
         bias_init=nn.initializers.normal(stddev=1e-6),
     )
-    x = nn.gelu(nn.Dense(self.mlp_dim, **dense)(x), approximate=True)  # (B, N, M)
+    x = nn.Dense(self.mlp_dim, **dense)(x)  # (B, N, M)
+    x = nn.gelu(x, approximate=self.numerics.approximate_gelu)
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     x = nn.Dense(width, **dense)(x)  # (B, N, D)
     return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
@@ -72,7 +96,7 @@ class EncoderBlock(nn.Module):
   dropout_rate: float = 0.0
   attention_dropout_rate: float = 0.0
   stochastic_depth_rate: float = 0.0
-  dtype: Any = jnp.float32
+  numerics: Numerics = Numerics()
 
   @nn.compact
   def __call__(self, x: Array, *, deterministic: bool) -> Array:
@@ -80,15 +104,15 @@ class EncoderBlock(nn.Module):
       drop = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2))
       return drop(branch, deterministic=deterministic)
 
-    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
+    y = self.numerics.layer_norm()(x)
     y = MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout_rate, self.dtype
+        self.num_heads, self.attention_dropout_rate, self.numerics.dtype
     )(y, y, deterministic=deterministic)
     y = nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
     x = x + drop_branch(y)
 
-    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
-    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.dtype)(y, deterministic=deterministic)
+    y = self.numerics.layer_norm()(x)
+    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, deterministic=deterministic)
     return x + drop_branch(y)
 
 
@@ -111,7 +135,7 @@ class Encoder(nn.Module):
   dropout_rate: float
   attention_dropout_rate: float
   stochastic_depth_rate: float
-  dtype: Any
+  numerics: Numerics
   constrain: Callable[[Array], Array]
 
   @nn.compact
@@ -127,11 +151,11 @@ class Encoder(nn.Module):
           self.attention_dropout_rate,
           # Linear in depth, none in the first block, all of it in the last.
           self.stochastic_depth_rate * i / max(self.depth - 1, 1),
-          self.dtype,
+          self.numerics,
           name=f'encoderblock_{i}',
       )(x, deterministic=deterministic)
       x = self.constrain(x)
-    return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='encoder_norm')(x)
+    return self.numerics.layer_norm('encoder_norm')(x)
 
 
 class MAPHead(nn.Module):
@@ -139,17 +163,17 @@ class MAPHead(nn.Module):
 
   mlp_dim: int
   num_heads: int
-  dtype: Any
+  numerics: Numerics
 
   @nn.compact
   def __call__(self, x: Array, *, deterministic: bool) -> Array:
     shape = (1, 1, x.shape[-1])
-    probe = self.param('probe', nn.initializers.xavier_uniform(), shape).astype(self.dtype)
+    probe = self.param('probe', nn.initializers.xavier_uniform(), shape).astype(self.numerics.dtype)
     probe = jnp.tile(probe, (x.shape[0], 1, 1))
-    attention = MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)
+    attention = MultiHeadDotProductAttention(self.num_heads, dtype=self.numerics.dtype)
     x = attention(probe, x, deterministic=deterministic)  # (B, 1, D)
-    y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
-    x = x + MlpBlock(self.mlp_dim, dtype=self.dtype)(y, deterministic=deterministic)
+    y = self.numerics.layer_norm()(x)
+    x = x + MlpBlock(self.mlp_dim, numerics=self.numerics)(y, deterministic=deterministic)
     return x[:, 0]
 
 
@@ -160,14 +184,16 @@ class VisionTransformer(nn.Module):
   (B, pre_logits) float32.
 
   Attributes:
-    patch_size: P, in pixels; it must divide H and W.
+    patch_size: P, the pixels of a token; it must divide H and W.
     width, depth, mlp_dim, num_heads: the size (Table 1 of the paper).
     num_classes: C; 0 leaves the head away.
     pool: 'token' (class token), 'gap' (global average pooling) or 'map' (attention pooling).
     pre_logits: width of the tanh layer before the head (Section 3.1); 0 leaves it away.
     dropout_rate, attention_dropout_rate, stochastic_depth_rate: in [0, 1), while training.
     head_bias_init: first value of the head's bias; about -log(C) suits sigmoid losses.
-    dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32.
+    resnet_width: features of the stem of a hybrid model's ResNet; 0: patches of pixels.
+    resnet_blocks: units of each of its stages; none leaves only the stem (R+Ti/16).
+    numerics: dtype, GELU and LayerNorm epsilon.
     constrain: applied to the tokens at block boundaries; says how they are sharded.
   """
 
@@ -183,15 +209,20 @@ class VisionTransformer(nn.Module):
   attention_dropout_rate: float = 0.0
   stochastic_depth_rate: float = 0.0
   head_bias_init: float = 0.0
-  dtype: Any = jnp.float32
+  resnet_width: int = 0
+  resnet_blocks: tuple[int, ...] = ()
+  numerics: Numerics = Numerics()
   constrain: Callable[[Array], Array] = lambda x: x
 
   @nn.compact
   def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
-    patch = (self.patch_size, self.patch_size)
+    dtype, patch, x = self.numerics.dtype, self.patch_size, images
+    if self.resnet_width:
+      x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)
+      patch //= hybrid_stride(self.resnet_blocks)
     x = nn.Conv(
-        self.width, patch, patch, padding='VALID', dtype=self.dtype, name='embedding'
-    )(images)  # (B, H/P, W/P, D)
+        self.width, (patch, patch), (patch, patch), padding='VALID', dtype=dtype, name='embedding'
+    )(x)  # (B, H/P, W/P, D)
     x = x.reshape(x.shape[0], -1, self.width)  # (B, N, D)
     if self.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
@@ -203,7 +234,7 @@ class VisionTransformer(nn.Module):
         self.dropout_rate,
         self.attention_dropout_rate,
         self.stochastic_depth_rate,
-        self.dtype,
+        self.numerics,
         self.constrain,
         name='Transformer',
     )(x, deterministic=deterministic)
@@ -212,7 +243,7 @@ class VisionTransformer(nn.Module):
     elif self.pool == 'gap':
       x = x.mean(axis=1, dtype=jnp.float32)
     else:
-      x = MAPHead(self.mlp_dim, self.num_heads, self.dtype, name='MAPHead_0')(
+      x = MAPHead(self.mlp_dim, self.num_heads, self.numerics, name='MAPHead_0')(
           x, deterministic=deterministic
       )
     x = x.astype(jnp.float32)  # (B, D)

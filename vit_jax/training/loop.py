@@ -43,7 +43,7 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
     params = multihost_utils.process_allgather(params, tiled=True)
   if jax.process_index() == 0:
     try:
-      dataclasses.replace(vit, params=jax.device_get(params)).save(workdir / 'model')
+      dataclasses.replace(vit, params=jax.device_get(params)).save(workdir / 'model', 'model')
     except OSError as error:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
@@ -86,21 +86,22 @@ def train_and_evaluate(
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   resuming = has_checkpoint(workdir)
-  start_params = None if resuming else setup.initial_params(config, model, size)
-  setup.open_workdir(config, workdir)
   init = functools.partial(
       init_state, model, optimizer, size, config.seed, config.polyak_decay > 0
   )
   abstract = jax.eval_shape(init)
   shardings = mesh_lib.state_shardings(abstract, mesh)
+  start_params, report = None, None
+  if not resuming:
+    start_params, report = setup.initial_params(config, model, size, shardings.params)
+  setup.open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = checkpointer.latest_step() or 0
   if first_step:
     state = checkpointer.restore(first_step, with_shardings(abstract, shardings))
   else:
-    if start_params is not None:
-      start_params = mesh_lib.place_tree(start_params, shardings.params)
-    state = jax.jit(init, out_shardings=shardings)(start_params)
+    state = jax.jit(init, out_shardings=shardings, donate_argnums=0)(start_params)
+    del start_params
 
   # The steps.
   train_step = jax.jit(
@@ -148,6 +149,8 @@ def train_and_evaluate(
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   progress = Progress(first_step, total_steps, config.batch_size, jax.process_index() == 0)
   progress.start(mesh, build.count_parameters(abstract.params), (train, test), workdir)
+  if report is not None:
+    progress.say(str(report))
   previous, result = None, None
   with checkpointer, writer, progress:
     for step, batch in enumerate(train_batches, start=first_step + 1):

@@ -7,11 +7,12 @@ import ml_collections
 from etils import epath
 
 from vit_jax import config as config_lib
+from vit_jax.checkpoints.fit import RESIZE_METHODS, Report
+from vit_jax.checkpoints.saving import check_replaceable
 from vit_jax.checkpoints.training import has_checkpoint
-from vit_jax.classifier import check_replaceable, load_params
+from vit_jax.classifier import load_params
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.models.vit import VisionTransformer
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training.losses import LOSSES
 
@@ -22,11 +23,11 @@ _RANGES = {
     **dict.fromkeys(
         ('total_steps', 'batch_size', 'accumulation_steps', 'log_every', 'eval_every',
          'checkpoint.every', 'checkpoint.keep', 'model.patch_size', 'optimizer.epsilon',
-         'schedule.timescale'), _POSITIVE),
+         'schedule.timescale', 'model.layer_norm_epsilon'), _POSITIVE),
     **dict.fromkeys(
         ('eval_batch_size', 'model.width', 'model.depth', 'model.mlp_dim', 'model.num_heads',
-         'model.pre_logits', 'data.threads', 'optimizer.weight_decay', 'optimizer.clip_norm',
-         'schedule.learning_rate', 'schedule.end', 'schedule.cooldown_steps'), _NOT_NEGATIVE),
+         'model.pre_logits', 'model.resnet_width', 'data.threads', 'optimizer.weight_decay',
+         'optimizer.clip_norm', 'schedule.learning_rate', 'schedule.end', 'schedule.cooldown_steps'), _NOT_NEGATIVE),
     **dict.fromkeys(
         ('polyak_decay', 'label_smoothing', 'model.dropout_rate', 'model.attention_dropout_rate',
          'model.stochastic_depth_rate', 'optimizer.b1', 'optimizer.b2'), _RATE),
@@ -39,6 +40,11 @@ def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> 
   """Raises `UserError` for values that cannot work, before anything is read or written."""
   if config.loss not in LOSSES:
     raise UserError(f'config.loss is {config.loss!r}; choose one of {", ".join(LOSSES)}.')
+  if config.position_resize not in RESIZE_METHODS:
+    raise UserError(
+        f'config.position_resize is {config.position_resize!r}; choose one of '
+        f'{", ".join(RESIZE_METHODS)}.'
+    )
   for name, value in config_lib.flat_fields(config).items():
     if name in _RANGES and not _RANGES[name][0](value):
       raise UserError(f'config.{name} is {value}; it must be {_RANGES[name][1]}.')
@@ -54,7 +60,9 @@ def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> 
       mesh, config.eval_batch_size or config.batch_size, 'config.eval_batch_size'
   )
   size = config_lib.image_size(config.data.image_size)
-  build.check_image_size(size, config.model.patch_size, 'config.data.image_size')
+  build.check_image_size(
+      size, build.model_from_config(config.model, num_classes=1), 'config.data.image_size'
+  )
 
 
 def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
@@ -74,11 +82,15 @@ def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
 
 
 def initial_params(
-    config: ml_collections.ConfigDict, model: VisionTransformer, size: tuple[int, int]
-) -> Any:
-  """The weights of `config.init_from`, resized to this run, with a new head; None without."""
+    config: ml_collections.ConfigDict,
+    model: build.Model,
+    size: tuple[int, int],
+    shardings: Any,
+) -> tuple[Any, Report | None]:
+  """The weights of `config.init_from`, resized to this run, with a new head; None without.
+
+  A device gets no more than its part of them.
+  """
   if not config.init_from:
-    return None
-  if model.pre_logits:
-    raise UserError('config.model.pre_logits: with config.init_from the head is one new layer.')
-  return load_params(config.init_from, model, size)
+    return None, None
+  return load_params(config.init_from, model, size, config.position_resize, shardings)

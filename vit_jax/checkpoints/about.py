@@ -1,0 +1,220 @@
+"""What is said about a model besides its tensors: sizes, labels, preprocessing.
+
+It stands in the config.json of our own folders, of Transformers and of timm, or in the header
+of a safetensors file that we wrote.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from vit_jax.checkpoints.tensor_files import Tensor
+from vit_jax.config import image_size as pixels
+from vit_jax.errors import UserError
+from vit_jax.training.losses import LOSSES
+
+KEY = 'vit_jax'  # where our own facts stand in other people's files
+DEFAULT_CROP_FRACTION = 0.875  # shorter side to 256, centre 224
+_GELUS = {
+    'gelu': 'exact', 'gelu_python': 'exact', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh',
+    'gelu_fast': 'tanh', 'gelu_accurate': 'tanh', 'gelu_tanh': 'tanh',
+}  # fmt: skip
+_HALF = (0.5, 0.5, 0.5)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
+           RecursionError)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+  """Facts about a model that its tensors do not tell.
+
+  Attributes:
+    image_size: (height, width) in pixels; None when unknown.
+    crop_fraction: the central part of an image that is looked at, in (0, 1].
+    loss: 'softmax' or 'sigmoid'.
+    labels: a name for each class; None when unknown.
+    num_heads: None when unknown.
+    gelu: 'tanh' or 'exact'.
+    layer_norm_epsilon: positive.
+    mean, std: with which pixels in [0, 1] were normalized, for red, green and blue.
+  """
+
+  image_size: tuple[int, int] | None = None
+  crop_fraction: float = DEFAULT_CROP_FRACTION
+  loss: str = 'softmax'
+  labels: list[str] | None = None
+  num_heads: int | None = None
+  gelu: str = 'tanh'
+  layer_norm_epsilon: float = 1e-6
+  mean: tuple[float, float, float] = _HALF
+  std: tuple[float, float, float] = _HALF
+
+  def __post_init__(self):
+    right = (
+        self.loss in LOSSES
+        and 0 < self.crop_fraction <= 1
+        and self.gelu in ('tanh', 'exact')
+        and 0 <= self.layer_norm_epsilon < 1
+        and (self.num_heads is None or (type(self.num_heads) is int and self.num_heads > 0))
+        and (self.labels is None or all(isinstance(label, str) for label in self.labels))
+        and len(self.mean) == len(self.std) == 3
+        and min(self.std) > 0
+    )
+    if not right:
+      raise ValueError(f'it has a value that no model has: {dataclasses.asdict(self)}'[:300])
+
+  @classmethod
+  def read(cls, folder: epath.Path) -> 'About':
+    """From config.json and what stands beside it; `folder` may have none of them.
+
+    Raises:
+      UserError: when one of them is damaged.
+    """
+    try:
+      config = _read_json(folder / 'config.json')
+      if 'architecture' in config or 'pretrained_cfg' in config:
+        return cls._from_timm(config)
+      if 'model_type' in config or 'architectures' in config:
+        return cls._from_hugging_face(config, _read_json(folder / 'preprocessor_config.json'))
+      if (folder / 'config.json').exists():
+        for name in ('image_size', 'crop_fraction', 'loss'):
+          _ = config[name]  # a KeyError names what is missing
+      labels = None
+      if (folder / 'labels.txt').exists():
+        labels = (folder / 'labels.txt').read_text().splitlines()
+      return cls.from_facts(config, labels)
+    except (*_DAMAGE, OSError, UserError) as error:
+      raise UserError(f'{folder}/config.json or a file beside it is damaged ({error!r}).') from None
+
+  @classmethod
+  def from_facts(cls, facts: Mapping[str, Any], labels: list[str] | None) -> 'About':
+    """From what `facts` wrote."""
+    size = facts.get('image_size')
+    model = facts.get('model') or {}
+    return cls(
+        image_size=None if size is None else pixels(size),
+        crop_fraction=facts.get('crop_fraction', DEFAULT_CROP_FRACTION),
+        loss=facts.get('loss', 'softmax'),
+        labels=labels if labels is not None else facts.get('labels'),
+        num_heads=model.get('num_heads'),
+        gelu=facts.get('gelu', 'tanh'),
+        layer_norm_epsilon=facts.get('layer_norm_epsilon', 1e-6),
+    )
+
+  @classmethod
+  def from_metadata(cls, metadata: Mapping[str, str], name: str) -> 'About':
+    """From the header of a safetensors file; empty for those of other people."""
+    try:
+      return cls.from_facts(json.loads(metadata.get(KEY, '{}')), None)
+    except (*_DAMAGE, UserError) as error:
+      raise UserError(f'{name}: {KEY} in its header is damaged ({error!r}).') from None
+
+  @classmethod
+  def of_run(cls, workdir: epath.Path) -> 'About':
+    """From the config.json of a workdir whose run has not ended."""
+    try:
+      config = _read_json(workdir / 'config.json')
+      data, model = config.get('data', {}), config.get('model', {})
+      size = data.get('image_size')
+      return cls(
+          image_size=None if size is None else pixels(size),
+          crop_fraction=data.get('crop_fraction', DEFAULT_CROP_FRACTION),
+          loss=config.get('loss', 'softmax'),
+          gelu=model.get('gelu', 'tanh'),
+          layer_norm_epsilon=model.get('layer_norm_epsilon', 1e-6),
+      )
+    except (*_DAMAGE, OSError, UserError) as error:
+      raise UserError(f'{workdir}/config.json is damaged ({error!r}).') from None
+
+  @classmethod
+  def _from_hugging_face(
+      cls, config: Mapping[str, Any], processor: Mapping[str, Any]
+  ) -> 'About':
+    gelu, size = config.get('hidden_act', 'gelu'), config.get('image_size', 224)
+    if gelu not in _GELUS:
+      raise ValueError(f'the activation {gelu} is not known here')
+    names = config.get('id2label') or {}
+    labels = [names[str(i)] for i in range(len(names))]
+    if labels == [f'LABEL_{i}' for i in range(len(labels))]:
+      labels = None
+    own = config.get(KEY) or {}
+    multi_label = config.get('problem_type') == 'multi_label_classification'
+    return cls(
+        image_size=pixels(size if isinstance(size, int) else tuple(size)),
+        crop_fraction=own.get('crop_fraction', _crop_fraction(processor)),
+        loss=own.get('loss', 'sigmoid' if multi_label else 'softmax'),
+        labels=labels or None,
+        num_heads=config.get('num_attention_heads', 12),
+        gelu=_GELUS[gelu],
+        layer_norm_epsilon=float(config.get('layer_norm_eps', 1e-12)),
+        mean=tuple(processor.get('image_mean') or _HALF),
+        std=tuple(processor.get('image_std') or _HALF),
+    )
+
+  @classmethod
+  def _from_timm(cls, config: Mapping[str, Any]) -> 'About':
+    about, arguments = config.get('pretrained_cfg') or {}, config.get('model_args') or {}
+    size = arguments.get('img_size') or (about.get('input_size') or [3, 224, 224])[1:]
+    layer = arguments.get('act_layer', 'gelu_tanh')
+    return cls(
+        image_size=pixels(size if isinstance(size, int) else tuple(size)),
+        crop_fraction=about.get('crop_pct') or DEFAULT_CROP_FRACTION,
+        labels=config.get('label_names') or about.get('label_names'),
+        num_heads=arguments.get('num_heads'),
+        gelu=_GELUS[layer],
+        mean=tuple(about.get('mean') or _HALF),
+        std=tuple(about.get('std') or _HALF),
+    )
+
+  def check_classes(self, num_classes: int, name: str) -> None:
+    """Raises `UserError` unless there are as many labels as classes."""
+    if self.labels is not None and len(self.labels) != num_classes:
+      raise UserError(
+          f'{name}: there are {len(self.labels)} labels beside it, the head has {num_classes} '
+          'classes.'
+      )
+
+  def unnormalized(self, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Lets a model take pixels in [-1, 1]: its own normalization goes into the first layer."""
+    tensors = dict(tensors)
+    if (self.mean, self.std) == (_HALF, _HALF) or 'embedding/bias' not in tensors:
+      return tensors
+    if 'conv_root/kernel' in tensors:
+      raise UserError(
+          f'{name} normalizes pixels with mean {self.mean}, which the standardized first layer '
+          'of a hybrid model cannot take over.'
+      )
+    kernel, bias = tensors['embedding/kernel'], tensors['embedding/bias']
+    mean, std = np.float32(self.mean), np.float32(self.std)
+    tensors['embedding/kernel'] = kernel.map(
+        kernel.shape, lambda x: np.asarray(x, np.float32) / (2 * std[:, None])
+    )
+    tensors['embedding/bias'] = bias.map(
+        bias.shape,
+        lambda x: np.float32(x)
+        + np.einsum('hwcd,c->d', np.asarray(kernel.read(), np.float32), (0.5 - mean) / std),
+    )
+    return tensors
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+  if not path.exists():
+    return {}
+  found = json.loads(path.read_text())
+  if not isinstance(found, dict):
+    raise ValueError(f'{path.name} holds no table')
+  return found
+
+
+def _crop_fraction(processor: Mapping[str, Any]) -> float:
+  """The part of an image that a processor of Transformers keeps."""
+  size, crop = processor.get('size'), processor.get('crop_size')
+  if not processor.get('do_center_crop') or not isinstance(size, dict) or not crop:
+    return 1.0
+  shortest = size.get('shortest_edge') or min(size['height'], size['width'])
+  kept = crop if isinstance(crop, int) else min(crop['height'], crop['width'])
+  return min(kept / shortest, 1.0)

@@ -1,0 +1,178 @@
+"""From whatever a user names to the tensors of a model: files, folders, runs, the catalogue."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from vit_jax.checkpoints import catalog, released, torch_format, training
+from vit_jax.checkpoints.about import About
+from vit_jax.checkpoints.tensor_files import Tensor, TensorFile, read_tensors
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.models.variants import VARIANTS
+from vit_jax.models.vit import Numerics
+
+_HEADS_OF_WIDTH = {variant.width: variant.num_heads for variant in VARIANTS.values()}
+_WEIGHTS = ('params.npz', 'model/params.npz', 'model.safetensors', 'pytorch_model.bin')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+  """What was found: tensors that are not read yet, and the model that they are of.
+
+  Attributes:
+    name: of the file, for messages.
+    layout: how it was laid out, for the report.
+    tensors: {linen name: tensor}.
+    ignored: names in the file that are no parameters of the model.
+    model: with all that the tensors tell.
+    grid: (rows, columns) of the position embeddings, None for a ResNet.
+    image_size: (height, width) in pixels.
+    about: what is said besides the tensors.
+  """
+
+  name: str
+  layout: str
+  tensors: dict[str, Tensor]
+  ignored: tuple[str, ...]
+  model: build.Model
+  grid: tuple[int, int] | None
+  image_size: tuple[int, int]
+  about: About
+
+
+def open_checkpoint(
+    source: epath.PathLike,
+    image_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    gelu: str | None = None,
+) -> Checkpoint:
+  """Finds out what `source` is, and what model its tensors are of.
+
+  Args:
+    source: a name of the catalogue, a file, a folder of a run or of Transformers or timm.
+    image_size: (height, width) that is wanted; tells the grid of position embeddings whose
+      number is no square.
+    num_heads, gelu: where the files do not tell them.
+
+  Raises:
+    UserError: for a source that is missing, damaged, or no model that is known here.
+  """
+  if catalog.is_name(source):
+    source = catalog.fetch(str(source))
+  file, about = _open(epath.Path(source).expanduser())
+  name, tensors = str(file.path), file.tensors
+  num_heads = num_heads or about.num_heads
+  if found := released.find_layout(tensors):
+    layout, prefix = found
+    tensors, ignored = released.to_linen(tensors, prefix, name)
+  elif found := torch_format.find_layout(tensors):
+    layout, prefix = found
+    heads = None if layout == 'timm BiT' else num_heads or _known_heads(tensors, name)
+    tensors, ignored = torch_format.to_linen(tensors, layout, prefix, heads, name)
+    tensors = about.unnormalized(tensors, name)
+  else:
+    names = ', '.join(sorted(tensors)[:3])
+    raise UserError(
+        f'{name} is no Vision Transformer or BiT in a layout that is known here'
+        + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
+    )
+  if gelu not in (None, *build.GELUS):
+    raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(build.GELUS)}.')
+  numerics = Numerics(
+      approximate_gelu=(gelu or about.gelu) == 'tanh', layer_norm_epsilon=about.layer_norm_epsilon
+  )
+  model = build.model_from_tensors(tensors, name, numerics)
+  about.check_classes(model.num_classes, name)
+  size, grid = about.image_size or image_size or (224, 224), None
+  if released.POSITIONS in tensors:
+    size, grid = _grid(tensors[released.POSITIONS].shape, model, about, image_size, name)
+  text = f'{layout} layout, {file.container}'
+  return Checkpoint(name, text, tensors, tuple(ignored), model, grid, size, about)
+
+
+def _open(path: epath.Path) -> tuple[TensorFile, About]:
+  """The tensors that `path` means, and what is said about them in files beside."""
+  if not path.exists():
+    raise UserError(
+        f'There is no model at {path}; it takes a file (.npz, .safetensors), the folder of a '
+        f'run or of Transformers, or a name such as augreg/B_16.'
+    )
+  if path.is_dir():
+    index = path / 'model.safetensors.index.json'
+    if index.exists():
+      return _read_shards(index), About.read(path)
+    candidate = next((path / name for name in _WEIGHTS if (path / name).exists()), None)
+    if candidate is None:
+      return _open_step(path)
+    path = candidate
+  file = read_tensors(path)
+  if path.name in ('params.npz', 'model.safetensors', 'pytorch_model.bin'):
+    return file, About.read(path.parent)
+  return file, About.from_metadata(file.metadata, str(path))
+
+
+def _open_step(folder: epath.Path) -> tuple[TensorFile, About]:
+  step = training.find_step(folder)
+  if step is None:
+    raise UserError(f'{folder} holds no model: none of {", ".join(_WEIGHTS)}, no checkpoints.')
+  tensors = {name: Tensor.of(x) for name, x in training.read_step(step).items()}
+  about = About.of_run(step.parent.parent.parent)
+  return TensorFile(step, 'Orbax', tensors), about
+
+
+def _read_shards(index: epath.Path) -> TensorFile:
+  """The tensors of several safetensors files, as Transformers splits large models."""
+  try:
+    files = set(json.loads(index.read_text())['weight_map'].values())
+    if not files or any(epath.Path(name).name != name for name in files):
+      raise ValueError('names of files expected')
+  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    raise UserError(f'{index} is damaged ({error!r}).') from None
+  tensors: dict[str, Tensor] = {}
+  for name in sorted(files):
+    part = read_tensors(index.parent / name)
+    if both := tensors.keys() & part.tensors.keys():
+      raise UserError(f'{part.path} holds {sorted(both)[0]}, which another file has, too.')
+    tensors |= part.tensors
+  return TensorFile(index.parent, 'safetensors', tensors)
+
+
+def _known_heads(tensors: Mapping[str, Any], name: str) -> int:
+  """The heads of the published models, which all differ in width."""
+  token = next((x for n, x in tensors.items() if n.endswith(('pos_embed', 'embeddings'))), None)
+  width = token.shape[-1] if token is not None and token.shape else 0
+  if width not in _HEADS_OF_WIDTH:
+    raise UserError(
+        f'{name} does not tell its number of heads, nor does its width of {width}; '
+        'say it with num_heads.'
+    )
+  return _HEADS_OF_WIDTH[width]
+
+
+def _grid(
+    shape: tuple[int, ...],
+    model: build.Model,
+    about: About,
+    image_size: tuple[int, int] | None,
+    name: str,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """(image size, (rows, columns)) of position embeddings of that shape."""
+  if len(shape) != 3 or shape[0] != 1:
+    raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
+  patches = shape[1] - (model.pool == 'token')
+  for size in (about.image_size, image_size):
+    grid = size and build.patch_grid(size, model)
+    if grid and grid[0] * grid[1] == patches:
+      return size, grid
+  side = round(max(patches, 0) ** 0.5)
+  if about.image_size or side < 1 or side * side != patches:
+    raise UserError(
+        f'{name} has position embeddings for {patches} patches, which is '
+        + (f'not what its image_size {about.image_size} has.' if about.image_size else
+           'no square; say the image size that they are of.')
+    )  # fmt: skip
+  return (side * model.patch_size,) * 2, (side, side)

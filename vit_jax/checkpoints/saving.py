@@ -1,0 +1,189 @@
+"""Writes a model in each of the layouts that others read, whole or not at all."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from vit_jax.checkpoints import released, torch_format
+from vit_jax.checkpoints.about import KEY, About
+from vit_jax.errors import UserError
+from vit_jax.models import build
+
+_FILES = {  # of the folders that are written here, so that one can take another's place
+    'params.npz', 'config.json', 'labels.txt', 'model.safetensors', 'preprocessor_config.json',
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Saved:
+  """What is written: a model, its parameter tree, and facts about it."""
+
+  model: build.Model
+  params: Any
+  about: About
+
+  def facts(self) -> dict[str, Any]:
+    """What `About.from_facts` reads."""
+    names = ('image_size', 'crop_fraction', 'loss', 'gelu', 'layer_norm_epsilon')
+    facts = {name: getattr(self.about, name) for name in names}
+    return {'model': build.architecture(self.model), **facts}
+
+
+def write_file(path: epath.Path, write: Callable[[epath.Path], None]) -> None:
+  """Lets `write` make a file that appears at `path` when it is whole.
+
+  Raises:
+    UserError: when it cannot be written.
+  """
+  part = path.with_name(path.name + '.part')
+  try:
+    if path.is_dir():
+      raise UserError(f'{path} is a folder; it would be a file.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(part)
+    part.replace(path)
+  except OSError as error:
+    raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
+  finally:
+    if part.exists():
+      part.unlink()
+
+
+def write_folder(folder: epath.Path, write: Callable[[epath.Path], None]) -> None:
+  """Lets `write` fill a folder that takes the place of `folder` when it is whole.
+
+  Raises:
+    UserError: when it cannot be written, or `folder` holds other files.
+  """
+  check_replaceable(folder)
+  part = folder.with_name(folder.name + '.part')
+  try:
+    if part.exists():
+      part.rmtree()
+    part.mkdir(parents=True)
+    write(part)
+    if folder.exists():
+      folder.rmtree()
+    part.rename(folder)
+  except OSError as error:
+    raise UserError(f'{folder} cannot be written: {error.strerror or error}.') from None
+  finally:
+    if part.exists():
+      part.rmtree()
+
+
+def check_replaceable(folder: epath.Path) -> None:
+  """Raises `UserError` unless `folder` is free for a model, or holds nothing but one."""
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f'{folder} is a file; a model is a folder.')
+  unknown = {child.name for child in folder.iterdir()} - _FILES if folder.exists() else ()
+  if unknown:
+    raise UserError(
+        f'{folder} holds files that are no model ({", ".join(sorted(unknown)[:3])}) and would be '
+        'replaced; move them away.'
+    )
+
+
+def save_npz(saved: Saved, path: epath.Path) -> None:
+  """One file in the published layout, which the original loaders read."""
+  write_file(path, lambda part: released.write_npz(part, saved.params))
+
+
+def save_model_folder(saved: Saved, folder: epath.Path) -> None:
+  """Our own folder: params.npz in the published layout, config.json and labels.txt."""
+
+  def write(part: epath.Path) -> None:
+    released.write_npz(part / 'params.npz', saved.params)
+    (part / 'config.json').write_text(json.dumps(saved.facts(), indent=2) + '\n')
+    if saved.about.labels is not None:
+      lines = [' '.join(label.splitlines()) + '\n' for label in saved.about.labels]
+      (part / 'labels.txt').write_text(''.join(lines))
+
+  write_folder(folder, write)
+
+
+def _write_safetensors(
+    path: epath.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+  try:
+    if hasattr(path, 'drive'):  # a local file takes the arrays one by one
+      safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    else:
+      path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
+  except safetensors.SafetensorError as error:
+    raise OSError(str(error)) from None
+
+
+def save_timm(saved: Saved, path: epath.Path) -> None:
+  """One safetensors file that `timm.create_model(…, checkpoint_path=path)` reads."""
+  tensors = torch_format.to_timm(saved.params)
+  facts = json.dumps({**saved.facts(), 'labels': saved.about.labels})
+  metadata = {'format': 'pt', KEY: facts}
+  write_file(path, lambda part: _write_safetensors(part, tensors, metadata))
+
+
+def save_hugging_face(saved: Saved, folder: epath.Path) -> None:
+  """A folder that Transformers' `ViTForImageClassification.from_pretrained` reads."""
+  tensors = torch_format.to_hugging_face(saved.params)
+
+  def write(part: epath.Path) -> None:
+    _write_safetensors(part / 'model.safetensors', tensors, {'format': 'pt'})
+    for name, facts in (
+        ('config.json', _hugging_face_config(saved)),
+        ('preprocessor_config.json', _preprocessor_config(saved.about)),
+    ):
+      (part / name).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + '\n')
+
+  write_folder(folder, write)
+
+
+def _hugging_face_config(saved: Saved) -> dict[str, Any]:
+  model, about = saved.model, saved.about
+  height, width = about.image_size
+  labels = about.labels or [f'LABEL_{i}' for i in range(model.num_classes)]
+  kind = {'softmax': 'single_label_classification', 'sigmoid': 'multi_label_classification'}
+  return {
+      'architectures': ['ViTForImageClassification'],
+      'model_type': 'vit',
+      'hidden_size': model.width,
+      'num_hidden_layers': model.depth,
+      'num_attention_heads': model.num_heads,
+      'intermediate_size': model.mlp_dim,
+      'hidden_act': {'tanh': 'gelu_pytorch_tanh', 'exact': 'gelu'}[about.gelu],
+      'layer_norm_eps': about.layer_norm_epsilon,
+      'hidden_dropout_prob': 0.0,
+      'attention_probs_dropout_prob': 0.0,
+      'image_size': height if height == width else [height, width],
+      'patch_size': model.patch_size,
+      'num_channels': 3,
+      'qkv_bias': True,
+      'problem_type': kind[about.loss],
+      'id2label': {str(i): label for i, label in enumerate(labels)},
+      'label2id': {label: i for i, label in enumerate(labels)},
+      'torch_dtype': 'float32',
+      KEY: saved.facts(),
+  }
+
+
+def _preprocessor_config(about: About) -> dict[str, Any]:
+  """Shorter side resized, centre cropped, [-1, 1]: what `Classifier.preprocess` does."""
+  height, width = about.image_size
+  return {
+      'image_processor_type': 'BitImageProcessor',
+      'do_convert_rgb': True,
+      'do_resize': True,
+      'size': {'shortest_edge': round(min(height, width) / about.crop_fraction)},
+      'resample': 2,  # bilinear
+      'do_center_crop': True,
+      'crop_size': {'height': height, 'width': width},
+      'do_rescale': True,
+      'rescale_factor': 1 / 255,
+      'do_normalize': True,
+      'image_mean': list(about.mean),
+      'image_std': list(about.std),
+  }

@@ -1,0 +1,65 @@
+"""Writes a model in another layout: `python -m vit_jax.convert SOURCE TARGET`.
+
+The name of TARGET says which: X.npz (the published one), X.safetensors (timm), X.stablehlo (a
+portable program with its weights), X/ (a folder of Hugging Face Transformers).
+"""
+
+import argparse
+
+from vit_jax import command_line
+from vit_jax.classifier import load
+from vit_jax.errors import UserError
+
+
+def _pixels(text: str) -> tuple[int, ...] | int:
+  """'224' or '224x160' (height x width)."""
+  sides = tuple(int(side) for side in text.split('x'))
+  return sides[0] if len(sides) == 1 else sides
+
+
+def main() -> None:
+  parser = command_line.Parser(
+      'vit_jax.convert',
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+      'source',
+      metavar='SOURCE',
+      help='a released name (augreg/B_16), .npz, .safetensors, state dict, folder, workdir',
+  )
+  parser.add_argument('target', metavar='TARGET', help='X.npz, X.safetensors, X.stablehlo or X/')
+  parser.add_argument(
+      '--layout',
+      choices=('npz', 'timm', 'stablehlo', 'huggingface', 'model'),
+      help='when TARGET does not say it; model is a folder of our own, for any model',
+  )
+  parser.add_argument(
+      '--image_size', type=_pixels, metavar='N|HxW', help='resize the position embeddings to it'
+  )
+  parser.add_argument(
+      '--num_classes', type=int, metavar='N', help='a new head of zeros; 0: none, for features'
+  )
+  parser.add_argument(
+      '--position_resize', default='corners', help='corners (as released) or half_pixel'
+  )
+  parser.add_argument('--num_heads', type=int, help='for PyTorch files that do not tell it')
+  parser.add_argument('--gelu', help='tanh or exact, for PyTorch files that do not tell it')
+  args = parser.parse_args()
+  if args.num_heads is not None and args.num_heads < 1:
+    raise UserError(f'--num_heads is {args.num_heads}; it counts from 1.')
+  vit = load(
+      args.source,
+      args.image_size,
+      args.num_classes,
+      position_resize=args.position_resize,
+      num_heads=args.num_heads,
+      gelu=args.gelu,
+  )
+  print(vit.report)
+  vit.save(args.target, args.layout)
+  print(f'{args.target}: {vit!r}')
+
+
+if __name__ == '__main__':
+  command_line.run(main)

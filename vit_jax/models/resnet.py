@@ -1,0 +1,226 @@
+"""ResNets with group normalization and standardized weights: the hybrids' stem, and BiT.
+
+The stem and stages under the hybrid models are post-activation ("v1.5": the stride is in the
+3x3 convolution) as released with arXiv 2010.11929 and 2106.10270; BiT (arXiv 1912.11370), the
+paper's baseline, is a pre-activation ResNet-v2. Both have the parameter names of their releases.
+
+Shapes: B batch, H W image or feature map, F features, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Padding = str | Sequence[tuple[int, int]]
+
+
+class StdConv(nn.Module):
+  """Convolution whose kernel is standardized over all but its last axis (arXiv 1903.10520).
+
+  (B, H, W, F) -> (B, H/stride, W/stride, features), without a bias.
+
+  Attributes:
+    features, kernel_size, stride: of the convolution.
+    padding: 'SAME', or pixels for each side.
+    epsilon: added to the standard deviation, or, when `in_variance`, to the variance.
+  """
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  padding: Padding = 'SAME'
+  epsilon: float = 1e-5
+  in_variance: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    kernel = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
+    variance = jnp.square(kernel).mean(axis=(0, 1, 2), keepdims=True)
+    if self.in_variance:
+      kernel = kernel / jnp.sqrt(variance + self.epsilon)
+    else:
+      kernel = kernel / (jnp.sqrt(variance) + self.epsilon)
+    return jax.lax.conv_general_dilated(
+        x.astype(self.dtype),
+        kernel.astype(self.dtype),
+        (self.stride, self.stride),
+        self.padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
+class ResidualUnit(nn.Module):
+  """Bottleneck, normalization after each convolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+
+  features: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    def conv(size: int, features: int, name: str, stride: int = 1) -> StdConv:
+      return StdConv(features, size, stride, dtype=self.dtype, name=name)
+
+    def norm(name: str, **kwargs: Any) -> nn.GroupNorm:
+      return nn.GroupNorm(dtype=self.dtype, name=name, **kwargs)
+
+    wide = 4 * self.features
+    residual = x
+    if x.shape[-1] != wide or self.stride != 1:
+      residual = norm('gn_proj')(conv(1, wide, 'conv_proj', self.stride)(x))
+    x = nn.relu(norm('gn1')(conv(1, self.features, 'conv1')(x)))
+    x = nn.relu(norm('gn2')(conv(3, self.features, 'conv2', self.stride)(x)))
+    x = norm('gn3', scale_init=nn.initializers.zeros)(conv(1, wide, 'conv3')(x))
+    return nn.relu(residual + x)
+
+
+class Stage(nn.Module):
+  """Residual units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+
+  num_units: int
+  features: int
+  stride: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    for i in range(self.num_units):
+      stride = self.stride if i == 0 else 1
+      x = ResidualUnit(self.features, stride, self.dtype, name=f'unit{i + 1}')(x)
+    return x
+
+
+def hybrid_features(images: Array, width: int, blocks: Sequence[int], dtype: Any) -> Array:
+  """The ResNet under a hybrid model (Section 3.1); to be called inside a compact method.
+
+  Args:
+    images: (B, H, W, 3).
+    width: features of the stem, 64 in all releases.
+    blocks: units of each stage; none leaves only the stem.
+    dtype: of the convolutions.
+
+  Returns:
+    (B, H/s, W/s, F), where s is `hybrid_stride(blocks)`.
+  """
+  x = StdConv(width, 7, 2, dtype=dtype, name='conv_root')(images)
+  x = nn.relu(nn.GroupNorm(dtype=dtype, name='gn_root')(x))
+  x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
+  for i, num_units in enumerate(blocks):
+    stride = 1 if i == 0 else 2
+    x = Stage(num_units, width * 2**i, stride, dtype, name=f'block{i + 1}')(x)
+  return x
+
+
+def hybrid_stride(blocks: Sequence[int]) -> int:
+  """Pixels between the features of a hybrid's ResNet."""
+  return 4 * 2 ** max(len(blocks) - 1, 0)
+
+
+class BiTUnit(nn.Module):
+  """Pre-activation bottleneck: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+
+  features: int
+  stride: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    def conv(size: int, features: int, name: str, stride: int = 1) -> StdConv:
+      return bit_conv(features, size, stride, self.dtype, name)
+
+    def normed(x: Array, name: str) -> Array:
+      return nn.relu(bit_norm(self.dtype, name)(x))
+
+    residual, wide = x, 4 * self.features
+    x = normed(x, 'gn1')
+    if residual.shape[-1] != wide or self.stride != 1:
+      residual = conv(1, wide, 'conv_proj', self.stride)(x)
+    x = conv(1, self.features, 'conv1')(x)
+    x = conv(3, self.features, 'conv2', self.stride)(normed(x, 'gn2'))
+    x = conv(1, wide, 'conv3')(normed(x, 'gn3'))
+    return x + residual
+
+
+def bit_conv(features: int, size: int, stride: int, dtype: Any, name: str) -> StdConv:
+  """A convolution of BiT: the same padding on both sides whatever the stride."""
+  padding = [((size - 1) // 2,) * 2] * 2
+  return StdConv(features, size, stride, padding, 1e-10, True, dtype, name=name)
+
+
+def bit_norm(dtype: Any, name: str) -> nn.GroupNorm:
+  """Group normalization of BiT: 32 groups, epsilon 1e-5, the variance in two passes."""
+  return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class BiTRoot(nn.Module):
+  """The first convolution and pooling: (B, H, W, 3) -> (B, H/4, W/4, features)."""
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    x = bit_conv(self.features, 7, 2, self.dtype, 'conv_root')(x)
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+
+
+class BiTStage(nn.Module):
+  """Units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+
+  num_units: int
+  features: int
+  stride: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    for i in range(self.num_units):
+      stride = self.stride if i == 0 else 1
+      x = BiTUnit(self.features, stride, self.dtype, name=f'unit{i + 1:02d}')(x)
+    return x
+
+
+class BiTResNet(nn.Module):
+  """Images (B, H, W, 3) float in [-1, 1] -> logits (B, C) float32, any H and W.
+
+  Attributes:
+    width: features of the stem; 64 times the factor in the name (R50x3: 192).
+    blocks: units of each stage.
+    num_classes: C; 0 leaves the head away, and (B, features) come out.
+    head_bias_init: first value of the head's bias.
+    dtype: of the convolutions; normalization statistics and the head stay float32.
+    constrain: applied to the features (B, H, W, F) between stages; says how they are sharded.
+  """
+
+  width: int
+  blocks: tuple[int, ...]
+  num_classes: int
+  head_bias_init: float = 0.0
+  dtype: Any = jnp.float32
+  constrain: Callable[[Array], Array] = lambda x: x
+
+  @nn.compact
+  def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
+    del deterministic  # nothing here is random
+    x = self.constrain(BiTRoot(self.width, self.dtype, name='root_block')(images))
+    for i, num_units in enumerate(self.blocks):
+      stride = 1 if i == 0 else 2
+      x = BiTStage(num_units, self.width * 2**i, stride, self.dtype, name=f'block{i + 1}')(x)
+      x = self.constrain(x)
+    x = nn.relu(bit_norm(self.dtype, 'norm-pre-head')(x))
+    x = x.mean(axis=(1, 2), dtype=jnp.float32)  # (B, F)
+    if self.num_classes:
+      x = nn.Dense(
+          self.num_classes,
+          kernel_init=nn.initializers.zeros,
+          bias_init=nn.initializers.constant(self.head_bias_init),
+          name='head',
+      )(x)  # (B, C)
+    return x
