@@ -27,7 +27,8 @@ _RANGES = {
     **dict.fromkeys(
         ('eval_batch_size', 'model.width', 'model.depth', 'model.mlp_dim', 'model.num_heads',
          'model.pre_logits', 'model.resnet_width', 'data.threads', 'optimizer.weight_decay',
-         'optimizer.clip_norm', 'schedule.learning_rate', 'schedule.end', 'schedule.cooldown_steps'), _NOT_NEGATIVE),
+         'optimizer.clip_norm', 'schedule.learning_rate', 'schedule.end',
+         'schedule.cooldown_steps'), _NOT_NEGATIVE),
     **dict.fromkeys(
         ('polyak_decay', 'label_smoothing', 'model.dropout_rate', 'model.attention_dropout_rate',
          'model.stochastic_depth_rate', 'optimizer.b1', 'optimizer.b2'), _RATE),
