@@ -1,12 +1,11 @@
 """Fine-tunes a released or an own ViT as the paper does (arXiv 2010.11929, Table 4).
 
-  python -m vit_jax.main --config=configs/finetune.py:b16,cifar10 \
-      --config.init_from=ViT-B_16.npz
+  python -m vit_jax.main --config=configs/finetune.py:b16,cifar10
   python -m vit_jax.main --config=configs/finetune.py:ti16,folder:/my/images \
       --config.init_from=ViT-Ti_16.npz
 
-The argument is model,dataset: one of MODELS, and one of DATASETS or any data source. Weights are
-published under gs://vit_models/imagenet21k and gs://vit_models/augreg.
+The argument is model,dataset: one of MODELS, and one of DATASETS or any data source. Without
+--config.init_from the released weights in MODELS are downloaded once.
 
 Table 4: SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping at global norm
 1, 384 px. The learning rate is swept there (see DATASETS); here it is the third of the four.
@@ -18,10 +17,25 @@ dropout 0.0): B/16 CIFAR-10 99.02 %, CIFAR-100 92.06 %, ImageNet 84.53 %; L/16 9
 
 from configs import default
 
+# name: (variant, pixels of a token, units of the stages of a hybrid's ResNet, a released file)
 MODELS = {
-    'ti16': ('Ti', 16), 's32': ('S', 32), 's16': ('S', 16), 'b32': ('B', 32), 'b16': ('B', 16),
-    'l32': ('L', 32), 'l16': ('L', 16), 'h14': ('H', 14),
-}  # fmt: skip
+    'ti16': ('Ti', 16, None, 'augreg/Ti_16'),
+    's32': ('S', 32, None, 'augreg/S_32'),
+    's16': ('S', 16, None, 'augreg/S_16'),
+    'b32': ('B', 32, None, 'imagenet21k/ViT-B_32'),
+    'b16': ('B', 16, None, 'imagenet21k/ViT-B_16'),
+    'l32': ('L', 32, None, 'imagenet21k/ViT-L_32'),
+    'l16': ('L', 16, None, 'imagenet21k/ViT-L_16'),
+    'h14': ('H', 14, None, 'imagenet21k/ViT-H_14'),
+    # Published as /16, but stem and patches of 8 features make it 32 pixels a token.
+    'r_ti16': ('Ti', 32, (), 'augreg/R_Ti_16'),
+    'r26_s32': ('S', 32, (2, 2, 2, 2), 'augreg/R26_S_32'),
+    'r50_b16': ('B', 16, (3, 4, 9), 'imagenet21k/R50+ViT-B_16'),
+    'r50_l32': ('L', 32, (3, 4, 6, 3), 'augreg/R50_L_32'),
+    'r50x1': ('R50x1', 32, None, 'bit/BiT-M-R50x1'),
+    'r101x3': ('R101x3', 32, None, 'bit/BiT-M-R101x3'),
+    'r152x4': ('R152x4', 32, None, 'bit/BiT-M-R152x4'),
+}
 
 # name: (source, train split, test split, steps, learning rates that the paper sweeps)
 DATASETS = {
@@ -48,13 +62,15 @@ def get_config(argument='b16,cifar10'):
   source, train, test, steps, learning_rates = DATASETS.get(dataset, own)
 
   config = default.get_config()
-  variant, patch_size = MODELS[model]
-  config.init_from = f'ViT-{variant}_{patch_size}.npz'
+  variant, patch_size, resnet_blocks, released = MODELS[model]
+  config.init_from = released
   config.total_steps = steps
   config.batch_size = 512
   config.eval_every = max(steps // 10, 50)
   config.checkpoint.every = max(steps // 10, 50)
   config.model.variant, config.model.patch_size = variant, patch_size
+  if resnet_blocks is not None:
+    config.model.resnet_width, config.model.resnet_blocks = 64, resnet_blocks
   config.data.image_size = 384 if patch_size != 14 else 392  # 14 does not divide 384
   config.data.crop_fraction = 1.0
   config.data.train.source = config.data.test.source = source

@@ -143,6 +143,9 @@ class About:
       labels = None
     own = config.get(KEY) or {}
     multi_label = config.get('problem_type') == 'multi_label_classification'
+    mean, std = processor.get('image_mean') or _HALF, processor.get('image_std') or _HALF
+    if not processor.get('do_normalize', True):
+      mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return cls(
         image_size=pixels(size if isinstance(size, int) else tuple(size)),
         crop_fraction=own.get('crop_fraction', _crop_fraction(processor)),
@@ -151,8 +154,8 @@ class About:
         num_heads=config.get('num_attention_heads', 12),
         gelu=_GELUS[gelu],
         layer_norm_epsilon=float(config.get('layer_norm_eps', 1e-12)),
-        mean=tuple(processor.get('image_mean') or _HALF),
-        std=tuple(processor.get('image_std') or _HALF),
+        mean=tuple(mean),
+        std=tuple(std),
     )
 
   @classmethod
@@ -181,13 +184,15 @@ class About:
   def unnormalized(self, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Lets a model take pixels in [-1, 1]: its own normalization goes into the first layer."""
     tensors = dict(tensors)
-    if (self.mean, self.std) == (_HALF, _HALF) or 'embedding/bias' not in tensors:
+    if (self.mean, self.std) == (_HALF, _HALF):
       return tensors
-    if 'conv_root/kernel' in tensors:
+    if 'conv_root/kernel' in tensors or 'root_block/conv_root/kernel' in tensors:
       raise UserError(
           f'{name} normalizes pixels with mean {self.mean}, which the standardized first layer '
-          'of a hybrid model cannot take over.'
+          'of a ResNet cannot take over.'
       )
+    if not {'embedding/kernel', 'embedding/bias'} <= tensors.keys():
+      return tensors  # no model of ours, as will be said
     kernel, bias = tensors['embedding/kernel'], tensors['embedding/bias']
     mean, std = np.float32(self.mean), np.float32(self.std)
     tensors['embedding/kernel'] = kernel.map(

@@ -7,6 +7,7 @@ current linen.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -150,7 +151,7 @@ def _with_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_square(number: int) -> bool:
-  return round(number**0.5) ** 2 == number
+  return math.isqrt(number) ** 2 == number
 
 
 def to_published(params: Any) -> dict[str, np.ndarray]:

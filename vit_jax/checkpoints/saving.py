@@ -171,13 +171,20 @@ def _hugging_face_config(saved: Saved) -> dict[str, Any]:
 
 
 def _preprocessor_config(about: About) -> dict[str, Any]:
-  """Shorter side resized, centre cropped, [-1, 1]: what `Classifier.preprocess` does."""
+  """Shorter side resized, centre cropped, [-1, 1]: what `Classifier.preprocess` does.
+
+  No processor covers a size that is not square: an image of another shape is squeezed into it.
+  """
   height, width = about.image_size
+  zoom = max(round(side / about.crop_fraction) / side for side in about.image_size)
+  size = {'height': round(height * zoom), 'width': round(width * zoom)}
+  if height == width:
+    size = {'shortest_edge': size['height']}
   return {
       'image_processor_type': 'BitImageProcessor',
       'do_convert_rgb': True,
       'do_resize': True,
-      'size': {'shortest_edge': round(min(height, width) / about.crop_fraction)},
+      'size': size,
       'resample': 2,  # bilinear
       'do_center_crop': True,
       'crop_size': {'height': height, 'width': width},

@@ -8,9 +8,12 @@ import dataclasses
 import functools
 import json
 import math
+import mmap
+import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -20,10 +23,12 @@ from etils import epath
 from vit_jax.errors import UserError, first_line
 
 _MAX_TENSORS = 100_000
+_MAX_NAME, _MAX_DIMS, _MAX_DIM = 500, 32, 2**48
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the safetensors library
 # Trained weights hardly compress; more than this is a zip bomb.
 _MAX_COMPRESSION, _FREE_BYTES = 50, 2**26
 _CHUNK = 2**22
+_MAPPED_SIZE = 2**20
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _SAFETENSORS_DTYPES = {
     'F64': np.dtype('<f8'), 'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': _BFLOAT16,
@@ -123,9 +128,25 @@ def read_tensors(path: epath.PathLike) -> TensorFile:
 
 
 _DAMAGE = (
-    OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError, OverflowError,
-    RecursionError, SyntaxError, MemoryError, zipfile.BadZipFile, zlib.error,
+    OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, NotImplementedError,
+    OverflowError, RecursionError, SyntaxError, MemoryError, struct.error, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+def _check_names(path: epath.Path, names: Iterable[str]) -> None:
+  """Raises unless the names are few, and such that a sentence can hold them."""
+  names = list(names)
+  if len(names) > _MAX_TENSORS:
+    raise UserError(f'{path} has {len(names):,} tensors; at most {_MAX_TENSORS:,} are read.')
+  for name in names:
+    if len(name) > _MAX_NAME or not name.isprintable():
+      raise UserError(f'{path} has a tensor with an odd name: {name[:40]!r}.')
+
+
+def _is_shape(value: Any) -> bool:
+  """Whether a value of a header is one that an array can have."""
+  return len(value) <= _MAX_DIMS and all(type(x) is int and 0 <= x < _MAX_DIM for x in value)
 
 
 def _checked(path: epath.Path, load: Callable[[slice | None], np.ndarray]):
@@ -152,6 +173,18 @@ def _fill(path: epath.Path, offset: int, buffer: np.ndarray) -> None:
       rest = rest[count:]
 
 
+def _aligned(size: int) -> np.ndarray:
+  """Fresh bytes at a multiple of 64, which JAX takes over on a CPU without a copy.
+
+  Large ones are mapped: memory that threads allocate with malloc is not given back.
+  """
+  if size >= _MAPPED_SIZE:
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8)
+  data = np.empty(size + 63, np.uint8)
+  start = -data.ctypes.data % 64
+  return data[start : start + size]
+
+
 def _raw_load(
     path: epath.Path,
     offset: int,
@@ -164,7 +197,7 @@ def _raw_load(
 
   def load(part: slice | None) -> np.ndarray:
     start, stop, _ = (part or slice(None)).indices(shape[0] if shape else 1)
-    data = np.empty((stop - start) * row_bytes, np.uint8)
+    data = _aligned((stop - start) * row_bytes)
     _fill(path, offset + start * row_bytes, data)
     check(data if part is None else None)
     return data.view(dtype).reshape((stop - start, *shape[1:]) if shape else ())
@@ -178,40 +211,50 @@ def _raw_load(
 def _read_zip(path: epath.Path, file: BinaryIO, size: int) -> TensorFile:
   with zipfile.ZipFile(file) as archive:
     entries = archive.infolist()
-    _check_entries(path, entries, size)
-    if any(entry.filename.endswith('/data.pkl') for entry in entries):
+    names = [entry.filename.removesuffix('.npy') for entry in entries]
+    _check_names(path, names)
+    if len(set(names)) != len(names):
+      raise UserError(f'{path} has two entries of the same name.')
+    starts = _check_entries(path, file, entries, size, archive.start_dir)
+    if any(name.endswith('/data.pkl') for name in names):
       return _read_state_dict(path)
     tensors = {
-        entry.filename.removesuffix('.npy'): _npy_entry(path, file, archive, entry)
-        for entry in entries
+        name: _npy_entry(path, archive, entry, start)
+        for name, entry, start in zip(names, entries, starts, strict=True)
     }
   return TensorFile(path, 'npz', tensors)
 
 
-def _check_entries(path: epath.Path, entries: list[zipfile.ZipInfo], size: int) -> None:
-  """Raises unless the zip's directory is one that a writer of weights would leave."""
-  if len(entries) > _MAX_TENSORS:
-    raise UserError(f'{path} has {len(entries):,} entries; at most {_MAX_TENSORS:,} are read.')
-  if len({entry.filename for entry in entries}) != len(entries):
-    raise UserError(f'{path} has two entries of the same name.')
+def _check_entries(
+    path: epath.Path, file: BinaryIO, entries: list[zipfile.ZipInfo], size: int, end: int
+) -> list[int]:
+  """Where the data of each entry start; raises unless they fill the file up to its directory.
+
+  A gap may hold no more than the 24 bytes of a data descriptor, so that no entry can be lost.
+  """
   declared = sum(entry.file_size for entry in entries)
   if declared > _MAX_COMPRESSION * size + _FREE_BYTES:
     raise UserError(f'{path} declares {declared:,} bytes in a file of {size:,}: a zip bomb.')
-  end = 0
+  starts, position, slack = {}, 0, 0
   for entry in sorted(entries, key=lambda entry: entry.header_offset):
     if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
       raise UserError(f'{path}: {entry.filename} is encrypted, or compressed in an unknown way.')
     if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
       raise UserError(f'{path}: the two sizes of {entry.filename} contradict each other.')
-    if entry.header_offset < end:
-      raise UserError(f'{path}: the entry {entry.filename} overlaps another one.')
-    end = entry.header_offset + 30 + entry.compress_size
-    if end > size:
-      raise UserError(f'{path} is truncated: {entry.filename} ends behind the end of the file.')
+    if not position <= entry.header_offset <= position + slack:
+      raise UserError(f'{path}: {entry.filename} overlaps another entry, or leaves a hole.')
+    file.seek(entry.header_offset + 26)
+    lengths = struct.unpack('<HH', file.read(4))  # of the name and the extra field
+    starts[entry.filename] = entry.header_offset + 30 + sum(lengths)
+    position = starts[entry.filename] + entry.compress_size
+    slack = 24 if entry.flag_bits & 8 else 0
+  if not position <= end <= position + slack:
+    raise UserError(f'{path}: its entries do not end where its directory starts.')
+  return [starts[entry.filename] for entry in entries]
 
 
 def _npy_entry(
-    path: epath.Path, file: BinaryIO, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
+    path: epath.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, start: int
 ) -> Tensor:
   """One array of an npz archive: its header is read and checked now, its data later."""
   with archive.open(entry) as data:
@@ -227,15 +270,11 @@ def _npy_entry(
         f'{path} is not a plain npz file of arrays: {entry.filename} holds pickled Python '
         'objects, which are never loaded because that can run code.'
     )
-  if min(shape, default=0) < 0 or (
-      header_size + math.prod(shape) * dtype.itemsize != entry.file_size
-  ):
+  size = _is_shape(shape) and header_size + math.prod(shape) * dtype.itemsize
+  if size != entry.file_size:
     raise UserError(f'{path}: the shape of {entry.filename} is not that of its data.')
   stored = entry.compress_type == zipfile.ZIP_STORED
   if stored and not fortran:
-    file.seek(entry.header_offset + 26)
-    lengths = np.frombuffer(file.read(4), '<u2')  # of the name and the extra field
-    start = entry.header_offset + 30 + int(lengths.sum())
     check = _crc_check(path, start, header_size, entry)
     load = _raw_load(path, start + header_size, shape, dtype, check)
   else:
@@ -292,10 +331,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return found
 
 
-def _natural(value: Any) -> bool:
-  return type(value) is int and value >= 0
-
-
 def _read_safetensors(path: epath.Path, file: BinaryIO, size: int) -> TensorFile:
   file.seek(0)
   length = int.from_bytes(file.read(8), 'little')
@@ -305,8 +340,7 @@ def _read_safetensors(path: epath.Path, file: BinaryIO, size: int) -> TensorFile
   metadata = header.pop('__metadata__', {})
   if not isinstance(metadata, dict) or not all(type(x) is str for x in metadata.values()):
     raise UserError(f'{path}: __metadata__ in its header is no table of strings.')
-  if len(header) > _MAX_TENSORS:
-    raise UserError(f'{path} has {len(header):,} tensors; at most {_MAX_TENSORS:,} are read.')
+  _check_names(path, header)
   tensors, parts = {}, []
   for name, entry in header.items():
     shape, dtype, begin, end = _safetensors_entry(path, name, entry)
@@ -334,12 +368,12 @@ def _safetensors_entry(
     shape, offsets = entry['shape'], entry['data_offsets']
     if dtype is None:
       raise UserError(f'{path}: {name} is of the unknown type {str(entry["dtype"])[:20]!r}.')
-    numbers = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    if numbers and all(map(_natural, shape)) and all(map(_natural, offsets)):
+    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+    if lists and _is_shape(shape) and _is_shape(offsets):
       begin, end = offsets
       if end - begin == math.prod(shape) * dtype.itemsize:
         return tuple(shape), dtype, begin, end
-  raise UserError(f'{path}: the header contradicts itself about {name[:80]}.')
+  raise UserError(f'{path}: the header contradicts itself about {name}.')
 
 
 # --- PyTorch --------------------------------------------------------------------------------
@@ -382,4 +416,5 @@ def _read_state_dict(path: epath.Path) -> TensorFile:
     }
   except (TypeError, RuntimeError) as error:
     raise UserError(f'{path} has tensors of an unknown type ({first_line(error)}).') from None
+  _check_names(path, tensors)
   return TensorFile(path, 'PyTorch', tensors)

@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.checkpoints.released import POSITIONS, flatten
 from vit_jax.checkpoints.tensor_files import Tensor
 from vit_jax.errors import UserError
+from vit_jax.models.resnet import hybrid_stride
 
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 # (name in PyTorch without weight or bias, name of the module in linen)
@@ -110,7 +111,12 @@ def _module(name: str, layout: str) -> str | None:
 
 
 def to_linen(
-    tensors: Mapping[str, Tensor], layout: str, prefix: str, num_heads: int | None, source: str
+    tensors: Mapping[str, Tensor],
+    layout: str,
+    prefix: str,
+    num_heads: int | None,
+    source: str,
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
   """Tensors of timm or Transformers under the names and in the shapes of memory.
 
@@ -119,6 +125,8 @@ def to_linen(
     layout, prefix: as `find_layout` tells.
     num_heads: K, which the tensors do not tell; None only for a ResNet.
     source: the name of the file, for error messages.
+    image_size: (height, width), where it is known; tells whether position embeddings whose
+      number is a square have one for the class token among them.
 
   Returns:
     {linen name: tensor}, and the names in the file that lie outside of `prefix`.
@@ -140,6 +148,8 @@ def to_linen(
           f'a model of {num_heads} heads.'
       ) from None
     unknown += [name] if new is None else []
+    if both := found.keys() & (new or {}).keys():
+      raise UserError(f'{source} holds {sorted(both)[0]} twice, under two names.')
     found.update(new or {})
   if unknown:
     raise UserError(
@@ -148,9 +158,11 @@ def to_linen(
     )
   for module, scale in scales.items():
     for leaf in ('kernel', 'bias'):
-      if f'{module}/{leaf}' in found:
-        found[f'{module}/{leaf}'] = _scaled(found[f'{module}/{leaf}'], scale)
-  return _class_position(found), ignored
+      tensor = found.get(f'{module}/{leaf}')
+      if tensor is None or tensor.shape[-1:] != scale.shape:
+        raise UserError(f'{source} has a LayerScale that does not fit its {module}/{leaf}.')
+      found[f'{module}/{leaf}'] = _scaled(tensor, scale)
+  return (_class_position(found, image_size) if layout == 'timm' else found), ignored
 
 
 def _without_layer_scale(
@@ -171,19 +183,32 @@ def _scaled(tensor: Tensor, scale: Tensor) -> Tensor:
   return tensor.map(tensor.shape, lambda x: np.asarray(x, np.float32) * scale.read())
 
 
-def _class_position(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _class_position(
+    tensors: dict[str, Tensor], image_size: tuple[int, int] | None
+) -> dict[str, Tensor]:
   """timm's `no_embed_class` models have no position embedding for the class token: zeros."""
   positions = tensors.get(POSITIONS)
   if 'cls' not in tensors or positions is None or len(positions.shape) != 3:
     return tensors
   batch, count, width = positions.shape
-  if round(count**0.5) ** 2 != count:
+  patches = image_size and _patches(tensors, image_size)
+  is_square = round(count**0.5) ** 2 == count
+  if patches == count - 1 or not (patches == count or is_square):
     return tensors
   longer = positions.map(
       (batch, count + 1, width),
       lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1),
   )
   return {**tensors, POSITIONS: longer}
+
+
+def _patches(tensors: Mapping[str, Tensor], image_size: tuple[int, int]) -> int | None:
+  """How many patches images of that size have; None when the tensors do not tell."""
+  kernel = tensors.get('embedding/kernel')
+  patch = kernel.shape[0] if kernel is not None and len(kernel.shape) == 4 else 0
+  if 'conv_root/kernel' in tensors:
+    patch *= hybrid_stride({unit.partition('/')[0] for unit in _units(tensors)})
+  return (image_size[0] // patch) * (image_size[1] // patch) if patch else None
 
 
 def _translate(

@@ -1,0 +1,129 @@
+"""`convert` as a user runs it, and the portable program it writes."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import GOLDEN, run
+
+import vit_jax
+from vit_jax import command_line, convert
+
+TOKEN = GOLDEN / 'vit_token_prelogits.npz'
+PATCH14 = GOLDEN / 'vit_patch14.npz'
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs `convert` in this process; returns (exit code, stdout, stderr)."""
+
+  def run_convert(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['convert', *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+      command_line.run(convert.main)
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+  return run_convert
+
+
+def assert_same_files(one, two):
+  with np.load(one) as a, np.load(two) as b:
+    assert set(a.files) == set(b.files)
+    for name in a.files:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_round_through_all_layouts_is_bit_exact(tmp_path):
+  steps = [PATCH14, tmp_path / 'a.safetensors', tmp_path / 'hf', tmp_path / 'own', tmp_path / 'b.npz']
+  for source, target in zip(steps, steps[1:], strict=False):
+    layout = ['--layout=model'] if target.name == 'own' else []
+    result = run('convert', source, target, *layout)
+    assert (result.returncode, result.stderr) == (0, ''), result.stderr
+    assert 'taken' in result.stdout
+  assert_same_files(PATCH14, tmp_path / 'b.npz')
+  assert sorted(path.name for path in (tmp_path / 'hf').iterdir()) == [
+      'config.json', 'model.safetensors', 'preprocessor_config.json'
+  ]  # fmt: skip
+  assert not list(tmp_path.glob('*.part'))
+
+
+@pytest.mark.parametrize('name', ['vit_patch14', 'hybrid_stem', 'bit_resnet', 'vit_token_prelogits'])
+def test_a_portable_program_gives_the_same_logits(name, tmp_path, command):
+  expected = np.load(GOLDEN / f'{name}_expected.npz')
+  size = '{}x{}'.format(*expected['images'].shape[1:3])
+  target = tmp_path / 'model.stablehlo'
+  code, _, err = command(GOLDEN / f'{name}.npz', target, f'--image_size={size}')
+  assert (code, err) == (0, '')
+  program = jax.export.deserialize(bytearray(target.read_bytes()))
+  assert set(program.platforms) == {'cpu', 'tpu', 'cuda'}
+  for batch in (1, 2):
+    logits = program.call(expected['images'][:batch])
+    np.testing.assert_allclose(logits, expected['logits'][:batch], atol=2e-5)
+
+
+def test_a_portable_program_runs_without_this_package(tmp_path):
+  vit_jax.load(PATCH14).save(tmp_path / 'model.stablehlo')
+  script = (
+      'import sys, jax, numpy as np\n'
+      'program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))\n'
+      'print(program.call(np.zeros((3, 56, 56, 3), np.float32)).shape)\n'
+      'assert not any(name.startswith(("vit_jax", "flax")) for name in sys.modules)\n'
+  )
+  command = [sys.executable, '-c', script, str(tmp_path / 'model.stablehlo')]
+  result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+  assert (result.stdout, result.returncode) == ('(3, 7)\n', 0), result.stderr
+
+
+def test_another_size_and_a_new_head(tmp_path, command):
+  code, out, _ = command(TOKEN, tmp_path / 'x', '--image_size=32x96', '--num_classes=3')
+  assert code == 0
+  assert 'resized' in out and 're-initialised' in out
+  vit = vit_jax.load(tmp_path / 'x')
+  assert (vit.image_size, vit.model.num_classes, vit.model.pre_logits) == ((32, 96), 3, 0)
+  config = json.loads((tmp_path / 'x' / 'config.json').read_text())
+  assert (config['image_size'], len(config['id2label'])) == ([32, 96], 3)
+
+
+@pytest.mark.parametrize(
+    ('source', 'arguments', 'message'),
+    [
+        ('nothing.npz', ['x.npz'], 'There is no model at nothing.npz'),
+        (TOKEN, ['x'], 'pre_logits layer'),
+        (TOKEN, ['x.safetensors'], 'pre_logits'),
+        (GOLDEN / 'vit_gap.npz', ['x'], 'no class token'),
+        (GOLDEN / 'hybrid_stem.npz', ['x'], 'a ResNet'),
+        (GOLDEN / 'bit_resnet.npz', ['x'], 'a ResNet'),
+        (PATCH14, ['x', '--num_classes=0'], 'no head'),
+        (PATCH14, ['x.npz', '--image_size=50'], 'do not tile'),
+        (PATCH14, ['x.npz', '--image_size=big'], 'invalid'),
+        (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose one of'),
+        (PATCH14, ['x.npz', '--gelu=quick'], 'choose one of'),
+        (PATCH14, ['x.npz', '--num_heads=0'], 'counts from 1'),
+        (PATCH14, ['/proc/x.npz'], 'cannot be written'),
+        (PATCH14, ['/proc/x'], 'cannot be written'),
+        (PATCH14, ['x.npz', '--layout=onnx'], 'invalid choice'),
+    ],
+)
+def test_one_sentence_for_a_mistake(source, arguments, message, tmp_path, command, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  code, _, err = command(source, *arguments)
+  assert code == 2
+  assert err.startswith('error: ') and err.count('\n') == 1
+  assert message in err
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_files_in_the_way_are_kept(tmp_path, command):
+  (tmp_path / 'thesis').mkdir()
+  (tmp_path / 'thesis' / 'chapter.tex').write_text('years of work')
+  (tmp_path / 'notes').write_text('more of it')
+  for target, message in (('thesis', 'chapter.tex'), ('notes', 'is a file')):
+    code, _, err = command(PATCH14, tmp_path / target)
+    assert code == 2 and message in err
+  code, _, err = command(PATCH14, tmp_path / 'thesis', '--layout=npz')
+  assert code == 2 and 'is a folder' in err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['notes', 'thesis']
