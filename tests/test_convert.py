@@ -38,7 +38,8 @@ def assert_same_files(one, two):
 
 
 def test_the_round_through_all_layouts_is_bit_exact(tmp_path):
-  steps = [PATCH14, tmp_path / 'a.safetensors', tmp_path / 'hf', tmp_path / 'own', tmp_path / 'b.npz']
+  names = ('a.safetensors', 'hf', 'own', 'b.npz')
+  steps = [PATCH14, *(tmp_path / name for name in names)]
   for source, target in zip(steps, steps[1:], strict=False):
     layout = ['--layout=model'] if target.name == 'own' else []
     result = run('convert', source, target, *layout)
@@ -51,7 +52,10 @@ def test_the_round_through_all_layouts_is_bit_exact(tmp_path):
   assert not list(tmp_path.glob('*.part'))
 
 
-@pytest.mark.parametrize('name', ['vit_patch14', 'hybrid_stem', 'bit_resnet', 'vit_token_prelogits'])
+MODELS = ('vit_patch14', 'hybrid_stem', 'bit_resnet', 'vit_token_prelogits')
+
+
+@pytest.mark.parametrize('name', MODELS)
 def test_a_portable_program_gives_the_same_logits(name, tmp_path, command):
   expected = np.load(GOLDEN / f'{name}_expected.npz')
   size = '{}x{}'.format(*expected['images'].shape[1:3])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT, TINY, run, write_images
+from conftest import GOLDEN, ROOT, TINY, run, write_images
 
 import vit_jax
 from vit_jax import command_line, main
+from vit_jax.checkpoints import released
 
 QUICKSTART = ('--config=configs/quickstart.py', *TINY)
 
@@ -68,10 +70,70 @@ def test_fine_tuning_at_a_higher_resolution(tiny_run, tmp_path, monkeypatch, cap
   )  # fmt: skip
   code, out, err = run_here(monkeypatch, capsys, *arguments)
   assert (code, err) == (0, '')
+  assert re.search(r'resized +1 .*\(1, 4, 16\) -> \(1, 12, 16\), corners', out)
   vit = vit_jax.load(tmp_path)
   assert vit.image_size == (16, 12)
   assert vit.params['Transformer']['posembed_input']['pos_embedding'].shape == (1, 12, 16)
   assert vit.labels == [str(digit) for digit in range(10)]
+
+
+HYBRID = ('--config.model.resnet_width=32', '--config.model.resnet_blocks=(2,1)')
+GOLDEN_SIZES = (
+    '--config.model.width=48', '--config.model.depth=2', '--config.model.mlp_dim=96',
+    '--config.model.num_heads=3', '--config.model.pool=token', '--config.data.image_size=16',
+    '--config.total_steps=3', '--config.batch_size=8',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('name', 'suffix', 'flags'),
+    [
+        ('hybrid_stages', 'npz', [*HYBRID, '--config.model.patch_size=8']),
+        ('bit_resnet', 'npz', ['--config.model.variant=R50x1', '--config.model.resnet_width=32',
+                               '--config.model.resnet_blocks=(1,2)']),
+        ('vit_patch14', 'safetensors', ['--config.model.patch_size=14',
+                                        '--config.data.image_size=14']),
+        ('vit_token_prelogits', 'npz', ['--config.model.patch_size=16',
+                                        '--config.model.pre_logits=40']),
+    ],
+)  # fmt: skip
+def test_fine_tuning_from_any_checkpoint(
+    name, suffix, flags, tmp_path, monkeypatch, capsys
+):
+  vit_jax.load(GOLDEN / f'{name}.npz').save(tmp_path / f'x.{suffix}')
+  arguments = (
+      *QUICKSTART, f'--workdir={tmp_path / "run"}', f'--config.init_from={tmp_path}/x.{suffix}',
+      *GOLDEN_SIZES, *flags,
+  )  # fmt: skip
+  code, out, err = run_here(monkeypatch, capsys, *arguments)
+  assert (code, err) == (0, '')
+  assert re.search('ignored +2 ', out) and re.search('re-initialised +2 ', out)
+  vit = vit_jax.load(tmp_path / 'run')
+  old = vit_jax.load(GOLDEN / f'{name}.npz', num_classes=0)
+  assert vit.model.num_classes == 10
+  # Three small steps away from where it started.
+  start, end = released.flatten(old.params), released.flatten(vit.params)
+  kept = [n for n in start if start[n].shape == end[n].shape and not n.startswith('head/')]
+  moved = max(np.abs(np.asarray(start[n]) - np.asarray(end[n])).max() for n in kept)
+  assert len(kept) >= len(start) - 1 and 0 < moved < 0.02
+
+
+def test_weights_go_to_their_shards_and_train_the_same(tmp_path, monkeypatch, capsys):
+  losses = []
+  for name, mesh in (('one', ['data=8']), ('two', ['data=1', 'fsdp=4', 'tensor=2'])):
+    arguments = (
+        *QUICKSTART, f'--workdir={tmp_path / name}', *GOLDEN_SIZES,
+        f'--config.init_from={GOLDEN}/vit_token_prelogits.npz', '--config.model.patch_size=16',
+        *(f'--config.mesh.{axis}' for axis in mesh), '--config.log_every=1',
+        '--config.model.num_heads=3',
+    )  # fmt: skip
+    code, _, err = run_here(monkeypatch, capsys, *arguments)
+    assert (code, err) == (0, '')
+    lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+    losses.append([json.loads(line).get('train/loss') for line in lines])
+  np.testing.assert_allclose(
+      [x for x in losses[0] if x], [x for x in losses[1] if x], rtol=1e-5
+  )
 
 
 def test_an_own_folder_of_images(tmp_path, monkeypatch, capsys):

@@ -24,6 +24,12 @@ class Parser(argparse.ArgumentParser):
     sys.exit(UserError.exit_code)
 
 
+def say_report(report: Any) -> None:
+  """Prints the report of a load on stderr, unless all there was was taken as it is."""
+  if not report.is_plain:
+    print(report, file=sys.stderr)
+
+
 def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
   """The items, with a progress bar on a terminal's stderr."""
   return tqdm.tqdm(items, total=total, unit=unit, leave=False, disable=None)

@@ -24,6 +24,7 @@ def score(
     UserError: for a model or data that is not there, or classes that are not the model's.
   """
   vit = load(model, image_size=image_size)
+  command_line.say_report(vit.report)
   source = open_source(data, split)
   if vit.labels is not None:
     check_same_classes(vit.labels, source.class_names, source.name)
@@ -48,7 +49,7 @@ def score(
 
 def main() -> None:
   parser = command_line.Parser('vit_jax.evaluate', description=__doc__)
-  parser.add_argument('--model', required=True, help='.npz file, model/ folder, or workdir')
+  parser.add_argument('--model', required=True, help='a file, folder, workdir or released name')
   parser.add_argument(
       '--data', required=True, help='digits, folder:/path, tfds:name or array_record:/path'
   )

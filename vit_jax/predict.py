@@ -70,13 +70,14 @@ def top(vit: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, An
 def main() -> None:
   parser = command_line.Parser('vit_jax.predict', description=__doc__)
   parser.add_argument('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
-  parser.add_argument('--model', required=True, help='.npz file, model/ folder, or workdir')
+  parser.add_argument('--model', required=True, help='a file, folder, workdir or released name')
   parser.add_argument('--top_k', type=int, default=5, help='how many classes to name')
   parser.add_argument('--json', action='store_true', help='print one JSON object an image')
   args = parser.parse_args()
   if args.top_k < 1:
     raise UserError(f'--top_k is {args.top_k}; it counts from 1.')
   vit = load(args.model)
+  command_line.say_report(vit.report)
   if not vit.model.num_classes:
     raise UserError(f'{args.model} has no head, so there are no classes to predict.')
   failed = 0

@@ -39,6 +39,11 @@ class Report:
   ignored: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
+  @property
+  def is_plain(self) -> bool:
+    """Whether all there was was taken as it is."""
+    return not (self.resized or self.reinitialised or self.ignored or self.notes)
+
   def __str__(self) -> str:
     lines = [f'{self.source} ({self.layout})']
     for title, names in (

@@ -10,8 +10,9 @@ from etils import epath
 from vit_jax.checkpoints import catalog, released, torch_format, training
 from vit_jax.checkpoints.about import About
 from vit_jax.checkpoints.tensor_files import Tensor, TensorFile, read_tensors
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
+from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.variants import VARIANTS
 from vit_jax.models.vit import Numerics
 
@@ -88,7 +89,7 @@ def open_checkpoint(
   model = build.model_from_tensors(tensors, name, numerics)
   about.check_classes(model.num_classes, name)
   size, grid = about.image_size or image_size or (224, 224), None
-  if released.POSITIONS in tensors:
+  if released.POSITIONS in tensors and not isinstance(model, BiTResNet):
     size, grid = _grid(tensors[released.POSITIONS].shape, model, about, image_size, name)
   text = f'{layout} layout, {file.container}'
   return Checkpoint(name, text, tensors, tuple(ignored), model, grid, size, about)
@@ -128,10 +129,12 @@ def _read_shards(index: epath.Path) -> TensorFile:
   """The tensors of several safetensors files, as Transformers splits large models."""
   try:
     files = set(json.loads(index.read_text())['weight_map'].values())
-    if not files or any(epath.Path(name).name != name for name in files):
+    if not all(epath.Path(name).name == name and name.isprintable() for name in files):
       raise ValueError('names of files expected')
-  except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-    raise UserError(f'{index} is damaged ({error!r}).') from None
+  except (
+      ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError
+  ) as error:  # fmt: skip
+    raise UserError(f'{index} is damaged ({first_line(error)}).') from None
   tensors: dict[str, Tensor] = {}
   for name in sorted(files):
     part = read_tensors(index.parent / name)

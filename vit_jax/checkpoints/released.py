@@ -16,8 +16,9 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from vit_jax.checkpoints.tensor_files import Tensor
+from vit_jax.checkpoints.tensor_files import MAX_TENSORS, Tensor
 from vit_jax.errors import UserError
+from vit_jax.models.build import MAX_DEPTH
 
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
 _BLOCK = r'(Transformer/encoderblock_\d+/)'
@@ -97,6 +98,8 @@ def to_linen(
         if new_name in found:
           raise UserError(f'{source} holds {new_name} twice, under an old and a new name.')
         found[new_name] = new_tensor
+    if len(found) > MAX_TENSORS:
+      raise UserError(f'{source} has more than {MAX_TENSORS:,} tensors.')
   return _with_positions(found), ignored
 
 
@@ -111,7 +114,7 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
             _rename(f'Transformer/encoderblock_{i}/{name.removeprefix(_STACK)}', _TO_LINEN),
             tensor.rows(i, i + 1).map(shape, lambda x: x[0]),
         )
-        for i in range(min(tensor.shape[0], 1000))
+        for i in range(min(tensor.shape[0], MAX_DEPTH + 1))
     ]
   if name.startswith(_MAP_HEAD):  # as models of the time of ViT-G had them
     return [(f'MAPHead_0/{name}', tensor)]

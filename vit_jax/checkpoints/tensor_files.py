@@ -22,7 +22,7 @@ from etils import epath
 
 from vit_jax.errors import UserError, first_line
 
-_MAX_TENSORS = 100_000
+MAX_TENSORS = 100_000
 _MAX_NAME, _MAX_DIMS, _MAX_DIM = 500, 32, 2**48
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the safetensors library
 # Trained weights hardly compress; more than this is a zip bomb.
@@ -137,8 +137,8 @@ _DAMAGE = (
 def _check_names(path: epath.Path, names: Iterable[str]) -> None:
   """Raises unless the names are few, and such that a sentence can hold them."""
   names = list(names)
-  if len(names) > _MAX_TENSORS:
-    raise UserError(f'{path} has {len(names):,} tensors; at most {_MAX_TENSORS:,} are read.')
+  if len(names) > MAX_TENSORS:
+    raise UserError(f'{path} has {len(names):,} tensors; at most {MAX_TENSORS:,} are read.')
   for name in names:
     if len(name) > _MAX_NAME or not name.isprintable():
       raise UserError(f'{path} has a tensor with an odd name: {name[:40]!r}.')

@@ -19,7 +19,9 @@ Model = VisionTransformer | BiTResNet
 POOLS = ('token', 'gap', 'map')
 GELUS = ('tanh', 'exact')
 RELEASED_NUMERICS = Numerics()
-_MAX_DEPTH = 1000
+MAX_DEPTH = 1000  # blocks
+_MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet; each unit is traced
+_MAX_PIXELS = 2**16  # a side
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 # The fields of a model that its parameters determine.
 _ARCHITECTURE = {
@@ -128,6 +130,8 @@ def model_from_tensors(
     UserError: when the tensors are not those of a model here.
   """
   try:
+    if any(0 in tensor.shape for tensor in tensors.values()):
+      raise ValueError(0)
     if 'root_block/conv_root/kernel' in tensors:
       return _resnet_from_tensors(tensors)
     return _vit_from_tensors(tensors, numerics)
@@ -143,7 +147,7 @@ def model_from_tensors(
 
 
 def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
-  patch, _, _, width = tensors['embedding/kernel'].shape
+  patch, columns, _, width = tensors['embedding/kernel'].shape
   block = 'Transformer/encoderblock_0'
   _, num_heads, head_dim = tensors[f'{block}/{_ATTENTION}/query/kernel'].shape
   _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
@@ -153,7 +157,7 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
     resnet_blocks = _units(tensors)
     if resnet_width < 32 or resnet_width % 32:
       raise ValueError(resnet_width)
-  if min(patch, width, num_heads, mlp_dim) < 1 or width != num_heads * head_dim:
+  if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
   pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
   return VisionTransformer(
@@ -183,15 +187,13 @@ def _outputs(tensors: Mapping[str, Any], name: str) -> int:
   if name not in tensors:
     return 0
   _, outputs = tensors[name].shape
-  if outputs < 1:
-    raise ValueError(outputs)
   return outputs
 
 
 def _count(tensors: Mapping[str, Any], pattern: str) -> int:
   """How many different first groups the pattern finds at the start of names."""
   count = len({match[1] for name in tensors if (match := re.match(pattern, name))})
-  if count > _MAX_DEPTH:
+  if count > MAX_DEPTH:
     raise ValueError(count)
   return count
 
@@ -199,12 +201,17 @@ def _count(tensors: Mapping[str, Any], pattern: str) -> int:
 def _units(tensors: Mapping[str, Any]) -> tuple[int, ...]:
   """The number of units in each stage of a ResNet."""
   stages = _count(tensors, r'block(\d+)/')
-  return tuple(_count(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(stages))
+  units = tuple(_count(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(stages))
+  if stages > _MAX_STAGES or sum(units) > _MAX_UNITS:
+    raise ValueError(units)
+  return units
 
 
 def check_image_size(image_size: tuple[int, int], model: Model, what: str) -> None:
   """Raises `UserError` unless the model takes images of that size."""
   height, width = image_size
+  if max(height, width) > _MAX_PIXELS:
+    raise UserError(f'{what} is too large; at most {_MAX_PIXELS} pixels a side are taken.')
   if isinstance(model, BiTResNet):  # takes any size that its strides leave something of
     if min(height, width) < 1:
       raise UserError(f'{what} is {height}x{width} pixels; both must be positive.')
