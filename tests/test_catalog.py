@@ -16,7 +16,8 @@ import urllib.parse
 import numpy as np
 import pytest
 
-from vit_jax.checkpoints import catalog
+from vit_jax import catalog as command
+from vit_jax.checkpoints import catalog, download
 from vit_jax.errors import UserError
 
 L_16 = 'L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0'
@@ -93,11 +94,18 @@ def test_every_augreg_model_has_short_names():
 
 def test_table_is_printed(capsys, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['catalog'])
-  catalog.main()
-  header, *lines = capsys.readouterr().out.splitlines()
-  assert [line.split()[0] for line in lines] == list(catalog.CATALOG)
-  assert {line[header.index('published in') - 1] for line in lines} == {' '}
-  assert any('  1243  ' in line and line.endswith('augreg/L_16') for line in lines)
+  command.main()
+  _, *lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == len(catalog.CATALOG)
+  for line, name in zip(lines, catalog.CATALOG, strict=True):
+    assert f' {name} ' in f'{line} '
+  assert any(' 1243 ' in line and line.endswith('augreg/L_16') for line in lines)
+  monkeypatch.setattr(sys, 'argv', ['catalog', 'r50x1_224'])
+  command.main()
+  assert len(capsys.readouterr().out.splitlines()) == 2
+  monkeypatch.setattr(sys, 'argv', ['catalog', 'resnet'])
+  with pytest.raises(UserError, match='No name'):
+    command.main()
 
 
 # Names.
@@ -296,7 +304,7 @@ def parts(target: pathlib.Path) -> list[str]:
 def fails(entry: catalog.Entry, target: pathlib.Path) -> str:
   """The one sentence with which the download ends."""
   with pytest.raises(UserError) as error:
-    catalog.download(entry, target)
+    download.download(entry, target)
   assert not target.exists()
   assert '\n' not in str(error.value)
   return str(error.value)
@@ -305,7 +313,7 @@ def fails(entry: catalog.Entry, target: pathlib.Path) -> str:
 @pytest.mark.parametrize('one_header', [False, True])
 def test_download(server, entry, target, one_header, capsys):
   server.one_header = one_header
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
   assert parts(target) == ['ViT-B_16.npz']
   assert server.asked == [(None, None)]
@@ -316,7 +324,7 @@ def test_progress_bar_on_a_terminal(entry, target, monkeypatch):
   terminal = io.StringIO()
   terminal.isatty = lambda: True
   monkeypatch.setattr(sys, 'stderr', terminal)
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert 'imagenet21k/ViT-B_16' in terminal.getvalue()
   assert '/293k [' in terminal.getvalue()
 
@@ -331,7 +339,7 @@ def test_fetch_downloads_once(server, entry, target, monkeypatch):
 
 def test_a_broken_transfer_goes_on(server, entry, target):
   server.break_after = [1000, 500]
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
   assert server.asked == [(None, None), ('bytes=999-', '"one"'), ('bytes=1498-', '"one"')]
   assert parts(target) == ['ViT-B_16.npz']
@@ -343,7 +351,7 @@ def test_a_transfer_that_breaks_three_times_goes_on_in_the_next_call(server, ent
   assert 'it breaks off after 2,998 of ' in message
   assert f'fetch {server.url} by other means and put it at {target}.' in message
   assert parts(target) == ['ViT-B_16.npz.part', 'ViT-B_16.npz.part.etag']
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
   assert server.asked[-1] == ('bytes=2997-', '"one"')
 
@@ -351,7 +359,7 @@ def test_a_transfer_that_breaks_three_times_goes_on_in_the_next_call(server, ent
 def test_a_server_without_ranges(server, entry, target):
   server.break_after = [1000]
   server.knows_ranges = False
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
 
 
@@ -360,14 +368,14 @@ def test_a_file_that_has_changed_starts_anew(server, entry, target, knows_if_ran
   server.break_after = [1000] * 3
   fails(entry, target)
   server.content, server.etag, server.knows_if_range = npz(1), '"two"', knows_if_range
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
 
 
 def test_a_weak_etag_is_good_for_no_part(server, entry, target):
   server.etag = 'W/"one"'
   server.break_after = [1000]
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
   assert server.asked == [(None, None)] * 2
 
@@ -377,7 +385,7 @@ def test_a_complete_part_is_not_fetched_again(server, entry, target):
   fails(entry, target)
   part = target.with_name('ViT-B_16.npz.part')
   part.write_bytes(server.content)
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
   assert server.asked[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
 
@@ -387,7 +395,7 @@ def test_a_damaged_part_is_noticed(server, entry, target):
   fails(entry, target)
   target.with_name('ViT-B_16.npz.part').write_bytes(bytes(5000))
   assert 'came damaged' in fails(entry, target)
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
 
 
@@ -417,17 +425,17 @@ def test_wrong_size_is_noticed_before_the_download(server, entry, target):
   assert 'has 0.3 MiB where 394 MiB were published' in fails(entry, target)
   assert len(server.asked) == 1
   assert parts(target) == []
-  catalog.download(dataclasses.replace(entry, size=2), target)  # Less than 2 MiB away.
+  download.download(dataclasses.replace(entry, size=2), target)  # Less than 2 MiB away.
 
 
 @pytest.mark.parametrize(('mib', 'ok'), [(1156.9, True), (1162.1, True), (1164, False)])
 def test_large_files_may_differ_by_half_a_percent(entry, mib, ok):
   entry = dataclasses.replace(entry, size=1157)
   if ok:
-    catalog._check_size(entry, int(mib * 2**20))
+    download._check_size(entry, int(mib * 2**20))
   else:
-    with pytest.raises(catalog._WrongFileError):
-      catalog._check_size(entry, int(mib * 2**20))
+    with pytest.raises(download._WrongFileError):
+      download._check_size(entry, int(mib * 2**20))
 
 
 def test_not_found_is_asked_for_once(server, entry, target):
@@ -445,7 +453,7 @@ def test_a_busy_server_is_asked_three_times(server, entry, target):
   server.statuses = [503] * 3
   assert '503 Service Unavailable' in fails(entry, target)
   server.statuses = [503] * 2
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
   assert len(server.asked) == 6
 
@@ -474,14 +482,14 @@ def test_a_full_disk(server, entry, target, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(os, 'fsync', full)
     assert 'No space left on device' in fails(entry, target)
-  catalog.download(entry, target)
+  download.download(entry, target)
   assert target.read_bytes() == server.content
   assert server.asked[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
 
 
-@pytest.mark.skipif(catalog.fcntl is None, reason='no flock on this system')
+@pytest.mark.skipif(download.fcntl is None, reason='no flock on this system')
 def test_four_at_once_download_once(server, entry, target):
-  threads = [threading.Thread(target=catalog.download, args=(entry, target)) for _ in range(4)]
+  threads = [threading.Thread(target=download.download, args=(entry, target)) for _ in range(4)]
   for thread in threads:
     thread.start()
   for thread in threads:
