@@ -97,7 +97,7 @@ def measure(name: str, batch_size: int, args: argparse.Namespace) -> dict[str, o
       'jax': jax.__version__,
       'model': name,
       'image_size': args.image_size,
-      'dtype': np.dtype(model.dtype).name,
+      'dtype': np.dtype(model.numerics.dtype).name,
       'batch_size': batch_size,
       'images_per_second': round(statistics.median(rates), 2),
       'lowest': round(rates[0], 2),

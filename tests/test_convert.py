@@ -110,6 +110,7 @@ def test_another_size_and_a_new_head(tmp_path, command):
         (PATCH14, ['/proc/x.npz'], 'cannot be written'),
         (PATCH14, ['/proc/x'], 'cannot be written'),
         (PATCH14, ['x.npz', '--layout=onnx'], 'invalid choice'),
+        (PATCH14, ['x.pth'], 'which PyTorch reads'),
     ],
 )
 def test_one_sentence_for_a_mistake(source, arguments, message, tmp_path, command, monkeypatch):

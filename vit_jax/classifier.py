@@ -25,6 +25,7 @@ _LAYOUTS = {
     'huggingface': saving.save_hugging_face,
     'model': saving.save_model_folder,
 }
+_FOREIGN = ('.bin', '.ckpt', '.gguf', '.h5', '.onnx', '.pb', '.pkl', '.pt', '.pth', '.tflite')
 _LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
 
 
@@ -114,6 +115,11 @@ class Classifier:
         that the layout cannot hold.
     """
     path = epath.Path(path).expanduser()
+    if layout is None and path.suffix in _FOREIGN:
+      raise UserError(
+          f'{path}: {path.suffix} files are not written; there are .npz, .safetensors (which '
+          'PyTorch reads), .stablehlo, and folders.'
+      )
     layout = layout or _LAYOUT_OF_SUFFIX.get(path.suffix, 'huggingface')
     if layout == 'stablehlo':
       saving.write_file(path, lambda part: part.write_bytes(self.to_stablehlo()))
@@ -138,7 +144,12 @@ class Classifier:
 
     `jax.export.deserialize(data).call(images)` runs it on CPU, TPU or CUDA, for any b, without
     this package.
+
+    Raises:
+      UserError: for weights of 2 GiB or more, which the format (flatbuffers) cannot hold.
     """
+    if 4 * build.count_parameters(self.params) >= 2**31 - 2**24:
+      raise UserError('A .stablehlo file holds less than 2 GiB of weights; write an .npz.')
     batch = jax.export.symbolic_shape('b')[0]
     images = jax.ShapeDtypeStruct((batch, *self.image_size, 3), np.float32)
     params = jax.device_get(self.params)

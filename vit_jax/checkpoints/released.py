@@ -6,7 +6,6 @@ big_vision (position embeddings apart from the class token, scanned blocks) and 
 current linen.
 """
 
-import io
 import math
 import re
 from collections.abc import Mapping
@@ -175,11 +174,5 @@ def to_published(params: Any) -> dict[str, np.ndarray]:
 
 def write_npz(path: epath.PathLike, params: Any) -> None:
   """Writes a parameter tree as an npz file in the published layout."""
-  path = epath.Path(path)
-  if hasattr(path, 'drive'):  # a local file takes the arrays one by one
-    with path.open('wb') as file:
-      np.savez(file, **to_published(params))
-  else:
-    buffer = io.BytesIO()
-    np.savez(buffer, **to_published(params))
-    path.write_bytes(buffer.getbuffer())
+  with epath.Path(path).open('wb') as file:
+    np.savez(file, **to_published(params))

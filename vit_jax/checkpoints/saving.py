@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -111,10 +112,10 @@ def _write_safetensors(
     path: epath.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
 ) -> None:
   try:
-    if hasattr(path, 'drive'):  # a local file takes the arrays one by one
-      safetensors.numpy.save_file(tensors, path, metadata=metadata)
-    else:
+    if '://' in os.fspath(path):
       path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
+    else:  # a local file takes the arrays one by one
+      safetensors.numpy.save_file(tensors, path, metadata=metadata)
   except safetensors.SafetensorError as error:
     raise OSError(str(error)) from None
 

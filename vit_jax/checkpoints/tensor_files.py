@@ -128,8 +128,8 @@ def read_tensors(path: epath.PathLike) -> TensorFile:
 
 
 _DAMAGE = (
-    OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, NotImplementedError,
-    OverflowError, RecursionError, SyntaxError, MemoryError, struct.error, tokenize.TokenError,
+    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError,
+    ArithmeticError, SyntaxError, MemoryError, struct.error, tokenize.TokenError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
