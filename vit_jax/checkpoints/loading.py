@@ -8,8 +8,8 @@ from typing import Any
 from etils import epath
 
 from vit_jax.checkpoints import catalog, released, torch_format, training
-from vit_jax.checkpoints.about import About
-from vit_jax.checkpoints.tensor_files import Tensor, TensorFile, read_tensors
+from vit_jax.checkpoints.about import KEY, About
+from vit_jax.checkpoints.tensor_files import Tensor, TensorFile, read_tensors, read_text
 from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
@@ -73,7 +73,10 @@ def open_checkpoint(
   elif found := torch_format.find_layout(tensors):
     layout, prefix = found
     heads = None if layout == 'timm BiT' else num_heads or _known_heads(tensors, name)
-    tensors, ignored = torch_format.to_linen(tensors, layout, prefix, heads, name)
+    if layout == 'Hugging Face' and about.image_size is None:  # no config.json: its defaults
+      about = dataclasses.replace(about, gelu='exact', layer_norm_epsilon=1e-12)
+    size = about.image_size or image_size
+    tensors, ignored = torch_format.to_linen(tensors, layout, prefix, heads, name, size)
     tensors = about.unnormalized(tensors, name)
   else:
     names = ', '.join(sorted(tensors)[:3])
@@ -111,7 +114,8 @@ def _open(path: epath.Path) -> tuple[TensorFile, About]:
       return _open_step(path)
     path = candidate
   file = read_tensors(path)
-  if path.name in ('params.npz', 'model.safetensors', 'pytorch_model.bin'):
+  beside = path.name in ('params.npz', 'model.safetensors', 'pytorch_model.bin')
+  if beside and (KEY not in file.metadata or (path.parent / 'config.json').exists()):
     return file, About.read(path.parent)
   return file, About.from_metadata(file.metadata, str(path))
 
@@ -128,7 +132,7 @@ def _open_step(folder: epath.Path) -> tuple[TensorFile, About]:
 def _read_shards(index: epath.Path) -> TensorFile:
   """The tensors of several safetensors files, as Transformers splits large models."""
   try:
-    files = set(json.loads(index.read_text())['weight_map'].values())
+    files = set(json.loads(read_text(index))['weight_map'].values())
     if not all(epath.Path(name).name == name and name.isprintable() for name in files):
       raise ValueError('names of files expected')
   except (
@@ -167,11 +171,12 @@ def _grid(
   if len(shape) != 3 or shape[0] != 1:
     raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
   patches = shape[1] - (model.pool == 'token')
-  for size in (about.image_size, image_size):
+  side = round(max(patches, 0) ** 0.5)
+  wanted = None if side * side == patches else image_size  # all published ones are squares
+  for size in (about.image_size, wanted):
     grid = size and build.patch_grid(size, model)
     if grid and grid[0] * grid[1] == patches:
       return size, grid
-  side = round(max(patches, 0) ** 0.5)
   if about.image_size or side < 1 or side * side != patches:
     raise UserError(
         f'{name} has position embeddings for {patches} patches, which is '
