@@ -1,13 +1,14 @@
 """`convert` as a user runs it, and the portable program it writes."""
 
 import json
+import os
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, run
+from conftest import GOLDEN, ROOT, run
 
 import vit_jax
 from vit_jax import command_line, convert
@@ -103,10 +104,17 @@ def test_another_size_and_a_new_head(tmp_path, command):
         (GOLDEN / 'bit_resnet.npz', ['x'], 'a ResNet'),
         (PATCH14, ['x', '--num_classes=0'], 'no head'),
         (PATCH14, ['x.npz', '--image_size=50'], 'do not tile'),
-        (PATCH14, ['x.npz', '--image_size=big'], 'invalid'),
+        (PATCH14, ['x.npz', '--image_size=big'], "'big' is no size"),
+        (PATCH14, ['x.npz', '--image_size=9x9x9'], 'is no size'),
+        (PATCH14, ['x.npz', '--num_classes=99999999999'], 'num_classes is'),
+        (PATCH14, ['X.npz.gz'], 'no name of a target'),
+        (PATCH14, [''], 'no name of a target'),
+        ('', ['x.npz'], 'is empty'),
+        ('https://example.org/x.npz', ['x.npz'], 'is an address'),
+        (PATCH14, ['x.npz', '--num_heads=5'], 'has 3 heads'),
         (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose one of'),
         (PATCH14, ['x.npz', '--gelu=quick'], 'choose one of'),
-        (PATCH14, ['x.npz', '--num_heads=0'], 'counts from 1'),
+        (PATCH14, ['x.npz', '--num_heads=0'], 'num_heads is 0'),
         (PATCH14, ['/proc/x.npz'], 'cannot be written'),
         (PATCH14, ['/proc/x'], 'cannot be written'),
         (PATCH14, ['x.npz', '--layout=onnx'], 'invalid choice'),
@@ -120,6 +128,59 @@ def test_one_sentence_for_a_mistake(source, arguments, message, tmp_path, comman
   assert err.startswith('error: ') and err.count('\n') == 1
   assert message in err
   assert list(tmp_path.iterdir()) == []
+
+
+def test_pipes_and_devices_are_neither_read_nor_replaced(tmp_path, command):
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'hf').mkdir()
+  os.mkfifo(tmp_path / 'hf' / 'model.safetensors')
+  for source in (tmp_path / 'pipe', tmp_path / 'hf', '/dev/zero'):
+    code, _, err = command(source, tmp_path / 'x.npz')
+    assert code == 2 and 'is a pipe or a device' in err
+  code, _, err = command(PATCH14, tmp_path / 'pipe', '--layout=npz')
+  assert code == 2 and 'is a pipe or a device' in err
+  assert (tmp_path / 'pipe').is_fifo()
+
+
+def test_links_are_followed(tmp_path, command):
+  for name in ('real', 'real.npz'):
+    (tmp_path / f'link to {name}').symlink_to(tmp_path / name)
+    assert command(PATCH14, tmp_path / f'link to {name}')[0] == 0
+    assert command(PATCH14, tmp_path / f'link to {name}')[0] == 0
+    assert (tmp_path / f'link to {name}').is_symlink()
+    assert vit_jax.load(tmp_path / name).model.num_classes == 7
+
+
+def test_everybody_may_read_what_is_written(tmp_path):
+  (tmp_path / 'plain').touch()
+  vit = vit_jax.load(PATCH14)
+  for name in ('x.npz', 'x.safetensors', 'x'):
+    vit.save(tmp_path / name)
+  files = [path for path in tmp_path.rglob('*') if path.is_file()]
+  assert len({path.stat().st_mode for path in files}) == 1
+
+
+@pytest.mark.parametrize('name', ['x.npz', 'x.safetensors', 'x'])
+def test_a_full_disk_leaves_the_old_model_whole(name, tmp_path):
+  """A limit on the size of files stops the writing in the middle."""
+  vit_jax.load(PATCH14).save(tmp_path / name)
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  (tmp_path / f'{name}.part').write_text("somebody else's")
+  script = (
+      'import resource, signal, sys, vit_jax\n'
+      'vit = vit_jax.load(sys.argv[1])\n'
+      'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+      'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+      'try:\n'
+      '  vit.save(sys.argv[2])\n'
+      'except vit_jax.UserError as error:\n'
+      '  print(error)\n'
+  )
+  command = [sys.executable, '-c', script, str(PATCH14), str(tmp_path / name)]
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert 'cannot be written' in result.stdout, result.stderr
+  assert {path: path.read_bytes() for path in before} == before
+  assert {path.name for path in tmp_path.iterdir()} == {name, f'{name}.part'}
 
 
 def test_files_in_the_way_are_kept(tmp_path, command):

@@ -1,6 +1,7 @@
 """Every layout a checkpoint may come in: golden logits of hybrids, BiT and big_vision, old names,
 runs that have not ended, and the report of what was taken."""
 
+import dataclasses
 import re
 
 import jax
@@ -228,6 +229,61 @@ def test_half_pixel_resizing_is_an_option_of_load():
     vit_jax.load(TOKEN, position_resize='cubic')
 
 
+def test_an_npz_tells_what_its_tensors_do_not(tmp_path):
+  """In a comment of the zip, which other readers do not see."""
+  vit = vit_jax.load(TOKEN, (32, 128), gelu='exact')
+  labels = ['größer Hund', '"', 'c', '', 'e', 'f', 'g']
+  vit = dataclasses.replace(vit, labels=labels, crop_fraction=0.7, loss='sigmoid')
+  vit.save(tmp_path / 'x.npz')
+  found = vit_jax.load(tmp_path / 'x.npz')
+  assert (found.labels, found.crop_fraction, found.loss) == (labels, 0.7, 'sigmoid')
+  assert (found.model, found.image_size) == (vit.model, (32, 128))  # not the square of 16 patches
+  assert_same_tree(found.params, vit.params)
+  data = bytearray((tmp_path / 'x.npz').read_bytes())
+  data[data.rindex(b'sigmoid')] ^= 1
+  (tmp_path / 'x.npz').write_bytes(data)
+  with pytest.raises(UserError, match='CRC of its comment'):
+    vit_jax.load(tmp_path / 'x.npz')
+
+
+def test_labels_too_long_for_an_npz_are_left_away(tmp_path):
+  labels = [letter * 10_000 for letter in 'abcdefg']
+  vit = dataclasses.replace(vit_jax.load(GOLDEN / 'vit_gap.npz'), labels=labels)
+  vit.save(tmp_path / 'x.npz')
+  assert vit_jax.load(tmp_path / 'x.npz').labels is None
+  vit.save(tmp_path / 'x.safetensors')
+  assert vit_jax.load(tmp_path / 'x.safetensors').labels == labels
+
+
+def test_what_was_done_to_tensors_is_noted():
+  report = vit_jax.load(GOLDEN / 'big_vision_tok.npz').report
+  assert report.notes == ('the class token had no position embedding and got zeros',)
+  assert not report.is_plain and 'note: the class token' in str(report)
+
+
+def test_a_number_of_heads_that_is_not_the_files():
+  with pytest.raises(UserError, match='has 3 heads, where num_heads says 5'):
+    vit_jax.load(TOKEN, num_heads=5)
+  with pytest.raises(UserError, match='num_heads is True'):
+    vit_jax.load(TOKEN, num_heads=True)
+
+
+@pytest.mark.parametrize(
+    'image', [np.zeros((64, 64, 3)), np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8),
+              [[1, 2]], 'image.jpg'],
+)  # fmt: skip
+def test_preprocess_refuses_what_it_would_get_wrong(image):
+  with pytest.raises(ValueError, match='`preprocess` takes'):
+    vit_jax.load(GOLDEN / 'vit_gap.npz').preprocess(image)
+
+
+def test_lists_and_empty_batches():
+  vit = vit_jax.load(GOLDEN / 'vit_gap.npz')
+  images = np.zeros((1, 64, 64, 3), np.float32)
+  np.testing.assert_array_equal(vit(images.tolist()), vit(images))
+  assert vit(images[:0]).shape == (0, 7)
+
+
 def test_the_report_is_one_table_of_all_tensors():
   report = vit_jax.load(TOKEN, image_size=96, num_classes=5).report
   assert (len(report.taken), len(report.resized), len(report.reinitialised)) == (37, 1, 2)
@@ -241,7 +297,10 @@ def test_the_report_is_one_table_of_all_tensors():
 
 
 def test_positions_of_a_rectangle_need_only_the_image_size(tmp_path):
-  vit_jax.load(GOLDEN / 'vit_gap.npz', (32, 96)).save(tmp_path / 'x.npz')
+  vit_jax.load(GOLDEN / 'vit_gap.npz', (32, 96)).save(tmp_path / 'own.npz')
+  assert vit_jax.load(tmp_path / 'own.npz').image_size == (32, 96)  # it says so itself
+  with np.load(tmp_path / 'own.npz') as archive:
+    np.savez(tmp_path / 'x.npz', **archive)
   with pytest.raises(UserError, match='no square; say the image size'):
     vit_jax.load(tmp_path / 'x.npz')
   vit = vit_jax.load(tmp_path / 'x.npz', (32, 96))
@@ -258,6 +317,11 @@ def test_a_run_that_has_not_ended_is_read_from_its_checkpoints(tiny_run, tmp_pat
     assert_same_tree(found.params, finished.params)
     assert found.image_size == finished.image_size
   assert vit_jax.load(steps[0]).report.taken == finished.report.taken
+
+
+def test_a_run_is_found_by_a_relative_path(tiny_run, monkeypatch):
+  monkeypatch.chdir(tiny_run / 'model')
+  assert vit_jax.load('../checkpoints').report.layout == 'Orbax'
 
 
 def test_a_damaged_orbax_checkpoint(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,8 +26,28 @@ _LAYOUTS = {
     'huggingface': saving.save_hugging_face,
     'model': saving.save_model_folder,
 }
-_FOREIGN = ('.bin', '.ckpt', '.gguf', '.h5', '.onnx', '.pb', '.pkl', '.pt', '.pth', '.tflite')
+_FOREIGN = {
+    '.bin', '.ckpt', '.gguf', '.gz', '.h5', '.json', '.onnx', '.pb', '.pkl', '.pt', '.pth',
+    '.tflite', '.zip',
+}  # fmt: skip
+_MAX_CLASSES = 2**24
 _LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
+
+
+def layout_of(path: epath.PathLike) -> str:
+  """The layout that the name of a target means, as `Classifier.save` takes it.
+
+  Raises:
+    UserError: for a name that is empty or means a kind of file that is not written.
+  """
+  name = os.fspath(path)
+  suffixes = [suffix.lower() for suffix in epath.Path(name).suffixes]
+  if not name or _FOREIGN & set(suffixes[-1:]) or set(suffixes[:-1]) & _LAYOUT_OF_SUFFIX.keys():
+    raise UserError(
+        f'{name!r} is no name of a target; there are X.npz, X.safetensors (which PyTorch reads), '
+        'X.stablehlo, and folders.'
+    )
+  return _LAYOUT_OF_SUFFIX.get(suffixes[-1] if suffixes else '', 'huggingface')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +93,8 @@ class Classifier:
     Raises:
       ValueError: for another shape or dtype.
     """
-    shape, dtype = np.shape(images), getattr(images, 'dtype', np.dtype(float))
+    images = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
+    shape, dtype = images.shape, images.dtype
     any_size = isinstance(self.model, BiTResNet) and len(shape) == 4
     size = shape[1:3] if any_size else self.image_size
     if len(shape) != 4 or shape[1:] != (*size, 3) or dtype.kind in 'uib':
@@ -93,11 +115,17 @@ class Classifier:
 
     Raises:
       UserError: when the bytes are no image; the message calls it `name`.
+      ValueError: for an array of another shape or dtype.
     """
-    if isinstance(image, bytes):
-      image = decode_image(image, name)
+    if isinstance(image, (bytes, bytearray)):
+      image = decode_image(bytes(image), name)
     elif isinstance(image, Image.Image):
       image = np.asarray(to_rgb(image))
+    if getattr(image, 'dtype', None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+      raise ValueError(
+          f'{name} is a {type(image).__name__} of shape {np.shape(image)}; `preprocess` takes '
+          'bytes of a file, a Pillow image, or uint8 of shape (H, W, 3).'
+      )
     image = transforms.central_crop(image, self.image_size, self.crop_fraction)
     return image.astype(np.float32) / 127.5 - 1.0
 
@@ -114,13 +142,7 @@ class Classifier:
       UserError: for a path that cannot be written, a folder that holds other files, or a model
         that the layout cannot hold.
     """
-    path = epath.Path(path).expanduser()
-    if layout is None and path.suffix in _FOREIGN:
-      raise UserError(
-          f'{path}: {path.suffix} files are not written; there are .npz, .safetensors (which '
-          'PyTorch reads), .stablehlo, and folders.'
-      )
-    layout = layout or _LAYOUT_OF_SUFFIX.get(path.suffix, 'huggingface')
+    path, layout = epath.Path(path).expanduser(), layout or layout_of(path)
     if layout == 'stablehlo':
       saving.write_file(path, lambda part: part.write_bytes(self.to_stablehlo()))
     elif layout in _LAYOUTS:
@@ -181,17 +203,14 @@ def load_params(
   Raises:
     UserError: as `load`, and for another architecture.
   """
-  found = loading.open_checkpoint(
-      source, image_size, num_heads=getattr(model, 'num_heads', None)
-  )
+  found = loading.open_checkpoint(source, image_size, getattr(model, 'num_heads', None))
   _check_architecture(found, model)
   tensors, report = _fit(found, model, image_size, True, position_resize)
-  numerics = getattr(found.model, 'numerics', None)
-  ours = getattr(model, 'numerics', None)
-  if numerics and numerics.approximate_gelu != ours.approximate_gelu:
-    theirs = 'tanh' if numerics.approximate_gelu else 'exact'
-    note = f'its GELU is {theirs}, that of config.model.gelu is another'
-    report = dataclasses.replace(report, notes=(*report.notes, note))
+  there, here = (getattr(x, 'numerics', None) for x in (found.model, model))
+  for name, field in (('approximate_gelu', 'gelu'), ('layer_norm_epsilon',) * 2):
+    if getattr(there, name, None) != getattr(here, name, None):
+      note = f'config.model.{field} is not that of the file ({name} = {getattr(there, name)})'
+      report = dataclasses.replace(report, notes=(*report.notes, note))
   return fit.read_params(tensors, found.name, shardings), report
 
 
@@ -231,6 +250,7 @@ def _fit(
       source=found.name,
       layout=found.layout,
       ignored=found.ignored,
+      notes=found.notes,
   )
 
 
@@ -270,11 +290,13 @@ def load(
     UserError: for a source that is missing or damaged, that is no model known here, or whose
       patches do not tile `image_size`.
   """
-  if num_classes is not None and not (type(num_classes) is int and num_classes >= 0):
-    raise UserError(f'num_classes is {num_classes!r}; it takes a number of classes, or 0.')
+  for name, value, least in (('num_classes', num_classes, 0), ('num_heads', num_heads, 1)):
+    if value is not None and not (type(value) is int and least <= value <= _MAX_CLASSES):
+      raise UserError(f'{name} is {value!r}; it takes a number from {least} to {_MAX_CLASSES:,}.')
   size = None if image_size is None else pixels(image_size)
   found = loading.open_checkpoint(source, size, num_heads, gelu)
-  model, labels, size = found.model, found.about.labels, size or found.image_size
+  model, size = found.model, size or found.image_size
+  labels = found.about.labels if model.num_classes else None
   if num_classes is not None:
     model, labels = model.clone(num_classes=num_classes), None
     if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:

@@ -24,6 +24,17 @@ class Parser(argparse.ArgumentParser):
     sys.exit(UserError.exit_code)
 
 
+def pixels(text: str) -> int | tuple[int, int]:
+  """An image size on the command line: '224', or '224x160' (height x width)."""
+  try:
+    sides = [int(side) for side in text.split('x')]
+  except ValueError:
+    sides = []
+  if len(sides) not in (1, 2):
+    raise argparse.ArgumentTypeError(f'{text!r} is no size; it takes 224, or 224x160')
+  return sides[0] if len(sides) == 1 else tuple(sides)
+
+
 def say_report(report: Any) -> None:
   """Prints the report of a load on stderr, unless all there was was taken as it is."""
   if not report.is_plain:

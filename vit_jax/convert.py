@@ -7,14 +7,7 @@ portable program with its weights), X/ (a folder of Hugging Face Transformers).
 import argparse
 
 from vit_jax import command_line
-from vit_jax.classifier import load
-from vit_jax.errors import UserError
-
-
-def _pixels(text: str) -> tuple[int, ...] | int:
-  """'224' or '224x160' (height x width)."""
-  sides = tuple(int(side) for side in text.split('x'))
-  return sides[0] if len(sides) == 1 else sides
+from vit_jax.classifier import layout_of, load
 
 
 def main() -> None:
@@ -35,10 +28,13 @@ def main() -> None:
       help='when TARGET does not say it; model is a folder of our own, for any model',
   )
   parser.add_argument(
-      '--image_size', type=_pixels, metavar='N|HxW', help='resize the position embeddings to it'
+      '--image_size', type=command_line.pixels, metavar='N|HxW', help='resize the positions to it'
   )
   parser.add_argument(
       '--num_classes', type=int, metavar='N', help='a new head of zeros; 0: none, for features'
+  )
+  parser.add_argument(
+      '--keep_pre_logits', action='store_true', help='under a new head, too'
   )
   parser.add_argument(
       '--position_resize', default='corners', help='corners (as released) or half_pixel'
@@ -46,18 +42,18 @@ def main() -> None:
   parser.add_argument('--num_heads', type=int, help='for PyTorch files that do not tell it')
   parser.add_argument('--gelu', help='tanh or exact, for PyTorch files that do not tell it')
   args = parser.parse_args()
-  if args.num_heads is not None and args.num_heads < 1:
-    raise UserError(f'--num_heads is {args.num_heads}; it counts from 1.')
+  layout = args.layout or layout_of(args.target)
   vit = load(
       args.source,
       args.image_size,
       args.num_classes,
+      keep_pre_logits=args.keep_pre_logits,
       position_resize=args.position_resize,
       num_heads=args.num_heads,
       gelu=args.gelu,
   )
   print(vit.report)
-  vit.save(args.target, args.layout)
+  vit.save(args.target, layout)
   print(f'{args.target}: {vit!r}')
 
 

@@ -16,7 +16,7 @@ from vit_jax.training.step import make_eval_step
 
 
 def score(
-    model: str, data: str, split: str, image_size: int | None, batch_size: int
+    model: str, data: str, split: str, image_size: int | tuple[int, int] | None, batch_size: int
 ) -> dict[str, float]:
   """Accuracy, loss and number of examples of a model on a split, over all local devices.
 
@@ -55,7 +55,9 @@ def main() -> None:
   )
   parser.add_argument('--split', default='test', help='which part of the data')
   parser.add_argument('--eval', default='classification', choices=['classification'])
-  parser.add_argument('--image_size', type=int, help='pixels, when not those of the model')
+  parser.add_argument(
+      '--image_size', type=command_line.pixels, metavar='N|HxW', help='when not the model\'s'
+  )
   parser.add_argument('--batch_size', type=int, default=64, help='changes no result')
   parser.add_argument('--json', action='store_true', help='print one JSON object')
   args = parser.parse_args()

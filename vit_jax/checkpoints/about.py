@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vit_jax.checkpoints.tensor_files import Tensor
+from vit_jax.checkpoints.tensors import FACTS, Tensor, read_text
 from vit_jax.config import image_size as pixels
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.training.losses import LOSSES
 
-KEY = 'vit_jax'  # where our own facts stand in other people's files
 DEFAULT_CROP_FRACTION = 0.875  # shorter side to 256, centre 224
 _GELUS = {
     'gelu': 'exact', 'gelu_python': 'exact', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh',
@@ -54,18 +53,24 @@ class About:
   std: tuple[float, float, float] = _HALF
 
   def __post_init__(self):
-    right = (
-        self.loss in LOSSES
-        and 0 < self.crop_fraction <= 1
-        and self.gelu in ('tanh', 'exact')
-        and 0 <= self.layer_norm_epsilon < 1
-        and (self.num_heads is None or (type(self.num_heads) is int and self.num_heads > 0))
-        and (self.labels is None or all(isinstance(label, str) for label in self.labels))
-        and len(self.mean) == len(self.std) == 3
-        and min(self.std) > 0
-    )
-    if not right:
-      raise ValueError(f'it has a value that no model has: {dataclasses.asdict(self)}'[:300])
+    right = {
+        'loss': self.loss in LOSSES,
+        'crop_fraction': 0 < self.crop_fraction <= 1,
+        'gelu': self.gelu in ('tanh', 'exact'),
+        'layer_norm_epsilon': 0 <= self.layer_norm_epsilon < 1,
+        'num_heads': self.num_heads is None or (type(self.num_heads) is int and self.num_heads > 0),
+        'labels': self.labels is None or all(isinstance(label, str) for label in self.labels),
+        'mean': len(self.mean) == 3,
+        'std': len(self.std) == 3 and min(self.std) > 0,
+    }
+    for name, holds in right.items():
+      if not holds:
+        raise ValueError(f'its {name} is one that no model has')
+
+  @property
+  def is_normalized(self) -> bool:
+    """Whether pixels were brought to another range than [-1, 1]."""
+    return (self.mean, self.std) != (_HALF, _HALF)
 
   @classmethod
   def read(cls, folder: epath.Path) -> 'About':
@@ -85,10 +90,12 @@ class About:
           _ = config[name]  # a KeyError names what is missing
       labels = None
       if (folder / 'labels.txt').exists():
-        labels = (folder / 'labels.txt').read_text().splitlines()
+        labels = read_text(folder / 'labels.txt').splitlines()
       return cls.from_facts(config, labels)
     except (*_DAMAGE, OSError, UserError) as error:
-      raise UserError(f'{folder}/config.json or a file beside it is damaged ({error!r}).') from None
+      raise UserError(
+          f'{folder}/config.json or a file beside it is damaged ({_reason(error)}).'
+      ) from None
 
   @classmethod
   def from_facts(cls, facts: Mapping[str, Any], labels: list[str] | None) -> 'About':
@@ -109,9 +116,9 @@ class About:
   def from_metadata(cls, metadata: Mapping[str, str], name: str) -> 'About':
     """From the header of a safetensors file; empty for those of other people."""
     try:
-      return cls.from_facts(json.loads(metadata.get(KEY, '{}')), None)
+      return cls.from_facts(json.loads(metadata.get(FACTS, '{}')), None)
     except (*_DAMAGE, UserError) as error:
-      raise UserError(f'{name}: {KEY} in its header is damaged ({error!r}).') from None
+      raise UserError(f'{name}: {FACTS} in its header is damaged ({_reason(error)}).') from None
 
   @classmethod
   def of_run(cls, workdir: epath.Path) -> 'About':
@@ -128,7 +135,7 @@ class About:
           layer_norm_epsilon=model.get('layer_norm_epsilon', 1e-6),
       )
     except (*_DAMAGE, OSError, UserError) as error:
-      raise UserError(f'{workdir}/config.json is damaged ({error!r}).') from None
+      raise UserError(f'{workdir}/config.json is damaged ({_reason(error)}).') from None
 
   @classmethod
   def _from_hugging_face(
@@ -141,11 +148,14 @@ class About:
     labels = [names[str(i)] for i in range(len(names))]
     if labels == [f'LABEL_{i}' for i in range(len(labels))]:
       labels = None
-    own = config.get(KEY) or {}
+    own = config.get(FACTS) or {}
     multi_label = config.get('problem_type') == 'multi_label_classification'
     mean, std = processor.get('image_mean') or _HALF, processor.get('image_std') or _HALF
     if not processor.get('do_normalize', True):
       mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    factor = processor.get('rescale_factor', 1 / 255) if processor.get('do_rescale', True) else 1
+    if abs(scale := 255 * factor - 1) > 1e-6:  # pixels did not come to [0, 1] before it
+      mean, std = ([x / (scale + 1) for x in values] for values in (mean, std))
     return cls(
         image_size=pixels(size if isinstance(size, int) else tuple(size)),
         crop_fraction=own.get('crop_fraction', _crop_fraction(processor)),
@@ -175,7 +185,7 @@ class About:
 
   def check_classes(self, num_classes: int, name: str) -> None:
     """Raises `UserError` unless there are as many labels as classes."""
-    if self.labels is not None and len(self.labels) != num_classes:
+    if num_classes and self.labels is not None and len(self.labels) != num_classes:
       raise UserError(
           f'{name}: there are {len(self.labels)} labels beside it, the head has {num_classes} '
           'classes.'
@@ -184,7 +194,7 @@ class About:
   def unnormalized(self, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Lets a model take pixels in [-1, 1]: its own normalization goes into the first layer."""
     tensors = dict(tensors)
-    if (self.mean, self.std) == (_HALF, _HALF):
+    if not self.is_normalized:
       return tensors
     if 'conv_root/kernel' in tensors or 'root_block/conv_root/kernel' in tensors:
       raise UserError(
@@ -206,10 +216,14 @@ class About:
     return tensors
 
 
+def _reason(error: Exception) -> str:
+  return f'no {error}' if isinstance(error, KeyError) else first_line(error)
+
+
 def _read_json(path: epath.Path) -> dict[str, Any]:
   if not path.exists():
     return {}
-  found = json.loads(path.read_text())
+  found = json.loads(read_text(path))
   if not isinstance(found, dict):
     raise ValueError(f'{path.name} holds no table')
   return found

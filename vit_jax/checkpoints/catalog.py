@@ -33,10 +33,6 @@ FOLDERS = {  # family: its folder on storage.googleapis.com
     'imagenet21k+imagenet2012': 'vit_models/imagenet21k+imagenet2012',
     'sam': 'vit_models/sam',
 }
-TRIES = 3
-TIMEOUT = 30.0  # seconds without a byte
-_CHUNK = 1 << 18  # bytes
-_BAR = dict(unit='B', unit_scale=True, unit_divisor=1024, leave=False, disable=None)
 _AUGREG_FILE = re.compile(r'(R\d*_)?(Ti|S|B|L)_\d+-i(1|21)k[-_][A-Za-z0-9_.-]+')
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoints.released import POSITIONS, flatten, unflatten
-from vit_jax.checkpoints.tensor_files import Tensor
+from vit_jax.checkpoints.tensors import Tensor
 from vit_jax.errors import UserError
 
 RESIZE_METHODS = ('corners', 'half_pixel')
@@ -111,6 +111,7 @@ def fit_to_model(
     source: str,
     layout: str,
     ignored: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> tuple[dict[str, Tensor], Report]:
   """Makes the tensors of a checkpoint those of a model, without reading them yet.
 
@@ -123,7 +124,7 @@ def fit_to_model(
       the model does not have is then dropped, too.
     resize: how position embeddings are resized, one of RESIZE_METHODS.
     source, layout: for the report and for error messages.
-    ignored: names that were left away before.
+    ignored, notes: of what was done before.
 
   Returns:
     {linen name: tensor}, one for each parameter of the model, and what happened.
@@ -142,7 +143,7 @@ def fit_to_model(
     dropped = [f'{name} {tensors.pop(name).shape}' for name in heads]
     for name, leaf in wanted.items():
       if name.startswith('head/'):
-        tensors[name] = Tensor.of(np.zeros(leaf.shape, leaf.dtype))
+        tensors[name] = Tensor.of(np.broadcast_to(np.float32(0), leaf.shape))
         fresh.append(f'{name} {leaf.shape} = 0')
   if old_grid != new_grid and POSITIONS in tensors:
     old, new = tensors[POSITIONS], wanted[POSITIONS].shape
@@ -162,7 +163,7 @@ def fit_to_model(
       resized=tuple(resized),
       reinitialised=tuple(fresh),
       ignored=(*dropped, *ignored),
-      notes=tuple(f'{kind} weights became float32' for kind in kinds),
+      notes=(*notes, *(f'{kind} weights became float32' for kind in kinds)),
   )
   return tensors, report
 

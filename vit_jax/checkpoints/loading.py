@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from vit_jax.checkpoints import catalog, released, torch_format, training
-from vit_jax.checkpoints.about import KEY, About
-from vit_jax.checkpoints.tensor_files import Tensor, TensorFile, read_tensors, read_text
+from vit_jax.checkpoints.about import About
+from vit_jax.checkpoints.tensor_files import read_tensors
+from vit_jax.checkpoints.tensors import FACTS, Tensor, TensorFile, read_text
 from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
@@ -29,6 +32,7 @@ class Checkpoint:
     layout: how it was laid out, for the report.
     tensors: {linen name: tensor}.
     ignored: names in the file that are no parameters of the model.
+    notes: what was done to tensors on the way.
     model: with all that the tensors tell.
     grid: (rows, columns) of the position embeddings, None for a ResNet.
     image_size: (height, width) in pixels.
@@ -39,6 +43,7 @@ class Checkpoint:
   layout: str
   tensors: dict[str, Tensor]
   ignored: tuple[str, ...]
+  notes: tuple[str, ...]
   model: build.Model
   grid: tuple[int, int] | None
   image_size: tuple[int, int]
@@ -57,22 +62,24 @@ def open_checkpoint(
     source: a name of the catalogue, a file, a folder of a run or of Transformers or timm.
     image_size: (height, width) that is wanted; tells the grid of position embeddings whose
       number is no square.
-    num_heads, gelu: where the files do not tell them.
+    num_heads, gelu: what PyTorch's files may not tell; a number of heads that contradicts the
+      file is refused.
 
   Raises:
     UserError: for a source that is missing, damaged, or no model that is known here.
   """
   if catalog.is_name(source):
     source = catalog.fetch(str(source))
-  file, about = _open(epath.Path(source).expanduser())
+  file, about = _open(_local(source))
   name, tensors = str(file.path), file.tensors
-  num_heads = num_heads or about.num_heads
   if found := released.find_layout(tensors):
     layout, prefix = found
     tensors, ignored = released.to_linen(tensors, prefix, name)
   elif found := torch_format.find_layout(tensors):
     layout, prefix = found
-    heads = None if layout == 'timm BiT' else num_heads or _known_heads(tensors, name)
+    heads = None
+    if layout != 'timm BiT':
+      heads = about.num_heads or num_heads or _known_heads(tensors, name)
     if layout == 'Hugging Face' and about.image_size is None:  # no config.json: its defaults
       about = dataclasses.replace(about, gelu='exact', layer_norm_epsilon=1e-12)
     size = about.image_size or image_size
@@ -90,16 +97,52 @@ def open_checkpoint(
       approximate_gelu=(gelu or about.gelu) == 'tanh', layer_norm_epsilon=about.layer_norm_epsilon
   )
   model = build.model_from_tensors(tensors, name, numerics)
+  if num_heads is not None and num_heads != getattr(model, 'num_heads', num_heads):
+    raise UserError(f'{name} has {model.num_heads} heads, where num_heads says {num_heads}.')
   about.check_classes(model.num_classes, name)
   size, grid = about.image_size or image_size or (224, 224), None
   if released.POSITIONS in tensors and not isinstance(model, BiTResNet):
     size, grid = _grid(tensors[released.POSITIONS].shape, model, about, image_size, name)
-  text = f'{layout} layout, {file.container}'
-  return Checkpoint(name, text, tensors, tuple(ignored), model, grid, size, about)
+  text = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
+  notes = _notes(file.tensors, tensors, about)
+  return Checkpoint(name, text, tensors, tuple(ignored), notes, model, grid, size, about)
+
+
+def _local(source: epath.PathLike) -> epath.Path:
+  if not os.fspath(source):
+    raise UserError('The name of the model is empty.')
+  if os.fspath(source).startswith(('http://', 'https://')):
+    raise UserError(f'{source} is an address; fetch it, or give its name in the catalogue.')
+  return epath.Path(source).expanduser()
+
+
+def _notes(
+    tensors: Mapping[str, Tensor], translated: Mapping[str, Tensor], about: About
+) -> tuple[str, ...]:
+  """What was done to tensors between the file and `translated`."""
+  notes = []
+  if about.is_normalized:
+    notes.append(f'embedding: takes over the normalization of pixels, mean {about.mean}')
+  if any(torch_format.LAYER_SCALE.search(name) for name in tensors):
+    notes.append('LayerScale went into the layers before it')
+  before = [x.shape for n, x in tensors.items() if n.endswith(('pos_embed', 'pos_embedding'))]
+  after = translated.get(released.POSITIONS)
+  if before and after is not None and before[0] != after.shape:
+    notes.append('the class token had no position embedding and got zeros')
+  return tuple(notes)
 
 
 def _open(path: epath.Path) -> tuple[TensorFile, About]:
   """The tensors that `path` means, and what is said about them in files beside."""
+  try:
+    return _open_path(path)
+  except PermissionError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}.') from None
+  except ImportError as error:  # such as gcsfs
+    raise UserError(f'{path} cannot be read: {first_line(error)}.') from None
+
+
+def _open_path(path: epath.Path) -> tuple[TensorFile, About]:
   if not path.exists():
     raise UserError(
         f'There is no model at {path}; it takes a file (.npz, .safetensors), the folder of a '
@@ -115,13 +158,13 @@ def _open(path: epath.Path) -> tuple[TensorFile, About]:
     path = candidate
   file = read_tensors(path)
   beside = path.name in ('params.npz', 'model.safetensors', 'pytorch_model.bin')
-  if beside and (KEY not in file.metadata or (path.parent / 'config.json').exists()):
+  if beside and (FACTS not in file.metadata or (path.parent / 'config.json').exists()):
     return file, About.read(path.parent)
   return file, About.from_metadata(file.metadata, str(path))
 
 
 def _open_step(folder: epath.Path) -> tuple[TensorFile, About]:
-  step = training.find_step(folder)
+  step = training.find_step(folder.resolve())  # Orbax takes no relative paths
   if step is None:
     raise UserError(f'{folder} holds no model: none of {", ".join(_WEIGHTS)}, no checkpoints.')
   tensors = {name: Tensor.of(x) for name, x in training.read_step(step).items()}
@@ -133,8 +176,10 @@ def _read_shards(index: epath.Path) -> TensorFile:
   """The tensors of several safetensors files, as Transformers splits large models."""
   try:
     files = set(json.loads(read_text(index))['weight_map'].values())
-    if not all(epath.Path(name).name == name and name.isprintable() for name in files):
+    if not all(re.fullmatch(r'[\w.-]+\.safetensors', name) for name in files):
       raise ValueError('names of files expected')
+    if missing := [name for name in sorted(files) if not (index.parent / name).exists()]:
+      raise UserError(f'{index} names {missing[0]}, which is not there.')
   except (
       ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError
   ) as error:  # fmt: skip
@@ -151,7 +196,9 @@ def _read_shards(index: epath.Path) -> TensorFile:
 def _known_heads(tensors: Mapping[str, Any], name: str) -> int:
   """The heads of the published models, which all differ in width."""
   token = next((x for n, x in tensors.items() if n.endswith(('pos_embed', 'embeddings'))), None)
-  width = token.shape[-1] if token is not None and token.shape else 0
+  if token is None or not token.shape:
+    raise UserError(f'{name} is no Vision Transformer: it has no position embeddings.')
+  width = token.shape[-1]
   if width not in _HEADS_OF_WIDTH:
     raise UserError(
         f'{name} does not tell its number of heads, nor does its width of {width}; '

@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from vit_jax.checkpoints.tensor_files import MAX_TENSORS, Tensor
+from vit_jax.checkpoints.npz_file import write_npz_file
+from vit_jax.checkpoints.tensors import MAX_TENSORS, Tensor
 from vit_jax.errors import UserError
 from vit_jax.models.build import MAX_DEPTH
 
@@ -172,7 +173,6 @@ def to_published(params: Any) -> dict[str, np.ndarray]:
   return found
 
 
-def write_npz(path: epath.PathLike, params: Any) -> None:
-  """Writes a parameter tree as an npz file in the published layout."""
-  with epath.Path(path).open('wb') as file:
-    np.savez(file, **to_published(params))
+def write_npz(path: epath.PathLike, params: Any, facts: str = '') -> None:
+  """Writes a parameter tree in the published layout; the facts are those of `npz_file`."""
+  write_npz_file(path, to_published(params), facts)

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 from etils import epath
 
 from vit_jax.checkpoints import released, torch_format
-from vit_jax.checkpoints.about import KEY, About
+from vit_jax.checkpoints.about import About
+from vit_jax.checkpoints.npz_file import MAX_FACTS
+from vit_jax.checkpoints.safetensors_file import write_safetensors
+from vit_jax.checkpoints.tensors import FACTS, is_special
 from vit_jax.errors import UserError
 from vit_jax.models import build
 
@@ -34,6 +36,20 @@ class Saved:
     facts = {name: getattr(self.about, name) for name in names}
     return {'model': build.architecture(self.model), **facts}
 
+  def facts_and_labels(self) -> dict[str, Any]:
+    """The same with labels, for files that hold nothing else."""
+    return {**self.facts(), 'labels': self.about.labels}
+
+
+def _real(path: epath.Path) -> epath.Path:
+  """Where links lead; a local path becomes absolute."""
+  return path if '://' in os.fspath(path) else epath.Path(os.path.realpath(path))
+
+
+def _scratch(path: epath.Path) -> epath.Path:
+  """A name beside `path` that nothing has."""
+  return path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
+
 
 def write_file(path: epath.Path, write: Callable[[epath.Path], None]) -> None:
   """Lets `write` make a file that appears at `path` when it is whole.
@@ -41,10 +57,13 @@ def write_file(path: epath.Path, write: Callable[[epath.Path], None]) -> None:
   Raises:
     UserError: when it cannot be written.
   """
-  part = path.with_name(path.name + '.part')
+  path = _real(path)
+  part = _scratch(path)
   try:
     if path.is_dir():
       raise UserError(f'{path} is a folder; it would be a file.')
+    if is_special(path):
+      raise UserError(f'{path} is a pipe or a device, not a file.')
     path.parent.mkdir(parents=True, exist_ok=True)
     write(part)
     part.replace(path)
@@ -61,17 +80,20 @@ def write_folder(folder: epath.Path, write: Callable[[epath.Path], None]) -> Non
   Raises:
     UserError: when it cannot be written, or `folder` holds other files.
   """
-  check_replaceable(folder)
-  part = folder.with_name(folder.name + '.part')
+  folder = _real(folder)
+  part, old = _scratch(folder), _scratch(folder)
   try:
-    if part.exists():
-      part.rmtree()
+    check_replaceable(folder)
     part.mkdir(parents=True)
     write(part)
     if folder.exists():
-      folder.rmtree()
+      folder.rename(old)
     part.rename(folder)
+    if old.exists():
+      old.rmtree()
   except OSError as error:
+    if old.exists() and not folder.exists():
+      old.rename(folder)
     raise UserError(f'{folder} cannot be written: {error.strerror or error}.') from None
   finally:
     if part.exists():
@@ -91,8 +113,14 @@ def check_replaceable(folder: epath.Path) -> None:
 
 
 def save_npz(saved: Saved, path: epath.Path) -> None:
-  """One file in the published layout, which the original loaders read."""
-  write_file(path, lambda part: released.write_npz(part, saved.params))
+  """One file in the published layout, which the original loaders read.
+
+  Labels and sizes stand in a comment that they do not see; labels of more than 64 KiB do not.
+  """
+  facts = json.dumps(saved.facts_and_labels())
+  if len(facts) > MAX_FACTS:
+    facts = json.dumps(saved.facts())
+  write_file(path, lambda part: released.write_npz(part, saved.params, facts))
 
 
 def save_model_folder(saved: Saved, folder: epath.Path) -> None:
@@ -108,24 +136,12 @@ def save_model_folder(saved: Saved, folder: epath.Path) -> None:
   write_folder(folder, write)
 
 
-def _write_safetensors(
-    path: epath.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
-) -> None:
-  try:
-    if '://' in os.fspath(path):
-      path.write_bytes(safetensors.numpy.save(tensors, metadata=metadata))
-    else:  # a local file takes the arrays one by one
-      safetensors.numpy.save_file(tensors, path, metadata=metadata)
-  except safetensors.SafetensorError as error:
-    raise OSError(str(error)) from None
-
-
 def save_timm(saved: Saved, path: epath.Path) -> None:
   """One safetensors file that `timm.create_model(…, checkpoint_path=path)` reads."""
   tensors = torch_format.to_timm(saved.params)
-  facts = json.dumps({**saved.facts(), 'labels': saved.about.labels})
-  metadata = {'format': 'pt', KEY: facts}
-  write_file(path, lambda part: _write_safetensors(part, tensors, metadata))
+  facts = json.dumps(saved.facts_and_labels())
+  metadata = {'format': 'pt', FACTS: facts}
+  write_file(path, lambda part: write_safetensors(part, tensors, metadata))
 
 
 def save_hugging_face(saved: Saved, folder: epath.Path) -> None:
@@ -133,7 +149,7 @@ def save_hugging_face(saved: Saved, folder: epath.Path) -> None:
   tensors = torch_format.to_hugging_face(saved.params)
 
   def write(part: epath.Path) -> None:
-    _write_safetensors(part / 'model.safetensors', tensors, {'format': 'pt'})
+    write_safetensors(part / 'model.safetensors', tensors, {'format': 'pt'})
     for name, facts in (
         ('config.json', _hugging_face_config(saved)),
         ('preprocessor_config.json', _preprocessor_config(saved.about)),
@@ -167,7 +183,7 @@ def _hugging_face_config(saved: Saved) -> dict[str, Any]:
       'id2label': {str(i): label for i, label in enumerate(labels)},
       'label2id': {label: i for i, label in enumerate(labels)},
       'torch_dtype': 'float32',
-      KEY: saved.facts(),
+      FACTS: saved.facts(),
   }
 
 

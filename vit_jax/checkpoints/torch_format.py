@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from vit_jax.checkpoints.released import POSITIONS, flatten
-from vit_jax.checkpoints.tensor_files import Tensor
+from vit_jax.checkpoints.tensors import Tensor
 from vit_jax.errors import UserError
 from vit_jax.models.resnet import hybrid_stride
 
 _ATTENTION = 'MultiHeadDotProductAttention_0'
+LAYER_SCALE = re.compile(r'blocks\.(\d+)\.(?:ls([12])\.gamma|gamma_([12]))')
 # (name in PyTorch without weight or bias, name of the module in linen)
 _TIMM = {
     'patch_embed.proj': 'embedding',
@@ -171,8 +172,8 @@ def _without_layer_scale(
   """Takes out LayerScale (arXiv 2103.17239), a factor that belongs to the layer before it."""
   rest, scales = {}, {}
   for name, tensor in tensors.items():
-    if match := re.fullmatch(r'blocks\.(\d+)\.(ls(\d)\.gamma|gamma_(\d))', name):
-      module = {'1': f'{_ATTENTION}/out', '2': 'MlpBlock_0/Dense_1'}[match[3] or match[4]]
+    if match := LAYER_SCALE.fullmatch(name):
+      module = {'1': f'{_ATTENTION}/out', '2': 'MlpBlock_0/Dense_1'}[match[2] or match[3]]
       scales[f'Transformer/encoderblock_{match[1]}/{module}'] = tensor
     else:
       rest[name] = tensor

@@ -21,7 +21,7 @@ GELUS = ('tanh', 'exact')
 RELEASED_NUMERICS = Numerics()
 MAX_DEPTH = 1000  # blocks
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet; each unit is traced
-_MAX_PIXELS = 2**16  # a side
+MAX_PIXELS = 2**16  # a side
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 # The fields of a model that its parameters determine.
 _ARCHITECTURE = {
@@ -201,8 +201,10 @@ def _count(tensors: Mapping[str, Any], pattern: str) -> int:
 def _units(tensors: Mapping[str, Any]) -> tuple[int, ...]:
   """The number of units in each stage of a ResNet."""
   stages = _count(tensors, r'block(\d+)/')
+  if stages > _MAX_STAGES:
+    raise ValueError(stages)
   units = tuple(_count(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(stages))
-  if stages > _MAX_STAGES or sum(units) > _MAX_UNITS:
+  if sum(units) > _MAX_UNITS:
     raise ValueError(units)
   return units
 
@@ -210,8 +212,8 @@ def _units(tensors: Mapping[str, Any]) -> tuple[int, ...]:
 def check_image_size(image_size: tuple[int, int], model: Model, what: str) -> None:
   """Raises `UserError` unless the model takes images of that size."""
   height, width = image_size
-  if max(height, width) > _MAX_PIXELS:
-    raise UserError(f'{what} is too large; at most {_MAX_PIXELS} pixels a side are taken.')
+  if max(height, width) > MAX_PIXELS:
+    raise UserError(f'{what} is too large; at most {MAX_PIXELS} pixels a side are taken.')
   if isinstance(model, BiTResNet):  # takes any size that its strides leave something of
     if min(height, width) < 1:
       raise UserError(f'{what} is {height}x{width} pixels; both must be positive.')
@@ -231,12 +233,14 @@ def patch_grid(image_size: tuple[int, int], model: Model) -> tuple[int, int] | N
   return image_size[0] // model.patch_size, image_size[1] // model.patch_size
 
 
-@functools.lru_cache(maxsize=64)
 def abstract_params(model: Model, image_size: tuple[int, int]) -> Any:
-  """The parameter tree of `model` as `ShapeDtypeStruct`s; nothing is allocated.
+  """The parameter tree of `model` as `ShapeDtypeStruct`s; nothing is allocated."""
+  return jax.tree.map(lambda leaf: leaf, _abstract_params(model, image_size))  # an own copy
 
-  All blocks of a Transformer are alike, so one is traced and stands for all.
-  """
+
+@functools.lru_cache(maxsize=64)
+def _abstract_params(model: Model, image_size: tuple[int, int]) -> Any:
+  """All blocks of a Transformer are alike, so one is traced and stands for all."""
   images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
   one = model.clone(depth=1) if isinstance(model, VisionTransformer) else model
   params = jax.eval_shape(one.init, jax.random.key(0), images)['params']

@@ -223,7 +223,7 @@ class VisionTransformer(nn.Module):
     x = nn.Conv(
         self.width, (patch, patch), (patch, patch), padding='VALID', dtype=dtype, name='embedding'
     )(x)  # (B, H/P, W/P, D)
-    x = x.reshape(x.shape[0], -1, self.width)  # (B, N, D)
+    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width)  # (B, N, D)
     if self.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
       x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)  # (B, N + 1, D)
