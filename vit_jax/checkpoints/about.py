@@ -6,6 +6,7 @@ of a safetensors file that we wrote.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from etils import epath
 from vit_jax.checkpoints.tensors import FACTS, Tensor, read_text
 from vit_jax.config import image_size as pixels
 from vit_jax.errors import UserError, first_line
+from vit_jax.models.build import MAX_PIXELS
 from vit_jax.training.losses import LOSSES
 
 DEFAULT_CROP_FRACTION = 0.875  # shorter side to 256, centre 224
@@ -23,7 +25,7 @@ _GELUS = {
     'gelu_fast': 'tanh', 'gelu_accurate': 'tanh', 'gelu_tanh': 'tanh',
 }  # fmt: skip
 _HALF = (0.5, 0.5, 0.5)
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError,
            RecursionError)  # fmt: skip
 
 
@@ -54,14 +56,17 @@ class About:
 
   def __post_init__(self):
     right = {
+        'image_size': max(self.image_size or (1,)) <= MAX_PIXELS,
         'loss': self.loss in LOSSES,
         'crop_fraction': 0 < self.crop_fraction <= 1,
         'gelu': self.gelu in ('tanh', 'exact'),
         'layer_norm_epsilon': 0 <= self.layer_norm_epsilon < 1,
-        'num_heads': self.num_heads is None or (type(self.num_heads) is int and self.num_heads > 0),
-        'labels': self.labels is None or all(isinstance(label, str) for label in self.labels),
-        'mean': len(self.mean) == 3,
-        'std': len(self.std) == 3 and min(self.std) > 0,
+        'num_heads': self.num_heads is None
+        or (type(self.num_heads) is int and 0 < self.num_heads < 2**16),
+        'labels': isinstance(self.labels, list | None)
+        and all(isinstance(label, str) for label in self.labels or ()),
+        'mean': len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
+        'std': len(self.std) == 3 and all(0 < x < math.inf for x in self.std),
     }
     for name, holds in right.items():
       if not holds:
@@ -154,7 +159,7 @@ class About:
     if not processor.get('do_normalize', True):
       mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     factor = processor.get('rescale_factor', 1 / 255) if processor.get('do_rescale', True) else 1
-    if abs(scale := 255 * factor - 1) > 1e-6:  # pixels did not come to [0, 1] before it
+    if not abs(scale := 255 * factor - 1) <= 1e-6:  # pixels did not come to [0, 1] before it
       mean, std = ([x / (scale + 1) for x in values] for values in (mean, std))
     return cls(
         image_size=pixels(size if isinstance(size, int) else tuple(size)),
@@ -164,8 +169,8 @@ class About:
         num_heads=config.get('num_attention_heads', 12),
         gelu=_GELUS[gelu],
         layer_norm_epsilon=float(config.get('layer_norm_eps', 1e-12)),
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
     )
 
   @classmethod
@@ -179,8 +184,8 @@ class About:
         labels=config.get('label_names') or about.get('label_names'),
         num_heads=arguments.get('num_heads'),
         gelu=_GELUS[layer],
-        mean=tuple(about.get('mean') or _HALF),
-        std=tuple(about.get('std') or _HALF),
+        mean=tuple(map(float, about.get('mean') or _HALF)),
+        std=tuple(map(float, about.get('std') or _HALF)),
     )
 
   def check_classes(self, num_classes: int, name: str) -> None:
@@ -217,7 +222,7 @@ class About:
 
 
 def _reason(error: Exception) -> str:
-  return f'no {error}' if isinstance(error, KeyError) else first_line(error)
+  return 'no ' * isinstance(error, KeyError) + first_line(error)
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
