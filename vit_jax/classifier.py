@@ -146,7 +146,8 @@ class Classifier:
     if layout == 'stablehlo':
       saving.write_file(path, lambda part: part.write_bytes(self.to_stablehlo()))
     elif layout in _LAYOUTS:
-      labels = self.labels if self.model.num_classes else None
+      has_labels = self.labels is not None and self.model.num_classes
+      labels = list(self.labels) if has_labels else None
       about = About(self.image_size, self.crop_fraction, self.loss, labels)
       if not isinstance(self.model, BiTResNet):
         numerics = self.model.numerics

@@ -222,7 +222,7 @@ class About:
 
 
 def _reason(error: Exception) -> str:
-  return 'no ' * isinstance(error, KeyError) + first_line(error)
+  return f'no {first_line(error)}' if isinstance(error, KeyError) else first_line(error)
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
