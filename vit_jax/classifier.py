@@ -296,6 +296,9 @@ def load(
       raise UserError(f'{name} is {value!r}; it takes a number from {least} to {_MAX_CLASSES:,}.')
   size = None if image_size is None else pixels(image_size)
   found = loading.open_checkpoint(source, size, num_heads, gelu)
+  heads = getattr(found.model, 'num_heads', None)
+  if num_heads is not None and heads not in (None, num_heads):
+    raise UserError(f'{found.name} has {heads} heads, where num_heads says {num_heads}.')
   model, size = found.model, size or found.image_size
   labels = found.about.labels if model.num_classes else None
   if num_classes is not None:

@@ -62,8 +62,7 @@ def open_checkpoint(
     source: a name of the catalogue, a file, a folder of a run or of Transformers or timm.
     image_size: (height, width) that is wanted; tells the grid of position embeddings whose
       number is no square.
-    num_heads, gelu: what PyTorch's files may not tell; a number of heads that contradicts the
-      file is refused.
+    num_heads, gelu: what PyTorch's files may not tell.
 
   Raises:
     UserError: for a source that is missing, damaged, or no model that is known here.
@@ -97,8 +96,6 @@ def open_checkpoint(
       approximate_gelu=(gelu or about.gelu) == 'tanh', layer_norm_epsilon=about.layer_norm_epsilon
   )
   model = build.model_from_tensors(tensors, name, numerics)
-  if num_heads is not None and num_heads != getattr(model, 'num_heads', num_heads):
-    raise UserError(f'{name} has {model.num_heads} heads, where num_heads says {num_heads}.')
   about.check_classes(model.num_classes, name)
   size, grid = about.image_size or image_size or (224, 224), None
   if released.POSITIONS in tensors and not isinstance(model, BiTResNet):
