@@ -51,7 +51,7 @@ import safetensors.numpy  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import vit_jax  # noqa: E402
-from vit_jax.checkpoints import released, torch_format  # noqa: E402
+from vit_jax.checkpoints import released, torch_export  # noqa: E402
 from vit_jax.checkpoints.tensor_files import read_tensors  # noqa: E402
 from vit_jax.errors import UserError  # noqa: E402
 from vit_jax.models import build  # noqa: E402
@@ -118,7 +118,7 @@ def _shards(files: Files) -> Files:
 
 def _timm_folder(model: VisionTransformer) -> Files:
   """timm's config.json, and LayerScale."""
-  tensors = torch_format.to_timm(_params(model))
+  tensors = torch_export.to_timm(_params(model))
   for i in range(model.depth):
     for j in (1, 2):
       tensors[f'blocks.{i}.ls{j}.gamma'] = np.linspace(0, 1, model.width, dtype=np.float32)

@@ -13,6 +13,7 @@ from vit_jax.checkpoints import catalog, released, torch_format, training
 from vit_jax.checkpoints.about import About
 from vit_jax.checkpoints.tensor_files import read_tensors
 from vit_jax.checkpoints.tensors import FACTS, Tensor, TensorFile, read_text
+from vit_jax.checkpoints.torch_names import LAYER_SCALE
 from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
@@ -69,29 +70,27 @@ def open_checkpoint(
   """
   if catalog.is_name(source):
     source = catalog.fetch(str(source))
+  if gelu not in (None, *build.GELUS):
+    raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(build.GELUS)}.')
   file, about = _open(_local(source))
-  name, tensors = str(file.path), file.tensors
-  if found := released.find_layout(tensors):
+  name = str(file.path)
+  if found := released.find_layout(file.tensors):
     layout, prefix = found
-    tensors, ignored = released.to_linen(tensors, prefix, name)
-  elif found := torch_format.find_layout(tensors):
+    tensors, ignored = released.to_linen(file.tensors, prefix, name)
+  elif found := torch_format.find_layout(file.tensors):
     layout, prefix = found
-    heads = None
-    if layout != 'timm BiT':
-      heads = about.num_heads or num_heads or _known_heads(tensors, name)
     if layout == 'Hugging Face' and about.image_size is None:  # no config.json: its defaults
       about = dataclasses.replace(about, gelu='exact', layer_norm_epsilon=1e-12)
+    heads = about.num_heads or num_heads or _known_heads(file.tensors, layout, name)
     size = about.image_size or image_size
-    tensors, ignored = torch_format.to_linen(tensors, layout, prefix, heads, name, size)
+    tensors, ignored = torch_format.to_linen(file.tensors, layout, prefix, heads, name, size)
     tensors = about.unnormalized(tensors, name)
   else:
-    names = ', '.join(sorted(tensors)[:3])
+    names = ', '.join(sorted(file.tensors)[:3])
     raise UserError(
         f'{name} is no Vision Transformer or BiT in a layout that is known here'
         + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
     )
-  if gelu not in (None, *build.GELUS):
-    raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(build.GELUS)}.')
   numerics = Numerics(
       approximate_gelu=(gelu or about.gelu) == 'tanh', layer_norm_epsilon=about.layer_norm_epsilon
   )
@@ -120,7 +119,7 @@ def _notes(
   notes = []
   if about.is_normalized:
     notes.append(f'embedding: takes over the normalization of pixels, mean {about.mean}')
-  if any(torch_format.LAYER_SCALE.search(name) for name in tensors):
+  if any(LAYER_SCALE.search(name) for name in tensors):
     notes.append('LayerScale went into the layers before it')
   before = [x.shape for n, x in tensors.items() if n.endswith(('pos_embed', 'pos_embedding'))]
   after = translated.get(released.POSITIONS)
@@ -190,8 +189,10 @@ def _read_shards(index: epath.Path) -> TensorFile:
   return TensorFile(index.parent, 'safetensors', tensors)
 
 
-def _known_heads(tensors: Mapping[str, Any], name: str) -> int:
-  """The heads of the published models, which all differ in width."""
+def _known_heads(tensors: Mapping[str, Any], layout: str, name: str) -> int | None:
+  """The heads of the published models, which all differ in width; None for a ResNet."""
+  if layout == 'timm BiT':
+    return None
   token = next((x for n, x in tensors.items() if n.endswith(('pos_embed', 'embeddings'))), None)
   if token is None or not token.shape:
     raise UserError(f'{name} is no Vision Transformer: it has no position embeddings.')

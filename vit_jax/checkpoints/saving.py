@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.checkpoints import released, torch_format
+from vit_jax.checkpoints import released, torch_export
 from vit_jax.checkpoints.about import About
 from vit_jax.checkpoints.npz_file import MAX_FACTS
 from vit_jax.checkpoints.safetensors_file import write_safetensors
@@ -138,7 +138,7 @@ def save_model_folder(saved: Saved, folder: epath.Path) -> None:
 
 def save_timm(saved: Saved, path: epath.Path) -> None:
   """One safetensors file that `timm.create_model(…, checkpoint_path=path)` reads."""
-  tensors = torch_format.to_timm(saved.params)
+  tensors = torch_export.to_timm(saved.params)
   facts = json.dumps(saved.facts_and_labels())
   metadata = {'format': 'pt', FACTS: facts}
   write_file(path, lambda part: write_safetensors(part, tensors, metadata))
@@ -146,7 +146,7 @@ def save_timm(saved: Saved, path: epath.Path) -> None:
 
 def save_hugging_face(saved: Saved, folder: epath.Path) -> None:
   """A folder that Transformers' `ViTForImageClassification.from_pretrained` reads."""
-  tensors = torch_format.to_hugging_face(saved.params)
+  tensors = torch_export.to_hugging_face(saved.params)
 
   def write(part: epath.Path) -> None:
     write_safetensors(part / 'model.safetensors', tensors, {'format': 'pt'})

@@ -1,7 +1,7 @@
-"""The names and shapes of timm and of Hugging Face Transformers, to ours and back.
+"""Reads the names and shapes of timm and of Hugging Face Transformers as ours.
 
-Shapes: D width, K heads, M mlp_dim, C classes. PyTorch stores linear layers as (out, in) and
-convolutions as (out, in, height, width); timm keeps query, key and value in one array (3 D, D).
+Shapes: D width, K heads. PyTorch stores linear layers as (out, in) and convolutions as (out, in,
+height, width); timm keeps query, key and value in one array (3 D, D).
 """
 
 import re
@@ -10,69 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoints.released import POSITIONS, flatten
+from vit_jax.checkpoints.released import POSITIONS
 from vit_jax.checkpoints.tensors import Tensor
+from vit_jax.checkpoints.torch_names import (
+  ATTENTION,
+  HUGGING_FACE,
+  HUGGING_FACE_BLOCK,
+  HUGGING_FACE_BLOCK_5,
+  LAYER_SCALE,
+  TIMM,
+  TIMM_BIT,
+  TIMM_BLOCK,
+  TIMM_UNIT,
+)
 from vit_jax.errors import UserError
 from vit_jax.models.resnet import hybrid_stride
-
-_ATTENTION = 'MultiHeadDotProductAttention_0'
-LAYER_SCALE = re.compile(r'blocks\.(\d+)\.(?:ls([12])\.gamma|gamma_([12]))')
-# (name in PyTorch without weight or bias, name of the module in linen)
-_TIMM = {
-    'patch_embed.proj': 'embedding',
-    'norm': 'Transformer/encoder_norm',
-    'head': 'head',
-    'attn_pool.norm': 'MAPHead_0/LayerNorm_0',
-    'attn_pool.mlp.fc1': 'MAPHead_0/MlpBlock_0/Dense_0',
-    'attn_pool.mlp.fc2': 'MAPHead_0/MlpBlock_0/Dense_1',
-    'attn_pool.q': f'MAPHead_0/{_ATTENTION}/query',
-    'attn_pool.proj': f'MAPHead_0/{_ATTENTION}/out',
-    'patch_embed.backbone.conv': 'conv_root',
-    'patch_embed.backbone.norm': 'gn_root',
-    'patch_embed.backbone.stem.conv': 'conv_root',
-    'patch_embed.backbone.stem.norm': 'gn_root',
-}
-_TIMM_BLOCK = {
-    'norm1': 'LayerNorm_0',
-    'norm2': 'LayerNorm_1',
-    'attn.proj': f'{_ATTENTION}/out',
-    'mlp.fc1': 'MlpBlock_0/Dense_0',
-    'mlp.fc2': 'MlpBlock_0/Dense_1',
-}
-_TIMM_UNIT = {
-    **{f'conv{i}': f'conv{i}' for i in (1, 2, 3)},
-    **{f'norm{i}': f'gn{i}' for i in (1, 2, 3)},
-    'downsample.conv': 'conv_proj',
-    'downsample.norm': 'gn_proj',
-}
-_TIMM_BIT = {'stem.conv': 'root_block/conv_root', 'norm': 'norm-pre-head', 'head.fc': 'head'}
-_HUGGING_FACE = {
-    'embeddings.patch_embeddings.projection': 'embedding',
-    'layernorm': 'Transformer/encoder_norm',
-    'classifier': 'head',
-    'pooler.dense': 'pre_logits',
-}
-_HUGGING_FACE_BLOCK = {
-    'layernorm_before': 'LayerNorm_0',
-    'layernorm_after': 'LayerNorm_1',
-    'attention.attention.query': f'{_ATTENTION}/query',
-    'attention.attention.key': f'{_ATTENTION}/key',
-    'attention.attention.value': f'{_ATTENTION}/value',
-    'attention.output.dense': f'{_ATTENTION}/out',
-    'intermediate.dense': 'MlpBlock_0/Dense_0',
-    'output.dense': 'MlpBlock_0/Dense_1',
-}
-# Transformers 5 calls the same layers by other names in memory, and so in its state dicts.
-_HUGGING_FACE_BLOCK_5 = {
-    'layernorm_before': 'LayerNorm_0',
-    'layernorm_after': 'LayerNorm_1',
-    'attention.q_proj': f'{_ATTENTION}/query',
-    'attention.k_proj': f'{_ATTENTION}/key',
-    'attention.v_proj': f'{_ATTENTION}/value',
-    'attention.o_proj': f'{_ATTENTION}/out',
-    'mlp.fc1': 'MlpBlock_0/Dense_0',
-    'mlp.fc2': 'MlpBlock_0/Dense_1',
-}
 
 
 def find_layout(tensors: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -92,23 +44,23 @@ def _module(name: str, layout: str) -> str | None:
   """The linen module of a PyTorch one; None for one that no model of ours has."""
   if layout == 'timm BiT':
     if match := re.fullmatch(r'stages\.(\d+)\.blocks\.(\d+)\.(.*)', name):
-      unit = _TIMM_UNIT.get(match[3])
+      unit = TIMM_UNIT.get(match[3])
       return unit and f'block{int(match[1]) + 1}/unit{int(match[2]) + 1:02d}/{unit}'
-    return _TIMM_BIT.get(name)
+    return TIMM_BIT.get(name)
   if layout == 'timm':
     if match := re.fullmatch(r'blocks\.(\d+)\.(.*)', name):
-      part = _TIMM_BLOCK.get(match[2])
+      part = TIMM_BLOCK.get(match[2])
       return part and f'Transformer/encoderblock_{int(match[1])}/{part}'
     if match := re.fullmatch(r'patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.(.*)', name):
-      unit = _TIMM_UNIT.get(match[3])
+      unit = TIMM_UNIT.get(match[3])
       return unit and f'block{int(match[1]) + 1}/unit{int(match[2]) + 1}/{unit}'
-    return _TIMM.get(name)
+    return TIMM.get(name)
   name = name.removeprefix('vit.')
   if match := re.fullmatch(r'(encoder\.layer|layers)\.(\d+)\.(.*)', name):
-    table = _HUGGING_FACE_BLOCK if match[1] == 'encoder.layer' else _HUGGING_FACE_BLOCK_5
+    table = HUGGING_FACE_BLOCK if match[1] == 'encoder.layer' else HUGGING_FACE_BLOCK_5
     part = table.get(match[3])
     return part and f'Transformer/encoderblock_{int(match[2])}/{part}'
-  return _HUGGING_FACE.get(name)
+  return HUGGING_FACE.get(name)
 
 
 def to_linen(
@@ -173,7 +125,7 @@ def _without_layer_scale(
   rest, scales = {}, {}
   for name, tensor in tensors.items():
     if match := LAYER_SCALE.fullmatch(name):
-      module = {'1': f'{_ATTENTION}/out', '2': 'MlpBlock_0/Dense_1'}[match[2] or match[3]]
+      module = {'1': f'{ATTENTION}/out', '2': 'MlpBlock_0/Dense_1'}[match[2] or match[3]]
       scales[f'Transformer/encoderblock_{match[1]}/{module}'] = tensor
     else:
       rest[name] = tensor
@@ -208,7 +160,8 @@ def _patches(tensors: Mapping[str, Tensor], image_size: tuple[int, int]) -> int 
   kernel = tensors.get('embedding/kernel')
   patch = kernel.shape[0] if kernel is not None and len(kernel.shape) == 4 else 0
   if 'conv_root/kernel' in tensors:
-    patch *= hybrid_stride({unit.partition('/')[0] for unit in _units(tensors)})
+    stages = {match[0] for name in tensors if (match := re.match(r'block\d+/', name))}
+    patch *= hybrid_stride(stages)
   return (image_size[0] // patch) * (image_size[1] // patch) if patch else None
 
 
@@ -229,10 +182,10 @@ def _translate(
   if leaf not in ('weight', 'bias'):
     return None
   if match := re.fullmatch(r'blocks\.(\d+)\.attn\.qkv', module):
-    target = f'Transformer/encoderblock_{match[1]}/{_ATTENTION}'
+    target = f'Transformer/encoderblock_{match[1]}/{ATTENTION}'
     return _split_heads(target, ('query', 'key', 'value'), leaf, tensor, num_heads)
   if module == 'attn_pool.kv':
-    return _split_heads(f'MAPHead_0/{_ATTENTION}', ('key', 'value'), leaf, tensor, num_heads)
+    return _split_heads(f'MAPHead_0/{ATTENTION}', ('key', 'value'), leaf, tensor, num_heads)
   target = _module(module, layout)
   if target is None:
     return None
@@ -243,7 +196,7 @@ def _translate(
     return {f'{target}/bias': tensor}
   if len(tensor.shape) == 1:
     return {f'{target}/scale': tensor}
-  if target.endswith(f'{_ATTENTION}/out'):
+  if target.endswith(f'{ATTENTION}/out'):
     width, inner = tensor.shape
     shape = (num_heads, inner // num_heads, width)
     return {f'{target}/kernel': tensor.map(shape, lambda x: x.T.reshape(shape))}
@@ -272,133 +225,4 @@ def _split_heads(
     else:
       shape = (tensor.shape[1], *heads)
       found[f'{target}/{part}/kernel'] = piece.map(shape, lambda x, s=shape: x.T.reshape(s))
-  return found
-
-
-# --- writing --------------------------------------------------------------------------------
-
-
-def _to_torch(tensors: Mapping[str, np.ndarray], module: str) -> dict[str, np.ndarray]:
-  """{'weight', 'bias'} of a linen module, in PyTorch's shapes."""
-  found = {}
-  if f'{module}/scale' in tensors:
-    found['weight'] = tensors[f'{module}/scale']
-  if f'{module}/kernel' in tensors:
-    kernel = tensors[f'{module}/kernel']
-    if module.endswith(('/query', '/key', '/value')):  # (D, K, D/K)
-      kernel = kernel.reshape(kernel.shape[0], -1).T
-    elif module.endswith('/out'):  # (K, D/K, D)
-      kernel = kernel.reshape(-1, kernel.shape[-1]).T
-    elif kernel.ndim == 4:
-      kernel = kernel.transpose(3, 2, 0, 1)
-    else:
-      kernel = kernel.T
-    found['weight'] = kernel
-  if f'{module}/bias' in tensors:
-    found['bias'] = tensors[f'{module}/bias'].reshape(-1)
-  return found
-
-
-def _fused(tensors: Mapping[str, np.ndarray], module: str, parts: tuple[str, ...]):
-  pieces = [_to_torch(tensors, f'{module}/{part}') for part in parts]
-  return {leaf: np.concatenate([piece[leaf] for piece in pieces]) for leaf in ('weight', 'bias')}
-
-
-def _with_name(name: str, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  return {f'{name}.{leaf}': np.ascontiguousarray(array) for leaf, array in leaves.items()}
-
-
-def to_timm(params: Any) -> dict[str, np.ndarray]:
-  """A parameter tree as the state dict of timm's model of it.
-
-  Raises:
-    UserError: for a model with `pre_logits`, which timm does not have.
-  """
-  tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-  if 'pre_logits/kernel' in tensors:
-    raise UserError(
-        'timm has no pre_logits layer; write an .npz, or drop the head and it with a new one '
-        '(num_classes).'
-    )
-  if 'root_block/conv_root/kernel' in tensors:
-    return _to_timm_bit(tensors)
-  found = {'pos_embed': tensors[POSITIONS]}
-  if 'cls' in tensors:
-    found['cls_token'] = tensors['cls']
-  if 'MAPHead_0/probe' in tensors:
-    found['attn_pool.latent'] = tensors['MAPHead_0/probe']
-    attention = f'MAPHead_0/{_ATTENTION}'
-    found |= _with_name('attn_pool.kv', _fused(tensors, attention, ('key', 'value')))
-  has_stages = 'block1/unit1/conv1/kernel' in tensors
-  for name, module in _TIMM.items():
-    if name.startswith('patch_embed.backbone') and ('.stem.' in name) != has_stages:
-      continue
-    found |= _with_name(name, _to_torch(tensors, module))
-  for unit in _units(tensors):
-    stage, block = (int(number) - 1 for number in re.findall(r'\d+', unit))
-    for name, part in _TIMM_UNIT.items():
-      prefix = f'patch_embed.backbone.stages.{stage}.blocks.{block}.{name}'
-      found |= _with_name(prefix, _to_torch(tensors, f'{unit}/{part}'))
-  for i in range(_depth(tensors)):
-    block = f'Transformer/encoderblock_{i}'
-    qkv = _fused(tensors, f'{block}/{_ATTENTION}', ('query', 'key', 'value'))
-    found |= _with_name(f'blocks.{i}.attn.qkv', qkv)
-    for name, part in _TIMM_BLOCK.items():
-      found |= _with_name(f'blocks.{i}.{name}', _to_torch(tensors, f'{block}/{part}'))
-  return found
-
-
-def _to_timm_bit(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  found = {}
-  for name, module in _TIMM_BIT.items():
-    found |= _with_name(name, _to_torch(tensors, module))
-  if 'head.fc.weight' in found:
-    found['head.fc.weight'] = found['head.fc.weight'][:, :, None, None]
-  for unit in _units(tensors):
-    stage, block = (int(number) - 1 for number in re.findall(r'\d+', unit))
-    for name, part in _TIMM_UNIT.items():
-      prefix = f'stages.{stage}.blocks.{block}.{name}'
-      found |= _with_name(prefix, _to_torch(tensors, f'{unit}/{part}'))
-  return found
-
-
-def _units(tensors: Mapping[str, Any]) -> list[str]:
-  return sorted({m[0] for name in tensors if (m := re.match(r'block\d+/unit\d+', name))})
-
-
-def _depth(tensors: Mapping[str, Any]) -> int:
-  return len({m[1] for n in tensors if (m := re.match(r'Transformer/encoderblock_(\d+)/', n))})
-
-
-def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
-  """A parameter tree as the state dict of Transformers' `ViTForImageClassification`.
-
-  Raises:
-    UserError: for a model that class does not have: without a class token, with `pre_logits` or
-      with a ResNet.
-  """
-  tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-  reasons = {
-      'a ResNet': 'conv_root/kernel' in tensors or 'root_block/conv_root/kernel' in tensors,
-      'no class token': 'cls' not in tensors,
-      'a pre_logits layer': 'pre_logits/kernel' in tensors,
-      'no head': 'head/kernel' not in tensors,
-  }
-  for reason, holds in reasons.items():
-    if holds:
-      raise UserError(
-          f'The model has {reason}, which ViTForImageClassification does not know; write an .npz, '
-          'or a folder of our own with layout="model".'
-      )
-  found = {
-      'vit.embeddings.cls_token': tensors['cls'],
-      'vit.embeddings.position_embeddings': tensors[POSITIONS],
-  }
-  for name, module in _HUGGING_FACE.items():
-    prefix = '' if name == 'classifier' else 'vit.'
-    found |= _with_name(prefix + name, _to_torch(tensors, module))
-  for i in range(_depth(tensors)):
-    for name, part in _HUGGING_FACE_BLOCK.items():
-      module = f'Transformer/encoderblock_{i}/{part}'
-      found |= _with_name(f'vit.encoder.layer.{i}.{name}', _to_torch(tensors, module))
   return found
