@@ -93,6 +93,16 @@ def test_another_size_and_a_new_head(tmp_path, command):
   assert (config['image_size'], len(config['id2label'])) == ([32, 96], 3)
 
 
+def test_labels_go_along(tmp_path, command):
+  (tmp_path / 'names').write_text('\n'.join('abcdefg') + '\n')
+  assert command(PATCH14, tmp_path / 'x', f'--labels={tmp_path / "names"}')[0] == 0
+  assert vit_jax.load(tmp_path / 'x').labels == list('abcdefg')
+  (tmp_path / 'names').write_text('a\nb\n')
+  for labels, message in (('names', '2 lines; the model has 7'), ('nothing', 'cannot be read')):
+    code, _, err = command(PATCH14, tmp_path / 'y', f'--labels={tmp_path / labels}')
+    assert code == 2 and message in err and not (tmp_path / 'y').exists()
+
+
 @pytest.mark.parametrize(
     ('source', 'arguments', 'message'),
     [

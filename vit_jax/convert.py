@@ -5,9 +5,28 @@ portable program with its weights), X/ (a folder of Hugging Face Transformers).
 """
 
 import argparse
+import dataclasses
+
+from etils import epath
 
 from vit_jax import command_line
 from vit_jax.classifier import layout_of, load
+from vit_jax.errors import UserError, first_line
+
+
+def read_labels(path: str, num_classes: int) -> list[str]:
+  """The names in a text file, a line each.
+
+  Raises:
+    UserError: for a file that cannot be read, or names another number of classes.
+  """
+  try:
+    labels = epath.Path(path).expanduser().read_text(encoding='utf-8').splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read ({first_line(error)}).') from None
+  if len(labels) != num_classes:
+    raise UserError(f'{path} has {len(labels)} lines; the model has {num_classes} classes.')
+  return labels
 
 
 def main() -> None:
@@ -37,6 +56,9 @@ def main() -> None:
       '--keep_pre_logits', action='store_true', help='under a new head, too'
   )
   parser.add_argument(
+      '--labels', metavar='FILE', help='names of the classes, a line each, to go along'
+  )
+  parser.add_argument(
       '--position_resize', default='corners', help='corners (as released) or half_pixel'
   )
   parser.add_argument('--num_heads', type=int, help='for PyTorch files that do not tell it')
@@ -52,6 +74,9 @@ def main() -> None:
       num_heads=args.num_heads,
       gelu=args.gelu,
   )
+  if args.labels is not None:
+    labels = read_labels(args.labels, vit.model.num_classes)
+    vit = dataclasses.replace(vit, labels=labels)
   print(vit.report)
   vit.save(args.target, layout)
   print(f'{args.target}: {vit!r}')

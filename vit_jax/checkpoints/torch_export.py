@@ -129,7 +129,7 @@ def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
     if holds:
       raise UserError(
           f'The model has {reason}, which ViTForImageClassification does not know; write an .npz, '
-          'or a folder of our own with layout="model".'
+          'or a folder of our own (layout model).'
       )
   found = {
       'vit.embeddings.cls_token': tensors['cls'],
