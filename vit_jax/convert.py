@@ -7,26 +7,9 @@ portable program with its weights), X/ (a folder of Hugging Face Transformers).
 import argparse
 import dataclasses
 
-from etils import epath
-
 from vit_jax import command_line
+from vit_jax.checkpoints.about import read_labels
 from vit_jax.classifier import layout_of, load
-from vit_jax.errors import UserError, first_line
-
-
-def read_labels(path: str, num_classes: int) -> list[str]:
-  """The names in a text file, a line each.
-
-  Raises:
-    UserError: for a file that cannot be read, or names another number of classes.
-  """
-  try:
-    labels = epath.Path(path).expanduser().read_text(encoding='utf-8').splitlines()
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read ({first_line(error)}).') from None
-  if len(labels) != num_classes:
-    raise UserError(f'{path} has {len(labels)} lines; the model has {num_classes} classes.')
-  return labels
 
 
 def main() -> None:

@@ -221,6 +221,21 @@ class About:
     return tensors
 
 
+def read_labels(path: str, num_classes: int) -> list[str]:
+  """The names in a text file, a line each.
+
+  Raises:
+    UserError: for a file that cannot be read, or names another number of classes.
+  """
+  try:
+    labels = read_text(epath.Path(path).expanduser()).splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read ({first_line(error)}).') from None
+  if len(labels) != num_classes:
+    raise UserError(f'{path} has {len(labels)} lines; the model has {num_classes} classes.')
+  return labels
+
+
 def _reason(error: Exception) -> str:
   return f'no {first_line(error)}' if isinstance(error, KeyError) else first_line(error)
 
