@@ -201,6 +201,17 @@ def test_parameter_counts_of_hybrids(name, count):
   assert build.count_parameters(params) == count
 
 
+@pytest.mark.parametrize('name', ['vit_gap', 'vit_token_prelogits', 'hybrid_stem', 'bit_resnet'])
+def test_a_folder_of_our_own_holds_what_transformers_cannot(name, tmp_path):
+  vit = dataclasses.replace(vit_jax.load(GOLDEN / f'{name}.npz'), labels=list('abcdefg'))
+  vit.save(tmp_path / 'x')
+  found = vit_jax.load(tmp_path / 'x')
+  assert (tmp_path / 'x' / 'params.npz').exists() and found.labels == list('abcdefg')
+  assert_same_tree(found.params, vit.params)
+  with pytest.raises(UserError, match='ViTForImageClassification'):
+    vit.save(tmp_path / 'y', 'huggingface')
+
+
 def test_keeping_pre_logits(tmp_path):
   vit = vit_jax.load(TOKEN, num_classes=3, keep_pre_logits=True)
   assert (vit.model.pre_logits, vit.model.num_classes) == (40, 3)

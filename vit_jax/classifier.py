@@ -13,6 +13,7 @@ from PIL import Image
 
 from vit_jax.checkpoints import fit, loading, saving
 from vit_jax.checkpoints.about import DEFAULT_CROP_FRACTION, About
+from vit_jax.checkpoints.torch_export import unlike_hugging_face
 from vit_jax.config import image_size as pixels
 from vit_jax.data import transforms
 from vit_jax.data.images import decode_image, to_rgb
@@ -134,7 +135,7 @@ class Classifier:
 
     Args:
       path: X.npz (published layout), X.safetensors (timm), X.stablehlo (a portable program with
-        its weights), or a folder (Transformers).
+        its weights), or a folder (of Transformers; of our own, where those cannot hold the model).
       layout: 'npz', 'timm', 'stablehlo', 'huggingface' or 'model' (a folder of our own, for any
         model: params.npz, config.json, labels.txt), when the path does not say it.
 
@@ -142,7 +143,11 @@ class Classifier:
       UserError: for a path that cannot be written, a folder that holds other files, or a model
         that the layout cannot hold.
     """
-    path, layout = epath.Path(path).expanduser(), layout or layout_of(path)
+    if layout is None:
+      layout = layout_of(path)
+      if layout == 'huggingface' and unlike_hugging_face(self.params):
+        layout = 'model'
+    path = epath.Path(path).expanduser()
     if layout == 'stablehlo':
       saving.write_file(path, lambda part: part.write_bytes(self.to_stablehlo()))
     elif layout in _LAYOUTS:

@@ -111,6 +111,18 @@ def _depth(tensors: Mapping[str, Any]) -> int:
   return len({m[1] for n in tensors if (m := re.match(r'Transformer/encoderblock_(\d+)/', n))})
 
 
+def unlike_hugging_face(params: Any) -> str | None:
+  """What a model has that Transformers' `ViTForImageClassification` does not; None: nothing."""
+  names = flatten(params).keys()
+  reasons = {
+      'a ResNet': bool({'conv_root/kernel', 'root_block/conv_root/kernel'} & names),
+      'no class token': 'cls' not in names,
+      'a pre_logits layer': 'pre_logits/kernel' in names,
+      'no head': 'head/kernel' not in names,
+  }
+  return next((reason for reason, holds in reasons.items() if holds), None)
+
+
 def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of Transformers' `ViTForImageClassification`.
 
@@ -118,19 +130,12 @@ def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
     UserError: for a model that class does not have: without a class token, with `pre_logits` or
       with a ResNet.
   """
+  if reason := unlike_hugging_face(params):
+    raise UserError(
+        f'The model has {reason}, which ViTForImageClassification does not know; write an .npz, '
+        'or a folder of our own (layout model).'
+    )
   tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-  reasons = {
-      'a ResNet': 'conv_root/kernel' in tensors or 'root_block/conv_root/kernel' in tensors,
-      'no class token': 'cls' not in tensors,
-      'a pre_logits layer': 'pre_logits/kernel' in tensors,
-      'no head': 'head/kernel' not in tensors,
-  }
-  for reason, holds in reasons.items():
-    if holds:
-      raise UserError(
-          f'The model has {reason}, which ViTForImageClassification does not know; write an .npz, '
-          'or a folder of our own (layout model).'
-      )
   found = {
       'vit.embeddings.cls_token': tensors['cls'],
       'vit.embeddings.position_embeddings': tensors[POSITIONS],
