@@ -39,6 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.layer_norm_epsilon = 1e-6
   config.model.resnet_width = 0  # a hybrid's ResNet under the Transformer (64); 0: none
   config.model.resnet_blocks = ()  # units of each of its stages; none: only the stem
+  # What the backward pass keeps of each block: none rematerialises nothing, dots keeps the
+  # dense layers, full keeps nothing.
+  config.model.remat = 'none'
   config.model.dtype = 'auto'  # float32, bfloat16, or auto: bfloat16 on accelerators
 
   config.data = ml_collections.ConfigDict()

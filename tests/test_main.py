@@ -252,6 +252,13 @@ BAD = {
     'weights that are not there': (
         lambda path: [*QUICKSTART, f'--config.init_from={path}/x.npz'], '/x.npz'
     ),
+    'an unknown remat': (
+        lambda path: [*QUICKSTART, '--config.model.remat=all'], 'choose one of none, dots, full'
+    ),
+    'remat of a ResNet': (
+        lambda path: [*QUICKSTART, '--config.model.variant=R50x1', '--config.model.remat=full'],
+        'which a ResNet does not have',
+    ),
     'weights of another architecture': (
         lambda path: [*QUICKSTART, '--config.init_from=tests/golden/vit_gap.npz'],
         'width is 48 there, 16 in config.model',

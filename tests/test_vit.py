@@ -312,3 +312,49 @@ def test_constrain_sees_the_tokens_at_every_block_boundary(params):
   images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
   jax.eval_shape(lambda images: model.apply({'params': params}, images), images)
   assert shapes == [(2, 5, 16)] * 3
+
+
+def loss_and_gradients(model, params, images, key):
+  def loss(params):
+    logits = model.apply(
+        {'params': params}, images, deterministic=False, rngs={'dropout': key}
+    )
+    return jnp.square(logits).sum()
+
+  return jax.value_and_grad(loss)(params)
+
+
+@pytest.fixture(scope='module')
+def plain():
+  rates = dict(dropout_rate=0.2, attention_dropout_rate=0.2, stochastic_depth_rate=0.3)
+  return VisionTransformer(**TINY, **rates)
+
+
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+def test_remat_changes_no_number(remat, plain, params):
+  """Random masks are those of the first time when the backward pass computes them again."""
+  model = plain.clone(remat=remat)
+  assert build.abstract_params(model, (8, 8)) == build.abstract_params(plain, (8, 8))
+  compiled = jit(loss_and_gradients, static_argnums=0)
+  images, key = random_images(4, 8, 8), jax.random.key(3)
+  found = compiled(model, params, images, key)
+  expected = compiled(plain, params, images, key)
+  other = compiled(plain, params, images, jax.random.key(4))
+  assert abs(other[0] - expected[0]) > 1e-3 * abs(expected[0])
+  for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5 * np.abs(two).max())
+
+
+def test_remat_computes_again_what_it_says(plain, params):
+  """More matrix products; a CPU's compiler undoes it, so memory does not show it here."""
+
+  def products(remat):
+    step = functools.partial(loss_and_gradients, plain.clone(remat=remat))
+    lowered = jax.jit(step).lower(params, random_images(4, 8, 8), jax.random.key(0))
+    return lowered.as_text().count('dot_general')
+
+  none, dots, full = (products(remat) for remat in ('none', 'dots', 'full'))
+  attention, dense = 2, 6  # query-key and weights-value; query, key, value, out, and the MLP's
+  assert dots == none + attention * plain.depth
+  # The last dense layers of both branches are needed for no gradient.
+  assert dots < full <= none + (attention + dense) * plain.depth

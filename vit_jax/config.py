@@ -20,7 +20,7 @@ from vit_jax.errors import UserError
 # in its workdir with other values of these.
 EXECUTION_FIELDS = (
     'checkpoint.every', 'checkpoint.keep', 'data.threads', 'eval_batch_size', 'eval_every',
-    'log_every', 'mesh.data', 'mesh.fsdp', 'mesh.tensor',
+    'log_every', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'model.remat',
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import ml_collections
 from vit_jax.errors import UserError
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
-from vit_jax.models.vit import Numerics, VisionTransformer
+from vit_jax.models.vit import REMAT, Numerics, VisionTransformer
 
 Model = VisionTransformer | BiTResNet
 
@@ -67,9 +67,12 @@ def model_from_config(
     UserError: for an unknown variant, pool, GELU or dtype, or sizes that do not go together.
   """
   _choose('variant', config.variant, (*VARIANTS, *RESNET_VARIANTS))
+  _choose('remat', config.remat, tuple(REMAT))
   dtype = resolve_dtype(config.dtype)
   if config.variant in RESNET_VARIANTS:
     row = RESNET_VARIANTS[config.variant]
+    if config.remat != 'none':
+      raise UserError(f'config.model.remat is {config.remat!r}, which a ResNet does not have.')
     return BiTResNet(
         width=config.resnet_width or row.width,
         blocks=tuple(config.resnet_blocks) or row.blocks,
@@ -97,6 +100,7 @@ def model_from_config(
       numerics=Numerics(
           dtype, _choose('gelu', config.gelu, GELUS) == 'tanh', config.layer_norm_epsilon
       ),
+      remat=config.remat,
       constrain=constrain,
   )
   if model.width % model.num_heads:

@@ -99,7 +99,7 @@ class EncoderBlock(nn.Module):
   numerics: Numerics = Numerics()
 
   @nn.compact
-  def __call__(self, x: Array, *, deterministic: bool) -> Array:
+  def __call__(self, x: Array, deterministic: bool) -> Array:
     def drop_branch(branch: Array) -> Array:  # whole examples at a time (arXiv 1603.09382)
       drop = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2))
       return drop(branch, deterministic=deterministic)
@@ -114,6 +114,14 @@ class EncoderBlock(nn.Module):
     y = self.numerics.layer_norm()(x)
     y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, deterministic=deterministic)
     return x + drop_branch(y)
+
+
+# What the backward pass keeps of a block's forward pass; the rest is computed again.
+REMAT = {
+    'none': jax.checkpoint_policies.everything_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of the dense layers
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class PositionEmbedding(nn.Module):
@@ -136,15 +144,19 @@ class Encoder(nn.Module):
   attention_dropout_rate: float
   stochastic_depth_rate: float
   numerics: Numerics
+  remat: str
   constrain: Callable[[Array], Array]
 
   @nn.compact
   def __call__(self, x: Array, *, deterministic: bool) -> Array:
+    block = EncoderBlock
+    if self.remat != 'none':
+      block = nn.remat(EncoderBlock, static_argnums=(2,), policy=REMAT[self.remat])
     x = PositionEmbedding(name='posembed_input')(x)
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     x = self.constrain(x)
     for i in range(self.depth):
-      x = EncoderBlock(
+      x = block(
           self.mlp_dim,
           self.num_heads,
           self.dropout_rate,
@@ -153,7 +165,7 @@ class Encoder(nn.Module):
           self.stochastic_depth_rate * i / max(self.depth - 1, 1),
           self.numerics,
           name=f'encoderblock_{i}',
-      )(x, deterministic=deterministic)
+      )(x, deterministic)
       x = self.constrain(x)
     return self.numerics.layer_norm('encoder_norm')(x)
 
@@ -194,6 +206,7 @@ class VisionTransformer(nn.Module):
     resnet_width: features of the stem of a hybrid model's ResNet; 0: patches of pixels.
     resnet_blocks: units of each of its stages; none leaves only the stem (R+Ti/16).
     numerics: dtype, GELU and LayerNorm epsilon.
+    remat: a key of REMAT; changes memory and time, no number but by rounding.
     constrain: applied to the tokens at block boundaries; says how they are sharded.
   """
 
@@ -212,6 +225,7 @@ class VisionTransformer(nn.Module):
   resnet_width: int = 0
   resnet_blocks: tuple[int, ...] = ()
   numerics: Numerics = Numerics()
+  remat: str = 'none'
   constrain: Callable[[Array], Array] = lambda x: x
 
   @nn.compact
@@ -235,6 +249,7 @@ class VisionTransformer(nn.Module):
         self.attention_dropout_rate,
         self.stochastic_depth_rate,
         self.numerics,
+        self.remat,
         self.constrain,
         name='Transformer',
     )(x, deterministic=deterministic)
