@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoints import released
+from vit_jax.checkpoints import fit, released
+from vit_jax.checkpoints.tensors import Tensor
 from vit_jax.errors import UserError
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.parallel import mesh as mesh_lib
@@ -146,11 +147,12 @@ def test_placed_batches_hold_the_rows_in_order(sizes):
     assert shapes == {(BATCH_SIZE // parts, *expected.shape[1:])}
 
 
-def test_placed_trees_hold_the_same_numbers_in_parts():
+def test_parameters_are_read_to_their_parts():
   mesh = make_mesh(2, 2, 2)
   tree = {'MlpBlock_0': {'Dense_0': {'kernel': RNG.normal(size=(64, 256)).astype(np.float32)}}}
   shardings = mesh_lib.state_shardings(tree, mesh)
-  placed = mesh_lib.place_tree(tree, shardings)
+  tensors = {name: Tensor.of(x) for name, x in released.flatten(tree).items()}
+  placed = fit.read_params(tensors, 'x.npz', shardings)
   jax.tree.map(np.testing.assert_array_equal, placed, tree)
   assert jax.tree.map(lambda x: x.sharding, placed) == shardings
   kernel = placed['MlpBlock_0']['Dense_0']['kernel']

@@ -24,6 +24,9 @@ _GELUS = {
     'gelu': 'exact', 'gelu_python': 'exact', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh',
     'gelu_fast': 'tanh', 'gelu_accurate': 'tanh', 'gelu_tanh': 'tanh',
 }  # fmt: skip
+_TRANSFORMERS = {  # what its ViTConfig takes for what a config.json does not say
+    'hidden_act': 'gelu', 'image_size': 224, 'layer_norm_eps': 1e-12, 'num_attention_heads': 12,
+}  # fmt: skip
 _HALF = (0.5, 0.5, 0.5)
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError,
            RecursionError)  # fmt: skip
@@ -105,16 +108,13 @@ class About:
   @classmethod
   def from_facts(cls, facts: Mapping[str, Any], labels: list[str] | None) -> 'About':
     """From what `facts` wrote."""
-    size = facts.get('image_size')
-    model = facts.get('model') or {}
+    size, model = facts.get('image_size'), facts.get('model') or {}
+    names = ('crop_fraction', 'loss', 'gelu', 'layer_norm_epsilon')
     return cls(
         image_size=None if size is None else pixels(size),
-        crop_fraction=facts.get('crop_fraction', DEFAULT_CROP_FRACTION),
-        loss=facts.get('loss', 'softmax'),
         labels=labels if labels is not None else facts.get('labels'),
         num_heads=model.get('num_heads'),
-        gelu=facts.get('gelu', 'tanh'),
-        layer_norm_epsilon=facts.get('layer_norm_epsilon', 1e-6),
+        **{name: facts[name] for name in names if name in facts},
     )
 
   @classmethod
@@ -129,16 +129,10 @@ class About:
   def of_run(cls, workdir: epath.Path) -> 'About':
     """From the config.json of a workdir whose run has not ended."""
     try:
-      config = _read_json(workdir / 'config.json')
-      data, model = config.get('data', {}), config.get('model', {})
-      size = data.get('image_size')
-      return cls(
-          image_size=None if size is None else pixels(size),
-          crop_fraction=data.get('crop_fraction', DEFAULT_CROP_FRACTION),
-          loss=config.get('loss', 'softmax'),
-          gelu=model.get('gelu', 'tanh'),
-          layer_norm_epsilon=model.get('layer_norm_epsilon', 1e-6),
-      )
+      run = _read_json(workdir / 'config.json')
+      facts = {**run, **(run.get('data') or {}), **(run.get('model') or {})}
+      facts.pop('model', None)  # its heads are those of the variant, where they are 0
+      return cls.from_facts(facts, None)
     except (*_DAMAGE, OSError, UserError) as error:
       raise UserError(f'{workdir}/config.json is damaged ({_reason(error)}).') from None
 
@@ -146,7 +140,8 @@ class About:
   def _from_hugging_face(
       cls, config: Mapping[str, Any], processor: Mapping[str, Any]
   ) -> 'About':
-    gelu, size = config.get('hidden_act', 'gelu'), config.get('image_size', 224)
+    config = {**_TRANSFORMERS, **config}
+    gelu, size = config['hidden_act'], config['image_size']
     if gelu not in _GELUS:
       raise ValueError(f'the activation {gelu} is not known here')
     names = config.get('id2label') or {}
@@ -166,9 +161,9 @@ class About:
         crop_fraction=own.get('crop_fraction', _crop_fraction(processor)),
         loss=own.get('loss', 'sigmoid' if multi_label else 'softmax'),
         labels=labels or None,
-        num_heads=config.get('num_attention_heads', 12),
+        num_heads=config['num_attention_heads'],
         gelu=_GELUS[gelu],
-        layer_norm_epsilon=float(config.get('layer_norm_eps', 1e-12)),
+        layer_norm_epsilon=float(config['layer_norm_eps']),
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
     )
@@ -186,6 +181,14 @@ class About:
         gelu=_GELUS[layer],
         mean=tuple(map(float, about.get('mean') or _HALF)),
         std=tuple(map(float, about.get('std') or _HALF)),
+    )
+
+  def with_transformers_defaults(self) -> 'About':
+    """With the numerics of `ViTForImageClassification`, for its weights without a config.json."""
+    return dataclasses.replace(
+        self,
+        gelu=_GELUS[_TRANSFORMERS['hidden_act']],
+        layer_norm_epsilon=_TRANSFORMERS['layer_norm_eps'],
     )
 
   def check_classes(self, num_classes: int, name: str) -> None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from vit_jax.checkpoints import catalog, released, torch_format, training
@@ -79,11 +81,10 @@ def open_checkpoint(
     tensors, ignored = released.to_linen(file.tensors, prefix, name)
   elif found := torch_format.find_layout(file.tensors):
     layout, prefix = found
-    if layout == 'Hugging Face' and about.image_size is None:  # no config.json: its defaults
-      about = dataclasses.replace(about, gelu='exact', layer_norm_epsilon=1e-12)
+    if layout == 'Hugging Face' and about.image_size is None:  # there is no config.json
+      about = about.with_transformers_defaults()
     heads = about.num_heads or num_heads or _known_heads(file.tensors, layout, name)
-    size = about.image_size or image_size
-    tensors, ignored = torch_format.to_linen(file.tensors, layout, prefix, heads, name, size)
+    tensors, ignored = torch_format.to_linen(file.tensors, layout, prefix, heads, name)
     tensors = about.unnormalized(tensors, name)
   else:
     names = ', '.join(sorted(file.tensors)[:3])
@@ -96,11 +97,15 @@ def open_checkpoint(
   )
   model = build.model_from_tensors(tensors, name, numerics)
   about.check_classes(model.num_classes, name)
+  notes = _notes(file.tensors, about)
+  if layout in ('timm', 'big_vision') and getattr(model, 'pool', None) == 'token':
+    wanted = (about.image_size or image_size) if layout == 'timm' else None
+    tensors, note = _with_class_position(tensors, wanted and build.patch_grid(wanted, model))
+    notes += note
   size, grid = about.image_size or image_size or (224, 224), None
   if released.POSITIONS in tensors and not isinstance(model, BiTResNet):
     size, grid = _grid(tensors[released.POSITIONS].shape, model, about, image_size, name)
   text = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
-  notes = _notes(file.tensors, tensors, about)
   return Checkpoint(name, text, tensors, tuple(ignored), notes, model, grid, size, about)
 
 
@@ -112,20 +117,42 @@ def _local(source: epath.PathLike) -> epath.Path:
   return epath.Path(source).expanduser()
 
 
-def _notes(
-    tensors: Mapping[str, Tensor], translated: Mapping[str, Tensor], about: About
-) -> tuple[str, ...]:
-  """What was done to tensors between the file and `translated`."""
+def _notes(tensors: Mapping[str, Tensor], about: About) -> tuple[str, ...]:
+  """What is done to the tensors of a PyTorch file."""
   notes = []
   if about.is_normalized:
     notes.append(f'embedding: takes over the normalization of pixels, mean {about.mean}')
   if any(LAYER_SCALE.search(name) for name in tensors):
     notes.append('LayerScale went into the layers before it')
-  before = [x.shape for n, x in tensors.items() if n.endswith(('pos_embed', 'pos_embedding'))]
-  after = translated.get(released.POSITIONS)
-  if before and after is not None and before[0] != after.shape:
-    notes.append('the class token had no position embedding and got zeros')
   return tuple(notes)
+
+
+def _with_class_position(
+    tensors: dict[str, Tensor], grid: tuple[int, int] | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+  """Gives the class token a position embedding of zeros where it joins after they are added.
+
+  So it does in big_vision (but for files from before 2022) and in timm's `no_embed_class`
+  models. `grid` is that of the images, where it is known; otherwise a square number of
+  entries has none for the token among them. Returns a note when it is given one.
+  """
+  positions = tensors.get(released.POSITIONS)
+  if positions is None or len(positions.shape) != 3:
+    return tensors, ()
+  batch, count, width = positions.shape
+  patches = grid and grid[0] * grid[1]
+  if patches == count - 1 or not (patches == count or _is_square(count)):
+    return tensors, ()
+  longer = positions.map(
+      (batch, count + 1, width),
+      lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1),
+  )
+  note = 'the class token had no position embedding and got zeros'
+  return {**tensors, released.POSITIONS: longer}, (note,)
+
+
+def _is_square(number: int) -> bool:
+  return math.isqrt(number) ** 2 == number
 
 
 def _open(path: epath.Path) -> tuple[TensorFile, About]:
@@ -216,7 +243,7 @@ def _grid(
   if len(shape) != 3 or shape[0] != 1:
     raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
   patches = shape[1] - (model.pool == 'token')
-  side = round(max(patches, 0) ** 0.5)
+  side = math.isqrt(max(patches, 0))
   wanted = None if side * side == patches else image_size  # all published ones are squares
   for size in (about.image_size, wanted):
     grid = size and build.patch_grid(size, model)

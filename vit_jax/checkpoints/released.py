@@ -6,7 +6,6 @@ big_vision (position embeddings apart from the class token, scanned blocks) and 
 current linen.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,13 +32,13 @@ _PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/')
 _STACK = 'Transformer/encoderblock/'
 _MAP_HEAD = ('probe', 'MlpBlock_0/', 'MultiHeadDotProductAttention_0/', 'LayerNorm_0/')
 _GROUP_NORM = re.compile(r'(^|/)(gn\d|gn_root|gn_proj|norm-pre-head)/(scale|bias)$')
-_BIT = (  # (name in the files of BiT, name in memory)
-    ('resnet/root_block/standardized_conv2d/kernel', 'root_block/conv_root/kernel'),
-    ('resnet/group_norm/gamma', 'norm-pre-head/scale'),
-    ('resnet/group_norm/beta', 'norm-pre-head/bias'),
-    ('resnet/head/conv2d/kernel', 'head/kernel'),
-    ('resnet/head/conv2d/bias', 'head/bias'),
-)
+_BIT = {  # name in the files of BiT: name in memory
+    'resnet/root_block/standardized_conv2d/kernel': 'root_block/conv_root/kernel',
+    'resnet/group_norm/gamma': 'norm-pre-head/scale',
+    'resnet/group_norm/beta': 'norm-pre-head/bias',
+    'resnet/head/conv2d/kernel': 'head/kernel',
+    'resnet/head/conv2d/bias': 'head/bias',
+}
 _BIT_UNIT = {'a/proj/standardized_conv2d/kernel': 'conv_proj/kernel'}
 for _i, _letter in enumerate('abc', 1):
   _BIT_UNIT[f'{_letter}/standardized_conv2d/kernel'] = f'conv{_i}/kernel'
@@ -100,7 +99,7 @@ def to_linen(
         found[new_name] = new_tensor
     if len(found) > MAX_TENSORS:
       raise UserError(f'{source} has more than {MAX_TENSORS:,} tensors.')
-  return _with_positions(found), ignored
+  return found, ignored
 
 
 def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
@@ -119,7 +118,7 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
   if name.startswith(_MAP_HEAD):  # as models of the time of ViT-G had them
     return [(f'MAPHead_0/{name}', tensor)]
   if name in ('pos_embedding', 'Transformer/pos_embedding'):
-    return [('pos_embedding', tensor)]
+    return [(POSITIONS, tensor)]
   if _GROUP_NORM.search(name) and tensor.shape[:-1] == (1, 1, 1):
     return [(name, tensor.map(tensor.shape[-1:], np.ravel))]
   return [(_rename(name, _TO_LINEN), tensor)]
@@ -127,7 +126,7 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
 
 def _from_bit(name: str, tensor: Tensor) -> tuple[str, Tensor]:
   name = re.sub(r'/standardized_conv2d_\d+/', '/standardized_conv2d/', name)
-  name = dict(_BIT).get(name, name)
+  name = _BIT.get(name, name)
   if match := re.fullmatch(r'resnet/(block\d/unit\d\d)/(.*)', name):
     name = f'{match[1]}/{_BIT_UNIT.get(match[2], match[2])}'
   if name == 'head/kernel' and tensor.shape[:2] == (1, 1):
@@ -135,34 +134,12 @@ def _from_bit(name: str, tensor: Tensor) -> tuple[str, Tensor]:
   return name, tensor
 
 
-def _with_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-  """Puts big_vision's position embeddings where the released layout has them.
-
-  They are added before the class token joins, so it gets an embedding of zeros. Files from
-  before 2022 have it among them already: a square number of entries and one more.
-  """
-  positions = tensors.pop('pos_embedding', None)
-  if positions is None:
-    return tensors
-  if 'cls' in tensors and len(positions.shape) == 3 and _is_square(positions.shape[1]):
-    batch, count, width = positions.shape
-    positions = positions.map(
-        (batch, count + 1, width),
-        lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1),
-    )
-  return {**tensors, POSITIONS: positions}
-
-
-def _is_square(number: int) -> bool:
-  return math.isqrt(number) ** 2 == number
-
-
 def to_published(params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as {published name: array}, so that existing loaders read it."""
   tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
   if 'root_block/conv_root/kernel' not in tensors:
     return {_rename(name, _TO_PUBLISHED): array for name, array in tensors.items()}
-  to_bit = {linen: published for published, linen in _BIT}
+  to_bit = {linen: published for published, linen in _BIT.items()}
   unit = {linen: published for published, linen in _BIT_UNIT.items()}
   found = {}
   for name, array in tensors.items():

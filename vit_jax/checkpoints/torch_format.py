@@ -24,7 +24,6 @@ from vit_jax.checkpoints.torch_names import (
   TIMM_UNIT,
 )
 from vit_jax.errors import UserError
-from vit_jax.models.resnet import hybrid_stride
 
 
 def find_layout(tensors: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -69,7 +68,6 @@ def to_linen(
     prefix: str,
     num_heads: int | None,
     source: str,
-    image_size: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
   """Tensors of timm or Transformers under the names and in the shapes of memory.
 
@@ -78,8 +76,6 @@ def to_linen(
     layout, prefix: as `find_layout` tells.
     num_heads: K, which the tensors do not tell; None only for a ResNet.
     source: the name of the file, for error messages.
-    image_size: (height, width), where it is known; tells whether position embeddings whose
-      number is a square have one for the class token among them.
 
   Returns:
     {linen name: tensor}, and the names in the file that lie outside of `prefix`.
@@ -115,7 +111,7 @@ def to_linen(
       if tensor is None or tensor.shape[-1:] != scale.shape:
         raise UserError(f'{source} has a LayerScale that does not fit its {module}/{leaf}.')
       found[f'{module}/{leaf}'] = _scaled(tensor, scale)
-  return (_class_position(found, image_size) if layout == 'timm' else found), ignored
+  return found, ignored
 
 
 def _without_layer_scale(
@@ -134,35 +130,6 @@ def _without_layer_scale(
 
 def _scaled(tensor: Tensor, scale: Tensor) -> Tensor:
   return tensor.map(tensor.shape, lambda x: np.asarray(x, np.float32) * scale.read())
-
-
-def _class_position(
-    tensors: dict[str, Tensor], image_size: tuple[int, int] | None
-) -> dict[str, Tensor]:
-  """timm's `no_embed_class` models have no position embedding for the class token: zeros."""
-  positions = tensors.get(POSITIONS)
-  if 'cls' not in tensors or positions is None or len(positions.shape) != 3:
-    return tensors
-  batch, count, width = positions.shape
-  patches = image_size and _patches(tensors, image_size)
-  is_square = round(count**0.5) ** 2 == count
-  if patches == count - 1 or not (patches == count or is_square):
-    return tensors
-  longer = positions.map(
-      (batch, count + 1, width),
-      lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1),
-  )
-  return {**tensors, POSITIONS: longer}
-
-
-def _patches(tensors: Mapping[str, Tensor], image_size: tuple[int, int]) -> int | None:
-  """How many patches images of that size have; None when the tensors do not tell."""
-  kernel = tensors.get('embedding/kernel')
-  patch = kernel.shape[0] if kernel is not None and len(kernel.shape) == 4 else 0
-  if 'conv_root/kernel' in tensors:
-    stages = {match[0] for name in tensors if (match := re.match(r'block\d+/', name))}
-    patch *= hybrid_stride(stages)
-  return (image_size[0] // patch) * (image_size[1] // patch) if patch else None
 
 
 def _translate(

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.head import classify
+
 Array = jax.Array
 Padding = str | Sequence[tuple[int, int]]
 
@@ -82,8 +84,16 @@ class ResidualUnit(nn.Module):
 
 
 class Stage(nn.Module):
-  """Residual units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+  """Units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features).
 
+  Attributes:
+    unit: `ResidualUnit` or `BiTUnit`.
+    unit_name: the released name of a unit, with a place for its number from 1.
+    num_units, features, stride: how many, how wide, and the stride of the first.
+  """
+
+  unit: type[nn.Module]
+  unit_name: str
   num_units: int
   features: int
   stride: int
@@ -92,8 +102,8 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     for i in range(self.num_units):
-      stride = self.stride if i == 0 else 1
-      x = ResidualUnit(self.features, stride, self.dtype, name=f'unit{i + 1}')(x)
+      stride, name = self.stride if i == 0 else 1, self.unit_name.format(i + 1)
+      x = self.unit(self.features, stride, self.dtype, name=name)(x)
     return x
 
 
@@ -114,7 +124,9 @@ def hybrid_features(images: Array, width: int, blocks: Sequence[int], dtype: Any
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
   for i, num_units in enumerate(blocks):
     stride = 1 if i == 0 else 2
-    x = Stage(num_units, width * 2**i, stride, dtype, name=f'block{i + 1}')(x)
+    x = Stage(
+        ResidualUnit, 'unit{}', num_units, width * 2**i, stride, dtype, name=f'block{i + 1}'
+    )(x)
   return x
 
 
@@ -171,22 +183,6 @@ class BiTRoot(nn.Module):
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
 
 
-class BiTStage(nn.Module):
-  """Units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
-
-  num_units: int
-  features: int
-  stride: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    for i in range(self.num_units):
-      stride = self.stride if i == 0 else 1
-      x = BiTUnit(self.features, stride, self.dtype, name=f'unit{i + 1:02d}')(x)
-    return x
-
-
 class BiTResNet(nn.Module):
   """Images (B, H, W, 3) float in [-1, 1] -> logits (B, C) float32, any H and W.
 
@@ -212,15 +208,9 @@ class BiTResNet(nn.Module):
     x = self.constrain(BiTRoot(self.width, self.dtype, name='root_block')(images))
     for i, num_units in enumerate(self.blocks):
       stride = 1 if i == 0 else 2
-      x = BiTStage(num_units, self.width * 2**i, stride, self.dtype, name=f'block{i + 1}')(x)
+      features, name = self.width * 2**i, f'block{i + 1}'
+      x = Stage(BiTUnit, 'unit{:02d}', num_units, features, stride, self.dtype, name=name)(x)
       x = self.constrain(x)
     x = nn.relu(bit_norm(self.dtype, 'norm-pre-head')(x))
     x = x.mean(axis=(1, 2), dtype=jnp.float32)  # (B, F)
-    if self.num_classes:
-      x = nn.Dense(
-          self.num_classes,
-          kernel_init=nn.initializers.zeros,
-          bias_init=nn.initializers.constant(self.head_bias_init),
-          name='head',
-      )(x)  # (B, C)
-    return x
+    return classify(x, self.num_classes, self.head_bias_init)  # (B, C)

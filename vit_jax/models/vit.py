@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.head import classify
 from vit_jax.models.resnet import hybrid_features, hybrid_stride
 
 Array = jax.Array
@@ -116,9 +117,10 @@ class EncoderBlock(nn.Module):
     return x + drop_branch(y)
 
 
-# What the backward pass keeps of a block's forward pass; the rest is computed again.
+# What the backward pass keeps of a block's forward pass (None: all of it); the rest is computed
+# again.
 REMAT = {
-    'none': jax.checkpoint_policies.everything_saveable,
+    'none': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of the dense layers
     'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -149,9 +151,9 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, deterministic: bool) -> Array:
-    block = EncoderBlock
-    if self.remat != 'none':
-      block = nn.remat(EncoderBlock, static_argnums=(2,), policy=REMAT[self.remat])
+    block, policy = EncoderBlock, REMAT[self.remat]
+    if policy is not None:
+      block = nn.remat(EncoderBlock, static_argnums=(2,), policy=policy)
     x = PositionEmbedding(name='posembed_input')(x)
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     x = self.constrain(x)
@@ -264,11 +266,4 @@ class VisionTransformer(nn.Module):
     x = x.astype(jnp.float32)  # (B, D)
     if self.pre_logits:
       x = nn.tanh(nn.Dense(self.pre_logits, name='pre_logits')(x))
-    if self.num_classes:
-      x = nn.Dense(
-          self.num_classes,
-          kernel_init=nn.initializers.zeros,
-          bias_init=nn.initializers.constant(self.head_bias_init),
-          name='head',
-      )(x)  # (B, C)
-    return x
+    return classify(x, self.num_classes, self.head_bias_init)  # (B, C)

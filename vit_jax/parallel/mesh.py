@@ -92,15 +92,6 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
   )
 
 
-def place_tree(tree: Any, shardings: Any) -> Any:
-  """Host arrays, the same on all processes, to global ones; a device gets only its part."""
-
-  def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-  return jax.tree.map(place, tree, shardings)
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
   """The sharding of what every device holds whole."""
   return NamedSharding(mesh, P())
