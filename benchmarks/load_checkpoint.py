@@ -105,7 +105,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--measure', help=argparse.SUPPRESS)
   parser.add_argument('--devices', type=int, default=1, help=argparse.SUPPRESS)
-  parser.add_argument('--results', default='benchmarks/results')
+  parser.add_argument('--out', default='benchmarks/results')
   args = parser.parse_args()
   if args.measure:
     print(json.dumps(measure(args.measure, args.devices)))
@@ -132,7 +132,7 @@ def main() -> None:
           'largest_share_on_a_device': row['share'],
       })
       print(rows[-1], flush=True)
-  target = pathlib.Path(args.results) / f'load_checkpoint_{datetime.date.today()}.csv'
+  target = pathlib.Path(args.out) / f'load_checkpoint_{datetime.date.today()}.csv'
   with target.open('w', newline='') as file:
     writer = csv.DictWriter(file, rows[0].keys())
     writer.writeheader()
