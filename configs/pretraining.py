@@ -10,6 +10,8 @@ from configs import default
 
 # Images in the training split: Section 4.1 of the paper (JFT-300M: 303 million).
 EXAMPLES = {'jft': 303_000_000, 'imagenet21k': 14_197_122, 'imagenet': 1_281_167}
+# Released heads have 21,843 classes for ImageNet-21k; JFT-300M has 18,291 (arXiv 1707.02968).
+NUM_CLASSES = {'jft': 18_291, 'imagenet21k': 21_843, 'imagenet': 1_000}
 BATCH_SIZE, WARMUP_STEPS, IMAGE_SIZE = 4096, 10_000, 224
 
 
@@ -29,6 +31,7 @@ def get_config(
   # While pretraining the head has one hidden layer (Section 3.1), as wide as the released ones.
   config.model.pre_logits = {'B': 768, 'L': 1024, 'H': 1280}[variant]
   config.data.image_size = IMAGE_SIZE
+  config.data.num_classes = NUM_CLASSES[data]
   config.schedule.warmup_steps = WARMUP_STEPS
   config.optimizer.name = 'adamw'
   config.optimizer.clip_norm = 0.0

@@ -96,15 +96,6 @@ class Checkpointer:
       ) from None
 
 
-def with_shardings(abstract_state: Any, shardings: Any) -> Any:
-  """The abstract tree to restore into: shapes, dtypes and where each array goes."""
-  return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      abstract_state,
-      shardings,
-  )
-
-
 def find_step(folder: epath.Path) -> epath.Path | None:
   """The newest complete step in a workdir, in its checkpoints/, or `folder` if it is a step."""
   for candidate in (folder, folder / 'default'):

@@ -38,10 +38,15 @@ def architecture(model: Model) -> dict[str, Any]:
   return {name: getattr(model, name) for name in _ARCHITECTURE[type(model)]}
 
 
-def resolve_dtype(name: str) -> Any:
-  """'float32', 'bfloat16', or 'auto': bfloat16 on accelerators, float32 on a CPU."""
+def resolve_dtype(name: str, platform: str | None = None) -> Any:
+  """'float32', 'bfloat16', or 'auto': bfloat16 on accelerators, float32 on a CPU.
+
+  Args:
+    name: one of these.
+    platform: 'cpu', 'gpu', 'tpu'; None: where this process computes.
+  """
   choices = {
-      'auto': jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16,
+      'auto': jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16,
       'float32': jnp.float32,
       'bfloat16': jnp.bfloat16,
   }
@@ -60,15 +65,22 @@ def model_from_config(
     config: ml_collections.ConfigDict,
     num_classes: int,
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+    platform: str | None = None,
 ) -> Model:
   """Builds what `config.model` describes: a row of a table of variants, and what overrides it.
+
+  Args:
+    config: `config.model`.
+    num_classes: outputs of the head; 0 leaves it away.
+    constrain: applied to the tokens at block boundaries; says how they are sharded.
+    platform: where the model will run, if not here.
 
   Raises:
     UserError: for an unknown variant, pool, GELU or dtype, or sizes that do not go together.
   """
   _choose('variant', config.variant, (*VARIANTS, *RESNET_VARIANTS))
   _choose('remat', config.remat, tuple(REMAT))
-  dtype = resolve_dtype(config.dtype)
+  dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
     row = RESNET_VARIANTS[config.variant]
     if config.remat != 'none':

@@ -92,6 +92,15 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
   )
 
 
+def with_shardings(abstract_state: Any, shardings: Any) -> Any:
+  """An abstract tree that says where each of its arrays goes."""
+  return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      abstract_state,
+      shardings,
+  )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The sharding of what every device holds whole."""
   return NamedSharding(mesh, P())

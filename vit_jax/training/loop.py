@@ -1,7 +1,6 @@
 """The main job, in data-flow order: config -> data -> model -> step -> loop -> a usable model."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -10,8 +9,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax import config as config_lib
-from vit_jax.checkpoints.training import Checkpointer, has_checkpoint, with_shardings
+from vit_jax.checkpoints.training import Checkpointer, has_checkpoint
 from vit_jax.classifier import Classifier
 from vit_jax.data import loader, transforms
 from vit_jax.data.sources import check_same_classes, open_source
@@ -19,9 +17,9 @@ from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.evaluation import classification
 from vit_jax.models import build
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.training import optim, setup
+from vit_jax.training import setup
+from vit_jax.training.program import build_program
 from vit_jax.training.reporting import MetricsWriter, Progress
-from vit_jax.training.step import init_state, make_eval_step, make_train_step
 
 
 def _finite_or_stop(step: int, metrics: dict[str, Any]) -> dict[str, float]:
@@ -68,61 +66,31 @@ def train_and_evaluate(
   total_steps = config.total_steps
   mesh = mesh_lib.make_mesh(config.mesh)
   setup.check_config(config, mesh)
-  size = config_lib.image_size(config.data.image_size)
   augmentation = transforms.Augmentation(**config.data.augment)
 
   # Data and model.
   train = open_source(config.data.train.source, config.data.train.split)
   test = open_source(config.data.test.source, config.data.test.split)
   check_same_classes(train.class_names, test.class_names, test.name)
-  replicated, batch_sharding = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh)
-  model = build.model_from_config(
-      config.model,
-      train.num_classes,
-      constrain=lambda tokens: jax.lax.with_sharding_constraint(tokens, batch_sharding),
-  )
-  schedule = optim.make_schedule(config.schedule, total_steps)
-  optimizer = optim.make_optimizer(config.optimizer, schedule)
+  setup.check_num_classes(config.data.num_classes, train)
+  program = build_program(config, mesh, train.num_classes)
+  size = program.image_size
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   resuming = has_checkpoint(workdir)
-  init = functools.partial(
-      init_state, model, optimizer, size, config.seed, config.polyak_decay > 0
-  )
-  abstract = jax.eval_shape(init)
-  shardings = mesh_lib.state_shardings(abstract, mesh)
   start_params, report = None, None
   if not resuming:
-    start_params, report = setup.initial_params(config, model, size, shardings.params)
+    start_params, report = setup.initial_params(config, program)
   setup.open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = checkpointer.latest_step() or 0
   if first_step:
-    state = checkpointer.restore(first_step, with_shardings(abstract, shardings))
+    state = checkpointer.restore(first_step, program.abstract_state)
   else:
-    state = jax.jit(init, out_shardings=shardings, donate_argnums=0)(start_params)
+    state = program.init(start_params)
     del start_params
 
-  # The steps.
-  train_step = jax.jit(
-      make_train_step(
-          model,
-          optimizer,
-          schedule,
-          loss=config.loss,
-          label_smoothing=config.label_smoothing,
-          accumulation_steps=config.accumulation_steps,
-          polyak_decay=config.polyak_decay,
-      ),
-      in_shardings=(shardings, batch_sharding, replicated),
-      out_shardings=(shardings, replicated),
-      donate_argnums=0,
-  )
-  eval_step = jax.jit(
-      make_eval_step(model, config.loss),
-      in_shardings=(shardings.params, batch_sharding),
-      out_shardings=replicated,
-  )
+  # The batches.
   train_batches = loader.train_batches(
       train,
       lambda image, rng: transforms.augment(image, size, augmentation, rng),
@@ -142,20 +110,23 @@ def train_and_evaluate(
         batch_size=config.eval_batch_size or config.batch_size,
         threads=config.data.threads,
     )
-    return classification.evaluate(eval_step, state.eval_params, batches)
+    return classification.evaluate(program.eval_step, state.eval_params, batches)
 
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
-  key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=replicated)()
+  key = jax.jit(
+      lambda: jax.random.key(config.seed), out_shardings=mesh_lib.replicated(mesh)
+  )()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   progress = Progress(first_step, total_steps, config.batch_size, jax.process_index() == 0)
-  progress.start(mesh, build.count_parameters(abstract.params), (train, test), workdir)
+  num_parameters = build.count_parameters(program.abstract_state.params)
+  progress.start(mesh, num_parameters, (train, test), workdir)
   if report is not None:
     progress.say(str(report))
   previous, result = None, None
   with checkpointer, writer, progress:
     for step, batch in enumerate(train_batches, start=first_step + 1):
       with jax.transfer_guard('disallow'):
-        state, metrics = train_step(state, batch, key)
+        state, metrics = program.train_step(state, batch, key)
       if previous is not None:
         _finite_or_stop(step - 1, previous)
       previous, result = metrics, None
@@ -177,7 +148,7 @@ def train_and_evaluate(
           checkpointer.save(step, state, result and result['accuracy'])
     result = result or evaluate()  # a run that had ended before
     vit = Classifier(
-        model,
+        program.model,
         state.eval_params,
         size,
         list(test.class_names),

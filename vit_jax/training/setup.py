@@ -11,10 +11,12 @@ from vit_jax.checkpoints.fit import RESIZE_METHODS, Report
 from vit_jax.checkpoints.saving import check_replaceable
 from vit_jax.checkpoints.training import has_checkpoint
 from vit_jax.classifier import load_params
+from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training.losses import LOSSES
+from vit_jax.training.program import Program
 
 _POSITIVE = (lambda x: x > 0, 'positive')
 _NOT_NEGATIVE = (lambda x: x >= 0, 'zero or positive')
@@ -66,6 +68,15 @@ def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> 
   )
 
 
+def check_num_classes(num_classes: int, train: Source) -> None:
+  """Raises `UserError` unless the data has as many classes as the config says (0: any)."""
+  if num_classes not in (0, train.num_classes):
+    raise UserError(
+        f'config.data.num_classes is {num_classes}, but {train.name} has {train.num_classes} '
+        'classes; --config.data.num_classes=0 takes any number.'
+    )
+
+
 def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Creates the workdir with its config.json, or checks that it belongs to this config."""
   path = workdir / 'config.json'
@@ -83,10 +94,7 @@ def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
 
 
 def initial_params(
-    config: ml_collections.ConfigDict,
-    model: build.Model,
-    size: tuple[int, int],
-    shardings: Any,
+    config: ml_collections.ConfigDict, program: Program
 ) -> tuple[Any, Report | None]:
   """The weights of `config.init_from`, resized to this run, with a new head; None without.
 
@@ -94,4 +102,10 @@ def initial_params(
   """
   if not config.init_from:
     return None, None
-  return load_params(config.init_from, model, size, config.position_resize, shardings)
+  return load_params(
+      config.init_from,
+      program.model,
+      program.image_size,
+      config.position_resize,
+      program.state_shardings.params,
+  )
