@@ -19,8 +19,10 @@ from vit_jax.errors import UserError
 # Fields that change how a run is executed or watched but not what it computes: a run may go on
 # in its workdir with other values of these.
 EXECUTION_FIELDS = (
-    'checkpoint.every', 'checkpoint.keep', 'data.threads', 'eval_batch_size', 'eval_every',
-    'log_every', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'model.remat',
+    'accumulation_steps', 'checkpoint.every', 'checkpoint.keep', 'data.num_classes',
+    'data.threads', 'eval_batch_size', 'eval_every', 'log_every', 'mesh.data', 'mesh.fsdp',
+    'mesh.num_slices', 'mesh.tensor', 'model.attention', 'model.dtype', 'model.remat',
+    'model.scan_blocks',
 )  # fmt: skip
 
 

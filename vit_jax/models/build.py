@@ -12,7 +12,7 @@ import ml_collections
 from vit_jax.errors import UserError
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
-from vit_jax.models.vit import REMAT, Numerics, VisionTransformer
+from vit_jax.models.vit import ATTENTION, REMAT, Numerics, VisionTransformer
 
 Model = VisionTransformer | BiTResNet
 
@@ -80,11 +80,13 @@ def model_from_config(
   """
   _choose('variant', config.variant, (*VARIANTS, *RESNET_VARIANTS))
   _choose('remat', config.remat, tuple(REMAT))
+  _choose('attention', config.attention, tuple(ATTENTION))
   dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
     row = RESNET_VARIANTS[config.variant]
-    if config.remat != 'none':
-      raise UserError(f'config.model.remat is {config.remat!r}, which a ResNet does not have.')
+    for name, plain in (('remat', 'none'), ('scan_blocks', False)):
+      if config[name] != plain:
+        raise UserError(f'config.model.{name} is {config[name]!r}, which a ResNet does not have.')
     return BiTResNet(
         width=config.resnet_width or row.width,
         blocks=tuple(config.resnet_blocks) or row.blocks,
@@ -112,7 +114,9 @@ def model_from_config(
       numerics=Numerics(
           dtype, _choose('gelu', config.gelu, GELUS) == 'tanh', config.layer_norm_epsilon
       ),
+      attention=config.attention,
       remat=config.remat,
+      scan_blocks=config.scan_blocks,
       constrain=constrain,
   )
   if model.width % model.num_heads:
@@ -122,6 +126,11 @@ def model_from_config(
   if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
     raise UserError(
         f'config.model.resnet_width is {model.resnet_width}; a ResNet takes a multiple of 32.'
+    )
+  if config.attention != 'einsum' and config.attention_dropout_rate:
+    raise UserError(
+        f'config.model.attention is {config.attention!r}, which has no dropout; set '
+        'config.model.attention_dropout_rate to 0, or choose einsum.'
     )
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:

@@ -6,17 +6,19 @@ Shapes: B batch, H W image, P patch size, N tokens, D width, K heads, M mlp_dim,
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import hybrid_features, hybrid_stride
 
 Array = jax.Array
+DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N, L)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,24 @@ class Numerics:
     return nn.LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
 
 
+def dropout(
+    x: Array, rate: float | Array, key: Array | None, broadcast_dims: Sequence[int] = ()
+) -> Array:
+  """Zeroes a share `rate` of `x` and scales the rest up; without a key nothing happens.
+
+  The key is an argument so that blocks draw the same numbers however they are executed.
+  """
+  if key is None or (isinstance(rate, float) and rate == 0):
+    return x
+  shape = [1 if i in broadcast_dims else size for i, size in enumerate(x.shape)]
+  keep = 1 - jnp.float32(rate)
+  return jnp.where(jax.random.bernoulli(key, keep, shape), x / keep, 0).astype(x.dtype)
+
+
+def _split(key: Array | None, parts: int) -> Sequence[Array | None]:
+  return [None] * parts if key is None else jax.random.split(key, parts)
+
+
 class MlpBlock(nn.Module):
   """Dense, GELU, dense: (B, N, D) -> (B, N, D)."""
 
@@ -47,8 +67,8 @@ class MlpBlock(nn.Module):
   numerics: Numerics = Numerics()
 
   @nn.compact
-  def __call__(self, x: Array, *, deterministic: bool) -> Array:
-    width = x.shape[-1]
+  def __call__(self, x: Array, key: Array | None = None) -> Array:
+    width, keys = x.shape[-1], _split(key, 2)
     dense = dict(
         dtype=self.numerics.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
@@ -56,41 +76,61 @@ class MlpBlock(nn.Module):
     )
     x = nn.Dense(self.mlp_dim, **dense)(x)  # (B, N, M)
     x = nn.gelu(x, approximate=self.numerics.approximate_gelu)
-    x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+    x = dropout(x, self.dropout_rate, keys[0])
     x = nn.Dense(width, **dense)(x)  # (B, N, D)
-    return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+    return dropout(x, self.dropout_rate, keys[1])
+
+
+def _einsum_attention(query: Array, keys: Array, value: Array, drop: DropWeights) -> Array:
+  """The softmax in float32; heads before tokens, which is the faster order on a CPU."""
+  query, keys, value = (jnp.swapaxes(x, 1, 2) for x in (query, keys, value))  # (B, K, N, D/K)
+  logits = jnp.einsum('bknd,bkld->bknl', query * query.shape[-1] ** -0.5, keys)
+  weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)  # (B, K, N, L)
+  return jnp.einsum('bknl,bkld->bnkd', drop(weights), value)
+
+
+def _xla_attention(query: Array, keys: Array, value: Array, drop: DropWeights) -> Array:
+  """That of jax.nn, which has no dropout."""
+  del drop
+  return jax.nn.dot_product_attention(query, keys, value, implementation='xla')
+
+
+# (B, N, K, D/K) queries, keys and values -> (B, N, K, D/K).
+ATTENTION = {'einsum': _einsum_attention, 'xla': _xla_attention}
 
 
 class MultiHeadDotProductAttention(nn.Module):
-  """Attention of `queries` (B, N, D) to `keys` (B, L, D) (Appendix A); the softmax is float32.
-
-  Heads come before tokens in the products, which is the faster order on a CPU.
-  """
+  """Attention of `queries` (B, N, D) to `inputs` (B, L, D) (Appendix A)."""
 
   num_heads: int
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
+  attention: str = 'einsum'
 
   @nn.compact
-  def __call__(self, queries: Array, keys: Array, *, deterministic: bool) -> Array:
+  def __call__(self, queries: Array, inputs: Array, key: Array | None = None) -> Array:
     width = queries.shape[-1]
-    head_dim = width // self.num_heads
     xavier = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
 
-    def project(x: Array, name: str) -> Array:  # -> (B, K, N, D/K)
-      x = nn.DenseGeneral((self.num_heads, head_dim), name=name, **xavier)(x)
-      return jnp.swapaxes(x, 1, 2)
+    def project(x: Array, name: str) -> Array:  # -> (B, N, K, D/K)
+      return nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **xavier)(x)
 
-    query, key, value = project(queries, 'query'), project(keys, 'key'), project(keys, 'value')
-    logits = jnp.einsum('bknd,bkld->bknl', query * head_dim**-0.5, key)
-    weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)  # (B, K, N, L)
-    weights = nn.Dropout(self.dropout_rate)(weights, deterministic=deterministic)
-    x = jnp.einsum('bknl,bkld->bnkd', weights, value)  # (B, N, K, D/K)
+    x = ATTENTION[self.attention](
+        project(queries, 'query'),
+        project(inputs, 'key'),
+        project(inputs, 'value'),
+        lambda weights: dropout(weights, self.dropout_rate, key),
+    )
     return nn.DenseGeneral(width, axis=(-2, -1), name='out', **xavier)(x)
 
 
 class EncoderBlock(nn.Module):
-  """Pre-norm attention and MLP, each with a residual (Equations 2 and 3): (B, N, D) -> same."""
+  """Pre-norm attention and MLP, each with a residual (Equations 2 and 3): (B, N, D) -> same.
+
+  `relative_depth` is 0 for the first block and 1 for the last. With probability
+  `relative_depth * stochastic_depth_rate` a branch is dropped for a whole example (arXiv
+  1603.09382, Section 3).
+  """
 
   mlp_dim: int
   num_heads: int
@@ -98,23 +138,28 @@ class EncoderBlock(nn.Module):
   attention_dropout_rate: float = 0.0
   stochastic_depth_rate: float = 0.0
   numerics: Numerics = Numerics()
+  attention: str = 'einsum'
 
   @nn.compact
-  def __call__(self, x: Array, deterministic: bool) -> Array:
-    def drop_branch(branch: Array) -> Array:  # whole examples at a time (arXiv 1603.09382)
-      drop = nn.Dropout(self.stochastic_depth_rate, broadcast_dims=(1, 2))
-      return drop(branch, deterministic=deterministic)
+  def __call__(
+      self, x: Array, relative_depth: float | Array = 1.0, key: Array | None = None
+  ) -> Array:
+    keys = _split(key, 5)
+
+    def drop_branch(branch: Array, key: Array | None) -> Array:
+      rate = self.stochastic_depth_rate and self.stochastic_depth_rate * relative_depth
+      return dropout(branch, rate, key, broadcast_dims=(1, 2))
 
     y = self.numerics.layer_norm()(x)
     y = MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout_rate, self.numerics.dtype
-    )(y, y, deterministic=deterministic)
-    y = nn.Dropout(self.dropout_rate)(y, deterministic=deterministic)
-    x = x + drop_branch(y)
+        self.num_heads, self.attention_dropout_rate, self.numerics.dtype, self.attention
+    )(y, y, keys[0])
+    y = dropout(y, self.dropout_rate, keys[1])
+    x = x + drop_branch(y, keys[2])
 
     y = self.numerics.layer_norm()(x)
-    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, deterministic=deterministic)
-    return x + drop_branch(y)
+    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, keys[3])
+    return x + drop_branch(y, keys[4])
 
 
 # What the backward pass keeps of a block's forward pass (None: all of it); the rest is computed
@@ -140,36 +185,43 @@ class Encoder(nn.Module):
   """Position embeddings, `depth` blocks and a last LayerNorm: (B, N, D) -> same."""
 
   depth: int
-  mlp_dim: int
-  num_heads: int
+  block: dict[str, Any]  # the fields of all blocks
   dropout_rate: float
-  attention_dropout_rate: float
-  stochastic_depth_rate: float
   numerics: Numerics
   remat: str
+  scan_blocks: bool
   constrain: Callable[[Array], Array]
 
   @nn.compact
-  def __call__(self, x: Array, *, deterministic: bool) -> Array:
-    block, policy = EncoderBlock, REMAT[self.remat]
-    if policy is not None:
-      block = nn.remat(EncoderBlock, static_argnums=(2,), policy=policy)
+  def __call__(self, x: Array, key: Array | None = None) -> Array:
+    first_key, block_key = _split(key, 2)
     x = PositionEmbedding(name='posembed_input')(x)
-    x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
-    x = self.constrain(x)
-    for i in range(self.depth):
-      x = block(
-          self.mlp_dim,
-          self.num_heads,
-          self.dropout_rate,
-          self.attention_dropout_rate,
-          # Linear in depth, none in the first block, all of it in the last.
-          self.stochastic_depth_rate * i / max(self.depth - 1, 1),
-          self.numerics,
-          name=f'encoderblock_{i}',
-      )(x, deterministic)
-      x = self.constrain(x)
+    x = self.constrain(dropout(x, self.dropout_rate, first_key))
+    keys, depths = _split(block_key, self.depth), np.linspace(0, 1, self.depth, dtype=np.float32)
+    if self.scan_blocks and not self.is_initializing():
+      x = self._scan(x, depths, keys)
+    else:
+      block, policy = EncoderBlock, REMAT[self.remat]
+      if policy is not None:
+        block = nn.remat(EncoderBlock, policy=policy)
+      for i in range(self.depth):
+        x = block(**self.block, name=f'encoderblock_{i}')(x, depths[i], keys[i])
+        x = self.constrain(x)
     return self.numerics.layer_norm('encoder_norm')(x)
+
+  def _scan(self, x: Array, depths: np.ndarray, keys: Any) -> Array:
+    """The blocks as one loop over their parameters, which are stacked here, not in the state."""
+    block, policy = EncoderBlock(**self.block, parent=None), REMAT[self.remat]
+    params = [self.variables['params'][f'encoderblock_{i}'] for i in range(self.depth)]
+
+    def body(x: Array, layer: tuple[Any, Array, Array | None]) -> tuple[Array, None]:
+      params, *arguments = layer
+      return self.constrain(block.apply({'params': params}, x, *arguments)), None
+
+    if policy is not None:
+      body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    return jax.lax.scan(body, x, (stacked, depths, None if keys[0] is None else keys))[0]
 
 
 class MAPHead(nn.Module):
@@ -180,14 +232,14 @@ class MAPHead(nn.Module):
   numerics: Numerics
 
   @nn.compact
-  def __call__(self, x: Array, *, deterministic: bool) -> Array:
+  def __call__(self, x: Array) -> Array:
     shape = (1, 1, x.shape[-1])
     probe = self.param('probe', nn.initializers.xavier_uniform(), shape).astype(self.numerics.dtype)
     probe = jnp.tile(probe, (x.shape[0], 1, 1))
     attention = MultiHeadDotProductAttention(self.num_heads, dtype=self.numerics.dtype)
-    x = attention(probe, x, deterministic=deterministic)  # (B, 1, D)
+    x = attention(probe, x)  # (B, 1, D)
     y = self.numerics.layer_norm()(x)
-    x = x + MlpBlock(self.mlp_dim, numerics=self.numerics)(y, deterministic=deterministic)
+    x = x + MlpBlock(self.mlp_dim, numerics=self.numerics)(y)
     return x[:, 0]
 
 
@@ -208,7 +260,10 @@ class VisionTransformer(nn.Module):
     resnet_width: features of the stem of a hybrid model's ResNet; 0: patches of pixels.
     resnet_blocks: units of each of its stages; none leaves only the stem (R+Ti/16).
     numerics: dtype, GELU and LayerNorm epsilon.
-    remat: a key of REMAT; changes memory and time, no number but by rounding.
+    attention: a key of ATTENTION; like the next two it changes memory and time, no number but
+      by rounding.
+    remat: a key of REMAT.
+    scan_blocks: run the blocks as a loop that is compiled once.
     constrain: applied to the tokens at block boundaries; says how they are sharded.
   """
 
@@ -227,7 +282,9 @@ class VisionTransformer(nn.Module):
   resnet_width: int = 0
   resnet_blocks: tuple[int, ...] = ()
   numerics: Numerics = Numerics()
+  attention: str = 'einsum'
   remat: str = 'none'
+  scan_blocks: bool = False
   constrain: Callable[[Array], Array] = lambda x: x
 
   @nn.compact
@@ -243,26 +300,32 @@ class VisionTransformer(nn.Module):
     if self.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
       x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)  # (B, N + 1, D)
+    block = dict(
+        mlp_dim=self.mlp_dim,
+        num_heads=self.num_heads,
+        dropout_rate=self.dropout_rate,
+        attention_dropout_rate=self.attention_dropout_rate,
+        stochastic_depth_rate=self.stochastic_depth_rate,
+        numerics=self.numerics,
+        attention=self.attention,
+    )
+    is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
     x = Encoder(
         self.depth,
-        self.mlp_dim,
-        self.num_heads,
+        block,
         self.dropout_rate,
-        self.attention_dropout_rate,
-        self.stochastic_depth_rate,
         self.numerics,
         self.remat,
+        self.scan_blocks,
         self.constrain,
         name='Transformer',
-    )(x, deterministic=deterministic)
+    )(x, None if deterministic or not is_random else self.make_rng('dropout'))
     if self.pool == 'token':
       x = x[:, 0]
     elif self.pool == 'gap':
       x = x.mean(axis=1, dtype=jnp.float32)
     else:
-      x = MAPHead(self.mlp_dim, self.num_heads, self.numerics, name='MAPHead_0')(
-          x, deterministic=deterministic
-      )
+      x = MAPHead(self.mlp_dim, self.num_heads, self.numerics, name='MAPHead_0')(x)
     x = x.astype(jnp.float32)  # (B, D)
     if self.pre_logits:
       x = nn.tanh(nn.Dense(self.pre_logits, name='pre_logits')(x))

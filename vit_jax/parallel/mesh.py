@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.errors import UserError
 
+AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')  # a batch is split over both
 # Smaller parameters are not worth the communication of splitting them.
 _MIN_SIZE_TO_SHARD = 2**14
@@ -36,21 +37,62 @@ def start_distributed(coordinator: str | None, num_processes: int | None, proces
   jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
-def make_mesh(config: ml_collections.ConfigDict) -> Mesh:
+def make_mesh(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """The mesh of `config.mesh`: {data, fsdp, tensor}, where one -1 means what is left.
+
+  Several slices lie along `data`, because the network between them is the slow one: a slice
+  holds whole `fsdp` and `tensor` axes.
+
+  Args:
+    config: data, fsdp, tensor and num_slices.
+    devices: of the mesh; all there are by default.
 
   Raises:
     UserError: when the axes do not multiply to the number of devices.
   """
-  sizes, devices = [config.data, config.fsdp, config.tensor], jax.device_count()
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = [config.data, config.fsdp, config.tensor]
   text = f'config.mesh is data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]}'
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
     raise UserError(f'{text}; the sizes are positive, and at most one is -1 (what is left).')
   known = math.prod(size for size in sizes if size != -1)
-  sizes = [devices // known if size == -1 else size for size in sizes]
-  if math.prod(sizes) != devices:
-    raise UserError(f'{text}, which does not multiply to the {devices} devices there are.')
-  return jax.make_mesh(tuple(sizes), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
+  sizes = [len(devices) // known if size == -1 else size for size in sizes]
+  if math.prod(sizes) != len(devices):
+    raise UserError(f'{text}, which does not multiply to the {len(devices)} devices there are.')
+  slices = _slices(devices, config.num_slices)
+  if sizes[0] % len(slices):
+    raise UserError(
+        f'config.mesh.num_slices is {len(slices)}, which does not divide data={sizes[0]}; '
+        'slices lie along the data axis.'
+    )
+  shape = (sizes[0] // len(slices), *sizes[1:])
+  parts = [
+      jax.make_mesh(shape, AXES, devices=part, axis_types=(AxisType.Auto,) * 3) for part in slices
+  ]
+  if len(parts) == 1:
+    return parts[0]
+  stacked = np.concatenate([part.devices for part in parts])
+  return Mesh(stacked, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _slices(devices: list[jax.Device], num_slices: int) -> list[list[jax.Device]]:
+  """The devices of each slice; where the platform has none, as many parts in device order."""
+  indices = {getattr(device, 'slice_index', 0) for device in devices}
+  if len(indices) > 1:
+    slices = [[d for d in devices if d.slice_index == index] for index in sorted(indices)]
+  elif num_slices > 0 and len(devices) % num_slices == 0:
+    size = len(devices) // num_slices
+    slices = [devices[i : i + size] for i in range(0, len(devices), size)]
+  else:
+    slices = []
+  if not slices or len(slices) != num_slices:
+    raise UserError(
+        f'config.mesh.num_slices is {num_slices}, but the {len(devices)} devices are of '
+        f'{len(indices)} slice{"s"[: len(indices) > 1]}.'
+    )
+  return slices
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, what: str) -> None:

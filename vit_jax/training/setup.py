@@ -14,6 +14,7 @@ from vit_jax.classifier import load_params
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training.losses import LOSSES
 from vit_jax.training.program import Program
@@ -63,9 +64,22 @@ def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> 
       mesh, config.eval_batch_size or config.batch_size, 'config.eval_batch_size'
   )
   size = config_lib.image_size(config.data.image_size)
-  build.check_image_size(
-      size, build.model_from_config(config.model, num_classes=1), 'config.data.image_size'
-  )
+  model = build.model_from_config(config.model, num_classes=1)
+  build.check_image_size(size, model, 'config.data.image_size')
+  _check_tensor_axis(model, mesh.shape['tensor'])
+
+
+def _check_tensor_axis(model: build.Model, parts: int) -> None:
+  """Heads and MLP are what the tensor axis splits."""
+  if parts == 1:
+    return
+  if not isinstance(model, VisionTransformer):
+    raise UserError(f'config.mesh.tensor is {parts}, but a ResNet has no heads to split; set 1.')
+  for what, size in (('num_heads', model.num_heads), ('mlp_dim', model.mlp_dim)):
+    if size % parts:
+      raise UserError(
+          f'config.model.{what} is {size}, which config.mesh.tensor ({parts}) does not divide.'
+      )
 
 
 def check_num_classes(num_classes: int, train: Source) -> None:
