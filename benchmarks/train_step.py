@@ -20,21 +20,12 @@ import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax.models import build
+from vit_jax.models.flops import train_flops
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training import optim
 from vit_jax.training.step import init_state, make_train_step
 
 NUM_CLASSES = 1000
-
-
-def forward_flops(model, image_size: int) -> float:
-  """Floating-point operations of one image's forward pass: matrix products only."""
-  patches = (image_size // model.patch_size) ** 2
-  tokens = patches + (model.pool == 'token')
-  block = 2 * tokens * (4 * model.width**2 + 2 * model.width * model.mlp_dim)
-  attention = 2 * 2 * tokens**2 * model.width
-  embedding = 2 * patches * 3 * model.patch_size**2 * model.width
-  return model.depth * (block + attention) + embedding + 2 * model.width * NUM_CLASSES
 
 
 def measure(name: str, batch_size: int, args: argparse.Namespace) -> dict[str, object]:
@@ -90,7 +81,7 @@ def measure(name: str, batch_size: int, args: argparse.Namespace) -> dict[str, o
     if round_:
       seconds.append((time.perf_counter() - began) / args.steps)
   rates = sorted(batch_size / s for s in seconds)
-  tflops = 3 * forward_flops(model, args.image_size) * statistics.median(rates) / 1e12
+  tflops = train_flops(model, size) * statistics.median(rates) / 1e12
   row = {
       'date': datetime.date.today().isoformat(),
       'device': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',

@@ -120,7 +120,7 @@ def test_fine_tuning_from_any_checkpoint(
 
 def test_weights_go_to_their_shards_and_train_the_same(tmp_path, monkeypatch, capsys):
   losses = []
-  for name, mesh in (('one', ['data=8']), ('two', ['data=1', 'fsdp=4', 'tensor=2'])):
+  for name, mesh in (('one', ['data=8']), ('two', ['data=2', 'fsdp=4'])):
     arguments = (
         *QUICKSTART, f'--workdir={tmp_path / name}', *GOLDEN_SIZES,
         f'--config.init_from={GOLDEN}/vit_token_prelogits.npz', '--config.model.patch_size=16',
@@ -336,11 +336,18 @@ def test_a_run_of_an_older_version_goes_on(tiny_run, tmp_path, monkeypatch, caps
 
 def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path, monkeypatch, capsys):
   shutil.copytree(tiny_run, tmp_path / 'run')
-  for file in (tmp_path / 'run/checkpoints/6').rglob('*'):
-    if file.is_file() and file.name != 'commit_success.txt':
-      file.write_bytes(file.read_bytes()[:9])
-  code, _, err = run_here(monkeypatch, capsys, f'--config={tmp_path}/run/config.json')
-  assert code == 2 and 'checkpoints/6' in err and err.startswith('error: ')
+  for step in (6, 4):
+    for file in (tmp_path / f'run/checkpoints/{step}').rglob('*'):
+      if file.is_file() and file.name != 'commit_success.txt':
+        file.write_bytes(file.read_bytes()[:9])
+  arguments = (f'--config={tmp_path}/run/config.json', '--config.checkpoint.every=5')
+  code, out, err = run_here(monkeypatch, capsys, *arguments)
+  assert (code, err) == (0, '')
+  assert 'checkpoint 6 is damaged' in out and 'going on after step 3' in out
+  for step in (6, 5, 3):
+    (tmp_path / f'run/checkpoints/{step}/manifest.json').unlink()
+  code, _, err = run_here(monkeypatch, capsys, *arguments)
+  assert code == 2 and 'No checkpoint' in err and 'is intact' in err and err.count('\n') == 1
 
 
 def test_a_full_disk_ends_in_one_sentence(tmp_path):

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -170,25 +169,3 @@ def test_only_axes_that_can_be_are_split(sizes, most):
       for leaf, sharding in zip(*map(jax.tree.leaves, (abstract, shardings)), strict=True)
   ]
   assert max(parts) == most
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ((None, 2, None), '--coordinator'),
-        ((None, None, 0), '--coordinator'),
-        (('localhost:1', None, 0), '--num_processes'),
-        (('localhost:1', 2, None), '--process_id'),
-        (('localhost:1', 2, 2), 'counts from 0'),
-        (('localhost:1', 2, -1), 'counts from 0'),
-    ],
-)
-def test_incomplete_flags_of_a_distributed_start(arguments, message):
-  with pytest.raises(UserError, match=message):
-    mesh_lib.start_distributed(*arguments)
-
-
-def test_without_a_coordinator_nothing_is_started():
-  mesh_lib.start_distributed(None, None, None)
-  assert jax.process_count() == 1
-  assert jnp.zeros(()).devices()

@@ -1,6 +1,7 @@
 """A run that is killed and started again ends in the same bits as one that never stopped."""
 
 import json
+import re
 import signal
 
 import chex
@@ -25,7 +26,8 @@ def params(workdir):
 
 def curve(workdir):
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in line.items() if 'per_second' not in k} for line in lines]
+  speed = ('per_second', 'data_wait')
+  return [{k: v for k, v in line.items() if not any(s in k for s in speed)} for line in lines]
 
 
 @pytest.fixture(scope='module')
@@ -36,21 +38,36 @@ def uninterrupted(tmp_path_factory):
   return workdir
 
 
-def kill_after(line_start, workdir):
-  """Starts the run and kills it with SIGKILL as soon as it prints such a line."""
-  process = start('main', *ARGUMENTS, f'--workdir={workdir}')
+def stop_after(line_start, workdir, number=signal.SIGKILL):
+  """Starts the run and stops it as soon as it prints such a line; (exit code, lines, stderr)."""
+  process, lines = start('main', *ARGUMENTS, f'--workdir={workdir}'), []
   for line in process.stdout:
+    lines.append(line)
     if line.startswith(line_start):
       break
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  return process.returncode
+  process.send_signal(number)
+  _, err = process.communicate()
+  return process.returncode, ''.join(lines), err
 
 
-def test_killed_twice_equals_uninterrupted(uninterrupted, tmp_path):
-  assert kill_after('step 14/40', tmp_path) == -signal.SIGKILL
+def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
+  assert stop_after('step 14/40', tmp_path)[0] == -signal.SIGKILL
   assert not (tmp_path / 'model').exists()
-  assert kill_after('step 30/40', tmp_path) == -signal.SIGKILL
+  # The newest checkpoint is damaged meanwhile: the one before it is used, and the log says so.
+  *_, before, newest = sorted(int(child.name) for child in (tmp_path / 'checkpoints').iterdir()
+                              if child.name.isdecimal())  # fmt: skip
+  kernel = max((tmp_path / f'checkpoints/{newest}').rglob('*'), key=lambda x: x.stat().st_size)
+  data = bytearray(kernel.read_bytes())
+  data[len(data) // 2] ^= 1
+  kernel.write_bytes(data)
+  code, out, _ = stop_after('step 30/40', tmp_path)
+  assert code == -signal.SIGKILL
+  assert f'checkpoint {newest} is damaged: ' in out and f'newest intact one is {before}' in out
+  assert f'going on after step {before}' in out
+  # SIGTERM (preemption): it saves, and says that it is to be started again.
+  code, _, err = stop_after('step 32/40', tmp_path, signal.SIGTERM)
+  assert code == 75
+  assert re.search(r'stopped: SIGTERM came; step 3\d is saved', err)
   result = run('main', *ARGUMENTS, f'--workdir={tmp_path}')
   assert result.returncode == 0, result.stderr
   assert 'going on after step' in result.stdout
@@ -59,7 +76,7 @@ def test_killed_twice_equals_uninterrupted(uninterrupted, tmp_path):
 
 
 def test_killed_before_the_first_checkpoint(tmp_path):
-  assert kill_after('workdir', tmp_path) == -signal.SIGKILL
+  assert stop_after('workdir', tmp_path)[0] == -signal.SIGKILL
   result = run('main', *ARGUMENTS, f'--workdir={tmp_path}')
   assert result.returncode == 0, result.stderr
   assert 'going on' not in result.stdout

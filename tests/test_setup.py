@@ -31,7 +31,7 @@ def check(**fields) -> None:
         ({'model__attention': 'xla', 'model__attention_dropout_rate': 0.1}, 'has no dropout'),
         ({'model__remat': 'some'}, 'choose one of none, dots, full'),
         ({'batch_size': 12}, 'batch_size is 12, which the 8 parts'),
-        ({'batch_size': 64, 'accumulation_steps': 16}, 'the micro-batch .* is 4, which the 8 parts'),
+        ({'batch_size': 64, 'accumulation_steps': 16}, 'the micro-batch .* is 4, '),
         ({'mesh__num_slices': 3}, 'num_slices is 3, but the 8 devices are of 1 slice'),
         ({'mesh__num_slices': 0}, 'num_slices is 0'),
         ({'mesh__num_slices': 2, 'mesh__fsdp': 8}, 'num_slices is 2, which does not divide data=1'),

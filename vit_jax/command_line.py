@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import tqdm
 
-from vit_jax.errors import NonFiniteLossError, UserError
+from vit_jax import errors
+from vit_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,18 +48,14 @@ def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-  """Runs a command; a user's mistake becomes one sentence on stderr instead of a traceback."""
+  """Runs a command; a `RunError` is one sentence on stderr and its exit code, no traceback."""
   for library in ('absl', 'jax', 'orbax', 'etils'):  # what goes wrong there is raised, too
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
     main()
     sys.stdout.flush()
-  except (UserError, NonFiniteLossError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(error.exit_code)
   except BrokenPipeError:  # the reader of a pipe has left, as in `predict … | head -1`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  except KeyboardInterrupt:
-    print('stopped by the keyboard.', file=sys.stderr)
-    sys.exit(130)
+  except (errors.RunError, KeyboardInterrupt, OSError) as error:
+    sys.exit(errors.report(error)[0])
   sys.exit(0)

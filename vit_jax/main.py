@@ -4,10 +4,12 @@ import argparse
 import pathlib
 import re
 
+import jax
+
 from vit_jax import command_line
 from vit_jax.config import default_config, flat_fields, load_config
 from vit_jax.errors import UserError
-from vit_jax.parallel.mesh import start_distributed
+from vit_jax.parallel import cluster, processes
 from vit_jax.training.loop import train_and_evaluate
 
 
@@ -44,13 +46,19 @@ def main() -> None:
   parser.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
   parser.add_argument('--num_processes', type=int, help='how many processes make up the run')
   parser.add_argument('--process_id', type=int, help='which of them this one is, from 0')
+  parser.add_argument(
+      '--start_timeout', type=float, default=60, help='seconds to wait for the other processes'
+  )
   args, overrides = parser.parse_known_args()
   config = load_config(args.config, overrides)
   if args.workdir == '':
     raise UserError('--workdir is empty; leave it out, or name a folder.')
   workdir = args.workdir or _default_workdir(args.config)
-  start_distributed(args.coordinator, args.num_processes, args.process_id)
-  train_and_evaluate(config, workdir)
+  place = cluster.find_place(args.coordinator, args.num_processes, args.process_id)
+  facts = {f'config.{name}': value for name, value in flat_fields(config).items()}
+  facts |= {'--workdir': workdir, 'the version of jax': jax.__version__}
+  with processes.joined(place, facts, args.start_timeout):
+    train_and_evaluate(config, workdir)
 
 
 if __name__ == '__main__':

@@ -7,9 +7,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from vit_jax.errors import UserError, first_line
+from vit_jax.checkpoints import intact
+from vit_jax.errors import PreemptedError, UserError, first_line
 
 _METRIC = 'accuracy'
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
@@ -19,32 +21,87 @@ def _folder(workdir: epath.Path) -> epath.Path:
   return workdir / 'checkpoints'
 
 
+def _accuracy(metrics: dict[str, float]) -> float:
+  return metrics[_METRIC]
+
+
 def has_checkpoint(workdir: epath.Path) -> bool:
-  """Whether a complete checkpoint is there to go on from."""
+  """Whether checkpoints are there to go on from."""
   folder = _folder(workdir)
   return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+
+
+def _put_aside_damaged(folder: epath.Path) -> list[str]:
+  """Renames steps that are not what was written; says what was found.
+
+  Raises:
+    UserError: when there are steps, but none is intact; then nothing is renamed.
+  """
+  steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+  problems, newest = {}, None
+  for step in steps:
+    if problem := intact.problem(folder / str(step), thorough=newest is None):
+      problems[step] = problem
+    elif newest is None:
+      newest = step
+  if steps and newest is None:
+    raise UserError(
+        f'No checkpoint in {folder} is intact ('
+        f'{"; ".join(f"{step}: {problem}" for step, problem in problems.items())}); choose '
+        f'another --workdir, or remove {folder} to start from the beginning.'
+    )
+  notes = [
+      f'{child.name} was cut short; going on without it'
+      for child in sorted(folder.glob('*.orbax-checkpoint-tmp*'))
+  ]
+  for step, problem in problems.items():
+    aside = folder / f'{step}.damaged'
+    if aside.exists():
+      aside.rmtree()
+    (folder / str(step)).rename(aside)
+    notes.append(
+        f'checkpoint {step} is damaged: {problem}; it is now {aside.name}, and the newest intact '
+        f'one is {newest}'
+    )
+  return notes
 
 
 class Checkpointer:
   """The folder `workdir/checkpoints`: one sub-folder a step, complete or not there at all.
 
   A checkpoint whose step was evaluated carries its accuracy; the best of these is kept beside
-  the last `keep`. As a context manager it waits for what is being written.
+  the last `keep`. Damaged ones are put aside first. As a context manager it waits for what is
+  being written.
+
+  Attributes:
+    notes: what was found damaged or cut short, one line each, on process 0.
   """
 
   def __init__(self, workdir: epath.Path, keep: int):
-    best = BestN(
-        get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
-    )
+    folder = _folder(workdir)
+    self.notes = []
+    if jax.process_index() == 0 and folder.exists():
+      self.notes = _put_aside_damaged(folder)
+    multihost_utils.sync_global_devices('damaged checkpoints are put aside')
+    best = BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
+    self._saving = None  # the step that is being written
     self._manager = ocp.CheckpointManager(
-        _folder(workdir),
+        folder,
         options=ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies=[LatestN(n=keep), best]),
+            best_fn=_accuracy,  # without it metrics are not saved
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         ),
     )
     metrics = [self._manager.metrics(step) for step in self._manager.all_steps()]
     self._best = max((m[_METRIC] for m in metrics if m), default=-1.0)
+
+  def _write_manifest(self) -> None:
+    """Called by Orbax on process 0 when all files are written, before it renames the folder."""
+    folder = self._manager.directory
+    written = [*folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'), folder / str(self._saving)]
+    intact.write_manifest(written[0])
 
   def __enter__(self) -> 'Checkpointer':
     return self
@@ -53,14 +110,15 @@ class Checkpointer:
     try:
       self._manager.wait_until_finished()
     except _WRITE_ERRORS as error:
-      if kind is None:  # else the error under way says more
+      if kind in (None, PreemptedError):  # else the error under way says more
         raise self._cannot_write(error) from None
     finally:
       self._manager.close()
 
   def _cannot_write(self, error: Exception) -> UserError:
+    why = 'no space left' if 'No space left' in str(error) else first_line(error)
     return UserError(
-        f'A checkpoint in {self._manager.directory} cannot be written ({first_line(error)}); '
+        f'A checkpoint in {self._manager.directory} cannot be written ({why}); '
         'the ones before it are whole.'
     )
 
@@ -81,6 +139,8 @@ class Checkpointer:
     metrics = None if accuracy is None else {_METRIC: accuracy}
     self._best = max(self._best, -1.0 if accuracy is None else accuracy)
     try:
+      self._manager.wait_until_finished()
+      self._saving = step
       self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
     except _WRITE_ERRORS as error:
       raise self._cannot_write(error) from None
@@ -103,8 +163,12 @@ def find_step(folder: epath.Path) -> epath.Path | None:
       return candidate
   for candidate in (folder / 'checkpoints', folder):
     steps = ocp.utils.checkpoint_steps(candidate) if candidate.exists() else ()
-    if steps:
-      return candidate / str(max(steps)) / 'default'
+    if steps:  # of other programs, the newest one; of ours, the newest intact one
+      ours = [step for step in steps if (candidate / str(step) / intact.MANIFEST).exists()]
+      for step in sorted(ours or steps, reverse=True):
+        if not ours or intact.problem(candidate / str(step)) is None:
+          return candidate / str(step) / 'default'
+      raise UserError(f'No checkpoint in {candidate} is intact.')
   return None
 
 

@@ -37,12 +37,14 @@ class Source:
     read: index in [0, size) -> (image, label); (H, W, 3) uint8 RGB, and an int32 class or, for
       multi-label data, a (C,) uint8 vector of zeros and ones.
     class_names: one name a class, in label order.
+    multi_label: whether labels are such vectors.
   """
 
   name: str
   size: int
   read: Callable[[int], tuple[np.ndarray, np.ndarray]]
   class_names: tuple[str, ...]
+  multi_label: bool = False
 
   @property
   def num_classes(self) -> int:
@@ -215,7 +217,7 @@ def _from_builder(builder: Any, spec: str, split: str) -> Source:
     label[np.asarray(record['labels'], np.int64)] = 1
     return image, label
 
-  return Source(f'{spec} ({split})', len(records), read, names)
+  return Source(f'{spec} ({split})', len(records), read, names, multi_label=key == 'labels')
 
 
 def _tfds(name: str, split: str) -> Source:

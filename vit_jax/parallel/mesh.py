@@ -1,13 +1,13 @@
-"""The device mesh, the sharding rule, the placement of batches, and the distributed start."""
+"""The device mesh, the sharding rule and the placement of batches."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,24 +17,6 @@ AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')  # a batch is split over both
 # Smaller parameters are not worth the communication of splitting them.
 _MIN_SIZE_TO_SHARD = 2**14
-
-
-def start_distributed(coordinator: str | None, num_processes: int | None, process_id: int | None):
-  """Joins the other processes of the run; without arguments nothing happens."""
-  if coordinator is None:
-    if num_processes is not None or process_id is not None:
-      raise UserError('--num_processes and --process_id go with --coordinator=HOST:PORT.')
-    return
-  if num_processes is None or process_id is None:
-    raise UserError('--coordinator goes with --num_processes and --process_id.')
-  if not re.fullmatch(r'.+:\d+', coordinator):
-    raise UserError(f'--coordinator is {coordinator!r}; it takes HOST:PORT.')
-  if not 0 <= process_id < num_processes:
-    raise UserError(
-        f'--process_id is {process_id} of --num_processes={num_processes}; it counts from 0.'
-    )
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')  # CPU only; else unused
-  jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def make_mesh(
@@ -68,13 +50,12 @@ def make_mesh(
         'slices lie along the data axis.'
     )
   shape = (sizes[0] // len(slices), *sizes[1:])
+  # An axis of 16 on 8 x 8 chips takes one of their sides and a part of the other.
   parts = [
-      jax.make_mesh(shape, AXES, devices=part, axis_types=(AxisType.Auto,) * 3) for part in slices
+      mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True)
+      for part in slices
   ]
-  if len(parts) == 1:
-    return parts[0]
-  stacked = np.concatenate([part.devices for part in parts])
-  return Mesh(stacked, AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _slices(devices: list[jax.Device], num_slices: int) -> list[list[jax.Device]]:
@@ -151,6 +132,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The sharding of arrays whose first axis is the batch."""
   return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def batch_sizes(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> dict[str, int]:
+  """Examples of a step: {'global', 'host', 'device', 'micro'}; micro is a device's at a time."""
+  device = batch_size // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  host = mesh.devices.flat[0].process_index
+  parts = [part for part in mesh.devices.reshape(-1, mesh.shape['tensor'])]
+  on_host = sum(any(d.process_index == host for d in part) for part in parts)
+  return {
+      'global': batch_size,
+      'host': device * on_host,
+      'device': device,
+      'micro': device // accumulation_steps,
+  }
+
+
+def sharded_bytes(abstract: Any) -> dict[str, int]:
+  """Bytes of a tree: {'sharded', 'replicated'}, and what one device holds of it: 'device'."""
+  sizes = {'sharded': 0, 'replicated': 0, 'device': 0}
+  for leaf in jax.tree.leaves(abstract):
+    size = leaf.size * leaf.dtype.itemsize
+    part = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    sizes['replicated' if part == size else 'sharded'] += size
+    sizes['device'] += part
+  return sizes
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

@@ -13,10 +13,10 @@ from vit_jax.checkpoints.training import Checkpointer, has_checkpoint
 from vit_jax.classifier import Classifier
 from vit_jax.data import loader, transforms
 from vit_jax.data.sources import check_same_classes, open_source
-from vit_jax.errors import NonFiniteLossError, UserError
+from vit_jax.errors import NonFiniteLossError, PreemptedError, UserError, memory_explained
 from vit_jax.evaluation import classification
-from vit_jax.models import build
 from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.parallel import processes
 from vit_jax.training import setup
 from vit_jax.training.program import build_program
 from vit_jax.training.reporting import MetricsWriter, Progress
@@ -46,6 +46,7 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
 
+@memory_explained()
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: epath.PathLike
 ) -> dict[str, float]:
@@ -61,6 +62,8 @@ def train_and_evaluate(
   Raises:
     UserError: for a config, data or workdir that cannot work.
     NonFiniteLossError: when the loss stops being a number.
+    DeviceMemoryError: when the devices have too little memory.
+    PreemptedError: after SIGTERM (inside `processes.joined`), when the state is saved.
   """
   workdir = epath.Path(workdir).expanduser().resolve()
   total_steps = config.total_steps
@@ -73,7 +76,7 @@ def train_and_evaluate(
   test = open_source(config.data.test.source, config.data.test.split)
   check_same_classes(train.class_names, test.class_names, test.name)
   setup.check_num_classes(config.data.num_classes, train)
-  program = build_program(config, mesh, train.num_classes)
+  program = build_program(config, mesh, train.num_classes, train.multi_label)
   size = program.image_size
 
   # The state: from the last checkpoint, from other weights, or from the seed.
@@ -117,16 +120,16 @@ def train_and_evaluate(
       lambda: jax.random.key(config.seed), out_shardings=mesh_lib.replicated(mesh)
   )()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
-  progress = Progress(first_step, total_steps, config.batch_size, jax.process_index() == 0)
-  num_parameters = build.count_parameters(program.abstract_state.params)
-  progress.start(mesh, num_parameters, (train, test), workdir)
-  if report is not None:
-    progress.say(str(report))
+  progress = Progress(config, program, first_step)
+  progress.start((train, test), workdir)
+  for line in (*checkpointer.notes, *([str(report)] if report else [])):
+    progress.say(line)
   previous, result = None, None
   with checkpointer, writer, progress:
-    for step, batch in enumerate(train_batches, start=first_step + 1):
+    train_step = progress.compile()
+    for step, batch in enumerate(progress.waiting_for(train_batches), start=first_step + 1):
       with jax.transfer_guard('disallow'):
-        state, metrics = program.train_step(state, batch, key)
+        state, metrics = train_step(state, batch, key)
       if previous is not None:
         _finite_or_stop(step - 1, previous)
       previous, result = metrics, None
@@ -134,18 +137,22 @@ def train_and_evaluate(
       last = step == total_steps
       if step % config.log_every == 0 or last:
         values = _finite_or_stop(step, metrics)
-        values['train/images_per_second'] = progress.log(step, values['train/loss'])
-        writer.write(step, values)
+        writer.write(step, values | progress.log(step, values['train/loss']))
       if step % config.eval_every == 0 or last:
         with progress.paused():
           result = evaluate()
         writer.write(step, {f'test/{name}': value for name, value in result.items()})
         progress.say_result(step, result)
       best = result is not None and checkpointer.is_best(result['accuracy'])
-      if step % config.checkpoint.every == 0 or best or last:
+      stopping = processes.preempted(step) and not last
+      if step % config.checkpoint.every == 0 or best or last or stopping:
         _finite_or_stop(step, metrics)  # what is kept is sound
         with progress.paused():
           checkpointer.save(step, state, result and result['accuracy'])
+      if stopping:
+        raise PreemptedError(
+            f'SIGTERM came; step {step} is saved, and the same command goes on from there.'
+        )
     result = result or evaluate()  # a run that had ended before
     vit = Classifier(
         program.model,

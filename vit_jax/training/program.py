@@ -55,6 +55,11 @@ class Program:
     return self.train_step.lower(self.abstract_state, self.abstract_batch, key)
 
 
+  def compile(self) -> jax.stages.Compiled:
+    """The train step, compiled for the mesh's devices."""
+    return self.lower().compile()
+
+
 def build_program(
     config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, multi_label: bool = False
 ) -> Program:

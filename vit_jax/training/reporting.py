@@ -7,14 +7,22 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import tensorboardX
 import tqdm
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vit_jax.data.sources import Source
+from vit_jax.models.build import count_parameters
+from vit_jax.models.flops import train_flops
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.parallel.topologies import peak_flops
+from vit_jax.training.program import Program
 
 
 def _keep_until(path: epath.Path, step: int) -> None:
@@ -64,29 +72,50 @@ class MetricsWriter:
         self._board.add_scalar(name, value, step)
 
 
+def _bytes(size: int) -> str:
+  """1234567 -> '1.23 MB'."""
+  power = min(len(str(size)) - 1, 9) // 3
+  return f'{size / 1000**power:.3g} {("B", "kB", "MB", "GB")[power]}'
+
+
+def describe(config: ml_collections.ConfigDict, program: Program) -> list[str]:
+  """What a run is spread over and how: devices, mesh, batches, parameters."""
+  mesh = program.mesh
+  axes = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+  batch = mesh_lib.batch_sizes(mesh, config.batch_size, config.accumulation_steps)
+  micro = f' in micro-batches of {batch["micro"]}' if config.accumulation_steps > 1 else ''
+  params = mesh_lib.sharded_bytes(program.abstract_state.params)
+  state = mesh_lib.sharded_bytes(program.abstract_state)
+  processes = f'{jax.process_count()} process{"es"[: 2 * (jax.process_count() > 1)]}'
+  return [
+      f'{mesh.size} {mesh.devices.flat[0].device_kind} device{"s"[: mesh.size > 1]} of '
+      f'{processes}; mesh {axes}',
+      f'batch {batch["global"]}: {batch["host"]} a host, {batch["device"]} a device{micro}',
+      f'{count_parameters(program.abstract_state.params):,} parameters: '
+      f'{_bytes(params["sharded"])} sharded, {_bytes(params["replicated"])} replicated; with '
+      f'the optimizer a device holds {_bytes(state["device"])}',
+  ]
+
+
 class Progress:
   """A bar with step, loss, images/s and time left; plain lines where there is no terminal."""
 
-  def __init__(self, first_step: int, total_steps: int, batch_size: int, enabled: bool):
-    self._first, self._total, self._batch_size = first_step, total_steps, batch_size
-    self._enabled, self._terminal = enabled, sys.stdout.isatty()
+  def __init__(self, config: ml_collections.ConfigDict, program: Program, first_step: int):
+    self._config, self._program, self._first = config, program, first_step
+    self._total, self._batch_size = config.total_steps, config.batch_size
+    self._enabled, self._terminal = jax.process_index() == 0, sys.stdout.isatty()
     self._began = self._since = time.monotonic()
-    self._since_step = first_step
+    self._since_step, self._waited = first_step, 0.0
     self._bar = None
 
-  def start(
-      self,
-      mesh: jax.sharding.Mesh,
-      num_parameters: int,
-      sources: tuple[Source, Source],
-      workdir: epath.Path,
-  ) -> None:
+  def start(self, sources: tuple[Source, Source], workdir: epath.Path) -> None:
     """Says what is about to be trained, on what, and where it goes."""
-    devices = f'{mesh.size} {mesh.devices.flat[0].device_kind} device{"s"[: mesh.size > 1]}'
     train, test = sources
+    for line in describe(self._config, self._program):
+      self.say(line)
     self.say(
-        f'{num_parameters:,} parameters on {devices}; {train.name}: {train.size:,} examples of '
-        f'{train.num_classes:,} classes; {test.name}: {test.size:,} examples'
+        f'{train.name}: {train.size:,} examples of {train.num_classes:,} classes; {test.name}: '
+        f'{test.size:,} examples'
     )
     going_on = f', going on after step {self._first}' if self._first else ''
     self.say(f'workdir {workdir}{going_on}; compiling the first step…')
@@ -106,30 +135,73 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
 
+  def compile(self) -> jax.stages.Compiled:
+    """Compiles the train step, and says how long it took and what it takes of a device."""
+    began = time.monotonic()
+    compiled = self._program.compile()
+    seconds, memory = time.monotonic() - began, compiled.memory_analysis()
+    taken = '' if memory is None else (
+        f'; a device holds {_bytes(memory.argument_size_in_bytes)} of arguments and '
+        f'{_bytes(memory.temp_size_in_bytes)} of temporaries'
+    )
+    self.say(f'the train step was compiled in {seconds:.1f} s{taken}')
+    self._since = time.monotonic()
+    return compiled
+
+  def waiting_for(self, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; the time until each is there counts as waiting for data."""
+    while True:
+      before = time.monotonic()
+      batch = next(batches, None)
+      self._waited += time.monotonic() - before
+      if batch is None:
+        return
+      yield batch
+
   def update(self) -> None:
     """One more step was dispatched."""
     self._bar.update()
 
-  def log(self, step: int, loss: float) -> float:
-    """Shows the loss after `step` steps; returns images/s since the last call."""
+  def log(self, step: int, loss: float) -> dict[str, float]:
+    """Shows the loss after `step` steps; returns how fast they went since the last call.
+
+    All processes call it together. Keys: train/images_per_second; train/model_flops_utilization,
+    the share of the devices' peak that the model's own arithmetic takes (where their peak is
+    known); train/data_wait/process_<i>, the share of time process i waited for data;
+    train/device_memory_peak, bytes of this process's first device (where it tells).
+    """
     now = time.monotonic()
-    rate = (step - self._since_step) * self._batch_size / max(now - self._since, 1e-9)
-    self._since, self._since_step = now, step
-    self._bar.set_postfix_str(f'loss {loss:.4f}, {rate:,.0f} images/s')
+    elapsed = max(now - self._since, 1e-9)
+    rate = (step - self._since_step) * self._batch_size / elapsed
+    wait = multihost_utils.process_allgather(np.float32(min(self._waited / elapsed, 1)))
+    self._since, self._since_step, self._waited = now, step, 0.0
+    speed = {'train/images_per_second': rate}
+    if (peak := peak_flops(self._program.mesh)) is not None:
+      flops = train_flops(self._program.model, self._program.image_size)
+      speed['train/model_flops_utilization'] = rate * flops / peak
+    for process, share in enumerate(np.ravel(wait)):
+      speed[f'train/data_wait/process_{process}'] = float(share)
+    memory = jax.local_devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in memory:
+      speed['train/device_memory_peak'] = memory['peak_bytes_in_use']
+    text = f'loss {loss:.4f}, {rate:,.0f} images/s, {np.max(wait):.0%} waiting for data'
+    if 'train/model_flops_utilization' in speed:
+      text += f', {speed["train/model_flops_utilization"]:.0%} of peak'
+    self._bar.set_postfix_str(text)
     if not self._terminal:
       left = (self._total - step) * (now - self._began) / max(step - self._first, 1)
       self.say(
-          f'step {step}/{self._total}, loss {loss:.4f}, {rate:,.0f} images/s, '
-          f'{tqdm.tqdm.format_interval(left)} left'
+          f'step {step}/{self._total}, {text}, {tqdm.tqdm.format_interval(left)} left'
       )
-    return rate
+    return speed
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """What happens inside does not count in images/s."""
-    before = time.monotonic()
+    before, waited = time.monotonic(), self._waited
     yield
     self._since += time.monotonic() - before
+    self._waited = waited
 
   def say(self, line: str) -> None:
     """Prints a line above the bar."""

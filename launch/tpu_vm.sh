@@ -1,0 +1,20 @@
+#!/bin/bash
+# Starts a run on all hosts of a Cloud TPU slice, where it goes on when this terminal is closed:
+#
+#   TPU=my-slice ZONE=us-west4-a launch/tpu_vm.sh configs/vit_l16.py --workdir=gs://bucket/run
+#
+# Once before, on all hosts (gcloud … ssh --worker=all --command=…): a checkout at ~/vit_jax and
+#   pip install -e '.[tpu]'
+set -u
+: "${TPU:?the name of the slice}" "${ZONE:?its zone}"
+
+on_all_hosts() {
+  gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$1"
+}
+
+on_all_hosts "cd vit_jax && nohup launch/again.sh python3 -m vit_jax.main --config=$(
+  printf '%q ' "$@"
+) --start_timeout=600 > run.log 2>&1 < /dev/null &"
+
+# What the first host says; the others are silent.
+gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=0 --command='tail -F vit_jax/run.log'

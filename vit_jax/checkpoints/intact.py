@@ -1,0 +1,78 @@
+"""Whether a checkpoint is still what was written: a manifest of its files inside its folder.
+
+TensorStore reads flipped bits without noticing, so sizes and checksums are kept beside them.
+"""
+
+import concurrent.futures
+import json
+import zlib
+from collections.abc import Iterator
+
+from etils import epath
+
+MANIFEST = 'manifest.json'
+_CHUNK = 2**22  # bytes
+# Orbax writes this one again after the manifest; nothing that is restored depends on it.
+_NOT_LISTED = ('_CHECKPOINT_METADATA', MANIFEST)
+
+
+def _files(folder: epath.Path, prefix: str = '') -> Iterator[str]:
+  for child in folder.iterdir():
+    if child.is_dir():
+      yield from _files(child, f'{prefix}{child.name}/')
+    elif prefix or child.name not in _NOT_LISTED:
+      yield prefix + child.name
+
+
+def _facts(path: epath.Path) -> dict[str, int]:
+  """Size in bytes and CRC-32 of a file."""
+  size = checksum = 0
+  with path.open('rb') as file:
+    while chunk := file.read(_CHUNK):
+      size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
+  return {'size': size, 'crc32': checksum}
+
+
+def write_manifest(folder: epath.Path) -> None:
+  """Writes the manifest of a complete checkpoint; whole or not at all.
+
+  Raises:
+    OSError: when a file cannot be read, or the manifest not be written.
+  """
+  names = sorted(_files(folder))
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    facts = dict(zip(names, pool.map(_facts, (folder / name for name in names)), strict=True))
+  part = folder / f'{MANIFEST}.part'
+  part.write_text(json.dumps(facts, indent=2) + '\n')
+  part.replace(folder / MANIFEST)
+
+
+def problem(folder: epath.Path, thorough: bool = True) -> str | None:
+  """What is wrong with a checkpoint; None if it is as it was written.
+
+  Args:
+    folder: of one step.
+    thorough: read all files; otherwise of large ones only the size is looked at.
+  """
+
+  def check(name: str, expected: dict[str, int]) -> str | None:
+    try:
+      size = (folder / name).stat().length
+      if size != expected['size']:
+        return f'{name} has {size:,} bytes instead of {expected["size"]:,}'
+      if (thorough or size <= _CHUNK) and _facts(folder / name) != expected:
+        return f'{name} is not what was written'
+    except FileNotFoundError:
+      return f'{name} is missing'
+    except OSError as error:
+      return f'{name} cannot be read: {error.strerror}'
+    return None
+
+  try:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      return next(filter(None, pool.map(check, manifest.keys(), manifest.values())), None)
+  except FileNotFoundError:
+    return f'it has no {MANIFEST}'
+  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    return f'its {MANIFEST} cannot be read'
