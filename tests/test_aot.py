@@ -123,8 +123,8 @@ def test_a_program_without_collectives():
 
 
 # What the TPU compiler makes of them, in the form in which libtpu 0.0.42.1 prints it: an
-# all-gather that goes on while other fusions compute, each of which names it again; a
-# reduce-scatter that is a fusion; a loop whose number of rounds only its condition tells.
+# all-gather that goes on while other fusions compute, each of which names it again; one on a
+# SparseCore; a reduce-scatter that is a fusion; a loop whose rounds only its condition tells.
 TPU_TEXT = """
 HloModule jit_step, is_scheduled=true
 
@@ -161,6 +161,11 @@ HloModule jit_step, is_scheduled=true
   ROOT %tuple.1 = (s32[], bf16[4,8]{1,0}) tuple(%gte.0, %gte.1)
 }
 
+%called (p.7: bf16[4,8]) -> bf16[16,8] {
+  %p.7 = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.7 = bf16[16,8]{1,0} all-gather(%p.7), channel_id=9, replica_groups=mesh['x'=4,'y'=16] {'x'}, dimensions={0}
+}
+
 %condition (p.5: (s32[], bf16[4,8])) -> pred[] {
   %constant.1 = s32[]{:T(128)} constant(12)
   %p.5 = (s32[]{:T(128)}, bf16[4,8]{1,0}) parameter(0)
@@ -171,6 +176,8 @@ HloModule jit_step, is_scheduled=true
 ENTRY %main (p.6: bf16[4,8]) -> bf16[4,8] {
   %p.6 = bf16[4,8]{1,0} parameter(0)
   %while.1 = (s32[], bf16[4,8]{1,0}) while(%tuple.0), condition=%condition, body=%body
+  %call-start.1 = ((bf16[4,8]{1,0}, token[]), bf16[16,8]{1,0}) call-start(%p.6), async_execution_thread="sparsecore", to_apply=%called
+  %call-done.1 = bf16[16,8]{1,0} call-done(%call-start.1)
   %loss.1 = f32[]{:T(128)} constant(0)
   %all-reduce-start.1 = f32[]{:T(128)} all-reduce-start(%loss.1), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
   ROOT %all-reduce-done.1 = f32[]{:T(128)} all-reduce-done(%all-reduce-start.1)
@@ -181,7 +188,7 @@ ENTRY %main (p.6: bf16[4,8]) -> bf16[4,8] {
 def test_collectives_as_a_tpu_runs_them():
   assert collectives(TPU_TEXT, 64) == (
       Collective('reduce-scatter', 12, 12 * (256 + 64) * 15 // 16),
-      Collective('all-gather', 12, 12 * 3 * 64),
+      Collective('all-gather', 13, 13 * 3 * 64),
       Collective('all-reduce', 1, 4),
   )
 

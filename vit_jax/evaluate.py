@@ -32,7 +32,8 @@ def score(
     raise UserError(
         f'{source.name} has {source.num_classes} classes, {model} has {vit.model.num_classes}.'
     )
-  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1}))
+  axes = {'data': -1, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
+  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
   mesh_lib.check_batch_size(mesh, batch_size, '--batch_size')
   batches = loader.test_batches(
       source,
