@@ -12,10 +12,14 @@ from configs import pretraining
 
 
 def get_config(data='imagenet21k'):
-  return pretraining.get_config(
+  config = pretraining.get_config(
       variant='H',
       patch_size=14,
       data=data,
       epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
       jft_learning_rate=3e-4,
   )
+  # The least that fits all slices of benchmarks/plans/; fewer chips need another fsdp.
+  config.mesh.fsdp = 16
+  config.model.remat = 'dots'
+  return config

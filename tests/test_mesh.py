@@ -122,6 +122,11 @@ def test_meshes_that_cannot_be(sizes):
     make_mesh(*sizes)
 
 
+def test_a_mesh_for_more_devices_is_told_what_would_do_here():
+  with pytest.raises(UserError, match='the 8 devices there are; --config.mesh.fsdp=8 would'):
+    make_mesh(-1, 16, 1)
+
+
 @pytest.mark.parametrize(
     ('sizes', 'batch_size', 'would_do'),
     [((8, 1, 1), 12, 8), ((2, 4, 1), 31, 24), ((2, 2, 2), 6, 4), ((8, 1, 1), 4, 8)],

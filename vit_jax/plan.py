@@ -5,7 +5,8 @@
 
 Fields of the config are set as for vit_jax.main: --config.field=value. Topologies: v2, v3, v4,
 v5e, v5p, v6e or tpu7x, by their sides in chips (v5e:16x16, v4:4x4x4) or as Google names slices
-(v5e-256, v4-128: TensorCores), config.mesh.num_slices of them; or cpu:8.
+(v5e-256, v4-128: TensorCores), config.mesh.num_slices of them; or cpu:8. The exit code is 4 when
+a run does not fit.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import ml_collections
 
 from vit_jax import command_line
 from vit_jax.config import load_config
-from vit_jax.errors import UserError
+from vit_jax.errors import DeviceMemoryError, UserError
 from vit_jax.parallel import topologies
 from vit_jax.parallel.topologies import Topology
 from vit_jax.training import plan_report, planning
@@ -32,7 +33,7 @@ def _say(text: str) -> None:
 def _plan_one(config: ml_collections.ConfigDict, topology: Topology, args: argparse.Namespace):
   """One topology; when the run does not fit, its neighbours."""
   classes = planning.classes_of(config)
-  _say(f'compiling for {topology.name}; a pod takes minutes …')
+  _say(f'compiling for {topology.name}{"; a pod takes minutes" if topology.chip else ""} …')
   plan, tried, found = planning.make_plan(config, topology, classes), [], None
   if not args.json:
     print(plan_report.page(plan))
@@ -45,14 +46,17 @@ def _plan_one(config: ml_collections.ConfigDict, topology: Topology, args: argpa
         print(f'tried {plan_report.attempt(neighbour)}', flush=True)
 
     found = planning.first_that_fits(config, topology, classes, plan.limit, note)
-    if not args.json:
-      print(f'fits with {found.flags}' if found else 'none of its neighbours fits')
   if args.json:
     fields = plan_report.as_json(plan) | {
         'tried': [plan_report.as_json(neighbour) for neighbour in tried],
         'fits_with': found.flags if found else None,
     }
     print(json.dumps(fields, indent=2))
+  if plan.fits is False:
+    raise DeviceMemoryError(
+        f'The run does not fit {topology.name}; '
+        + (f'it does with {found.flags}.' if found else 'more chips would help.')
+    )
 
 
 def _sweep(config: ml_collections.ConfigDict, wanted: list[Topology], args: argparse.Namespace):

@@ -42,7 +42,11 @@ def make_mesh(
   known = math.prod(size for size in sizes if size != -1)
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
   if math.prod(sizes) != len(devices):
-    raise UserError(f'{text}, which does not multiply to the {len(devices)} devices there are.')
+    fsdp = math.gcd(config.fsdp, len(devices))
+    hint = f'; --config.mesh.fsdp={fsdp} would' if (config.data, config.tensor) == (-1, 1) else ''
+    raise UserError(
+        f'{text}, which does not multiply to the {len(devices)} devices there are{hint}.'
+    )
   slices = _slices(devices, config.num_slices)
   if sizes[0] % len(slices):
     raise UserError(

@@ -126,7 +126,7 @@ def train_and_evaluate(
     progress.say(line)
   previous, result = None, None
   with checkpointer, writer, progress:
-    train_step = progress.compile()
+    train_step = progress.compile() if first_step < total_steps else None
     for step, batch in enumerate(progress.waiting_for(train_batches), start=first_step + 1):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
