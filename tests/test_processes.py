@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, TINY, start
 
 from vit_jax.errors import LostPeerError, UserError
-from vit_jax.parallel import cluster, processes
+from vit_jax.parallel import cluster, meeting
 from vit_jax.parallel.cluster import Place
 
 
@@ -120,7 +120,7 @@ def meet(*arrivals, timeout=20.0, hosts=()):
   def arrive(i, process_id, count, facts):
     place = Place(f'127.0.0.1:{port}', count, process_id, hosts)
     try:
-      results[i] = processes.meet(place, facts, timeout)
+      results[i] = meeting.meet(place, facts, timeout)
     except (UserError, LostPeerError) as error:
       results[i] = error
 
@@ -132,16 +132,21 @@ def meet(*arrivals, timeout=20.0, hosts=()):
   return results
 
 
+def close(met):
+  for connection in met.connections.values():
+    connection.close()
+
+
 def test_processes_meet():
   results = meet((2, 3, {}), (0, 3, {'config.seed': 1}), (1, 3, {'config.seed': 1}))
   assert {str(r) for r in results} == {str(results[0])}
   assert 'config.seed is 1 on process 0' in str(results[0])
   assert 'None on process 2' in str(results[0])
   results = meet(*((i, 3, {'x': [1.5, 'a']}) for i in range(3)))
-  assert len({address for _, address in results}) == 1
-  for peers, _ in results:
-    assert len(peers.hosts) == 3
-    peers.close()
+  assert len({met.coordinator for met in results}) == 1
+  for met in results:
+    assert len(met.hosts) == 3
+    close(met)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def test_strangers_and_processes_that_start_again_do_not_disturb():
   port = free_port()
   place = Place(f'127.0.0.1:{port}', 2, 0)
   results = []
-  gather = threading.Thread(target=lambda: results.append(processes.meet(place, {}, 20)))
+  gather = threading.Thread(target=lambda: results.append(meeting.meet(place, {}, 20)))
   gather.start()
   for greeting in (b'GET / HTTP/1.1\r\n\r\n', b'{"id": 1}\n', b'\xff\xfe\n', b'[]\n'):
     while True:
@@ -175,10 +180,10 @@ def test_strangers_and_processes_that_start_again_do_not_disturb():
         break
       except ConnectionRefusedError:
         continue
-  results.append(processes.meet(Place(f'127.0.0.1:{port}', 2, 1), {}, 20))
+  results.append(meeting.meet(Place(f'127.0.0.1:{port}', 2, 1), {}, 20))
   gather.join()
-  for peers, _ in results:
-    peers.close()
+  for met in results:
+    close(met)
   assert len(results) == 2
 
 
@@ -186,7 +191,7 @@ def test_a_taken_port_is_named():
   with socket.create_server(('127.0.0.1', 0)) as taken:
     place = Place(f'127.0.0.1:{taken.getsockname()[1]}', 2, 0)
     with pytest.raises(UserError, match='cannot listen at .*Address already in use'):
-      processes.meet(place, {}, 1)
+      meeting.meet(place, {}, 1)
 
 
 # What they read and learn together: real processes.
