@@ -3,23 +3,28 @@
 #
 #   launch/again.sh python -m vit_jax.main --config=configs/vit_l16.py
 #
-# Exit codes (docs/pods.md): 0 to 4 are final; 75 and 76, and being killed, are not.
+# Exit codes (docs/pods.md): 0 to 4 are final; 75 and 76, and being killed, are not. SIGTERM, or
+# Ctrl-C, ends the command, which saves first, and then this.
 set -u
-trap 'kill -TERM "$child" 2>/dev/null' TERM  # what ends this ends the command, which saves first
-trap 'exit 130' INT
+stop() {
+  stopping=1
+  kill -TERM "$child" 2>/dev/null
+}
+trap stop TERM INT
 while true; do
   "$@" &
   child=$!
   wait "$child"
   code=$?
-  while kill -0 "$child" 2>/dev/null; do  # `wait` was interrupted by a signal
+  while kill -0 "$child" 2>/dev/null; do  # a signal has interrupted `wait`
     wait "$child"
     code=$?
-    stopping=1
   done
-  if [[ $code -le 4 || $code == 130 || ${stopping:-} ]]; then
+  if [[ $code -le 4 || ${stopping:-} ]]; then
     exit "$code"
   fi
   echo "ended with exit code $code; running it again" >&2
-  sleep 2
+  sleep 2 &
+  wait $!
+  [[ ${stopping:-} ]] && exit "$code"
 done

@@ -62,13 +62,18 @@ def first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether a device has run out of memory; what JAX raises then differs from call to call."""
+  return 'RESOURCE_EXHAUSTED' in str(error) or 'Out of memory' in str(error)
+
+
 @contextlib.contextmanager
 def memory_explained() -> Iterator[None]:
   """Turns a device's out-of-memory error into `DeviceMemoryError`."""
   try:
     yield
-  except (RuntimeError, ValueError) as error:  # what JAX raises differs from call to call
-    if 'RESOURCE_EXHAUSTED' not in str(error) and 'Out of memory' not in str(error):
+  except (RuntimeError, ValueError) as error:
+    if not is_out_of_memory(error):
       raise
     said = re.sub(r'^\W*RESOURCE_EXHAUSTED\W*', '', first_line(error)).rstrip('.')
     raise DeviceMemoryError(

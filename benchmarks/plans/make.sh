@@ -9,7 +9,8 @@ cd "$(dirname "$0")/../.."
 
 for model in ${@:-b16 l16 h14 g14}; do
   case $model in
-    g14) config='--config=configs/vit_h14.py:jft --config.model.variant=g --config.model.pre_logits=0' ;;
+    g14) config='--config=configs/vit_h14.py:jft --config.model.variant=g --config.model.pre_logits=0
+        --config.model.scan_blocks=true' ;;
     *) config="--config=configs/vit_$model.py:jft" ;;
   esac
   python -m vit_jax.plan $config ${FLAGS:-} \

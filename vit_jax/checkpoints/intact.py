@@ -5,6 +5,7 @@ TensorStore reads flipped bits without noticing, so sizes and checksums are kept
 
 import concurrent.futures
 import json
+import os
 import zlib
 from collections.abc import Iterator
 
@@ -22,6 +23,11 @@ def _files(folder: epath.Path, prefix: str = '') -> Iterator[str]:
       yield from _files(child, f'{prefix}{child.name}/')
     elif prefix or child.name not in _NOT_LISTED:
       yield prefix + child.name
+
+
+def _size(path: epath.Path) -> int:
+  """In bytes; `Path.stat` of etils would fail where the owner has no name."""
+  return path.stat().length if '://' in os.fspath(path) else os.path.getsize(path)
 
 
 def _facts(path: epath.Path) -> dict[str, int]:
@@ -53,26 +59,29 @@ def problem(folder: epath.Path, thorough: bool = True) -> str | None:
   Args:
     folder: of one step.
     thorough: read all files; otherwise of large ones only the size is looked at.
+
+  Raises:
+    OSError: when what is there cannot be read, which need not last.
   """
 
   def check(name: str, expected: dict[str, int]) -> str | None:
     try:
-      size = (folder / name).stat().length
+      size = _size(folder / name)
       if size != expected['size']:
         return f'{name} has {size:,} bytes instead of {expected["size"]:,}'
       if (thorough or size <= _CHUNK) and _facts(folder / name) != expected:
         return f'{name} is not what was written'
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       return f'{name} is missing'
-    except OSError as error:
-      return f'{name} cannot be read: {error.strerror}'
     return None
 
   try:
     manifest = json.loads((folder / MANIFEST).read_text())
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      return next(filter(None, pool.map(check, manifest.keys(), manifest.values())), None)
+    expected = {name: {'size': int(f['size']), 'crc32': int(f['crc32'])}
+                for name, f in manifest.items()}  # fmt: skip
   except FileNotFoundError:
     return f'it has no {MANIFEST}'
-  except (OSError, ValueError, LookupError, TypeError, AttributeError):
-    return f'its {MANIFEST} cannot be read'
+  except (ValueError, LookupError, TypeError, AttributeError):
+    return f'its {MANIFEST} is not what was written'
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return next(filter(None, pool.map(check, expected.keys(), expected.values())), None)

@@ -41,7 +41,7 @@ class Saved:
     return {**self.facts(), 'labels': self.about.labels}
 
 
-def _real(path: epath.Path) -> epath.Path:
+def real_path(path: epath.Path) -> epath.Path:
   """Where links lead; a local path becomes absolute."""
   return path if '://' in os.fspath(path) else epath.Path(os.path.realpath(path))
 
@@ -57,7 +57,7 @@ def write_file(path: epath.Path, write: Callable[[epath.Path], None]) -> None:
   Raises:
     UserError: when it cannot be written.
   """
-  path = _real(path)
+  path = real_path(path)
   part = _scratch(path)
   try:
     if path.is_dir():
@@ -80,7 +80,7 @@ def write_folder(folder: epath.Path, write: Callable[[epath.Path], None]) -> Non
   Raises:
     UserError: when it cannot be written, or `folder` holds other files.
   """
-  folder = _real(folder)
+  folder = real_path(folder)
   part, old = _scratch(folder), _scratch(folder)
   try:
     check_replaceable(folder)

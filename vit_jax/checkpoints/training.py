@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vit_jax.checkpoints import intact
-from vit_jax.errors import PreemptedError, UserError, first_line
+from vit_jax.errors import PreemptedError, UserError, first_line, is_out_of_memory
 
 _METRIC = 'accuracy'
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
@@ -31,6 +31,17 @@ def has_checkpoint(workdir: epath.Path) -> bool:
   return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
 
 
+def _steps_with_manifest(folder: epath.Path) -> list[int]:
+  """The steps to choose from, newest first: those that carry a manifest, if there are any.
+
+  Other programs, and this one before it had manifests, write none; what Orbax has committed must
+  be trusted then.
+  """
+  steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+  ours = [step for step in steps if (folder / str(step) / intact.MANIFEST).exists()]
+  return ours or steps
+
+
 def _put_aside_damaged(folder: epath.Path) -> list[str]:
   """Renames steps that are not what was written; says what was found.
 
@@ -38,6 +49,8 @@ def _put_aside_damaged(folder: epath.Path) -> list[str]:
     UserError: when there are steps, but none is intact; then nothing is renamed.
   """
   steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+  if steps and not (folder / str(_steps_with_manifest(folder)[0]) / intact.MANIFEST).exists():
+    return [f'the checkpoints have no {intact.MANIFEST} yet, so they are taken as they are']
   problems, newest = {}, None
   for step in steps:
     if problem := intact.problem(folder / str(step), thorough=newest is None):
@@ -143,6 +156,8 @@ class Checkpointer:
       self._saving = step
       self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
     except _WRITE_ERRORS as error:
+      if is_out_of_memory(error):
+        raise
       raise self._cannot_write(error) from None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
@@ -150,9 +165,11 @@ class Checkpointer:
     try:
       return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen kinds
+      if is_out_of_memory(error):
+        raise
       raise UserError(
           f'The checkpoint {self._manager.directory / str(step)} cannot be read '
-          f'({first_line(error)}); remove that folder to go on from the one before it.'
+          f'({first_line(error)}); its files are those that were written.'
       ) from None
 
 
@@ -162,12 +179,12 @@ def find_step(folder: epath.Path) -> epath.Path | None:
     if (candidate / '_METADATA').exists():
       return candidate
   for candidate in (folder / 'checkpoints', folder):
-    steps = ocp.utils.checkpoint_steps(candidate) if candidate.exists() else ()
-    if steps:  # of other programs, the newest one; of ours, the newest intact one
-      ours = [step for step in steps if (candidate / str(step) / intact.MANIFEST).exists()]
-      for step in sorted(ours or steps, reverse=True):
-        if not ours or intact.problem(candidate / str(step)) is None:
-          return candidate / str(step) / 'default'
+    steps = _steps_with_manifest(candidate) if candidate.exists() else ()
+    for step in steps:
+      listed = (candidate / str(step) / intact.MANIFEST).exists()
+      if not listed or intact.problem(candidate / str(step)) is None:
+        return candidate / str(step) / 'default'
+    if steps:
       raise UserError(f'No checkpoint in {candidate} is intact.')
   return None
 

@@ -60,7 +60,8 @@ def _from_flags(
     raise UserError('--num_processes and --process_id go with --coordinator=HOST:PORT.')
   if num_processes is None or process_id is None:
     raise UserError('--coordinator goes with --num_processes and --process_id.')
-  if not re.fullmatch(r'.+:\d+', coordinator) or not 0 < int(coordinator.split(':')[-1]) < 65536:
+  match = re.fullmatch(r'[^:\[\]]+:(\d+)', coordinator)
+  if not match or not 0 < int(match[1]) < 65536:
     raise UserError(f'--coordinator is {coordinator!r}; it takes HOST:PORT.')
   if not 0 <= process_id < num_processes:
     raise UserError(

@@ -105,6 +105,15 @@ def interface(host: str) -> str:
   return '127.0.0.1' if host == 'localhost' or host.startswith('127.') else ''
 
 
+def _free_port(listen: str, wanted: int) -> int:
+  """The port that is wanted, which a firewall may let through, or another one if it is taken."""
+  for port in (wanted, 0):
+    with contextlib.suppress(OSError, OverflowError):
+      with socket.create_server((listen, port)) as free:
+        return free.getsockname()[1]
+  raise UserError(f'No port is free on {_host()}.')
+
+
 def _gather(place: Place, hello: dict[str, Any], timeout: float) -> Meeting:
   """Process 0: waits for the others, compares their facts, tells them where JAX will meet."""
   host, port = _address(place)
@@ -137,8 +146,7 @@ def _gather(place: Place, hello: dict[str, Any], timeout: float) -> Meeting:
   names = {h['id']: h['host'] for h in hellos}
   error = _difference(hellos) or _absence(place, names, timeout)
   hosts = [names.get(i, '') for i in range(place.num_processes)]
-  with socket.create_server((interface(host), 0)) as free:
-    address = f'{place.coordinator.rsplit(":", 1)[0]}:{free.getsockname()[1]}'
+  address = f'{place.coordinator.rsplit(":", 1)[0]}:{_free_port(interface(host), port + 1)}'
   answer = {'coordinator': address, 'hosts': hosts, 'code': error.exit_code if error else 0}
   for _, connection in arrivals:
     connection.wait_forever()

@@ -63,8 +63,10 @@ def make_mesh(
 
 
 def _slices(devices: list[jax.Device], num_slices: int) -> list[list[jax.Device]]:
-  """The devices of each slice; where the platform has none, as many parts in device order."""
-  indices = {getattr(device, 'slice_index', 0) for device in devices}
+  """The devices of each TPU slice; of other devices, as many parts in device order."""
+  # A slice_index of GPUs and CPUs tells hosts apart, not networks.
+  is_tpu = devices[0].platform == 'tpu'
+  indices = {getattr(device, 'slice_index', 0) if is_tpu else 0 for device in devices}
   if len(indices) > 1:
     slices = [[d for d in devices if d.slice_index == index] for index in sorted(indices)]
   elif num_slices > 0 and len(devices) % num_slices == 0:
@@ -75,7 +77,7 @@ def _slices(devices: list[jax.Device], num_slices: int) -> list[list[jax.Device]
   if not slices or len(slices) != num_slices:
     raise UserError(
         f'config.mesh.num_slices is {num_slices}, but the {len(devices)} devices are of '
-        f'{len(indices)} slice{"s"[: len(indices) > 1]}.'
+        f'{len(indices)} slice{"s"[: len(indices) > 1]}; --config.mesh.num_slices={len(indices)}.'
     )
   return slices
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax import errors
@@ -39,6 +40,11 @@ def preempted(step: int) -> bool:
   if jax.process_count() > 1:
     return multihost_utils.reached_preemption_sync_point(step)
   return _sigterm.is_set()
+
+
+def agreed(value: int) -> int:
+  """The value of process 0, on all processes; all must ask."""
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 @contextlib.contextmanager
@@ -108,6 +114,7 @@ def _start_jax(place: Place, address: str, timeout: float) -> None:
         local_device_ids=None if place.local_device is None else [place.local_device],
         cluster_detection_method='deactivate',  # cluster.py has done it
         initialization_timeout=max(int(timeout), 10),
+        shutdown_timeout_seconds=24 * 3600,  # while process 0 still writes the model
         coordinator_bind_address=f'{interface}:{port}' if interface else None,
     )
   except RuntimeError as error:

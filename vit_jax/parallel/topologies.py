@@ -199,12 +199,16 @@ def devices(topology: Topology, num_slices: int = 1) -> list[jax.Device]:
 
 
 # JAX's device kinds: the TPUs above, and the bfloat16 peak without sparsity of GPUs, from NVIDIA's
-# data sheets of A100, H100 SXM and H200 SXM.
+# data sheets of A100, H100 (SXM) and H200 (SXM).
 _TPU_KINDS = {
     'TPU v2': 'v2', 'TPU v3': 'v3', 'TPU v4': 'v4', 'TPU v5 lite': 'v5e', 'TPU v5': 'v5p',
     'TPU v6 lite': 'v6e', 'TPU7x': 'tpu7x',
 }  # fmt: skip
-_GPU_PEAK_FLOPS = {'A100': 312e12, 'H100': 989e12, 'H200': 989e12}
+_GPU_PEAK_FLOPS = {
+    'NVIDIA A100-SXM4-40GB': 312e12, 'NVIDIA A100-SXM4-80GB': 312e12,
+    'NVIDIA A100-PCIE-40GB': 312e12, 'NVIDIA A100 80GB PCIe': 312e12,
+    'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H200': 989e12,
+}  # fmt: skip
 
 
 def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
@@ -213,5 +217,5 @@ def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
   if kind in _TPU_KINDS:
     chip = CHIPS[_TPU_KINDS[kind]]
     return mesh.size * chip.peak_flops / chip.devices
-  gpu = next((peak for name, peak in _GPU_PEAK_FLOPS.items() if name in kind), None)
-  return gpu and mesh.size * gpu
+  each = _GPU_PEAK_FLOPS.get(kind)
+  return each and mesh.size * each

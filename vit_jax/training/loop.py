@@ -65,7 +65,7 @@ def train_and_evaluate(
     DeviceMemoryError: when the devices have too little memory.
     PreemptedError: after SIGTERM (inside `processes.joined`), when the state is saved.
   """
-  workdir = epath.Path(workdir).expanduser().resolve()
+  workdir = setup.find_workdir(workdir)
   total_steps = config.total_steps
   mesh = mesh_lib.make_mesh(config.mesh)
   setup.check_config(config, mesh)
@@ -80,13 +80,13 @@ def train_and_evaluate(
   size = program.image_size
 
   # The state: from the last checkpoint, from other weights, or from the seed.
-  resuming = has_checkpoint(workdir)
+  resuming = processes.agreed(has_checkpoint(workdir))
   start_params, report = None, None
   if not resuming:
     start_params, report = setup.initial_params(config, program)
   setup.open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
-  first_step = checkpointer.latest_step() or 0
+  first_step = processes.agreed(checkpointer.latest_step() or 0)
   if first_step:
     state = checkpointer.restore(first_step, program.abstract_state)
   else:

@@ -43,15 +43,17 @@ class MetricsWriter:
   """Appends to `workdir/metrics.jsonl` and TensorBoard; only one process of a run is enabled."""
 
   def __init__(self, workdir: epath.Path, first_step: int, enabled: bool):
-    self._file = self._board = None
+    self._file = self._board = self._remote = None
     if not enabled:
       return
     path = workdir / 'metrics.jsonl'
     if path.exists():
       _keep_until(path, first_step)
+    if '://' in str(workdir):  # there files cannot grow, and event files are not written
+      self._remote, self._lines = path, path.read_text() if path.exists() else ''
+      return
     self._file = path.open('a')
-    if '://' not in str(workdir):  # event files are written locally only
-      self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+    self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
 
   def __enter__(self) -> 'MetricsWriter':
     return self
@@ -63,9 +65,13 @@ class MetricsWriter:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes one flat JSON object; NaN and infinity become null."""
+    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    line = json.dumps({'step': step, **values}) + '\n'
+    if self._remote:
+      self._lines += line
+      self._remote.write_text(self._lines)
     if self._file:
-      values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-      self._file.write(json.dumps({'step': step, **values}) + '\n')
+      self._file.write(line)
       self._file.flush()
     if self._board:
       for name, value in metrics.items():

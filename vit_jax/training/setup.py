@@ -1,21 +1,25 @@
 """What a run checks and prepares before its first step."""
 
+import secrets
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoints.fit import RESIZE_METHODS, Report
-from vit_jax.checkpoints.saving import check_replaceable
+from vit_jax.checkpoints.saving import check_replaceable, real_path
 from vit_jax.checkpoints.training import has_checkpoint
 from vit_jax.classifier import load_params
 from vit_jax.data.sources import Source
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.parallel import processes
 from vit_jax.training.losses import LOSSES
 from vit_jax.training.program import Program
 
@@ -91,8 +95,31 @@ def check_num_classes(num_classes: int, train: Source) -> None:
     )
 
 
+def find_workdir(workdir: epath.PathLike) -> epath.Path:
+  """The workdir as an absolute path; it need not exist, but must be reachable.
+
+  Raises:
+    UserError: when it is not.
+  """
+  path = real_path(epath.Path(workdir).expanduser())
+  try:
+    path.exists()
+  except ImportError as error:
+    raise UserError(
+        f'The workdir {path} cannot be reached ({first_line(error)}); '
+        "pip install 'vit_jax[gcs]' brings what gs:// needs."
+    ) from None
+  except OSError as error:
+    raise UserError(f'The workdir {path} cannot be reached: {first_line(error)}.') from None
+  return path
+
+
 def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-  """Creates the workdir with its config.json, or checks that it belongs to this config."""
+  """Creates the workdir with its config.json, or checks that it belongs to this config.
+
+  Raises:
+    UserError: when it cannot be written, is of another run, or is not one folder for all hosts.
+  """
   path = workdir / 'config.json'
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -103,8 +130,28 @@ def open_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None
       raise UserError(f'{workdir} has checkpoints but no config.json; choose another --workdir.')
     if jax.process_index() == 0:
       config_lib.write_config(config, path)
+    _check_shared(workdir)
   except OSError as error:
-    raise UserError(f'The workdir {workdir} cannot be written: {error.strerror}.') from None
+    why = error.strerror or first_line(error)
+    raise UserError(f'The workdir {workdir} cannot be written: {why}.') from None
+
+
+def _check_shared(workdir: epath.Path) -> None:
+  """All processes must see what process 0 writes."""
+  if jax.process_count() == 1:
+    return
+  mark = workdir / f'.seen_by_all_{processes.agreed(secrets.randbits(31))}'
+  if jax.process_index() == 0:
+    mark.touch()
+  multihost_utils.sync_global_devices('the mark is made')
+  seen = np.ravel(multihost_utils.process_allgather(np.bool_(mark.exists())))
+  if jax.process_index() == 0:
+    mark.unlink()
+  if not seen.all():
+    raise UserError(
+        f'The workdir {workdir} is not one folder for all processes: process {seen.argmin()} does '
+        'not see what process 0 writes there; name a shared folder with --workdir.'
+    )
 
 
 def initial_params(
