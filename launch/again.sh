@@ -7,16 +7,16 @@
 # Ctrl-C, ends the command, which saves first, and then this.
 set -u
 stop() {
-  stopping=1
+  stopping=1 interrupted=1
   kill -TERM "$child" 2>/dev/null
 }
 trap stop TERM INT
 while true; do
   "$@" &
   child=$!
-  wait "$child"
-  code=$?
-  while kill -0 "$child" 2>/dev/null; do  # a signal has interrupted `wait`
+  interrupted=1
+  while [[ $interrupted ]]; do  # by a signal, so that `wait` does not tell how the command ended
+    interrupted=
     wait "$child"
     code=$?
   done

@@ -1,0 +1,72 @@
+"""The launchers: shell that a shell accepts, and `again.sh` under real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+AGAIN = ROOT / 'launch' / 'again.sh'
+# Counts its starts in a file and ends as the next of its arguments says.
+CHILD = """
+import os, signal, sys, time
+path, *ends = sys.argv[1:]
+with open(path, 'a') as file:
+  file.write('x')
+end = ends[min(os.path.getsize(path), len(ends)) - 1]
+if end == 'wait':
+  signal.signal(signal.SIGTERM, lambda *unused: os._exit(75))
+  print('ready', flush=True)
+  time.sleep(60)
+elif end == 'kill':
+  os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(end))
+"""
+
+
+def start(path, *ends):
+  return subprocess.Popen(
+      ['bash', AGAIN, sys.executable, '-c', CHILD, path, *ends],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize('script', sorted(os.listdir(ROOT / 'launch')))
+def test_shell_scripts_parse(script):
+  if script.endswith('.yaml'):
+    pytest.skip('no shell script')
+  assert subprocess.run(['bash', '-n', ROOT / 'launch' / script]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ('ends', 'code', 'starts'),
+    [(['0'], 0, 1), (['2'], 2, 1), (['4'], 4, 1), (['75', 'kill', '76', '0'], 0, 4)],
+    ids=str,
+)
+def test_what_is_run_again(ends, code, starts, tmp_path):
+  process = start(tmp_path / 'starts', *ends)
+  process.communicate(timeout=60)
+  assert process.returncode == code
+  assert len((tmp_path / 'starts').read_text()) == starts
+
+
+@pytest.mark.parametrize('to_group', [False, True])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_and_then_this(number, to_group, tmp_path):
+  process = start(tmp_path / 'starts', 'wait')
+  assert process.stdout.readline() == 'ready\n'
+  (os.killpg if to_group else os.kill)(process.pid, number)
+  process.communicate(timeout=30)
+  assert process.returncode == 75
+  assert (tmp_path / 'starts').read_text() == 'x'
+
+
+def test_a_signal_between_two_starts(tmp_path):
+  process = start(tmp_path / 'starts', '75')
+  assert 'running it again' in process.stderr.readline()
+  process.terminate()
+  process.communicate(timeout=30)
+  assert process.returncode == 75
+  assert (tmp_path / 'starts').read_text() == 'x'
