@@ -29,7 +29,9 @@ from vit_jax.parallel.cluster import Place
 from vit_jax.parallel.meeting import Meeting
 
 _ECHO_SECONDS = 2  # an error may be the echo of a loss; the news of that takes less
+_ACKNOWLEDGE_SECONDS = 10
 _sigterm = threading.Event()
+_peers: '_Peers | None' = None  # of a run of several processes
 
 
 def preempted(step: int) -> bool:
@@ -37,9 +39,7 @@ def preempted(step: int) -> bool:
 
   To be asked once a step; all processes get the same answer at the same step.
   """
-  if jax.process_count() > 1:
-    return multihost_utils.reached_preemption_sync_point(step)
-  return _sigterm.is_set()
+  return _sigterm.is_set() if _peers is None else _peers.stop_after(step)
 
 
 def agreed(value: int) -> int:
@@ -63,22 +63,25 @@ def joined(place: Place | None, facts: Mapping[str, Any], timeout: float) -> Ite
     LostPeerError: when others have not come in time; it says who has and who has not.
     UserError: when the facts differ; it names them.
   """
+  global _peers
   if place is None:
     with _sigterm_noted():
       yield
     return
   met = meeting.meet(place, {**facts, 'the code of vit_jax': _code_hash()}, timeout)
-  peers = _Peers(met)
+  _peers = peers = _Peers(met)
   try:
     peers.watch()
-    _start_jax(place, met.coordinator, timeout)
-    if place.process_id == 0:
-      _say_who_came(met.hosts)
-    yield
-    jax.distributed.shutdown()  # waits for the others
+    with _sigterm_noted():
+      _start_jax(place, met.coordinator, timeout)
+      if place.process_id == 0:
+        _say_who_came(met.hosts)
+      yield
+      jax.distributed.shutdown()  # waits for the others
   except BaseException as error:  # noqa: BLE001 - all ends are told
     _end(peers, error)
   peers.leave(0, '')
+  _peers = None
 
 
 @contextlib.contextmanager
@@ -104,6 +107,9 @@ def _code_hash() -> str:
 
 def _start_jax(place: Place, address: str, timeout: float) -> None:
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')  # CPU only; else unused
+  # JAX would note SIGTERM, too, but Orbax asks it with other numbers of steps than a loop that
+  # began after a checkpoint, and then they may never agree on one.
+  jax.config.update('jax_enable_preemption_service', False)
   host, port = address.rsplit(':', 1)
   interface = meeting.interface(host)
   try:
@@ -140,6 +146,8 @@ class _Peers:
     self._me, self._hosts, self._connections = met.me, met.hosts, met.connections
     self._ended, self._lock = set(), threading.RLock()
     self._heeded = {'lost', 'ended'}  # what ends this process
+    self._stop_step = None  # the last one before all leave
+    self._asked_to_stop, self._acknowledged = threading.Event(), threading.Semaphore(0)
 
   def watch(self) -> None:
     """Starts listening; the loss of a process, or its end by an error, ends this one."""
@@ -149,7 +157,10 @@ class _Peers:
 
   def _listen(self, i: int) -> None:
     while message := self._connections[i].hear():
-      self._end_with(message)
+      if 'stop' in message:
+        self._hear_stop(message['stop'])
+      else:
+        self._end_with(message)
     if i not in self._ended:
       self._end_with({'id': i, 'code': LostPeerError.exit_code, 'said': ''})
 
@@ -172,6 +183,32 @@ class _Peers:
           flush=True,
       )
       os._exit(code)
+
+  def stop_after(self, step: int) -> bool:
+    """Whether SIGTERM has come to a process, and all leave after this step.
+
+    Process 0 chooses the step two ahead of its own. The others are at most one step ahead of it,
+    as each step needs all of them, and it does not begin the next one before they have heard.
+    """
+    asked = _sigterm.is_set() or self._asked_to_stop.is_set()
+    if asked and self._stop_step is None:
+      if self._me == 0:
+        self._stop_step = step + 2
+      for connection in self._connections.values():
+        connection.say({'stop': self._stop_step})
+      for _ in self._connections if self._me == 0 else ():
+        self._acknowledged.acquire(timeout=_ACKNOWLEDGE_SECONDS)
+    return self._stop_step is not None and step >= self._stop_step
+
+  def _hear_stop(self, step: int | None) -> None:
+    """None asks process 0 to choose a step; it tells the step, and gets it back."""
+    if self._me:
+      self._stop_step = step
+      self._connections[0].say({'stop': step})
+    elif step is None:
+      self._asked_to_stop.set()
+    else:
+      self._acknowledged.release()
 
   def _tell(self, message: Mapping[str, Any]) -> None:
     for i, connection in self._connections.items():
