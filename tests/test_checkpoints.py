@@ -1,6 +1,8 @@
 """Checkpoints: damage of any kind is noticed, and the newest intact one is used."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 
@@ -139,6 +141,33 @@ def test_an_old_damage_does_not_disturb(workdir):
   with Checkpointer(workdir, keep=3) as checkpointer:
     assert checkpointer.latest_step() == 6
     assert len(checkpointer.notes) == 2
+
+
+def test_checkpoints_without_manifests_are_taken_as_they_are(workdir):
+  for manifest in workdir.glob('checkpoints/*/manifest.json'):
+    manifest.unlink()
+  assert find_step(workdir).parent.name == '6'
+  with Checkpointer(workdir, keep=3) as checkpointer:
+    assert checkpointer.latest_step() == 6
+    (note,) = checkpointer.notes
+    assert 'taken as they are' in note
+
+
+def test_what_cannot_be_read_is_not_called_damaged(workdir, monkeypatch):
+  def fail(path):
+    raise OSError(errno.EIO, 'Input/output error')
+
+  monkeypatch.setattr(intact, '_size', fail)
+  with pytest.raises(UserError, match='cannot be read: Input/output error'):
+    Checkpointer(workdir, keep=3)
+  assert not list(workdir.glob('checkpoints/*.damaged'))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='only root can give files away')
+def test_owners_without_a_name(workdir):
+  for path in pathlib.Path(workdir).rglob('*'):
+    os.chown(path, 54321, 54321)
+  assert intact.problem(epath.Path(workdir / 'checkpoints/6')) is None
 
 
 def test_a_checkpoint_of_another_model_is_refused(workdir):

@@ -19,6 +19,7 @@ from test_processes import free_port, losses
 from vit_jax import command_line
 from vit_jax.checkpoints import intact
 from vit_jax.errors import DeviceMemoryError, UserError, memory_explained
+from vit_jax.training import setup
 
 ARGUMENTS = (
     *TINY,
@@ -57,7 +58,7 @@ def wait_for(process, beginning):
 
 
 def ends(group):
-  """The exit codes and what came on stderr; all must end within 10 s of the first to be done."""
+  """The exit codes of all, and what came on stderr."""
   outputs = [process.communicate(timeout=120) for process in group]
   return [process.returncode for process in group], [err for _, err in outputs]
 
@@ -86,6 +87,12 @@ def test_preempted_killed_and_finished_on_other_topologies(uninterrupted, tmp_pa
   assert len(said) == 1
   step = int(re.search(r'step (\d+) is saved', said.pop())[1])
   assert intact.problem(epath.Path(tmp_path / f'checkpoints/{step}')) is None
+  # SIGTERM while a run that goes on is compiling.
+  group = start_group(2, 4, *arguments, '--config.mesh.fsdp=8', '--config.mesh.data=1')
+  wait_for(group[0], 'workdir ')
+  group[1].terminate()
+  codes, errors = ends(group)
+  assert codes == [75] * 2, errors
   # SIGKILL to one of two, first a worker, then the one that coordinates.
   for lost, beginning in ((1, 'step 26/'), (0, 'step 42/')):
     group = start_group(2, 4, *arguments, '--config.mesh.fsdp=8', '--config.mesh.data=1')
@@ -118,6 +125,21 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
   assert others.startswith('error: process 1 (') and own.removeprefix('error: ') in others
 
 
+def test_a_workdir_that_is_not_shared_is_named(tmp_path):
+  for i in '01':
+    (tmp_path / i).mkdir()
+  group = start_group(
+      2, 1, *ARGUMENTS, f'--config={ROOT}/configs/quickstart.py', '--workdir=run',
+      cwd=lambda i: tmp_path / str(i), PYTHONPATH=str(ROOT),
+  )  # fmt: skip
+  codes, errors = ends(group)
+  assert codes == [2, 2], errors
+  for text in errors:
+    (sentence,) = sentences(text)
+    assert 'is not one folder for all processes: process 1 does not see' in sentence
+  assert not (tmp_path / '0/run/checkpoints').exists()
+
+
 def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
   (process,) = start_group(1, 1, *ARGUMENTS, f'--workdir={tmp_path}')
   wait_for(process, 'step 20/')
@@ -132,6 +154,12 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
   wait_for(again, f'workdir {tmp_path}, going on after step {max(kept)}')
   again.kill()
   again.communicate()
+
+
+def test_a_bucket_without_what_reads_it(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  with pytest.raises(UserError, match=r'gs://bucket/run cannot be reached .*vit_jax\[gcs\]'):
+    setup.find_workdir('gs://bucket/run')
 
 
 def test_too_little_memory_is_one_sentence():

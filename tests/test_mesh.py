@@ -127,6 +127,23 @@ def test_a_mesh_for_more_devices_is_told_what_would_do_here():
     make_mesh(-1, 16, 1)
 
 
+class Device:
+  """A device of another machine, for what looks at its attributes only."""
+
+  def __init__(self, platform: str, slice_index: int):
+    self.platform, self.slice_index = platform, slice_index
+
+
+def test_slices_are_those_of_tpus_only():
+  gpus = [Device('gpu', host) for host in (0, 0, 1, 1)]  # there a "slice" is a host
+  assert mesh_lib._slices(gpus, 1) == [gpus]
+  assert mesh_lib._slices(gpus, 2) == [gpus[:2], gpus[2:]]
+  tpus = [Device('tpu', index) for index in (1, 0, 1, 0)]
+  assert mesh_lib._slices(tpus, 2) == [tpus[1::2], tpus[::2]]
+  with pytest.raises(UserError, match='are of 2 slices; --config.mesh.num_slices=2'):
+    mesh_lib._slices(tpus, 1)
+
+
 @pytest.mark.parametrize(
     ('sizes', 'batch_size', 'would_do'),
     [((8, 1, 1), 12, 8), ((2, 4, 1), 31, 24), ((2, 2, 2), 6, 4), ((8, 1, 1), 4, 8)],

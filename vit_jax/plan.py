@@ -5,8 +5,9 @@
 
 Fields of the config are set as for vit_jax.main: --config.field=value. Topologies: v2, v3, v4,
 v5e, v5p, v6e or tpu7x, by their sides in chips (v5e:16x16, v4:4x4x4) or as Google names slices
-(v5e-256, v4-128: TensorCores), config.mesh.num_slices of them; or cpu:8. The exit code is 4 when
-a run does not fit.
+(v5e-256, v4-128: TensorCores), config.mesh.num_slices of them; or cpu:8. Where the training data
+is not at hand, config.data.num_classes counts, and an example has one label. The exit code is 4
+when a run does not fit.
 """
 
 import argparse

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from vit_jax.errors import UserError
+
 MANIFEST = 'manifest.json'
 _CHUNK = 2**22  # bytes
 # Orbax writes this one again after the manifest; nothing that is restored depends on it.
@@ -61,7 +63,7 @@ def problem(folder: epath.Path, thorough: bool = True) -> str | None:
     thorough: read all files; otherwise of large ones only the size is looked at.
 
   Raises:
-    OSError: when what is there cannot be read, which need not last.
+    UserError: when what is there cannot be read.
   """
 
   def check(name: str, expected: dict[str, int]) -> str | None:
@@ -73,6 +75,8 @@ def problem(folder: epath.Path, thorough: bool = True) -> str | None:
         return f'{name} is not what was written'
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       return f'{name} is missing'
+    except OSError as error:  # need not last, so it is no damage
+      raise UserError(f'{folder / name} cannot be read: {error.strerror or error}.') from None
     return None
 
   try:
