@@ -1,7 +1,8 @@
 """The pretraining hyper-parameters of the paper (arXiv 2010.11929, Table 3 and its caption).
 
 The size files (vit_b16.py, vit_l16.py, vit_h14.py) name a column of it; their argument names the
-data: jft, imagenet21k or imagenet.
+data: jft, imagenet21k or imagenet. Mesh and remat are the least that fits all slices of
+benchmarks/plans/: for B/16 and L/16 the defaults, every device with a whole model that keeps all.
 """
 
 import ml_collections

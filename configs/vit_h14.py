@@ -19,7 +19,7 @@ def get_config(data='imagenet21k'):
       epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
       jft_learning_rate=3e-4,
   )
-  # The least that fits all slices of benchmarks/plans/; fewer chips need another fsdp.
+  # The least that fits all slices of benchmarks/plans/; fewer than 16 chips need another fsdp.
   config.mesh.fsdp = 16
   config.model.remat = 'dots'
   return config

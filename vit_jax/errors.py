@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+
 class RunError(Exception):
   """An end with one sentence on stderr instead of a traceback."""
 
