@@ -19,11 +19,10 @@ import jax
 import numpy as np
 
 from vit_jax import config as config_lib
-from vit_jax.models import build
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.training import optim
-from vit_jax.training.step import init_state, make_train_step
+from vit_jax.training import setup
+from vit_jax.training.program import build_program
 
 NUM_CLASSES = 1000
 
@@ -34,42 +33,24 @@ def measure(name: str, batch_size: int, args: argparse.Namespace) -> dict[str, o
   config.model.variant, config.model.patch_size = name.split('/')[0], int(name.split('/')[1])
   config.model.dtype = args.dtype
   config.mesh.fsdp = args.fsdp
+  config.batch_size = batch_size
+  config.data.image_size = args.image_size
   mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch_size(mesh, batch_size, '--batch_sizes')
-  size = (args.image_size, args.image_size)
-  batch_sharding = mesh_lib.batch_sharding(mesh)
-  model = build.model_from_config(
-      config.model, NUM_CLASSES, lambda x: jax.lax.with_sharding_constraint(x, batch_sharding)
-  )
-  schedule = optim.make_schedule(config.schedule, config.total_steps)
-  optimizer = optim.make_optimizer(config.optimizer, schedule)
-
-  def init():
-    return init_state(model, optimizer, size, seed=0, polyak=False)
-
-  shardings = mesh_lib.state_shardings(jax.eval_shape(init), mesh)
-  state = jax.jit(init, out_shardings=shardings)()
-  step = make_train_step(
-      model, optimizer, schedule,
-      loss='softmax', label_smoothing=0.0, accumulation_steps=1, polyak_decay=0.0,
-  )  # fmt: skip
+  setup.check_config(config, mesh)
+  program = build_program(config, mesh, NUM_CLASSES)
+  model, size = program.model, program.image_size
+  state = program.init(None)
   rng = np.random.default_rng(0)
   batch = jax.device_put(
       {
           'image': rng.integers(0, 256, (batch_size, *size, 3), dtype=np.uint8),
           'label': rng.integers(0, NUM_CLASSES, batch_size, dtype=np.int32),
       },
-      batch_sharding,
+      mesh_lib.batch_sharding(mesh),
   )
-  key = jax.random.key(0)
+  key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
   began = time.perf_counter()
-  replicated = mesh_lib.replicated(mesh)
-  compiled = jax.jit(
-      step,
-      in_shardings=(shardings, batch_sharding, replicated),
-      out_shardings=(shardings, replicated),
-      donate_argnums=0,
-  ).lower(state, batch, key).compile()  # fmt: skip
+  compiled = program.compile()
   compile_seconds = time.perf_counter() - began
   memory = compiled.memory_analysis()
   seconds = []
