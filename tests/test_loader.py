@@ -17,7 +17,7 @@ TOTAL = 10
 
 
 def make_mesh(*sizes: int) -> Mesh:
-  axes = dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))
+  axes = dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True)) | {'num_slices': 1}
   return mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
 
 
