@@ -44,9 +44,10 @@ class Chip:
 
 
 # Peak, HBM, cores and pod: docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}, "System
-# architecture"; v2's peak is that of its announcement, 180 TFLOP/s a board of four. Usable HBM: measured with libtpu 0.0.42.1, as "available HBM" in the refusal to
-# compile a function that needs 360 GiB; on v2, v3 and tpu7x it is that of one of the two
-# devices of a chip. A v4 chip is one device ("megacore") as on Cloud TPU VMs.
+# architecture"; v2's peak is that of its announcement, 180 TFLOP/s for a board of four chips.
+# Usable HBM: measured with libtpu 0.0.42.1, as "available HBM" in the refusal to compile a
+# function that needs 360 GiB; on v2, v3 and tpu7x it is that of one of the two devices of a chip.
+# A v4 chip is one device ("megacore") as on Cloud TPU VMs.
 _MEGACORE = (('chip_config_name', 'megacore'),)
 CHIPS = {
     'v2': Chip(45e12, 16, 7.48, cores=2, devices=2, sides=2, pod=256),
