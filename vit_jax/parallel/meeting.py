@@ -97,7 +97,7 @@ def _host() -> str:
 
 def _address(place: Place) -> tuple[str, int]:
   host, port = place.coordinator.rsplit(':', 1)
-  return host.strip('[]'), int(port)
+  return host, int(port)
 
 
 def interface(host: str) -> str:

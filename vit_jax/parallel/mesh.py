@@ -82,9 +82,14 @@ def _slices(devices: list[jax.Device], num_slices: int) -> list[list[jax.Device]
   return slices
 
 
+def _batch_parts(mesh: Mesh) -> int:
+  """Into how many parts a batch is split."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch_size(mesh: Mesh, batch_size: int, what: str) -> None:
   """Raises `UserError` unless the devices divide the batch."""
-  parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  parts = _batch_parts(mesh)
   if batch_size < 1 or batch_size % parts:
     raise UserError(
         f'{what} is {batch_size}, which the {parts} parts of the mesh (data x fsdp) do not '
@@ -142,9 +147,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def batch_sizes(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> dict[str, int]:
   """Examples of a step: {'global', 'host', 'device', 'micro'}; micro is a device's at a time."""
-  device = batch_size // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  device = batch_size // _batch_parts(mesh)
   host = mesh.devices.flat[0].process_index
-  parts = [part for part in mesh.devices.reshape(-1, mesh.shape['tensor'])]
+  parts = mesh.devices.reshape(_batch_parts(mesh), -1)
   on_host = sum(any(d.process_index == host for d in part) for part in parts)
   return {
       'global': batch_size,
