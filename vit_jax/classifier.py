@@ -16,7 +16,7 @@ from vit_jax.checkpoints.about import DEFAULT_CROP_FRACTION, About
 from vit_jax.checkpoints.torch_export import unlike_hugging_face
 from vit_jax.config import image_size as pixels
 from vit_jax.data import transforms
-from vit_jax.data.images import decode_image, to_rgb
+from vit_jax.data.images import decode_image, to_mode
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
@@ -121,7 +121,7 @@ class Classifier:
     if isinstance(image, (bytes, bytearray)):
       image = decode_image(bytes(image), name)
     elif isinstance(image, Image.Image):
-      image = np.asarray(to_rgb(image))
+      image = np.asarray(to_mode(image))
     if getattr(image, 'dtype', None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
       raise ValueError(
           f'{name} is a {type(image).__name__} of shape {np.shape(image)}; `preprocess` takes '

@@ -33,6 +33,10 @@ class UserError(RunError):
   exit_code = 2
 
 
+class BadExampleError(UserError):
+  """An example of the data that cannot be read; the message names its file."""
+
+
 class NonFiniteLossError(RunError):
   """The loss or its gradient stopped being a number; the message names the step."""
 

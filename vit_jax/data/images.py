@@ -1,68 +1,154 @@
-"""Bytes to pixels: any image file to (H, W, 3) uint8 RGB."""
+"""Bytes to pixels: any image file to (H, W, C) uint8, as much of it as is needed.
 
+JPEG, the bulk of all data, is decoded by libjpeg-turbo (simplejpeg); all else, and what that
+refuses, by Pillow.
+"""
+
+import dataclasses
 import io
+import struct
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExampleError
 
 # Names that count as images, compared in lower case.
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
+# Larger images are refused: a few kilobytes can claim to be gigabytes of pixels.
+MAX_PIXELS = 178_956_970  # Pillow's limit: a quarter of a gigabyte in 24 bits, times 2
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # we have our own
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 _ORIENTATION = 0x0112  # EXIF tag
+_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name
+_SIMPLEJPEG = {1: 'GRAY', 3: 'RGB'}
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-  """Any Pillow mode to RGB: 16-bit is scaled, transparency is laid over white."""
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An image that is decoded when it is known what is needed of it.
+
+  Attributes:
+    height, width: pixels, upright.
+    pixels: the part in a box (all without one) as (H, W, C) uint8. Raises `BadExampleError`
+      when the image is damaged.
+  """
+
+  height: int
+  width: int
+  pixels: Callable[[Box | None], np.ndarray]
+
+
+def cut(pixels: np.ndarray, box: Box | None) -> np.ndarray:
+  """The part of an array of pixels that lies in a box; all of it without one."""
+  if box is None:
+    return pixels
+  left, top, right, bottom = box
+  return pixels[top:bottom, left:right]
+
+
+def of_pixels(pixels: np.ndarray) -> Picture:
+  """A picture that is decoded already: (H, W, C) uint8."""
+  return Picture(*pixels.shape[:2], lambda box=None: cut(pixels, box))
+
+
+def to_mode(image: Image.Image, channels: int = 3) -> Image.Image:
+  """Any Pillow image with that many channels: 16-bit is scaled, transparency laid over white."""
   if image.mode.startswith('I') or image.mode == 'F':  # 16- or 32-bit grayscale
     pixels = np.asarray(image).astype(np.float32)
     if image.mode.startswith('I'):
       pixels = pixels / 257.0  # 65535 -> 255
     image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), 'L')
-  if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+  has_alpha = image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
+  if has_alpha and channels != 4:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image)
-  return image.convert('RGB')
+  return image.convert(_MODES[channels])
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
-  """Decodes JPEG, PNG, WebP or BMP, turned upright as its EXIF tag says.
+def _with_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
+  """An array of pixels with `channels` channels; gray becomes color and color gray."""
+  if pixels.ndim == 2:
+    pixels = pixels[..., None]
+  if pixels.ndim != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+    raise BadExampleError(f'{name} is {pixels.dtype}{list(pixels.shape)}, no (H, W, C) uint8.')
+  if pixels.shape[2] == channels:
+    return pixels
+  if pixels.shape[2] == 1:
+    return np.repeat(pixels, channels, axis=2)
+  if pixels.shape[2] in _MODES and channels in _MODES:
+    image = to_mode(Image.fromarray(pixels, _MODES[pixels.shape[2]]), channels)
+    return np.asarray(image).reshape(*pixels.shape[:2], channels)
+  raise BadExampleError(f'{name} has {pixels.shape[2]} channels, config.data.channels={channels}.')
 
-  Grayscale, CMYK, palette, alpha and 16-bit images come out as RGB, too; of an animation the
-  first frame.
+
+def open_image(data: bytes | np.ndarray, name: str, channels: int = 3) -> Picture:
+  """Opens JPEG, PNG, WebP, GIF or BMP, turned upright as its EXIF tag says.
+
+  Grayscale, CMYK, palette, alpha and 16-bit images come out with the same channels, too; of an
+  animation the first frame.
 
   Args:
-    data: the content of the file.
-    name: the file's name, for the error message.
-
-  Returns:
-    (H, W, 3) uint8.
+    data: the content of a file, or (H, W, C) uint8.
+    name: what to call it in an error message.
+    channels: of the pixels: 1 (gray), 3 (RGB) or 4 (RGBA); any number for arrays that have it.
 
   Raises:
-    UserError: when the bytes are not a whole image.
+    BadExampleError: when it is no image; only decoding shows whether it is a whole one.
   """
+  if isinstance(data, np.ndarray):
+    return of_pixels(_with_channels(data, channels, name))
+  if channels not in _MODES:
+    raise BadExampleError(f'{name} is an image file, which cannot have {channels} channels.')
+  # Pillow takes a tenth of a millisecond to tell that a JPEG is upright; most have no EXIF at all.
+  if channels in _SIMPLEJPEG and data[:2] == b'\xff\xd8' and b'Exif\0\0' not in data[:65536]:
+    try:
+      height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # KeyError: a colorspace it has no name for
+      colors = ''
+    if colors in ('YCbCr', 'Gray', 'RGB') and height * width <= MAX_PIXELS:
+      def pixels(box: Box | None = None) -> np.ndarray:
+        try:
+          return cut(simplejpeg.decode_jpeg(data, _SIMPLEJPEG[channels]), box)
+        except ValueError:  # it refuses harmless flaws, too; Pillow tells them from damage
+          return cut(_decode(data, name, channels), box)
+
+      return Picture(height, width, pixels)
+  return of_pixels(_decode(data, name, channels))
+
+
+def _decode(data: bytes, name: str, channels: int) -> np.ndarray:
+  """Any image, by Pillow."""
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-      orientation = image.getexif().get(_ORIENTATION, 1)
-      if image.format == 'JPEG' and image.mode in ('RGB', 'L') and orientation == 1:
-        try:
-          return simplejpeg.decode_jpeg(data, 'RGB')
-        except ValueError:  # it refuses harmless flaws, too; Pillow tells them from damage
-          pass
-      return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+      if image.width * image.height > MAX_PIXELS:
+        raise BadExampleError(
+            f'{name} has {image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are '
+            'read.'
+        )
+      upright = to_mode(ImageOps.exif_transpose(image), channels)
+      return np.asarray(upright).reshape(upright.height, upright.width, channels)
   except (
       UnidentifiedImageError, Image.DecompressionBombError,
-      OSError, ValueError, TypeError, SyntaxError, EOFError,
+      OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error,
   ) as error:  # fmt: skip
     reason = 'not a known image format' if isinstance(error, UnidentifiedImageError) else error
-    raise UserError(f'{name} cannot be read as an image: {reason}.') from None
+    raise BadExampleError(f'{name} cannot be read as an image: {reason}.') from None
+
+
+def decode_image(data: bytes, name: str, channels: int = 3) -> np.ndarray:
+  """All pixels of an image file, as `open_image` gives them: (H, W, channels) uint8."""
+  return open_image(data, name, channels).pixels(None)
 
 
 def check_image(data: bytes, name: str) -> None:
-  """Raises `UserError` for bytes that do not hold a whole image, decoding only where needed.
+  """Raises `BadExampleError` for bytes that hold no whole image, decoding only where needed.
 
   A header that parses and an end marker that is there are enough; without the marker the image
   is decoded to find out.
@@ -70,6 +156,8 @@ def check_image(data: bytes, name: str) -> None:
   try:
     with Image.open(io.BytesIO(data)) as image:
       end = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'}.get(image.format)
+      if image.width * image.height > MAX_PIXELS:
+        end = None
   except Exception:  # noqa: BLE001 - decode_image tells the errors apart
     end = None
   if end is None or end not in data[-65536:]:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax.data.images import open_image
 from vit_jax.data.sources import Source
 from vit_jax.parallel import mesh as mesh_lib
 
@@ -53,7 +54,9 @@ class _TrainExamples:
   def __getitem__(self, i: int) -> dict[str, np.ndarray]:
     step, row = divmod(int(i), len(self.rows))
     position = step * self.batch_size + int(self.rows[row])
-    image, label = self.source.read(self.order[position])
+    index = self.order[position]
+    stored, label = self.source.read(index)
+    image = open_image(stored, self.source.describe(index)).pixels(None)
     rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
     return {'image': self.transform(image, rng), 'label': label}
 
@@ -74,7 +77,8 @@ class _TestExamples:
     batch, row = divmod(int(i), len(self.rows))
     index = batch * self.batch_size + int(self.rows[row])
     mask = index < self.source.size
-    image, label = self.source.read(index if mask else 0)
+    stored, label = self.source.read(index if mask else 0)
+    image = open_image(stored, self.source.describe(index)).pixels(None)
     return {'image': self.transform(image), 'label': label, 'mask': np.bool_(mask)}
 
 
