@@ -21,6 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.polyak_decay = 0.0  # of the parameter average that is evaluated and kept; 0: none
   config.loss = 'softmax'  # softmax, or sigmoid (multi-label)
   config.label_smoothing = 0.0
+  # Of the Beta distribution that mixes pairs of examples; 0: off; both: each in half of the steps.
+  config.mixup_alpha = 0.0
+  config.cutmix_alpha = 0.0
 
   config.model = ml_collections.ConfigDict()
   config.model.variant = 'B'  # Ti, S, B, L, H, g; R50x1 … R152x4: a row of models/variants.py
@@ -52,7 +55,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.image_size = config_dict.FieldReference(224, field_type=object)
   config.data.num_classes = 0  # what the data must have; 0: what it has
   config.data.crop_fraction = 0.875  # tests see the central part of the image
-  config.data.threads = 0  # that read and augment; 0: one a core, at most three
+  config.data.channels = 3  # 1 (gray), 3 (RGB), 4 (RGBA); what arrays have
+  # Processes that read and augment; 0: threads of this one; -1: as many as there are cores, where
+  # that pays.
+  config.data.workers = -1
+  config.data.threads = 0  # without workers; 0: one a core, at most three
+  # error: an example that cannot be read ends the run (of a folder: before it starts);
+  # skip: another one takes its place in training, and tests do without it.
+  config.data.on_bad_example = 'error'
+  config.data.most_bad = 0.01  # with skip: a larger share of bad examples ends the run
   config.data.train = ml_collections.ConfigDict()
   config.data.train.source = 'digits'  # digits, folder:/path, tfds:name, array_record:/path
   config.data.train.split = 'train'
@@ -60,12 +71,26 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.test.source = 'digits'
   config.data.test.split = 'test'
   config.data.augment = ml_collections.ConfigDict()
-  config.data.augment.crop = 'inception'  # inception, or resize (the whole image)
-  config.data.augment.area = (0.05, 1.0)  # share of the image an inception crop covers
-  config.data.augment.flip = True  # left and right
+  # inception, resize (the whole image), random or central (resized, then cut at whole pixels)
+  config.data.augment.crop = 'inception'
+  config.data.augment.area = (0.05, 1.0)  # inception: share of the image
+  config.data.augment.resize_small = 0  # random, central: the shorter side; 0: just enough
+  config.data.augment.pad = 0  # random, central: gray pixels on each side
+  config.data.augment.antialias = False  # of resizing; the released models were trained without
   config.data.augment.shift = 0.0  # share of the image
   config.data.augment.scale = 0.0  # relative change
   config.data.augment.rotate = 0.0  # degrees
+  config.data.augment.flip = True  # left and right
+  config.data.augment.randaugment = 'none'  # none, augreg, timm or timm_increasing
+  config.data.augment.randaugment_layers = 2
+  config.data.augment.randaugment_magnitude = 10.0  # timm: 0 to 10; AugReg goes up to 20
+  config.data.augment.randaugment_std = 0.0  # timm: of the magnitude
+  # Largest changes of brightness, contrast, saturation (relative) and hue (up to 0.5).
+  config.data.augment.jitter = (0.0, 0.0, 0.0, 0.0)
+  config.data.augment.erase_probability = 0.0  # of a rectangle
+  config.data.augment.erase_area = (0.02, 0.33)  # share of the image
+  config.data.augment.erase_ratio = (0.3, 3.3)  # height by width
+  config.data.augment.erase_noise = True  # rather than gray
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'adamw'  # adamw, sgd or adafactor

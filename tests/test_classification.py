@@ -6,6 +6,7 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax.data import loader
+from vit_jax.data.reader import Reader
 from vit_jax.data.sources import Source
 from vit_jax.evaluation import classification
 from vit_jax.models import build
@@ -47,9 +48,12 @@ def eval_step():
 def test_evaluation_equals_numpy(size, kind, eval_step, params, logits):
   mesh = mesh_lib.make_mesh(config_lib.default_config().mesh)
   wanted = LABELS[kind][:size]
-  source = Source('x', size, lambda i: (IMAGES[i], wanted[i]), ('a', 'b', 'c'))
-  batches = loader.test_batches(source, lambda image: image, mesh, batch_size=mesh.size, threads=2)
-  found = classification.evaluate(eval_step, params, batches)
+  source = Source(
+      'x', size, lambda i: (IMAGES[i], wanted[i]), ('a', 'b', 'c'), multi_label=kind == 'many'
+  )
+  reader = Reader(source, lambda picture, rng: picture.pixels(None), IMAGES[0].shape)
+  with loader.Feed({'test': loader.Stream(reader, mesh.size)}, mesh) as feed:
+    found = classification.evaluate(eval_step, params, feed.batches('test'))
   losses = softmax_cross_entropy(logits[:size], targets(np.asarray(wanted), 3))
   top = logits[:size].argmax(axis=-1)
   right = top == wanted if kind == 'one' else wanted[np.arange(size), top] == 1

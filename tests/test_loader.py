@@ -7,6 +7,8 @@ import pytest
 from jax.sharding import Mesh
 
 from vit_jax.data import loader
+from vit_jax.data.images import Picture
+from vit_jax.data.reader import Reader
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
@@ -31,29 +33,33 @@ def make_source(size: int) -> Source:
   return Source('numbers', size, read, tuple(map(str, range(size))))
 
 
-def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def noise(picture: Picture, rng: np.random.Generator) -> np.ndarray:
   """Keeps the first row, the second is random."""
-  return np.concatenate([image[:1], rng.integers(0, 256, (1, 2, 3), dtype=np.uint8)])
+  first = picture.pixels(None)[:1]
+  return np.concatenate([first, rng.integers(0, 256, (1, 2, 3), dtype=np.uint8)])
 
 
 def read_all(batches) -> list[dict[str, np.ndarray]]:
   return [jax.device_get(batch) for batch in batches]
 
 
+def train_stream(source: Source, seed: int = 0, batch_size: int = 8) -> loader.Stream:
+  reader = Reader(source, noise, (2, 2, 3), seed)
+  return loader.Stream(reader, batch_size, loader.example_order(source, seed))
+
+
 def train(
     size=20, mesh=(8, 1, 1), seed=0, batch_size=8, first_step=0, total_steps=TOTAL, threads=4
 ):
-  batches = loader.train_batches(
-      make_source(size),
-      noise,
-      make_mesh(*mesh),
-      seed=seed,
-      batch_size=batch_size,
-      first_step=first_step,
-      total_steps=total_steps,
-      threads=threads,
-  )
-  return read_all(batches)
+  stream = train_stream(make_source(size), seed, batch_size)
+  with loader.Feed({'train': stream}, make_mesh(*mesh), threads=threads) as feed:
+    return read_all(feed.batches('train', first_step, total_steps))
+
+
+def read_tests(source, mesh, batch_size=8, transform=lambda picture, rng: picture.pixels(None)):
+  stream = loader.Stream(Reader(source, transform, (2, 2, 3)), batch_size)
+  with loader.Feed({'test': stream}, mesh) as feed:
+    return read_all(feed.batches('test'))
 
 
 def assert_same(one, two):
@@ -132,12 +138,9 @@ def test_every_visit_of_an_example_is_augmented_anew():
 def test_multi_hot_labels_pass_through():
   source = make_source(5)
   eye = np.eye(5, dtype=np.uint8)
-  multi = Source('x', 5, lambda i: (source.read(i)[0], eye[i]), source.class_names)
-  batch = next(
-      loader.train_batches(
-          multi, noise, make_mesh(8, 1, 1), seed=0, batch_size=8, first_step=0, total_steps=1
-      )
-  )
+  multi = Source('x', 5, lambda i: (source.read(i)[0], eye[i]), source.class_names, True)
+  with loader.Feed({'train': train_stream(multi)}, make_mesh(8, 1, 1)) as feed:
+    batch = next(feed.batches('train', 0, 1))
   assert (batch['label'].shape, batch['label'].dtype) == ((8, 5), np.uint8)
 
 
@@ -147,24 +150,20 @@ def test_an_error_while_reading_reaches_the_user():
 
   broken = Source('x', 5, read, ('a', 'b'))
   mesh = make_mesh(8, 1, 1)
+  with loader.Feed({'train': train_stream(broken)}, mesh) as feed:
+    with pytest.raises(UserError, match='cats/7.jpg'):
+      next(feed.batches('train', 0, 2))
   with pytest.raises(UserError, match='cats/7.jpg'):
-    next(
-        loader.train_batches(
-            broken, noise, mesh, seed=0, batch_size=8, first_step=0, total_steps=2
-        )
-    )
-  with pytest.raises(UserError, match='cats/7.jpg'):
-    next(loader.test_batches(broken, lambda image: image, mesh, batch_size=8))
+    read_tests(broken, mesh)
 
 
 @pytest.mark.parametrize('size', [1, 7, 8, 9, 16, 29])
 @pytest.mark.parametrize(('batch_size', 'mesh'), [(8, (8, 1, 1)), (16, (2, 2, 2)), (6, (1, 2, 4))])
 def test_test_batches_cover_every_example_once(size, batch_size, mesh):
-  found = read_all(
-      loader.test_batches(
-          make_source(size), lambda image: 255 - image, make_mesh(*mesh), batch_size=batch_size
-      )
-  )
+  found = read_tests(
+      make_source(size), make_mesh(*mesh), batch_size,
+      lambda picture, rng: 255 - picture.pixels(None),
+  )  # fmt: skip
   assert len(found) == -(-size // batch_size)
   masks = np.concatenate([batch['mask'] for batch in found])
   assert masks.dtype == bool

@@ -200,22 +200,24 @@ READ = """
 import hashlib, sys, jax, numpy as np
 from jax.experimental import multihost_utils
 from vit_jax.config import load_config
-from vit_jax.data import loader, sources, transforms
+from vit_jax.data import loader, reader, sources, transforms
 from vit_jax.parallel import cluster, mesh, processes
 address, count, i = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 with processes.joined(cluster.find_place(address, count, i), {}, 60):
   config = load_config('configs/quickstart.py', ['--config.data.augment.shift=0.1'])
   augmentation = transforms.Augmentation(**config.data.augment)
   digits, read = sources.open_source('digits', 'train'), set()
-  def augment(image, rng):
-    read.add(hashlib.sha256(image.tobytes()).hexdigest())
-    return transforms.augment(image, (8, 8), augmentation, rng)
+  def augment(picture, rng):
+    read.add(hashlib.sha256(picture.pixels(None).tobytes()).hexdigest())
+    return transforms.augment(picture, (8, 8), augmentation, rng)
+  examples = reader.Reader(digits, augment, (8, 8, 3), seed=3)
+  stream = loader.Stream(examples, 16, loader.example_order(digits, 3))
   for sizes in ((8, 1, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2)):
     config.mesh.update(dict(zip(('data', 'fsdp', 'tensor'), sizes)))
     digest = hashlib.sha256()
     read.clear()
-    for batch in loader.train_batches(digits, augment, mesh.make_mesh(config.mesh), seed=3,
-                                      batch_size=16, first_step=5, total_steps=8, threads=1):
+    feed = loader.Feed({'train': stream}, mesh.make_mesh(config.mesh), threads=1)
+    for batch in feed.batches('train', 5, 8):
       whole = multihost_utils.process_allgather(batch, tiled=True)
       digest.update(np.asarray(whole['image']).tobytes() + np.asarray(whole['label']).tobytes())
     print('read', sizes, len(read), digest.hexdigest(), flush=True)

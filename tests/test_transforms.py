@@ -1,18 +1,32 @@
-"""Crops, flips, shifts and resizing of one image."""
+"""Crops, flips, shifts, resizing, jitter and erasing of one image."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data import transforms
+from configs import default
+from vit_jax.data import image_ops, transforms
+from vit_jax.data.images import Picture, cut, of_pixels
 from vit_jax.errors import UserError
 
-NONE = dict(crop='resize', area=(0.05, 1.0), flip=False, shift=0.0, scale=0.0, rotate=0.0)
-EVERYTHING = NONE | dict(crop='inception', flip=True, shift=0.1, scale=0.2, rotate=20.0)
+GOLDEN = Path(__file__).parent / 'golden'
+NONE = dict(default.get_config().data.augment) | dict(crop='resize', flip=False)
+EVERYTHING = NONE | dict(
+    crop='inception', flip=True, shift=0.1, scale=0.2, rotate=20.0, randaugment='augreg',
+    jitter=(0.4, 0.4, 0.4, 0.1), erase_probability=0.5,
+)  # fmt: skip
+COLORLESS = EVERYTHING | dict(randaugment='none', jitter=(0.4, 0.4, 0.0, 0.0))
 
 
-def random_image(height: int, width: int) -> np.ndarray:
-  return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def random_image(height: int, width: int, channels: int = 3) -> np.ndarray:
+  return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def augment(image: np.ndarray, size, how, generator) -> np.ndarray:
+  return transforms.augment(of_pixels(image), size, how, generator)
 
 
 def how(**fields) -> transforms.Augmentation:
@@ -37,20 +51,28 @@ def assert_example(image: np.ndarray, size: tuple[int, int]):
 
 def test_resizing_to_the_same_size_changes_nothing():
   image = random_image(9, 13)
-  np.testing.assert_array_equal(transforms.resize(image, (9, 13)), image)
+  np.testing.assert_array_equal(image_ops.resize(image, (9, 13), antialias=False), image)
 
 
-def test_resizing_a_box_to_its_own_size_cuts_it_out():
-  image = random_image(20, 30)
-  found = transforms.resize(image, (6, 10), box=(5, 7, 15, 13))
-  np.testing.assert_array_equal(found, image[7:13, 5:15])
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('name', ['down', 'down_odd', 'up', 'mixed', 'gray', 'many'])
+def test_resizing_is_that_of_tensorflow(name, antialias):
+  with np.load(GOLDEN / 'resize.npz') as golden:
+    image = golden[name]
+    expected = golden[f'{name}_{"antialiased" if antialias else "plain"}'].astype(int)
+  found = image_ops.resize(image, expected.shape[:2], antialias)
+  assert (found.shape, found.dtype) == (expected.shape, np.uint8)
+  assert np.abs(found - expected).max() <= 1
 
 
-def test_resizing_is_antialiased():
+def test_training_images_are_antialiased_only_if_asked():
   stripes = np.zeros((64, 64, 3), np.uint8)
-  stripes[:, ::2] = 255
-  middle = transforms.resize(stripes, (8, 8))[:, 1:-1].astype(int)
-  assert np.abs(middle - 127.5).max() < 4
+  stripes[:, ::4] = 255
+  plain, smooth = (
+      augment(stripes, (8, 8), how(antialias=antialias), rng()) for antialias in (False, True)
+  )
+  assert np.abs(smooth[:, 1:-1].astype(int) - 64).max() < 8
+  assert np.abs(plain.astype(int) - 128).max() <= 1  # the two middle pixels of eight
 
 
 @pytest.mark.parametrize('area', [(0.05, 1.0), (0.3, 0.4)])
@@ -62,23 +84,45 @@ def test_inception_boxes_stay_in_bounds_and_ranges(height, width, area):
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     boxes.append(((right - left) * (bottom - top) / (height * width), left, top))
     w, h = right - left, bottom - top
-    assert (w - 0.5) / (h + 0.5) <= 4 / 3 and (w + 0.5) / (h - 0.5) >= 3 / 4
+    assert (w - 0.5) / h <= 4 / 3 and (w + 0.5) / h >= 3 / 4
   shares, lefts, tops = np.array(boxes).T
-  assert area[0] - 0.02 <= shares.min() and shares.max() <= area[1] + 0.02
+  assert area[0] <= shares.min() and shares.max() <= area[1]
   assert shares.max() - shares.min() > 0.7 * (area[1] - area[0])
   assert len(set(lefts)) > 20 and len(set(tops)) > 20
+
+
+@pytest.mark.parametrize('name', ['375x500', '224x224', '100x32'])
+def test_inception_boxes_are_distributed_as_tensorflows(name):
+  height, width = map(int, name.split('x'))
+  generator = rng()
+  boxes = [transforms.inception_box(height, width, (0.05, 1.0), generator) for _ in range(4000)]
+  left, top, right, bottom = np.array(boxes).T
+  h, w = bottom - top, right - left
+  shares, steps = (h * w / (height * width), w / h, left / width, top / height), np.arange(1, 20)
+  found = np.quantile(shares, steps / 20, axis=1).T
+  with np.load(GOLDEN / 'inception_boxes.npz') as golden:
+    assert np.abs(found - golden[name]).max() < 0.04
 
 
 def test_inception_box_that_cannot_fit_is_the_whole_image():
   assert transforms.inception_box(2, 1000, (0.9, 1.0), rng()) == (0, 0, 1000, 2)
 
 
-@pytest.mark.parametrize('fields', [EVERYTHING, {'crop': 'inception'}, {'shift': 0.2}])
+@pytest.mark.parametrize(
+    'fields',
+    [
+        EVERYTHING, {'crop': 'inception'}, {'crop': 'random', 'resize_small': 30},
+        {'crop': 'random', 'resize_small': 24, 'pad': 9}, {'shift': 0.2},
+        {'jitter': (0.5, 0.0, 0.0, 0.0)}, {'jitter': (0.0, 0.9, 0.0, 0.0)},
+        {'jitter': (0.0, 0.0, 0.9, 0.0)}, {'jitter': (0.0, 0.0, 0.0, 0.3)},
+        {'erase_probability': 1.0, 'erase_area': (0.2, 0.5)},
+    ],
+)  # fmt: skip
 def test_augmentation_is_a_function_of_the_rng(fields):
   image, augmentation = random_image(40, 50), how(**fields)
   before = image.copy()
   one, again, two = (
-      transforms.augment(image, (16, 24), augmentation, rng(seed)) for seed in (1, 1, 2)
+      augment(image, (16, 24), augmentation, rng(seed)) for seed in (1, 1, 2)
   )
   np.testing.assert_array_equal(one, again)
   assert np.abs(one.astype(int) - two).mean() > 1
@@ -87,14 +131,14 @@ def test_augmentation_is_a_function_of_the_rng(fields):
 
 def test_augmentation_without_any_change_is_a_resize():
   image = random_image(40, 50)
-  found = transforms.augment(image, (16, 24), how(), rng())
-  np.testing.assert_array_equal(found, transforms.resize(image, (16, 24)))
+  found = augment(image, (16, 24), how(), rng())
+  np.testing.assert_array_equal(found, image_ops.resize(image, (16, 24), antialias=False))
 
 
 def test_flips_mirror_left_and_right_half_of_the_time():
   image = random_image(8, 12)
   found, again = (
-      [transforms.augment(image, (8, 12), how(flip=True), rng(i)) for i in range(200)]
+      [augment(image, (8, 12), how(flip=True), rng(i)) for i in range(200)]
       for _ in range(2)
   )
   np.testing.assert_array_equal(found, again)
@@ -162,8 +206,90 @@ def test_central_crop_keeps_the_centre_in_both_directions():
 def test_a_whole_central_crop_of_the_same_shape_is_a_resize():
   image = random_image(30, 60)
   np.testing.assert_array_equal(
-      transforms.central_crop(image, (10, 20), 1.0), transforms.resize(image, (10, 20))
+      transforms.central_crop(image, (10, 20), 1.0),
+      image_ops.resize(image, (10, 20), antialias=True),
   )
+
+
+def test_sizes_and_places_of_central_crops_are_those_of_big_vision():
+  with np.load(GOLDEN / 'central_crops.npz') as golden:
+    rows = golden['rows'].tolist()
+  for height, width, shorter, size, new_height, new_width, top, left in rows:
+    image = np.zeros((height, width, 1), np.uint8)
+    y, x = np.indices((height, width))
+    image[..., 0] = 255 * ((y * 2 < height) ^ (x * 2 < width))
+    resized = image_ops.resize(image, (new_height, new_width), antialias=True)
+    expected = resized[top : top + size, left : left + size]
+    found = transforms.central_crop(image, (size, size), size / shorter)
+    np.testing.assert_array_equal(found, expected)
+    central = how(crop='central', resize_small=shorter, antialias=True)
+    np.testing.assert_array_equal(augment(image, (size, size), central, rng()), expected)
+
+
+def test_padded_random_crops_move_by_whole_pixels():
+  image, places = random_image(8, 8), set()
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), constant_values=128)
+  every = {
+      padded[y : y + 8, x : x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)
+  }
+  for seed in range(200):
+    found = augment(image, (8, 8), how(crop='random', pad=2), rng(seed))
+    places.add(every[found.tobytes()])
+  assert len(places) == 25
+
+
+def test_random_crops_are_cut_from_the_resized_image():
+  image = random_image(30, 60)
+  resized = image_ops.resize(image, (20, 40), antialias=False)
+  every = {resized[y : y + 16, x : x + 16].tobytes() for y in range(5) for x in range(25)}
+  random = how(crop='random', resize_small=20)
+  found = {augment(image, (16, 16), random, rng(seed)).tobytes() for seed in range(50)}
+  assert found <= every and len(found) > 20
+
+
+@pytest.mark.parametrize('crop', ['inception', 'random', 'central'])
+def test_only_what_is_needed_is_decoded(crop):
+  image, boxes = random_image(1000, 40), []
+
+  def pixels(box):
+    boxes.append(box)
+    return cut(image, box)
+
+  transforms.augment(Picture(1000, 40, pixels), (16, 16), how(crop=crop), rng())
+  ((left, top, right, bottom),) = boxes
+  assert (right - left) * (bottom - top) <= 8 * 40 * 40 < image[..., 0].size
+
+
+def test_jitter_changes_what_it_says():
+  gray, color = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8, 3), np.uint8) + [40, 90, 140]
+  color = color.astype(np.uint8)
+  jitter = lambda image, *strengths: transforms.color_jitter(image, strengths, rng(1))  # noqa: E731
+  assert 50 <= jitter(gray, 0.5, 0, 0, 0)[0, 0, 0] <= 150 != 100
+  np.testing.assert_array_equal(jitter(gray, 0, 0.9, 0.9, 0.5), gray)
+  turned = jitter(color, 0, 0, 0, 0.5)
+  assert not np.array_equal(turned, color)
+  assert (turned.min(), turned.max()) == (40, 140)  # another hue, as bright and as pale
+
+
+@pytest.mark.parametrize('noise', [False, True])
+def test_erasing_replaces_a_rectangle(noise):
+  image, shares = np.full((40, 60, 3), 7, np.uint8), []
+  for seed in range(40):
+    fields = dict(erase_probability=1.0, erase_area=(0.1, 0.3), erase_noise=noise)
+    found = augment(image, (40, 60), how(**fields), rng(seed))
+    rows, columns = np.nonzero((found != 7).any(axis=-1))
+    box = found[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    shares.append(box[..., 0].size / 2400)
+    assert (len(np.unique(box)) > 100) if noise else set(box.ravel()) == {128}
+    assert 0.25 < box.shape[0] / box.shape[1] < 3.8
+  assert 0.09 < min(shares) < max(shares) < 0.31 and max(shares) - min(shares) > 0.1
+
+
+def test_erasing_happens_as_often_as_it_should():
+  image = np.full((20, 20, 3), 7, np.uint8)
+  erase = how(erase_probability=0.25)
+  changed = [(augment(image, (20, 20), erase, rng(i)) != 7).any() for i in range(400)]
+  assert 0.17 < np.mean(changed) < 0.33
 
 
 SHAPES = [(1, 1), (1, 50), (70, 3), (8, 12), (64, 64)]
@@ -178,21 +304,65 @@ def test_central_crop_always_gives_the_size(shape, size, fraction):
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('size', [(8, 12), (16, 16)])
-@pytest.mark.parametrize('crop', ['inception', 'resize'])
-def test_augment_always_gives_the_size(shape, size, crop):
-  augmentation = transforms.Augmentation(**EVERYTHING | {'crop': crop})
+@pytest.mark.parametrize('crop', transforms.CROPS)
+@pytest.mark.parametrize('pad', [0, 3])
+def test_augment_always_gives_the_size(shape, size, crop, pad):
+  augmentation = transforms.Augmentation(**EVERYTHING | {'crop': crop, 'pad': pad})
   for seed in range(5):
-    found = transforms.augment(random_image(*shape), size, augmentation, rng(seed))
-    assert_example(found, size)
+    assert_example(augment(random_image(*shape), size, augmentation, rng(seed)), size)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 5, 200])
+@pytest.mark.parametrize('crop', transforms.CROPS)
+def test_any_number_of_channels(channels, crop):
+  """Each is treated as if it were alone."""
+  augmentation = transforms.Augmentation(
+      **COLORLESS | {'crop': crop, 'jitter': (0.4, 0, 0, 0), 'erase_noise': False}
+  )
+  augmentation.check_channels(channels)
+  image = random_image(30, 40, channels)
+  for antialias in (False, True):
+    found = augment(image, (16, 12), how(**vars(augmentation) | {'antialias': antialias}), rng())
+    assert found.shape == (16, 12, channels)
+    last = np.ascontiguousarray(image[..., -1:])
+    alone = augment(last, (16, 12), how(**vars(augmentation) | {'antialias': antialias}), rng())
+    np.testing.assert_array_equal(found[..., -1:], alone)
+  assert transforms.central_crop(image, (8, 8), 0.9).shape == (8, 8, channels)
+
+
+@pytest.mark.parametrize(
+    'fields', [{'randaugment': 'timm'}, {'jitter': (0, 0, 0.1, 0)}, {'jitter': (0, 0, 0, 0.1)}]
+)
+def test_colors_need_three_channels(fields):
+  how(**fields).check_channels(3)
+  with pytest.raises(UserError, match=f'{next(iter(fields))}.* 1 channel,'):
+    how(**fields).check_channels(1)
+
+
+def test_an_augmentation_travels_as_json():
+  sent = json.loads(json.dumps(vars(transforms.Augmentation(**EVERYTHING))))
+  image = random_image(40, 50)
+  one, two = (
+      augment(image, (16, 24), how(**fields), rng(3)) for fields in (EVERYTHING, sent)
+  )
+  np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'crop': 'centre'}, 'inception, resize'),
-        ({'area': (0.0, 1.0)}, 'area'),
-        ({'area': (0.5, 0.1)}, 'area'),
-        ({'area': (0.5, 1.5)}, 'area'),
+        ({'crop': 'centre'}, 'inception, resize, random, central'),
+        ({'randaugment': 'auto'}, 'none, augreg, timm, timm_increasing'),
+        ({'area': (0.0, 1.0)}, 'augment.area is'),
+        ({'area': (0.5, 0.1)}, 'augment.area is'),
+        ({'area': (0.5, 1.5)}, 'augment.area is'),
+        ({'erase_area': (0.5,)}, 'erase_area'),
+        ({'erase_ratio': (0.0, 1.0)}, 'erase_ratio'),
+        ({'erase_probability': 1.1}, 'erase_probability'),
+        ({'jitter': (0.1, 0.1, 0.1)}, 'jitter'),
+        ({'jitter': (0.1, 0.1, 0.1, 0.6)}, 'jitter'),
+        ({'pad': -1}, 'pad'),
+        ({'scale': 1.0}, 'scale'),
     ],
 )
 def test_augmentations_that_cannot_be(fields, message):

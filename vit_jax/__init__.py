@@ -1,15 +1,21 @@
 """The Vision Transformer in JAX: pretrain, fine-tune, evaluate, predict."""
 
-from vit_jax.classifier import Classifier, load
-from vit_jax.errors import (
-  DeviceMemoryError,
-  LostPeerError,
-  NonFiniteLossError,
-  PreemptedError,
-  UserError,
-)
+import importlib
+from typing import Any
 
-__all__ = [
-    'Classifier', 'DeviceMemoryError', 'LostPeerError', 'NonFiniteLossError', 'PreemptedError',
-    'UserError', 'load',
-]  # fmt: skip
+# Imported when they are asked for: the processes that only read data do without JAX.
+_HOME = {
+    'Classifier': 'vit_jax.classifier',
+    'load': 'vit_jax.classifier',
+    **dict.fromkeys(
+        ('BadExampleError', 'DeviceMemoryError', 'LostPeerError', 'NonFiniteLossError',
+         'PreemptedError', 'UserError'), 'vit_jax.errors'),
+}  # fmt: skip
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOME:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_HOME[name]), name)

@@ -7,7 +7,8 @@ import ml_collections
 
 from vit_jax import command_line
 from vit_jax.classifier import load
-from vit_jax.data import loader, transforms
+from vit_jax.data.loader import Feed, open_stream
+from vit_jax.data.reader import Recipe
 from vit_jax.data.sources import check_same_classes, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification
@@ -35,16 +36,13 @@ def score(
   axes = {'data': -1, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
   mesh_lib.check_batch_size(mesh, batch_size, '--batch_size')
-  batches = loader.test_batches(
-      source,
-      lambda image: transforms.central_crop(image, vit.image_size, vit.crop_fraction),
-      mesh,
-      batch_size=batch_size,
-  )
+  recipe = Recipe(data, split, vit.image_size, crop_fraction=vit.crop_fraction)
+  stream = open_stream(recipe, batch_size, source)
   params = jax.device_put(vit.params, mesh_lib.replicated(mesh))
   eval_step = jax.jit(make_eval_step(vit.model, vit.loss))
-  result = classification.evaluate(eval_step, params, command_line.progress(
-      batches, total=-(-source.size // batch_size), unit='batch'))  # fmt: skip
+  with Feed({'test': stream}, mesh) as feed:
+    batches = command_line.progress(feed.batches('test'), total=stream.steps, unit='batch')
+    result = classification.evaluate(eval_step, params, batches)
   return {'model': model, 'data': source.name, **result}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vit_jax.data import turbojpeg
 from vit_jax.errors import BadExampleError
 
 # Names that count as images, compared in lower case.
@@ -114,6 +115,8 @@ def open_image(data: bytes | np.ndarray, name: str, channels: int = 3) -> Pictur
       colors = ''
     if colors in ('YCbCr', 'Gray', 'RGB') and height * width <= MAX_PIXELS:
       def pixels(box: Box | None = None) -> np.ndarray:
+        if box is not None and (part := turbojpeg.decode_box(data, box, channels)) is not None:
+          return part
         try:
           return cut(simplejpeg.decode_jpeg(data, _SIMPLEJPEG[channels]), box)
         except ValueError:  # it refuses harmless flaws, too; Pillow tells them from damage

@@ -3,13 +3,15 @@
 Promise: which example, with which augmentation, sits at which place of which global batch is a
 pure function of (seed, step). The training data is one endless sequence of positions; the batch
 at step t holds the positions [t * batch_size, (t + 1) * batch_size). So there is no iterator
-state to save, and the numbers of processes, devices and threads change nothing.
+state to save, and the numbers of processes, devices, workers and threads change nothing.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+import queue
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain.python as grain
@@ -17,8 +19,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data.images import open_image
+from vit_jax.data import batches as memory
+from vit_jax.data.reader import Reader, Recipe, make_reader
 from vit_jax.data.sources import Source
+from vit_jax.data.workers import Shared, Worker
+from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
 
 Batch = dict[str, jax.Array]
@@ -26,118 +31,219 @@ Batch = dict[str, jax.Array]
 # More threads wait for the interpreter's lock and slow each other down: on 16 cores, CIFAR-10 to
 # 224 px, images/s were 828 with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16.
 _MOST_THREADS = 3
+_CHUNK = 16  # rows of one task: short enough to share a batch out evenly
+_ON_DEVICES = 2  # batches that are placed ahead of the consumer
+_AHEAD = 3  # batches that are being read meanwhile
+_JUDGED_FROM = 1000  # examples; before that a share of bad ones says little
 
 
-def example_order(size: int, seed: int) -> grain.MapDataset:
+def example_order(source: Source, seed: int) -> grain.MapDataset:
   """Position in the endless sequence -> index of an example; each epoch is a new permutation.
 
-  Grain computes the permutation index by index, so its memory does not grow with the data.
+  Grain computes the permutation index by index (a Feistel network), so its memory does not grow
+  with the data. A weighted mixture draws from the permutations of its parts in fixed proportion.
   """
-  return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+  if not source.weights:
+    return grain.MapDataset.range(source.size).seed(seed).shuffle().repeat()
+  ends = np.cumsum(source.parts)
+  parts = [
+      grain.MapDataset.range(int(end) - size, int(end)).seed(seed + 2**16 * i).shuffle().repeat()
+      for i, (size, end) in enumerate(zip(source.parts, ends, strict=True))
+  ]
+  total = sum(source.weights)
+  return grain.MapDataset.mix(parts, [weight / total for weight in source.weights])
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainExamples:
-  """This process's rows of all global batches, one after the other (a Grain source)."""
+class Stream:
+  """Batches to be read: of which examples, in which order.
 
-  source: Source
-  order: grain.MapDataset
-  transform: Callable[[np.ndarray, np.random.Generator], np.ndarray]
-  seed: int
-  batch_size: int
-  rows: np.ndarray
-  total_steps: int
-
-  def __len__(self) -> int:
-    return self.total_steps * len(self.rows)
-
-  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-    step, row = divmod(int(i), len(self.rows))
-    position = step * self.batch_size + int(self.rows[row])
-    index = self.order[position]
-    stored, label = self.source.read(index)
-    image = open_image(stored, self.source.describe(index)).pixels(None)
-    rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-    return {'image': self.transform(image, rng), 'label': label}
-
-
-@dataclasses.dataclass(frozen=True)
-class _TestExamples:
-  """This process's rows of all test batches; rows past the end are masked (a Grain source)."""
-
-  source: Source
-  transform: Callable[[np.ndarray], np.ndarray]
-  batch_size: int
-  rows: np.ndarray
-
-  def __len__(self) -> int:
-    return -(-self.source.size // self.batch_size) * len(self.rows)
-
-  def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-    batch, row = divmod(int(i), len(self.rows))
-    index = batch * self.batch_size + int(self.rows[row])
-    mask = index < self.source.size
-    stored, label = self.source.read(index if mask else 0)
-    image = open_image(stored, self.source.describe(index)).pixels(None)
-    return {'image': self.transform(image), 'label': label, 'mask': np.bool_(mask)}
-
-
-def _batches(
-    examples: Any, first: int, mesh: Mesh, batch_size: int, rows: np.ndarray, threads: int
-) -> Iterator[Batch]:
-  """Reads on threads, keeps two batches on their way to the devices ahead of the consumer."""
-  threads = threads or min(os.cpu_count() or 1, _MOST_THREADS)
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(64, 4 * threads))
-  dataset = grain.MapDataset.source(examples)[first:]
-  dataset = dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
-  ahead: collections.deque[Batch] = collections.deque()
-  for local in dataset:
-    ahead.append(mesh_lib.place_batch(local, mesh, batch_size, rows))
-    if len(ahead) > 2:
-      yield ahead.popleft()
-  yield from ahead
-
-
-def train_batches(
-    source: Source,
-    transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
-    mesh: Mesh,
-    *,
-    seed: int,
-    batch_size: int,
-    first_step: int,
-    total_steps: int,
-    threads: int = 0,
-) -> Iterator[Batch]:
-  """Global batches of the steps [first_step, total_steps).
-
-  Args:
-    source: the examples.
-    transform: (image, rng) -> (H, W, 3) uint8; all its randomness must come from the rng.
-    mesh: the devices.
-    seed: of order and augmentation.
+  Attributes:
+    reader: of single examples.
     batch_size: global.
-    first_step, total_steps: the steps to read for.
-    threads: that read and transform; 0 means one a core, at most three.
-
-  Yields:
-    {'image': (B, H, W, 3) uint8, 'label': (B,) int32 or (B, C) uint8}
+    order: position -> index, for training; None reads every example once, in order (tests).
+    recipe: what `reader` was made from, if it is to be read by worker processes.
+    most_bad: the share of bad examples from which on the run is ended.
   """
-  rows = mesh_lib.local_rows(mesh, batch_size)
-  order = example_order(source.size, seed)
-  examples = _TrainExamples(source, order, transform, seed, batch_size, rows, total_steps)
-  return _batches(examples, first_step * len(rows), mesh, batch_size, rows, threads)
+
+  reader: Reader
+  batch_size: int
+  order: grain.MapDataset | None = None
+  recipe: Recipe | None = None
+  most_bad: float = 1.0
+
+  @property
+  def steps(self) -> int:
+    """Of tests: how many batches hold every example."""
+    return -(-self.reader.source.size // self.batch_size)
+
+  def index(self, position: int) -> int:
+    """The example at a position; -1 for the padding of the last test batch."""
+    if self.order is not None:
+      return self.order[position]
+    return position if position < self.reader.source.size else -1
 
 
-def test_batches(
-    source: Source,
-    transform: Callable[[np.ndarray], np.ndarray],
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    threads: int = 0,
-) -> Iterator[Batch]:
-  """All examples once, in order; the last batch is padded and 'mask' (B,) bool says with what."""
-  rows = mesh_lib.local_rows(mesh, batch_size)
-  examples = _TestExamples(source, transform, batch_size, rows)
-  return _batches(examples, 0, mesh, batch_size, rows, threads)
+def open_stream(
+    recipe: Recipe, batch_size: int, source: Source | None = None, most_bad: float = 1.0
+) -> Stream:
+  """The stream of a recipe, for training or tests as the recipe is; see `Stream`."""
+  reader = make_reader(recipe, source)
+  training = recipe.augment is not None
+  order = example_order(reader.source, recipe.seed) if training else None
+  return Stream(reader, batch_size, order, recipe, most_bad)
+
+
+class Feed:
+  """Threads, or worker processes, that read streams and place their batches on the devices.
+
+  Close it (`with Feed(…) as feed:`): it ends what it has started.
+  """
+
+  def __init__(
+      self, streams: Mapping[str, Stream], mesh: Mesh, workers: int = 0, threads: int = 0
+  ):
+    """Starts `workers` processes, or `threads` threads (0: one a core, at most three)."""
+    self._streams, self._mesh = streams, mesh
+    self._rows = {
+        name: mesh_lib.local_rows(mesh, stream.batch_size) for name, stream in streams.items()
+    }
+    self.bad: dict[str, dict[int, str]] = {name: {} for name in streams}  # index -> message
+    self._workers: list[Worker] = []
+    self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    self._slots = self._start_workers(workers) if workers else self._own_slots()
+    threads = workers or threads or min(os.cpu_count() or 1, _MOST_THREADS)
+    self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='data')
+
+  def _own_slots(self) -> dict[str, list[dict[str, np.ndarray]]]:
+    return {
+        name: [
+            {
+                key: np.empty((len(self._rows[name]), *shape), dtype)
+                for key, (shape, dtype) in stream.reader.shapes.items()
+            }
+            for _ in range(_AHEAD + _ON_DEVICES + 1)
+        ]
+        for name, stream in self._streams.items()
+    }
+
+  def _start_workers(self, count: int) -> dict[str, list[dict[str, np.ndarray]]]:
+    shared, offset = [], 0
+    for name, stream in self._streams.items():
+      part = Shared(
+          stream.recipe,
+          stream.reader.source.fingerprint,
+          len(self._rows[name]),
+          _AHEAD + _ON_DEVICES + 1,
+          offset,
+      )
+      shared.append(part)
+      offset += part.count * memory.slot_bytes(stream.reader.shapes, part.rows)
+    file = memory.anonymous_file(offset)
+    try:
+      for _ in range(count):
+        self._workers.append(Worker(shared, file))
+        self._idle.put(self._workers[-1])
+      return {
+          name: memory.slots_in(file, stream.reader.shapes, part.rows, part.count, part.offset)
+          for (name, stream), part in zip(self._streams.items(), shared, strict=True)
+      }
+    finally:
+      os.close(file)  # the mappings keep it
+
+  def __enter__(self) -> 'Feed':
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends all threads and processes; what is being read is given up."""
+    for worker in self._workers:
+      worker.close()
+    self._pool.shutdown(wait=True, cancel_futures=True)
+    self._slots = {}  # gives the shared memory back
+
+  def _read(self, name: str, step: int, slot: int, first: int) -> dict[int, str]:
+    """Reads the rows of one chunk, here or in a worker; returns the bad examples met."""
+    stream, rows = self._streams[name], self._rows[name][first : first + _CHUNK]
+    positions = [step * stream.batch_size + int(row) for row in rows]
+    indices = [int(stream.index(position)) for position in positions]
+    if not self._workers:
+      return stream.reader.read_rows(indices, positions, first, self._slots[name][slot])
+    worker = self._idle.get()
+    try:
+      return worker.read({
+          'recipe': list(self._streams).index(name), 'slot': slot, 'first': first,
+          'indices': indices, 'positions': positions,
+      })  # fmt: skip
+    finally:
+      self._idle.put(worker)
+
+  def _start(self, name: str, step: int, slot: int) -> list[concurrent.futures.Future]:
+    """Begins to read this process's part of a batch into a slot."""
+    return [
+        self._pool.submit(self._read, name, step, slot, first)
+        for first in range(0, len(self._rows[name]), _CHUNK)
+    ]
+
+  def batches(
+      self, name: str, first_step: int = 0, last_step: int | None = None
+  ) -> Iterator[Batch]:
+    """Global batches of the steps [first_step, last_step); of tests, all by default.
+
+    Yields:
+      {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C) uint8}; in tests also 'mask'
+      (B,) bool, False for padding.
+
+    Raises:
+      UserError: for an example that cannot be read, or too many of them.
+    """
+    stream, slots = self._streams[name], self._slots[name]
+    steps = iter(range(first_step, stream.steps if last_step is None else last_step))
+    free = collections.deque(range(len(slots)))
+    reading: collections.deque[tuple[int, list[concurrent.futures.Future]]] = collections.deque()
+    placed: collections.deque[tuple[int, Batch]] = collections.deque()
+    seen = 0
+    try:
+      while True:
+        while free and (step := next(steps, None)) is not None:
+          slot = free.popleft()
+          reading.append((slot, self._start(name, step, slot)))
+        if reading:
+          slot, tasks = reading.popleft()
+          for task in tasks:
+            self.bad[name] |= task.result()
+          seen += len(self._rows[name])
+          self._judge(name, seen)
+          placed.append((slot, self._place(name, slot)))
+        if len(placed) > _ON_DEVICES or (placed and not reading):
+          slot, batch = placed.popleft()
+          jax.block_until_ready(batch)  # then its slot may be written again
+          free.append(slot)
+          yield batch
+        elif not reading:
+          return
+    finally:
+      for _, tasks in reading:
+        for task in tasks:
+          task.cancel()
+
+  def _place(self, name: str, slot: int) -> Batch:
+    stream = self._streams[name]
+    local = dict(self._slots[name][slot])
+    if stream.order is not None:
+      del local['mask']
+    return mesh_lib.place_batch(local, self._mesh, stream.batch_size, self._rows[name])
+
+  def _judge(self, name: str, seen: int) -> None:
+    """Ends the run when too many examples are bad."""
+    stream, bad = self._streams[name], self.bad[name]
+    size = stream.reader.source.size
+    share = len(bad) / min(seen, size)
+    if share > stream.most_bad and seen >= min(size, _JUDGED_FROM):
+      raise UserError(
+          f'{len(bad)} of {min(seen, size):,} examples of {stream.reader.source.name} cannot be '
+          f'read ({share:.1%}, at most config.data.most_bad={stream.most_bad:.1%} may be); the '
+          f'first one: {next(iter(bad.values()))}'
+      )

@@ -1,80 +1,165 @@
-"""What happens to one image: crops, flips and resizing, on (H, W, 3) uint8 arrays.
+"""What happens to one image on its way into a batch: crops, flips, colours, erased parts.
 
-Resizing is bilinear and antialiased (Pillow), as in the pipelines the weights were trained with.
+All takes and gives (H, W, C) uint8. Training images are resized without antialiasing, as those
+the released models were trained with (google-research/vision_transformer, input_pipeline.py);
+`Augmentation.antialias` chooses otherwise. Test images always are antialiased: the accuracies of
+the released weights are reproduced so.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
+from vit_jax.data import image_ops as ops
+from vit_jax.data.images import Box, Picture, of_pixels
+from vit_jax.data.randaugment import POLICIES, randaugment
 from vit_jax.errors import UserError
 
-CROPS = ('inception', 'resize')
+CROPS = ('inception', 'resize', 'random', 'central')
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Random changes to a training image.
+  """Random changes to a training image, in the order in which they are made.
 
   Attributes:
-    crop: 'inception' (a random area and aspect ratio, arXiv 1409.4842) or 'resize' (all of it).
+    crop: 'inception' (a random area and aspect ratio, arXiv 1409.4842), 'resize' (all of it,
+      whatever its ratio), 'random' or 'central' (resized to `resize_small`, padded by `pad`, then
+      cut out at whole pixels).
     area: smallest and largest share of the image an inception crop covers.
-    flip: mirror left and right with probability 1/2.
+    resize_small: the shorter side before a random or central crop; 0: what just covers the crop.
+    pad: gray pixels on each side before a random or central crop.
+    antialias: when shrinking, average over all pixels.
     shift: largest translation, as a share of height and width.
     scale: largest relative change of size.
     rotate: largest rotation, in degrees.
+    flip: mirror left and right with probability 1/2.
+    randaugment: 'none' or one of `randaugment.POLICIES`.
+    randaugment_layers, randaugment_magnitude, randaugment_std: its arguments.
+    jitter: largest relative changes of brightness, contrast and saturation, and of the hue (0.5:
+      half the colour circle).
+    erase_probability: of erasing a rectangle (arXiv 1708.04896).
+    erase_area: smallest and largest share of the image it covers.
+    erase_ratio: smallest and largest height by width.
+    erase_noise: random pixels in its place rather than gray.
   """
 
   crop: str
   area: tuple[float, float]
-  flip: bool
+  resize_small: int
+  pad: int
+  antialias: bool
   shift: float
   scale: float
   rotate: float
+  flip: bool
+  randaugment: str
+  randaugment_layers: int
+  randaugment_magnitude: float
+  randaugment_std: float
+  jitter: tuple[float, float, float, float]
+  erase_probability: float
+  erase_area: tuple[float, float]
+  erase_ratio: tuple[float, float]
+  erase_noise: bool
 
   def __post_init__(self):
-    if self.crop not in CROPS:
-      raise UserError(
-          f'config.data.augment.crop is {self.crop!r}; choose one of {", ".join(CROPS)}.'
-      )
-    if not (self.shift >= 0 and 0 <= self.scale < 1 and self.rotate >= 0):
-      raise UserError(
-          f'config.data.augment: shift is {self.shift}, scale {self.scale}, rotate {self.rotate}; '
-          'none may be negative, and scale must be below 1.'
-      )
-    if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
-      raise UserError(
-          f'config.data.augment.area is {self.area}; it takes two shares, 0 < least <= most <= 1.'
-      )
+    def check(name: str, fine: Callable[[object], bool], rule: str) -> None:
+      if not fine(getattr(self, name)):
+        raise UserError(f'config.data.augment.{name} is {getattr(self, name)!r}; {rule}.')
 
+    policies = ('none', *POLICIES)
+    check('crop', lambda x: x in CROPS, f'choose one of {", ".join(CROPS)}')
+    check('randaugment', lambda x: x in policies, f'choose one of {", ".join(policies)}')
+    for name in ('resize_small', 'pad', 'shift', 'rotate', 'randaugment_layers',
+                 'randaugment_magnitude', 'randaugment_std'):  # fmt: skip
+      check(name, lambda x: x >= 0, 'it may not be negative')
+    check('scale', lambda x: 0 <= x < 1, 'it must be at least 0 and less than 1')
+    check('erase_probability', lambda x: 0 <= x <= 1, 'it must be at least 0 and at most 1')
+    for name in ('area', 'erase_area'):
+      check(name, lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1,
+            'it takes two shares, 0 < least <= most <= 1')  # fmt: skip
+    check('erase_ratio', lambda x: len(x) == 2 and 0 < x[0] <= x[1],
+          'it takes two ratios, 0 < least <= most')  # fmt: skip
+    check('jitter', lambda x: len(x) == 4 and min(x) >= 0 and x[3] <= 0.5,
+          'it takes four changes, none negative; that of the hue is at most 0.5')  # fmt: skip
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
-
-
-def resize(image: np.ndarray, size: tuple[int, int], box: Box | None = None) -> np.ndarray:
-  """The part `box` of an image (all without one), resized to `size` = (height, width)."""
-  height, width = size
-  if box is None and image.shape[:2] == (height, width):
-    return image
-  return np.asarray(
-      Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
-  )
+  def check_channels(self, channels: int) -> None:
+    """Raises `UserError` if images with so many channels cannot be changed like this."""
+    if channels == 3:
+      return
+    needs = {'randaugment': self.randaugment != 'none', 'jitter': any(self.jitter[2:])}
+    for name, needed in needs.items():
+      if needed:
+        raise UserError(
+            f'config.data.augment.{name} is {getattr(self, name)!r}, which changes colours, but '
+            f'the images have {channels} channel{"s"[: channels != 1]}, not the 3 of RGB.'
+        )
 
 
 def inception_box(
     height: int, width: int, area: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-  """A crop of random area, aspect ratio (3/4 to 4/3) and place; all of it after ten misses."""
-  for _ in range(10):
-    target = height * width * rng.uniform(*area)
-    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-    if 0 < w <= width and 0 < h <= height:
-      left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-      return int(left), int(top), int(left) + w, int(top) + h
+  """A crop of random size, aspect ratio (3/4 to 4/3) and place; all of it if none is found.
+
+  As `tf.image.sample_distorted_bounding_box` draws it: the ratio, then the height, evenly between
+  the least and the most that area and image allow. So small crops are more frequent than if the
+  area were drawn evenly: of a 500 x 375 image the mean is 34 %.
+  """
+  least, most = area[0] * height * width, area[1] * height * width
+  for _ in range(100):
+    ratio = rng.uniform(3 / 4, 4 / 3)
+    tallest = min(round(math.sqrt(most / ratio)), height, int((width + 0.499) / ratio))
+    h = int(rng.integers(min(round(math.sqrt(least / ratio)), tallest), tallest + 1))
+    w = round(h * ratio)
+    if least <= h * w <= most and 0 < h <= height and 0 < w <= width:
+      left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+      return left, top, left + w, top + h
   return 0, 0, width, height
+
+
+def _covering_crop(
+    picture: Picture,
+    size: tuple[int, int],
+    cover: tuple[float, float],
+    place: Callable[[int], int],
+    antialias: bool,
+    pad: int = 0,
+) -> np.ndarray:
+  """Resizes, keeping the aspect ratio, until `cover` is just covered; then cuts out `size`.
+
+  `place` takes the number of pixels that are too many and says where to begin.
+  """
+  limit = 8 * min(picture.height, picture.width)  # of a long, thin image a part is enough
+  height, width = min(picture.height, limit), min(picture.width, limit)
+  top, left = place(picture.height - height), place(picture.width - width)
+  image = picture.pixels((left, top, left + width, top + height))
+  zoom = max(cover[0] / height, cover[1] / width)
+  least = size[0] - 2 * pad, size[1] - 2 * pad
+  image = ops.resize(
+      image, (max(round(height * zoom), least[0]), max(round(width * zoom), least[1])), antialias
+  )
+  if pad:
+    image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=ops.FILL)
+  top, left = place(image.shape[0] - size[0]), place(image.shape[1] - size[1])
+  return image[top : top + size[0], left : left + size[1]]
+
+
+def crop(
+    picture: Picture, size: tuple[int, int], how: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+  """The part of a picture that `how.crop` says, as (*size, C); only that much is decoded."""
+  if how.crop == 'inception':
+    image = picture.pixels(inception_box(picture.height, picture.width, how.area, rng))
+    return ops.resize(image, size, how.antialias)
+  if how.crop == 'resize':
+    return ops.resize(picture.pixels(None), size, how.antialias)
+  shorter = how.resize_small or min(size)
+  cover = shorter * size[0] / min(size), shorter * size[1] / min(size)
+  places = {'random': lambda free: int(rng.integers(free + 1)), 'central': lambda free: free // 2}
+  return _covering_crop(picture, size, cover, places[how.crop], how.antialias, how.pad)
 
 
 def random_affine(
@@ -82,59 +167,78 @@ def random_affine(
 ) -> np.ndarray:
   """A random translation, scaling and rotation about the centre; the border is repeated."""
   height, width = image.shape[:2]
-  angle = math.radians(rng.uniform(-rotate, rotate))
+  degrees = rng.uniform(-rotate, rotate)
   zoom = 1 + rng.uniform(-scale, scale)
   dx, dy = rng.uniform(-shift, shift) * width, rng.uniform(-shift, shift) * height
-  cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-  cx, cy = width / 2, height / 2
-  # How far the corners of the output reach beyond the border of the input.
-  half_width, half_height = cx + abs(dx), cy + abs(dy)
-  reach = max(
-      abs(cos) * half_width + abs(sin) * half_height - cx,
-      abs(sin) * half_width + abs(cos) * half_height - cy,
-  )
-  margin = math.ceil(max(reach, 0)) + 1
-  padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode='edge')
-  # Pillow wants, for each output pixel, where it comes from in the (padded) input.
-  x0 = cx + margin - cos * (cx + dx) - sin * (cy + dy)
-  y0 = cy + margin + sin * (cx + dx) - cos * (cy + dy)
-  return np.asarray(
-      Image.fromarray(padded).transform(
-          (width, height),
-          Image.Transform.AFFINE,
-          (cos, sin, x0, -sin, cos, y0),
-          Image.Resampling.BILINEAR,
-      )
-  )
+  return ops.warp(image, ops.turn(height, width, degrees, zoom, dx, dy), smooth=True, edge=True)
 
 
-def augment(
-    image: np.ndarray, size: tuple[int, int], how: Augmentation, rng: np.random.Generator
+def color_jitter(
+    image: np.ndarray, strengths: tuple[float, ...], rng: np.random.Generator
 ) -> np.ndarray:
-  """A training example: (H, W, 3) uint8 -> (*size, 3) uint8; all randomness comes from `rng`."""
-  box = None
-  if how.crop == 'inception':
-    box = inception_box(*image.shape[:2], how.area, rng)
-  image = resize(image, size, box)
-  if how.shift or how.scale or how.rotate:
-    image = random_affine(image, how.shift, how.scale, how.rotate, rng)
-  if how.flip and rng.random() < 0.5:
-    image = np.asarray(Image.fromarray(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+  """Changes of brightness, contrast, saturation and hue, in random order, as torchvision has it."""
+  changes = (ops.brightness, ops.contrast, ops.color)
+  for i in rng.permutation(4):
+    strength = strengths[i]
+    if strength and i == 3:
+      image = ops.hue(image, rng.uniform(-strength, strength))
+    elif strength:
+      image = changes[i](image, rng.uniform(max(1 - strength, 0), 1 + strength))
   return image
 
 
-def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
-  """A test example: the central part, `fraction` of what fits, as (*size, 3) uint8.
+def random_erase(image: np.ndarray, how: Augmentation, rng: np.random.Generator) -> np.ndarray:
+  """A random rectangle replaced by gray or noise; nothing if ten rectangles do not fit."""
+  height, width, channels = image.shape
+  for _ in range(10):
+    target = height * width * rng.uniform(*how.erase_area)
+    ratio = math.exp(rng.uniform(math.log(how.erase_ratio[0]), math.log(how.erase_ratio[1])))
+    h, w = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+    if 0 < h < height and 0 < w < width:
+      top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+      image = image.copy()
+      image[top : top + h, left : left + w] = (
+          rng.integers(0, 256, (h, w, channels), np.uint8) if how.erase_noise else ops.FILL
+      )
+      return image
+  return image
+
+
+def augment(
+    picture: Picture, size: tuple[int, int], how: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+  """A training example as (*size, C) uint8; all randomness comes from `rng`.
+
+  Raises:
+    BadExampleError: when the picture is damaged.
+  """
+  image = crop(picture, size, how, rng)
+  if how.shift or how.scale or how.rotate:
+    image = random_affine(image, how.shift, how.scale, how.rotate, rng)
+  if how.flip and rng.random() < 0.5:
+    image = ops.flip(image)
+  if how.randaugment != 'none':
+    image = randaugment(
+        image, how.randaugment, how.randaugment_layers, how.randaugment_magnitude,
+        how.randaugment_std, rng,
+    )  # fmt: skip
+  if any(how.jitter):
+    image = color_jitter(image, how.jitter, rng)
+  if rng.random() < how.erase_probability:
+    image = random_erase(image, how, rng)
+  return np.ascontiguousarray(image)
+
+
+def central_crop(
+    picture: Picture | np.ndarray, size: tuple[int, int], fraction: float
+) -> np.ndarray:
+  """A test example: the central part, `fraction` of what fits, as (*size, C) uint8.
 
   The image is resized until it covers `size / fraction`, then the centre of `size` is cut out
   (with 0.875 and 224 px: shorter side to 256, centre 224).
   """
-  limit = 8 * min(image.shape[:2])  # of a long, thin image only the middle matters
-  cut = [slice(max(side - limit, 0) // 2, max(side - limit, 0) // 2 + limit)
-         for side in image.shape[:2]]  # fmt: skip
-  image = image[cut[0], cut[1]]
-  height, width = image.shape[:2]
-  zoom = max(round(size[0] / fraction) / height, round(size[1] / fraction) / width)
-  image = resize(image, (max(round(height * zoom), size[0]), max(round(width * zoom), size[1])))
-  top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
-  return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
+  if isinstance(picture, np.ndarray):
+    picture = of_pixels(picture)
+  cover = round(size[0] / fraction), round(size[1] / fraction)
+  image = _covering_crop(picture, size, cover, lambda free: free // 2, antialias=True)
+  return np.ascontiguousarray(image)

@@ -14,7 +14,7 @@ def evaluate(
   Args:
     eval_step: (params, batch) -> {'examples', 'correct', 'loss'}, sums over one batch.
     params: the parameter tree.
-    batches: padded and masked, from `data.loader.test_batches`.
+    batches: padded and masked, from `data.loader.Feed`.
 
   Returns:
     {'accuracy': share in [0, 1], 'loss': mean, 'examples': how many were scored}

@@ -184,11 +184,14 @@ def place_batch(
   sharding = batch_sharding(mesh)
 
   def place(local: np.ndarray) -> jax.Array:
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    shape = (batch_size, *local.shape[1:])
+    parts = []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
       wanted = range(*index[0].indices(batch_size))
       start = int(np.searchsorted(rows, wanted[0]))
-      return local[start : start + len(wanted)]
-
-    return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+      part = local[start : start + len(wanted)]
+      # Other devices copy what they are given; a CPU would go on reading it from its place.
+      parts.append(jax.device_put(part.copy() if device.platform == 'cpu' else part, device))
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
   return {name: place(local) for name, local in local_batch.items()}

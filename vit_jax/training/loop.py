@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from vit_jax.checkpoints.training import Checkpointer, has_checkpoint
 from vit_jax.classifier import Classifier
-from vit_jax.data import loader, transforms
+from vit_jax.data import loader
 from vit_jax.data.sources import check_same_classes, open_source
 from vit_jax.errors import NonFiniteLossError, PreemptedError, UserError, memory_explained
 from vit_jax.evaluation import classification
@@ -69,7 +69,6 @@ def train_and_evaluate(
   total_steps = config.total_steps
   mesh = mesh_lib.make_mesh(config.mesh)
   setup.check_config(config, mesh)
-  augmentation = transforms.Augmentation(**config.data.augment)
 
   # Data and model.
   train = open_source(config.data.train.source, config.data.train.split)
@@ -77,7 +76,7 @@ def train_and_evaluate(
   check_same_classes(train.class_names, test.class_names, test.name)
   setup.check_num_classes(config.data.num_classes, train)
   program = build_program(config, mesh, train.num_classes, train.multi_label)
-  size = program.image_size
+  streams = setup.open_streams(config, train, test)
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   resuming = processes.agreed(has_checkpoint(workdir))
@@ -93,28 +92,6 @@ def train_and_evaluate(
     state = program.init(start_params)
     del start_params
 
-  # The batches.
-  train_batches = loader.train_batches(
-      train,
-      lambda image, rng: transforms.augment(image, size, augmentation, rng),
-      mesh,
-      seed=config.seed,
-      batch_size=config.batch_size,
-      first_step=first_step,
-      total_steps=total_steps,
-      threads=config.data.threads,
-  )
-
-  def evaluate() -> dict[str, float]:
-    batches = loader.test_batches(
-        test,
-        lambda image: transforms.central_crop(image, size, config.data.crop_fraction),
-        mesh,
-        batch_size=config.eval_batch_size or config.batch_size,
-        threads=config.data.threads,
-    )
-    return classification.evaluate(program.eval_step, state.eval_params, batches)
-
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
   key = jax.jit(
       lambda: jax.random.key(config.seed), out_shardings=mesh_lib.replicated(mesh)
@@ -125,7 +102,15 @@ def train_and_evaluate(
   for line in (*checkpointer.notes, *([str(report)] if report else [])):
     progress.say(line)
   previous, result = None, None
-  with checkpointer, writer, progress:
+  feed = loader.Feed(streams, mesh, setup.num_workers(config, train), config.data.threads)
+  with checkpointer, writer, progress, feed:
+    train_batches = feed.batches('train', first_step, total_steps)
+
+    def evaluate() -> dict[str, float]:
+      return classification.evaluate(
+          program.eval_step, state.eval_params, feed.batches('test')
+      )
+
     train_step = progress.compile() if first_step < total_steps else None
     for step, batch in enumerate(progress.waiting_for(train_batches), start=first_step + 1):
       with jax.transfer_guard('disallow'):
@@ -157,7 +142,7 @@ def train_and_evaluate(
     vit = Classifier(
         program.model,
         state.eval_params,
-        size,
+        program.image_size,
         list(test.class_names),
         config.data.crop_fraction,
         config.loss,

@@ -95,6 +95,8 @@ def build_program(
       schedule,
       loss=config.loss,
       label_smoothing=config.label_smoothing,
+      mixup_alpha=config.mixup_alpha,
+      cutmix_alpha=config.cutmix_alpha,
       accumulation_steps=config.accumulation_steps,
       polyak_decay=config.polyak_decay,
   )

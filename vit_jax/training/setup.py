@@ -1,5 +1,7 @@
 """What a run checks and prepares before its first step."""
 
+import dataclasses
+import os
 import secrets
 from typing import Any
 
@@ -14,6 +16,8 @@ from vit_jax.checkpoints.fit import RESIZE_METHODS, Report
 from vit_jax.checkpoints.saving import check_replaceable, real_path
 from vit_jax.checkpoints.training import has_checkpoint
 from vit_jax.classifier import load_params
+from vit_jax.data.loader import Stream, open_stream
+from vit_jax.data.reader import Recipe
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
@@ -35,11 +39,14 @@ _RANGES = {
         ('eval_batch_size', 'model.width', 'model.depth', 'model.mlp_dim', 'model.num_heads',
          'model.pre_logits', 'model.resnet_width', 'data.threads', 'optimizer.weight_decay',
          'optimizer.clip_norm', 'schedule.learning_rate', 'schedule.end',
-         'schedule.cooldown_steps'), _NOT_NEGATIVE),
+         'schedule.cooldown_steps', 'mixup_alpha', 'cutmix_alpha'), _NOT_NEGATIVE),
     **dict.fromkeys(
         ('polyak_decay', 'label_smoothing', 'model.dropout_rate', 'model.attention_dropout_rate',
          'model.stochastic_depth_rate', 'optimizer.b1', 'optimizer.b2'), _RATE),
     'seed': (lambda x: 0 <= x < 2**32, 'at least 0 and less than 2^32'),
+    'data.channels': _POSITIVE,
+    'data.most_bad': (lambda x: 0 <= x <= 1, 'at least 0 and at most 1'),
+    'data.workers': (lambda x: x >= -1, 'at least 0, or -1 for one a core'),
     'data.crop_fraction': (lambda x: 0.01 <= x <= 1, 'at least 0.01 and at most 1'),
 }  # fmt: skip
 
@@ -93,6 +100,42 @@ def check_num_classes(num_classes: int, train: Source) -> None:
         f'config.data.num_classes is {num_classes}, but {train.name} has {train.num_classes} '
         'classes; --config.data.num_classes=0 takes any number.'
     )
+
+
+def open_streams(
+    config: ml_collections.ConfigDict, train: Source, test: Source
+) -> dict[str, Stream]:
+  """What is read for training and for tests: {'train', 'test'}."""
+  data = config.data
+  recipe = Recipe(
+      data.train.source,
+      data.train.split,
+      config_lib.image_size(data.image_size),
+      seed=config.seed,
+      channels=data.channels,
+      augment=data.augment.to_dict(),
+      on_bad_example=data.on_bad_example,
+  )
+  tests = dataclasses.replace(
+      recipe,
+      source=data.test.source,
+      split=data.test.split,
+      augment=None,
+      crop_fraction=data.crop_fraction,
+  )
+  test_batch_size = config.eval_batch_size or config.batch_size
+  return {
+      'train': open_stream(recipe, config.batch_size, train, data.most_bad),
+      'test': open_stream(tests, test_batch_size, test, data.most_bad),
+  }
+
+
+def num_workers(config: ml_collections.ConfigDict, train: Source) -> int:
+  """How many processes read the data: by default one a core, none for data in memory."""
+  if config.data.workers >= 0:
+    return config.data.workers
+  is_small = isinstance(train.read(0)[0], np.ndarray)
+  return 0 if is_small or os.name != 'posix' else os.cpu_count() or 1
 
 
 def find_workdir(workdir: epath.PathLike) -> epath.Path:

@@ -10,6 +10,7 @@ import optax
 
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.losses import LOSSES, is_correct, targets
+from vit_jax.training.mixing import mix
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -73,6 +74,8 @@ def make_train_step(
     label_smoothing: float,
     accumulation_steps: int,
     polyak_decay: float,
+    mixup_alpha: float = 0.0,
+    cutmix_alpha: float = 0.0,
 ) -> Callable[[TrainState, dict[str, Array], Array], tuple[TrainState, Metrics]]:
   """Returns train_step(state, batch, key) -> (state, metrics).
 
@@ -106,6 +109,9 @@ def make_train_step(
       state: TrainState, batch: dict[str, Array], key: Array
   ) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
+    if mixup_alpha or cutmix_alpha:  # the whole batch, so that accumulation changes no partner
+      key, mix_key = jax.random.split(key)
+      batch = mix(batch, model.num_classes, mixup_alpha, cutmix_alpha, mix_key)
     value, grads = gradients(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

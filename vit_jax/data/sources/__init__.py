@@ -15,31 +15,71 @@ None of them needs TensorFlow to be read.
 
 from collections.abc import Callable
 
-from vit_jax.data.sources import digits, folder, tfds
+from etils import epath
+
+from vit_jax.data.sources import digits, folder, hugging_face, mixture, synthetic, tfds, webdataset
 from vit_jax.data.sources.base import QUICKSTART, Source, check_same_classes
 from vit_jax.data.sources.folder import image_files
+from vit_jax.data.sources.splits import select
 from vit_jax.errors import UserError
 
-__all__ = ['Source', 'check_same_classes', 'image_files', 'open_source']
+__all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_names']
 
-_OPENERS: dict[str, Callable[[str, str], Source]] = {
-    'digits': digits.open_digits,
-    'folder': folder.open_folder,
-    'array_record': tfds.open_array_record,
-    'tfds': tfds.open_tfds,
+_Names = tuple[str, ...]
+
+
+def _folder_splits(path: str) -> _Names:
+  """The splits of a folder of images: its sub-folders of these names, else what is held out."""
+  root = epath.Path(path).expanduser()
+  found = [name for name in ('train', 'val', 'test') if (root / name).is_dir()]
+  return tuple(found) if len(found) > 1 or found == ['test'] else ('train', 'test')
+
+
+# kind: how it is written, what opens a whole split of it, and what names its splits.
+_KINDS: dict[str, tuple[str, Callable[[str, str], Source], Callable[[str], _Names]]] = {
+    'digits': ('digits', digits.open_digits, lambda path: ('train', 'test')),
+    'folder': ('folder:/path', folder.open_folder, _folder_splits),
+    'array_record': ('array_record:/path', tfds.open_array_record, tfds.array_record_splits),
+    'tfds': ('tfds:name', tfds.open_tfds, tfds.tfds_splits),
+    'hf': ('hf:name', hugging_face.open_hugging_face, hugging_face.split_names),
+    'webdataset': ('webdataset:/path', webdataset.open_webdataset, webdataset.split_names),
+    'synthetic': ('synthetic:jft', synthetic.open_synthetic, synthetic.split_names),
 }
 
 
+def _kind_and_path(spec: str) -> tuple[str, str]:
+  kind, _, path = spec.partition(':')
+  if kind not in _KINDS or (not path) != (kind == 'digits'):
+    written = ', '.join(written for written, _, _ in _KINDS.values())
+    raise UserError(
+        f'{spec!r} is no data source; choose one of {written}, or a mixture such as '
+        f"'3*folder:/a + 1*folder:/b'; {QUICKSTART}."
+    )
+  return kind, path
+
+
 def open_source(spec: str, split: str) -> Source:
-  """Opens 'kind:what', for instance 'folder:/my/images' (see the top of this file).
+  """Opens a split of a source, for instance 'folder:/my/images' (see the top of this file).
 
   Raises:
     UserError: for an unknown kind, data that is not there, or data that cannot be read.
   """
-  kind, _, rest = spec.partition(':')
-  if kind not in _OPENERS or (not rest) != (kind == 'digits'):
-    raise UserError(
-        f'{spec!r} is no data source; choose digits, folder:/path, tfds:name or '
-        f'array_record:/path; {QUICKSTART}.'
-    )
-  return _OPENERS[kind](rest, split)
+  if mixture.is_mixture(spec):
+    return mixture.open_mixture(spec, split, open_source)
+  kind, path = _kind_and_path(spec)
+  _, open_whole, _ = _KINDS[kind]
+  return select(lambda name: open_whole(path, name), split)
+
+
+def split_names(spec: str) -> _Names:
+  """The names of the splits that a source has; of a mixture, those that all its parts have.
+
+  Raises:
+    UserError: as `open_source`.
+  """
+  if mixture.is_mixture(spec):
+    first, *others = (split_names(part) for _, part in mixture.parse_mixture(spec))
+    return tuple(name for name in first if all(name in names for names in others))
+  kind, path = _kind_and_path(spec)
+  _, _, names_of = _KINDS[kind]
+  return names_of(path)

@@ -3,17 +3,13 @@
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
 
-from vit_jax.data.images import SUFFIXES, check_image
+from vit_jax.data.images import SUFFIXES
 from vit_jax.data.sources.base import QUICKSTART, Source
 from vit_jax.errors import BadExampleError, UserError
-
-# A folder of more images is not read through before a run; a damaged one then ends it later.
-_CHECK_AT_MOST = 100_000
 
 
 def image_files(folder: epath.Path) -> list[str]:
@@ -108,13 +104,6 @@ def open_folder(path: str, split: str) -> Source:
       raise UserError(f'{folder / file} is of a class that {classes_in} does not have.')
   if not files:
     raise UserError(f'folder:{root} has no image in its split {split!r}; it has too few images.')
-
-  def check(file: str) -> None:
-    check_image(_read_bytes(folder / file), str(folder / file))
-
-  if len(files) <= _CHECK_AT_MOST:
-    with ThreadPoolExecutor() as pool:
-      list(pool.map(check, files))
 
   def read(i: int) -> tuple[bytes, np.ndarray]:
     return _read_bytes(folder / files[i]), np.int32(labels[files[i].split(os.sep)[0]])

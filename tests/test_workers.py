@@ -1,0 +1,186 @@
+"""Worker processes: the same batches as threads, and nothing left behind."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from conftest import ROOT, write_images
+
+from vit_jax.config import default_config
+from vit_jax.data import loader
+from vit_jax.data.reader import Recipe
+from vit_jax.errors import BadExampleError, LostPeerError, UserError
+from vit_jax.parallel import mesh as mesh_lib
+
+pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason='written for eight devices')
+
+
+def augment() -> dict:
+  return default_config().data.augment.to_dict()
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory) -> pathlib.Path:
+  """40 images; two of them are bad: cut short, and empty."""
+  folder = tmp_path_factory.mktemp('images')
+  for split, seed in (('train', 0), ('test', 1)):
+    names = [f'{split}/{name}/{i}.jpg' for name in ('ant', 'bee') for i in range(10)]
+    write_images(folder, dict.fromkeys(names, (20, 24)), seed)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def damaged(images, tmp_path_factory) -> pathlib.Path:
+  """The same, but one image of each split is cut short and one of train is empty."""
+  folder = tmp_path_factory.mktemp('damaged') / 'images'
+  subprocess.run(['cp', '-r', images, folder], check=True)
+  for name in ('train/ant/3.jpg', 'test/bee/0.jpg'):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+  (folder / 'train/bee/7.jpg').write_bytes(b'')
+  return folder
+
+
+def open_feed(folder, workers, *, most_bad=1.0, **fields) -> loader.Feed:
+  train = Recipe(f'folder:{folder}', 'train', (16, 16), seed=3, augment=augment(), **fields)
+  test = Recipe(f'folder:{folder}', 'test', (16, 16), **fields)
+  streams = {
+      'train': loader.open_stream(train, 16, most_bad=most_bad),
+      'test': loader.open_stream(test, 8, most_bad=most_bad),
+  }
+  axes = {'data': 8, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
+  return loader.Feed(streams, mesh_lib.make_mesh(ml_collections.ConfigDict(axes)), workers)
+
+
+def read(folder, workers, first=0, last=12, **fields):
+  with open_feed(folder, workers, **fields) as feed:
+    train = [jax.device_get(batch) for batch in feed.batches('train', first, last)]
+    test = [jax.device_get(batch) for batch in feed.batches('test')]
+    return train, test, feed.bad
+
+
+def assert_same(one, two):
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize('workers', [1, 2, 4])
+def test_workers_change_no_batch(workers, images):
+  train, test, bad = read(images, workers)
+  expected_train, expected_test, _ = read(images, 0)
+  assert len(train) == 12 and len(test) == 3 and bad == {'train': {}, 'test': {}}
+  assert_same(train, expected_train)
+  assert_same(test, expected_test)
+  later, _, _ = read(images, workers, first=7)
+  assert_same(later, expected_train[7:])
+
+
+def test_skipped_examples_are_replaced_alike_by_workers(damaged, images):
+  train, test, bad = read(damaged, 2, on_bad_example='skip')
+  expected_train, expected_test, expected_bad = read(damaged, 0, on_bad_example='skip')
+  assert_same(train, expected_train)
+  assert_same(test, expected_test)
+  assert bad == expected_bad
+  assert sorted(m.split('/')[-2:] for m in (x.split()[0] for x in bad['train'].values())) == [
+      ['ant', '3.jpg'], ['bee', '7.jpg']]  # fmt: skip
+  assert sum(batch['mask'].sum() for batch in test) == 19
+  healthy, _, _ = read(images, 0)
+  same = np.concatenate([(a['image'] == b['image']).all((1, 2, 3))
+                         for a, b in zip(train, healthy, strict=True)])  # fmt: skip
+  # Nothing but the places of the bad ones changes: two of twenty.
+  assert 0 < (~same).sum() <= np.ceil(len(same) / 20 + 1) * 2
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_example_ends_the_run_unless_it_is_skipped(workers, damaged):
+  with pytest.raises(BadExampleError, match=r'(3|7)\.jpg cannot be read'):
+    read(damaged, workers)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_too_many_bad_examples_end_the_run(workers, damaged):
+  with pytest.raises(UserError, match='2 of 20 examples .* cannot be read .10.0%'):
+    read(damaged, workers, on_bad_example='skip', most_bad=0.05)
+
+
+def children() -> list[int]:
+  path = pathlib.Path(f'/proc/{os.getpid()}/task')
+  return [int(pid) for task in path.glob('*/children') for pid in task.read_text().split()]
+
+
+def test_nothing_is_left_behind(images):
+  before = len(os.listdir('/proc/self/fd')), children()
+  with open_feed(images, 2) as feed:
+    for _ in zip(range(3), feed.batches('train', 0, 10**9), strict=False):
+      assert len(children()) == len(before[1]) + 2
+  assert (len(os.listdir('/proc/self/fd')), children()) == before
+
+
+def test_a_worker_that_is_killed_ends_the_run(images):
+  with open_feed(images, 1) as feed:
+    batches = feed.batches('train', 0, 10**9)
+    next(batches)
+    os.kill(children()[-1], signal.SIGKILL)
+    with pytest.raises(LostPeerError, match='signal 9'):
+      for _ in batches:
+        pass
+
+
+def test_a_folder_that_changes_while_workers_start_is_noticed(images, tmp_path):
+  subprocess.run(['cp', '-r', images, tmp_path / 'images'], check=True)
+  recipe = Recipe(f'folder:{tmp_path}/images', 'train', (16, 16), augment=augment())
+  stream = loader.open_stream(recipe, 16)
+  (tmp_path / 'images/train/ant/0.jpg').unlink()
+  axes = {'data': 8, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
+  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
+  with loader.Feed({'train': stream}, mesh, 1) as feed:
+    with pytest.raises(UserError, match='changed while the run was starting'):
+      next(feed.batches('train', 0, 1))
+
+
+READ_FOREVER = """
+import sys
+sys.path[:0] = ['tests']
+from test_workers import open_feed
+with open_feed(sys.argv[1], 2) as feed:
+  for step, _ in enumerate(feed.batches('train', 0, 10**9)):
+    if step == 3:
+      from test_workers import children
+      print(*children(), flush=True)
+"""
+
+
+def is_running(pid: int) -> bool:
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent(how, images):
+  process = subprocess.Popen(
+      [sys.executable, '-c', READ_FOREVER, str(images)], cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+  )  # fmt: skip
+  workers = [int(pid) for pid in process.stdout.readline().split()]
+  assert len(workers) == 2 and all(map(is_running, workers))
+  os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+  _, err = process.communicate(timeout=30)
+  until = time.monotonic() + 10
+  while any(map(is_running, workers)) and time.monotonic() < until:
+    time.sleep(0.01)
+  assert not any(map(is_running, workers))
+  if how == signal.SIGINT:
+    assert err.rstrip().endswith('KeyboardInterrupt') and err.count('Traceback') == 1
+
+
+def test_workers_import_no_jax():
+  code = "import sys, vit_jax.data.workers; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

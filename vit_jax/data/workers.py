@@ -1,0 +1,142 @@
+"""Processes that read examples, past the interpreter's lock that threads share.
+
+A worker is told what to read in lines of JSON, and writes into memory that it shares with the
+process that started it. It imports no JAX, ignores the keyboard and SIGTERM (which reach the whole
+group of a run), and ends when its pipe does, however its parent ended.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.data import batches
+from vit_jax.data.reader import Recipe, make_reader
+from vit_jax.errors import BadExampleError, LostPeerError, UserError
+
+_ERRORS = {'BadExampleError': BadExampleError, 'UserError': UserError}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+  """Where in the shared file the slots of a recipe lie.
+
+  Attributes:
+    recipe: what is read.
+    fingerprint: of the source, which the worker must find the same.
+    rows: of a slot.
+    count: of slots.
+    offset: of the first, in bytes.
+  """
+
+  recipe: Recipe
+  fingerprint: str
+  rows: int
+  count: int
+  offset: int
+
+
+class Worker:
+  """The parent's end of a worker process; one thread may use it at a time."""
+
+  def __init__(self, shared: Sequence[Shared], file: int):
+    environment = os.environ | {'OMP_NUM_THREADS': '1'}
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, (root, environment.get('PYTHONPATH'))))
+    self._process = subprocess.Popen(
+        [sys.executable, '-c', 'from vit_jax.data import workers; workers.serve()', str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(file,),
+        env=environment,
+        text=True,
+    )
+    self._send([dataclasses.asdict(part) for part in shared])
+
+  def _send(self, message: Any) -> None:
+    with contextlib.suppress(BrokenPipeError):  # its end is noticed when the answer is read
+      self._process.stdin.write(json.dumps(message) + '\n')
+      self._process.stdin.flush()
+
+  def read(self, task: Mapping[str, Any]) -> dict[int, str]:
+    """Has a task done, as `serve` takes it; returns the bad examples that were met.
+
+    Raises:
+      UserError: that the worker met.
+      LostPeerError: when the process has ended.
+      RuntimeError: for a bug, with the worker's traceback.
+    """
+    self._send(task)
+    line = self._process.stdout.readline()
+    if not line:
+      code = self._process.wait()
+      why = f'signal {-code}' if code < 0 else f'exit code {code}'
+      hint = '; memory may have run out' if code == -signal.SIGKILL else ''
+      raise LostPeerError(f'A worker that reads data ended ({why}{hint}); start the run again.')
+    answer = json.loads(line)
+    if 'kind' in answer:
+      raise _ERRORS.get(answer['kind'], RuntimeError)(answer['message'])
+    return {int(index): message for index, message in answer['bad'].items()}
+
+  def close(self) -> None:
+    """Ends the process: at once when it is idle, else after its task."""
+    with contextlib.suppress(OSError):
+      self._process.stdin.close()
+    try:
+      self._process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
+
+
+def _open(parts: Sequence[Mapping[str, Any]], file: int) -> list[Any]:
+  """The readers and slots of all recipes."""
+  readers = []
+  for part in (Shared(**part) for part in parts):
+    reader = make_reader(Recipe(**part.recipe))
+    if reader.source.fingerprint != part.fingerprint:
+      raise UserError(f'{reader.source.name} changed while the run was starting; start it again.')
+    slots = batches.slots_in(file, reader.shapes, part.rows, part.count, part.offset)
+    readers.append((reader, slots))
+  return readers
+
+
+def _read(readers: Sequence[Any], task: Mapping[str, Any]) -> dict[int, str]:
+  """Does the task {'recipe', 'slot', 'first' row, 'indices', 'positions'}."""
+  reader, slots = readers[task['recipe']]
+  slot = slots[task['slot']]
+  return reader.read_rows(task['indices'], task['positions'], task['first'], slot)
+
+
+def _answer(error: Exception) -> dict[str, str]:
+  kind = type(error).__name__
+  return {'kind': kind, 'message': str(error) if kind in _ERRORS else traceback.format_exc()}
+
+
+def serve() -> None:
+  """What a worker process does: the recipes on the first line, then one task a line."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  file, answers = int(sys.argv[1]), os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)  # what a library prints must not get among the answers
+  readers, failure = [], None
+  try:
+    readers = _open(json.loads(sys.stdin.readline() or '[]'), file)
+  except Exception as error:  # noqa: BLE001 - the answer to each task
+    failure = _answer(error)
+  for line in sys.stdin:
+    try:
+      answer = failure or {'bad': _read(readers, json.loads(line))}
+    except Exception as error:  # noqa: BLE001 - the parent raises it again
+      answer = _answer(error)
+    try:
+      print(json.dumps(answer), file=answers, flush=True)
+    except BrokenPipeError:
+      os._exit(0)

@@ -1,0 +1,89 @@
+"""Prepares a data set: `python -m vit_jax.prepare_data SOURCE TARGET`.
+
+Writes sharded ArrayRecord that array_record:TARGET and TFDS read, labels.txt, and a data card:
+dataset.json, and dataset.html to look at. Runs on all cores; when it was stopped, the same command
+goes on where it was.
+
+SOURCE is one of
+  a folder of images      class/*, or train/class/* with val/ or test/ beside
+  a folder with ImageNet  ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for the classes of
+                          the latter, ILSVRC2012_devkit_t12.tar.gz, LOC_val_solution.csv or
+                          imagenet_2012_validation_synset_labels.txt; or these tars, with a comma
+  a folder of n….tar      one tar a synset, as ImageNet-21k comes
+  a data source           digits, tfds:name, hf:name, webdataset:/path, array_record:/path, …
+
+Examples
+  python -m vit_jax.prepare_data /data/ILSVRC2012 /data/imagenet --size=256
+  python -m vit_jax.prepare_data my_photos my_data --on_bad_example=skip
+  python -m vit_jax.prepare_data my_photos --check
+"""
+
+import argparse
+import json
+import pathlib
+
+import tqdm
+
+from vit_jax import command_line
+from vit_jax.data import card as cards
+from vit_jax.data import prepare
+from vit_jax.data.listing import Options
+from vit_jax.errors import UserError
+
+
+def _parser() -> command_line.Parser:
+  parser = command_line.Parser(
+      'vit_jax.prepare_data',
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('source', metavar='SOURCE', help='what to prepare, see above')
+  add('target', metavar='TARGET', nargs='?', help='a new folder')
+  add('--size', type=int, default=0, metavar='N', help='make the shorter side of larger images N '
+      'pixels (Lanczos), as JPEG; without it all bytes stay as they are')  # fmt: skip
+  add('--quality', type=int, default=95, metavar='Q', help='of these JPEGs, 1 to 100 (95)')
+  add('--shards', type=int, default=0, metavar='N', help='files a split (of about 256 MB, at least '
+      'one a worker)')  # fmt: skip
+  add('--workers', type=int, default=0, metavar='N', help='processes (one a core)')
+  add('--name', default='', help='of the data set, in lower case (that of SOURCE)')
+  add('--splits', default='', metavar='A,B', help='the splits to take (all)')
+  add('--classes', default='', choices=('found', 'imagenet', 'imagenet21k'), help='what labels '
+      'count in: the classes that are there, or all of a list (by SOURCE)')  # fmt: skip
+  add('--ground_truth', default='', metavar='FILE', help="of ImageNet's validation images")
+  add('--partial', action='store_true', help='take ImageNet tars that are incomplete')
+  add('--on_bad_example', default='error', choices=('error', 'skip'), help='name images that '
+      'cannot be read and stop, or leave them out (error)')  # fmt: skip
+  add('--check', action='store_true', help='only look: prints the card, writes nothing; exit code '
+      '2 if an image cannot be read')  # fmt: skip
+  add('--json', action='store_true', help='print the card as JSON')
+  return parser
+
+
+def main() -> None:
+  parser = _parser()
+  args = parser.parse_args()
+  if not args.check and args.target is None:
+    parser.error('TARGET is missing (or --check)')
+  if args.size < 0 or args.shards < 0 or args.workers < 0 or not 1 <= args.quality <= 100:
+    parser.error('--size, --shards and --workers are not negative, and --quality is 1 to 100')
+  splits = tuple(filter(None, args.splits.split(',')))
+  options = Options(splits, args.classes, args.ground_truth, args.partial)
+  with tqdm.tqdm(unit=' images', disable=None, leave=False) as bar:
+    progress = prepare.Progress(lambda total, there: bar.reset(total) or bar.update(there), bar.update)
+    if args.check:
+      card = prepare.check(args.source, options, args.workers, progress)
+    else:
+      target = pathlib.Path(args.target).expanduser()
+      card = prepare.prepare(
+          args.source, target, options, prepare.Encoding(args.size, args.quality), name=args.name,
+          shards=args.shards, workers=args.workers, skip_bad=args.on_bad_example == 'skip',
+          progress=progress,
+      )  # fmt: skip
+  print(json.dumps(cards.to_json(card)) if args.json else cards.summary(card))
+  if args.check and card.unreadable:
+    raise UserError(f'{card.unreadable:,} images cannot be read.')
+
+
+if __name__ == '__main__':
+  command_line.run(main)
