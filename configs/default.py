@@ -9,11 +9,12 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.seed = 0  # of initialisation, order, augmentation and dropout
   config.total_steps = 10_000
+  config.epochs = 0.0  # passes over the training data; counts where total_steps is 0
   config.batch_size = 512  # global: over all devices and processes
   config.eval_batch_size = 0  # global; 0: the same as batch_size
   config.accumulation_steps = 1  # micro-batches a step; the result is that of the whole batch
   config.log_every = 50  # steps
-  config.eval_every = 1000  # steps; the end of the run is always evaluated
+  config.eval_every = 1000  # steps, 0: ten times a run; its end is always evaluated
   # Weights to start from, with a new head: a released name, a file, the folder of a run or of
   # Transformers.
   config.init_from = ''
@@ -65,8 +66,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.on_bad_example = 'error'
   config.data.most_bad = 0.01  # with skip: a larger share of bad examples ends the run
   config.data.train = ml_collections.ConfigDict()
-  config.data.train.source = 'digits'  # digits, folder:/path, tfds:name, array_record:/path
-  config.data.train.split = 'train'
+  # digits, folder:/path, array_record:/path, tfds:name, hf:name, webdataset:/path, synthetic:jft,
+  # or a mixture such as '3*folder:/a + 1*hf:b'.
+  config.data.train.source = 'digits'
+  config.data.train.split = 'train'  # or 'train[:98%]', 'train[:800]+validation[:200]'
   config.data.test = ml_collections.ConfigDict()
   config.data.test.source = 'digits'
   config.data.test.split = 'test'
@@ -77,6 +80,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.augment.resize_small = 0  # random, central: the shorter side; 0: just enough
   config.data.augment.pad = 0  # random, central: gray pixels on each side
   config.data.augment.antialias = False  # of resizing; the released models were trained without
+  # JPEGs twice as large as needed are decoded at 1/2, large ones at 1/4 or 1/8.
+  config.data.augment.reduced_decoding = True
   config.data.augment.shift = 0.0  # share of the image
   config.data.augment.scale = 0.0  # relative change
   config.data.augment.rotate = 0.0  # degrees
@@ -109,7 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.schedule.cooldown_steps = 0  # linearly to zero at the end
 
   config.checkpoint = ml_collections.ConfigDict()
-  config.checkpoint.every = 1000  # steps; the end of the run is always saved
+  config.checkpoint.every = 1000  # steps, 0: ten times a run; its end is always saved
   config.checkpoint.keep = 3  # the last ones; the best one is kept besides
 
   config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: what is left

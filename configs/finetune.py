@@ -1,14 +1,15 @@
 """Fine-tunes a released or an own ViT as the paper does (arXiv 2010.11929, Table 4).
 
   python -m vit_jax.main --config=configs/finetune.py:b16,cifar10
-  python -m vit_jax.main --config=configs/finetune.py:ti16,folder:/my/images \
-      --config.init_from=ViT-Ti_16.npz
+  python -m vit_jax.main --config=configs/finetune.py:ti16,folder:/my/images
 
-The argument is model,dataset: one of MODELS, and one of DATASETS or any data source. Without
---config.init_from the released weights in MODELS are downloaded once.
+The argument is model,dataset: one of MODELS, and one of DATASETS or any data source (own images:
+docs/own_images.md). The released weights in MODELS are downloaded once; --config.init_from=FILE
+takes others.
 
-Table 4: SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping at global norm
-1, 384 px. The learning rate is swept there (see DATASETS); here it is the third of the four.
+For DATASETS, Table 4: SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping
+at global norm 1, 384 px. The learning rate is swept there (see DATASETS); here it is the third of
+the four.
 
 Published for the released ImageNet-21k checkpoints (README of google-research/vision_transformer,
 dropout 0.0): B/16 CIFAR-10 99.02 %, CIFAR-100 92.06 %, ImageNet 84.53 %; L/16 99.13 %, 92.91 %,
@@ -49,6 +50,34 @@ DATASETS = {
 }  # fmt: skip
 
 
+def start_from(model):
+  """A config that starts from the released weights of a model."""
+  config = default.get_config()
+  variant, patch_size, resnet_blocks, config.init_from = MODELS[model]
+  config.model.variant, config.model.patch_size = variant, patch_size
+  if resnet_blocks is not None:
+    config.model.resnet_width, config.model.resnet_blocks = 64, resnet_blocks
+  return config
+
+
+def own_data(model, source):
+  """Somebody's own images: a small batch, and as many steps as there are images for."""
+  config = start_from(model)
+  config.data.train.source = config.data.test.source = source
+  config.total_steps, config.epochs = 0, 20.0
+  config.batch_size = 32
+  config.log_every = 10
+  config.eval_every = config.checkpoint.every = 0  # ten times a run
+  config.data.image_size = 224
+  config.data.augment.area = (0.3, 1.0)
+  config.optimizer.name = 'sgd'
+  config.optimizer.b1 = 0.9
+  config.optimizer.clip_norm = 1.0
+  config.schedule.decay = 'cosine'
+  config.schedule.learning_rate = 0.003
+  return config
+
+
 def get_config(argument='b16,cifar10'):
   model, _, dataset = argument.partition(',')
   if model not in MODELS:
@@ -58,20 +87,17 @@ def get_config(argument='b16,cifar10'):
         f'the dataset is {dataset!r}; choose one of {", ".join(DATASETS)}, or a source such as '
         'folder:/path'
     )
-  own = (dataset, 'train', 'test', 2000, (0.001, 0.003, 0.01, 0.03))
-  source, train, test, steps, learning_rates = DATASETS.get(dataset, own)
+  if dataset not in DATASETS:
+    return own_data(model, dataset)
+  source, train, test, steps, learning_rates = DATASETS[dataset]
 
-  config = default.get_config()
-  variant, patch_size, resnet_blocks, released = MODELS[model]
-  config.init_from = released
+  config = start_from(model)
   config.total_steps = steps
   config.batch_size = 512
   config.eval_every = max(steps // 10, 50)
   config.checkpoint.every = max(steps // 10, 50)
-  config.model.variant, config.model.patch_size = variant, patch_size
-  if resnet_blocks is not None:
-    config.model.resnet_width, config.model.resnet_blocks = 64, resnet_blocks
-  config.data.image_size = 384 if patch_size != 14 else 392  # 14 does not divide 384
+  # 14 does not divide 384
+  config.data.image_size = 384 if config.model.patch_size != 14 else 392
   config.data.crop_fraction = 1.0
   config.data.train.source = config.data.test.source = source
   config.data.train.split, config.data.test.split = train, test

@@ -1,13 +1,16 @@
 """Image files of all kinds become upright RGB; damaged ones end in one sentence."""
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.images import check_image, decode_image
+from vit_jax.data import images, turbojpeg
+from vit_jax.data.images import check_image, decode_image, open_image
 from vit_jax.errors import UserError
 
 # Smooth, so that JPEG keeps it; not square, so that turning shows.
@@ -81,6 +84,10 @@ GOOD = {  # name: (bytes, expected pixels, largest mean difference)
     'WebP, lossless': (encode(RGB, 'WEBP', lossless=True), RGB, 0),
     'WebP, RGBA': (encode(with_alpha('RGBA'), 'WEBP', lossless=True), over_white(RGB), 0),
     'WebP, animated': (animation('WEBP'), RGB, 0),
+    'GIF, animated': (
+        encode(palette(), 'GIF', save_all=True, append_images=[palette().rotate(180)]),
+        np.asarray(palette().convert('RGB')), 0,
+    ),
     'BMP': (encode(RGB, 'BMP'), RGB, 0),
     'BMP, gray': (encode(GRAY, 'BMP'), three(GRAY), 0),
 }  # fmt: skip
@@ -153,3 +160,83 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
     for read in (decode_image, check_image):
       with pytest.raises(UserError, match=r'x\.png'):
         read(encode(NOISE, 'PNG'), 'x.png')
+
+
+def test_a_bomb_of_400_million_pixels_in_a_few_bytes_is_refused_without_decoding_it():
+  def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack('>I', len(content)) + kind + content + struct.pack(
+        '>I', zlib.crc32(kind + content))  # fmt: skip
+
+  header = struct.pack('>IIBBBBB', 20_000, 20_000, 8, 0, 0, 0, 0)
+  bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(
+      b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')  # fmt: skip
+  for read in (decode_image, check_image):
+    with pytest.raises(UserError, match=r'x\.png .*400,000,000|x\.png .*pixels'):
+      read(bomb, 'x.png')
+
+
+def random_jpegs(count: int, smallest: int = 1):
+  """Small JPEGs of all kinds of sampling, and a box in each."""
+  rng = np.random.default_rng(0)
+  for _ in range(count):
+    height, width = rng.integers(smallest, 150, 2)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 3, 3), dtype=np.uint8))
+    image = coarse.resize((int(width), int(height)))
+    options = {'subsampling': int(rng.integers(3)), 'progressive': bool(rng.integers(2))}
+    left, top = int(rng.integers(width)), int(rng.integers(height))
+    box = left, top, int(rng.integers(left, width)) + 1, int(rng.integers(top, height)) + 1
+    yield encode(image, 'JPEG', **options), box
+
+
+@pytest.mark.parametrize('has_library', [True, False])
+def test_a_part_of_a_jpeg_has_the_pixels_of_the_whole(has_library, monkeypatch):
+  if not has_library:
+    monkeypatch.setattr(turbojpeg, '_library', lambda: None)
+  for data, box in random_jpegs(150):
+    for channels in (1, 3):
+      whole = decode_image(data, 'x', channels)
+      np.testing.assert_array_equal(
+          open_image(data, 'x', channels).pixels(box), images.cut(whole, box), strict=True
+      )
+
+
+def test_reduced_jpegs_are_large_enough_smooth_and_the_same_with_either_library(monkeypatch):
+  reduced = 0
+  for data, box in random_jpegs(150, smallest=60):
+    picture = open_image(data, 'x')
+    size = box[3] - box[1], box[2] - box[0]
+    found = picture.pixels(box, enough=(9, 12))
+    assert all(a >= min(b, c) for a, b, c in zip(found.shape, size, (9, 12), strict=False))
+    if found.shape[:2] != size:
+      reduced += 1
+      whole = Image.fromarray(picture.pixels(box)).resize(found.shape[1::-1], Image.BOX)
+      assert np.abs(np.asarray(whole).astype(int) - found).mean() < 12
+    with monkeypatch.context() as patch:
+      patch.setattr(turbojpeg, '_library', lambda: None)
+      np.testing.assert_array_equal(picture.pixels(box, enough=(9, 12)), found, strict=True)
+  assert reduced > 20
+
+
+@pytest.mark.skipif(not turbojpeg.is_available(), reason='needs TurboJPEG 3')
+def test_a_part_is_really_decoded_by_part():
+  data, box = next(random_jpegs(1))
+  assert turbojpeg.decode_box(data, box, 3).shape == (box[3] - box[1], box[2] - box[0], 3)
+  assert turbojpeg.decode_box(data[: len(data) // 3], box, 3) is None
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_any_number_of_channels(channels):
+  for data in (jpeg(RGB), encode(with_alpha('RGBA'), 'PNG'), jpeg(GRAY), RGB, GRAY[..., None]):
+    found = open_image(data, 'x', channels).pixels()
+    assert (found.shape, found.dtype) == ((*RGB.shape[:2], channels), np.uint8)
+  gray = open_image(jpeg(GRAY), 'x', 1).pixels()
+  assert np.abs(gray[..., 0].astype(int) - GRAY).mean() < 2
+
+
+def test_arrays_keep_the_channels_they_have():
+  bands = np.zeros((4, 5, 13), np.uint8)
+  assert open_image(bands, 'x', 13).pixels().shape == (4, 5, 13)
+  with pytest.raises(UserError, match=r'x has 13 channels, config\.data\.channels=3'):
+    open_image(bands, 'x', 3)
+  with pytest.raises(UserError, match='x is an image file, which cannot have 13 channels'):
+    open_image(jpeg(RGB), 'x', 13)

@@ -119,6 +119,12 @@ def test_cutout_is_a_square_around_its_centre():
   assert same(found, expected)
 
 
+def test_a_third_of_the_colour_circle_leads_from_red_to_green():
+  red = np.zeros((4, 4, 3), np.uint8) + np.uint8([200, 0, 0])
+  for turns, expected in ((1 / 3, [0, 200, 0]), (-1 / 3, [0, 0, 200]), (0.5, [0, 200, 200])):
+    assert np.abs(ops.hue(red, turns).astype(int) - expected).max() <= 5
+
+
 @pytest.mark.parametrize('policy', ra.POLICIES)
 def test_every_operation_of_a_policy_comes_equally_often(policy, monkeypatch):
   counts, table = {}, ra.POLICIES[policy]

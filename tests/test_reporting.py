@@ -1,5 +1,8 @@
 """What a run says about itself: devices, batches, bytes, compile time, waiting, utilisation."""
 
+import os
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -62,6 +65,9 @@ def test_compiling_says_what_it_took(config, program, capsys):
   assert compiled.memory_analysis().argument_size_in_bytes > 0
 
 
+FEED = types.SimpleNamespace(bad={'train': {}}, num_workers=0)
+
+
 class Clock:
   """Time goes by when a test says so."""
 
@@ -96,28 +102,71 @@ def batches(clock, seconds):
 def test_waiting_for_data_is_measured(progress, clock):
   assert list(progress.waiting_for(batches(clock, 1))) == [0, 1, 2]
   clock.now += 1
-  values = progress.log(2, 1.0)
+  values = progress.log(2, 1.0, FEED)
   assert values['train/data_wait/process_0'] == 3 / 4
   assert values['train/images_per_second'] == 2 * 64 / 4
   clock.now += 1
-  assert progress.log(4, 1.0)['train/data_wait/process_0'] == 0
+  assert progress.log(4, 1.0, FEED)['train/data_wait/process_0'] == 0
 
 
 def test_pauses_count_neither_as_time_nor_as_waiting(progress, clock):
   with progress.paused():
     list(progress.waiting_for(batches(clock, 5)))
   clock.now += 2
-  values = progress.log(1, 1.0)
+  values = progress.log(1, 1.0, FEED)
   assert values['train/images_per_second'] == 64 / 2
   assert values['train/data_wait/process_0'] == 0
 
 
+def starve(progress, clock, steps, feed) -> None:
+  """Waits 3 of 4 seconds in each of `steps` intervals."""
+  for step in steps:
+    list(progress.waiting_for(batches(clock, 1)))
+    clock.now += 1
+    progress.log(step, 1.0, feed)
+
+
+def test_a_run_that_starves_says_so_once_with_the_numbers_to_change(
+    progress, clock, capsys, monkeypatch
+):
+  monkeypatch.setattr(os, 'cpu_count', lambda: 16)
+  feed = types.SimpleNamespace(bad={'train': {}}, num_workers=2)
+  starve(progress, clock, [1], feed)
+  assert 'wait' not in capsys.readouterr().out.replace('waiting', '')  # queues were still empty
+  starve(progress, clock, [2, 3, 4], feed)
+  out = capsys.readouterr().out
+  assert out.count('the devices wait') == 1
+  assert 'wait 75% of the time' in out and '--config.data.workers=8 (now 2, 16 cores)' in out
+  assert '16 images/s; they could take 64' in out
+
+
+def test_with_all_cores_reading_preparing_is_what_is_left(progress, clock, capsys, monkeypatch):
+  monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+  feed = types.SimpleNamespace(bad={'train': {}}, num_workers=2)
+  starve(progress, clock, [1, 2], feed)
+  assert 'prepare_data SOURCE TARGET --size=256' in capsys.readouterr().out
+
+
+def test_bad_examples_are_named_and_counted(progress, clock, capsys):
+  bad = {i: f'{i}.jpg cannot be read.' for i in range(3)}
+  feed = types.SimpleNamespace(bad={'train': bad}, num_workers=2)
+  clock.now += 1
+  assert progress.log(1, 1.0, feed)['train/bad_examples'] == 3
+  assert capsys.readouterr().out.count('skipped: ') == 3
+  bad |= {i: f'{i}.jpg cannot be read.' for i in range(20)}
+  clock.now += 1
+  assert progress.log(2, 1.0, feed)['train/bad_examples'] == 20
+  out = capsys.readouterr().out
+  assert out.count('skipped: ') == 2 and 'more are counted' in out
+
+
 def test_utilization_is_that_of_the_models_arithmetic(progress, program, clock, monkeypatch):
   clock.now += 1
-  assert 'train/model_flops_utilization' not in progress.log(1, 1.0)  # a CPU's peak is unknown
+  # A CPU's peak is unknown.
+  assert 'train/model_flops_utilization' not in progress.log(1, 1.0, FEED)
   monkeypatch.setattr(reporting, 'peak_flops', lambda mesh: mesh.size * 1e9)
   clock.now += 1
-  found = progress.log(2, 1.0)['train/model_flops_utilization']
+  found = progress.log(2, 1.0, FEED)['train/model_flops_utilization']
   np.testing.assert_allclose(found, 64 * train_flops(program.model, (8, 8)) / 8e9)
 
 

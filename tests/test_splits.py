@@ -63,6 +63,12 @@ def test_vtab_takes_a_sum_of_two_splits():
     assert source.describe(i) == whole.describe(j)
 
 
+def test_examples_of_a_slice_are_called_by_their_place_in_the_split():
+  source = select(open_whole, 'train[5:9]+validation[-2:]')
+  assert source.describe(0) == 'numbers (train), example 5'
+  assert source.describe(5) == 'numbers (validation), example 59'
+
+
 def test_a_whole_split_is_the_source_itself():
   whole = numbers(5)
   assert select(lambda name: whole, ' train ') is whole

@@ -65,11 +65,14 @@ def test_resizing_is_that_of_tensorflow(name, antialias):
   assert np.abs(found - expected).max() <= 1
 
 
-def test_training_images_are_antialiased_only_if_asked():
+@pytest.mark.parametrize('crop', transforms.CROPS)
+def test_training_images_are_antialiased_only_if_asked(crop):
   stripes = np.zeros((64, 64, 3), np.uint8)
   stripes[:, ::4] = 255
+  fields = dict(crop=crop, area=(1.0, 1.0))
   plain, smooth = (
-      augment(stripes, (8, 8), how(antialias=antialias), rng()) for antialias in (False, True)
+      augment(stripes, (8, 8), how(**fields, antialias=antialias), rng())
+      for antialias in (False, True)
   )
   assert np.abs(smooth[:, 1:-1].astype(int) - 64).max() < 8
   assert np.abs(plain.astype(int) - 128).max() <= 1  # the two middle pixels of eight
@@ -235,6 +238,7 @@ def test_padded_random_crops_move_by_whole_pixels():
   for seed in range(200):
     found = augment(image, (8, 8), how(crop='random', pad=2), rng(seed))
     places.add(every[found.tobytes()])
+    assert_example(found, (8, 8))
   assert len(places) == 25
 
 
@@ -251,12 +255,14 @@ def test_random_crops_are_cut_from_the_resized_image():
 def test_only_what_is_needed_is_decoded(crop):
   image, boxes = random_image(1000, 40), []
 
-  def pixels(box):
+  def decode(box, reduction):
     boxes.append(box)
     return cut(image, box)
 
-  transforms.augment(Picture(1000, 40, pixels), (16, 16), how(crop=crop), rng())
+  transforms.augment(Picture(1000, 40, decode), (16, 16), how(crop=crop), rng())
   ((left, top, right, bottom),) = boxes
+  if crop == 'central':
+    assert (top, bottom) == (340, 660)
   assert (right - left) * (bottom - top) <= 8 * 40 * 40 < image[..., 0].size
 
 
@@ -305,9 +311,10 @@ def test_central_crop_always_gives_the_size(shape, size, fraction):
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('size', [(8, 12), (16, 16)])
 @pytest.mark.parametrize('crop', transforms.CROPS)
-@pytest.mark.parametrize('pad', [0, 3])
-def test_augment_always_gives_the_size(shape, size, crop, pad):
-  augmentation = transforms.Augmentation(**EVERYTHING | {'crop': crop, 'pad': pad})
+@pytest.mark.parametrize(('pad', 'resize_small'), [(0, 0), (3, 0), (3, 4)])
+def test_augment_always_gives_the_size(shape, size, crop, pad, resize_small):
+  fields = {'crop': crop, 'pad': pad, 'resize_small': resize_small}
+  augmentation = transforms.Augmentation(**EVERYTHING | fields)
   for seed in range(5):
     assert_example(augment(random_image(*shape), size, augmentation, rng(seed)), size)
 

@@ -13,10 +13,11 @@ from PIL import Image
 
 from vit_jax.checkpoints import fit, loading, saving
 from vit_jax.checkpoints.about import DEFAULT_CROP_FRACTION, About
+from vit_jax.checkpoints.released import flatten
 from vit_jax.checkpoints.torch_export import unlike_hugging_face
 from vit_jax.config import image_size as pixels
 from vit_jax.data import transforms
-from vit_jax.data.images import decode_image, to_mode
+from vit_jax.data.images import decode_image, of_pillow
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
@@ -82,6 +83,12 @@ class Classifier:
         f'parameters: {size}; images {height}x{width}; {classes:,} classes)'
     )
 
+  @property
+  def channels(self) -> int:
+    """Of the images: 3 (RGB) but for models trained on others."""
+    tensors = flatten(self.params)
+    return tensors[build.input_kernel(tensors)].shape[2]
+
   @functools.cached_property
   def _apply(self):
     return jax.jit(lambda params, images: self.model.apply({'params': params}, images))
@@ -98,10 +105,11 @@ class Classifier:
     shape, dtype = images.shape, images.dtype
     any_size = isinstance(self.model, BiTResNet) and len(shape) == 4
     size = shape[1:3] if any_size else self.image_size
-    if len(shape) != 4 or shape[1:] != (*size, 3) or dtype.kind in 'uib':
+    if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
       raise ValueError(
           f'images are {dtype}{list(shape)}; this model takes floats in [-1, 1] of shape '
-          f'(B, {self.image_size[0]}, {self.image_size[1]}, 3), as `preprocess` gives them.'
+          f'(B, {self.image_size[0]}, {self.image_size[1]}, {self.channels}), as `preprocess` '
+          'gives them.'
       )
     return self._apply(self.params, images)
 
@@ -119,13 +127,14 @@ class Classifier:
       ValueError: for an array of another shape or dtype.
     """
     if isinstance(image, (bytes, bytearray)):
-      image = decode_image(bytes(image), name)
+      image = decode_image(bytes(image), name, self.channels)
     elif isinstance(image, Image.Image):
-      image = np.asarray(to_mode(image))
-    if getattr(image, 'dtype', None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+      image = of_pillow(image, self.channels)
+    shape = np.shape(image)
+    if getattr(image, 'dtype', None) != np.uint8 or len(shape) != 3 or shape[2] != self.channels:
       raise ValueError(
-          f'{name} is a {type(image).__name__} of shape {np.shape(image)}; `preprocess` takes '
-          'bytes of a file, a Pillow image, or uint8 of shape (H, W, 3).'
+          f'{name} is a {type(image).__name__} of shape {shape}; `preprocess` takes '
+          f'bytes of a file, a Pillow image, or uint8 of shape (H, W, {self.channels}).'
       )
     image = transforms.central_crop(image, self.image_size, self.crop_fraction)
     return image.astype(np.float32) / 127.5 - 1.0
@@ -179,7 +188,7 @@ class Classifier:
     if 4 * build.count_parameters(self.params) >= 2**31 - 2**24:
       raise UserError('A .stablehlo file holds less than 2 GiB of weights; write an .npz.')
     batch = jax.export.symbolic_shape('b')[0]
-    images = jax.ShapeDtypeStruct((batch, *self.image_size, 3), np.float32)
+    images = jax.ShapeDtypeStruct((batch, *self.image_size, self.channels), np.float32)
     params = jax.device_get(self.params)
     program = jax.jit(lambda images: self.model.apply({'params': params}, images))
     exported = jax.export.export(program, platforms=('cpu', 'tpu', 'cuda'))(images)
@@ -192,6 +201,7 @@ def load_params(
     image_size: tuple[int, int],
     position_resize: str = 'corners',
     shardings: Any = None,
+    channels: int = 3,
 ) -> tuple[Any, fit.Report]:
   """The weights of `source` to start training `model` from, with a new head (Section 3.2).
 
@@ -202,6 +212,7 @@ def load_params(
     image_size: (height, width); position embeddings are resized to it.
     position_resize: as in `load`.
     shardings: a tree of where the parameters belong; a device gets no more than its part.
+    channels: of the images; the first layer's weights are spread over them.
 
   Returns:
     The parameter tree, and what became of the tensors.
@@ -211,7 +222,7 @@ def load_params(
   """
   found = loading.open_checkpoint(source, image_size, getattr(model, 'num_heads', None))
   _check_architecture(found, model)
-  tensors, report = _fit(found, model, image_size, True, position_resize)
+  tensors, report = _fit(found, model, image_size, True, position_resize, channels)
   there, here = (getattr(x, 'numerics', None) for x in (found.model, model))
   for name, field in (('approximate_gelu', 'gelu'), ('layer_norm_epsilon',) * 2):
     if getattr(there, name, None) != getattr(here, name, None):
@@ -243,12 +254,13 @@ def _fit(
     image_size: tuple[int, int],
     new_head: bool,
     position_resize: str,
+    channels: int,
 ) -> tuple[Any, fit.Report]:
   """The tensors of a checkpoint as those of `model` for images of that size."""
   build.check_image_size(image_size, model, 'image_size')
   return fit.fit_to_model(
       found.tensors,
-      build.abstract_params(model, image_size),
+      build.abstract_params(model, image_size, channels),
       old_grid=found.grid,
       new_grid=build.patch_grid(image_size, model),
       new_head=new_head,
@@ -310,8 +322,10 @@ def load(
     model, labels = model.clone(num_classes=num_classes), None
     if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
       model = model.clone(pre_logits=0)
-  tensors, report = _fit(found, model, size, num_classes is not None, position_resize)
-  placed = shardings and shardings(build.abstract_params(model, size))
+  channels = found.tensors[build.input_kernel(found.tensors)].shape[2]
+  new_head = num_classes is not None
+  tensors, report = _fit(found, model, size, new_head, position_resize, channels)
+  placed = shardings and shardings(build.abstract_params(model, size, channels))
   params = fit.read_params(tensors, found.name, placed)
   about = found.about
   return Classifier(model, params, size, labels, about.crop_fraction, about.loss, report)

@@ -36,7 +36,9 @@ def score(
   axes = {'data': -1, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
   mesh_lib.check_batch_size(mesh, batch_size, '--batch_size')
-  recipe = Recipe(data, split, vit.image_size, crop_fraction=vit.crop_fraction)
+  recipe = Recipe(
+      data, split, vit.image_size, channels=vit.channels, crop_fraction=vit.crop_fraction
+  )
   stream = open_stream(recipe, batch_size, source)
   params = jax.device_put(vit.params, mesh_lib.replicated(mesh))
   eval_step = jax.jit(make_eval_step(vit.model, vit.loss))

@@ -109,7 +109,7 @@ def main() -> None:
   args, overrides = parser.parse_known_args()
   if args.out is not None and args.sweep is None:
     raise UserError('--out goes with --sweep.')
-  config = load_config(args.config, overrides)
+  config = planning.with_steps(load_config(args.config, overrides))
   names = [args.topology] if args.sweep is None else args.sweep.split(',')
   wanted = [topologies.parse_topology(name) for name in names]
   topologies.prepare(wanted)

@@ -47,7 +47,7 @@ def predict(
   while chunk := list(itertools.islice(paths, batch_size)):
     images = [read_image(vit, path) for path in chunk]
     good = [image for image in images if isinstance(image, np.ndarray)]
-    padding = [np.zeros((*vit.image_size, 3), np.float32)] * (batch_size - len(good))
+    padding = [np.zeros((*vit.image_size, vit.channels), np.float32)] * (batch_size - len(good))
     if len(chunk) < batch_size:  # a short list is not worth a batch of the full size
       padding = []
     rows = iter(np.asarray(vit.probabilities(np.stack(good + padding)))) if good else iter(())

@@ -21,6 +21,7 @@ Examples
 import argparse
 import json
 import pathlib
+import sys
 
 import tqdm
 
@@ -28,6 +29,7 @@ from vit_jax import command_line
 from vit_jax.data import card as cards
 from vit_jax.data import prepare
 from vit_jax.data.listing import Options
+from vit_jax.data.shards import Encoding
 from vit_jax.errors import UserError
 
 
@@ -70,19 +72,26 @@ def main() -> None:
   splits = tuple(filter(None, args.splits.split(',')))
   options = Options(splits, args.classes, args.ground_truth, args.partial)
   with tqdm.tqdm(unit=' images', disable=None, leave=False) as bar:
-    progress = prepare.Progress(lambda total, there: bar.reset(total) or bar.update(there), bar.update)
+
+    def start(total: int, before: int) -> None:
+      bar.total, bar.n, bar.initial = total, before, before
+
+    progress = prepare.Progress(start, bar.update)
     if args.check:
       card = prepare.check(args.source, options, args.workers, progress)
     else:
       target = pathlib.Path(args.target).expanduser()
       card = prepare.prepare(
-          args.source, target, options, prepare.Encoding(args.size, args.quality), name=args.name,
+          args.source, target, options, Encoding(args.size, args.quality), name=args.name,
           shards=args.shards, workers=args.workers, skip_bad=args.on_bad_example == 'skip',
           progress=progress,
       )  # fmt: skip
+  if card is None:
+    print(f'{args.target} is prepared already; there is nothing to do.', file=sys.stderr)
+    return
   print(json.dumps(cards.to_json(card)) if args.json else cards.summary(card))
   if args.check and card.unreadable:
-    raise UserError(f'{card.unreadable:,} images cannot be read.')
+    raise UserError(f'{cards.counted(card.unreadable, "image")} cannot be read, see above.')
 
 
 if __name__ == '__main__':

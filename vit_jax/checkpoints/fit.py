@@ -15,6 +15,7 @@ import numpy as np
 from vit_jax.checkpoints.released import POSITIONS, flatten, unflatten
 from vit_jax.checkpoints.tensors import Tensor
 from vit_jax.errors import UserError
+from vit_jax.models import build
 
 RESIZE_METHODS = ('corners', 'half_pixel')
 _READERS = 4
@@ -100,6 +101,18 @@ def resize_position_embedding(
   return np.concatenate([token, grid.astype(embedding.dtype)], axis=1)
 
 
+def fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+  """The first layer's kernel (h, w, C, D) for images with another number of channels.
+
+  For one channel the sum over the old ones, so that a gray image gives what it gave as RGB;
+  else the old ones in turn, scaled so that the response keeps its size.
+  """
+  old = kernel.shape[2]
+  if channels == 1:
+    return kernel.sum(axis=2, keepdims=True)
+  return kernel[:, :, np.arange(channels) % old] * np.float32(old / channels)
+
+
 def fit_to_model(
     tensors: Mapping[str, Tensor],
     abstract: Any,
@@ -145,6 +158,13 @@ def fit_to_model(
       if name.startswith('head/'):
         tensors[name] = Tensor.of(np.broadcast_to(np.float32(0), leaf.shape))
         fresh.append(f'{name} {leaf.shape} = 0')
+  kernel = build.input_kernel(wanted)
+  if kernel in tensors and tensors[kernel].shape[2:3] != wanted[kernel].shape[2:3]:
+    old, new = tensors[kernel], wanted[kernel].shape
+    tensors[kernel] = old.map(
+        (*old.shape[:2], new[2], *old.shape[3:]), lambda x: fit_channels(_float32(x), new[2])
+    )
+    resized.append(f'{kernel} {old.shape} -> {new}, for {new[2]} channels')
   if old_grid != new_grid and POSITIONS in tensors:
     old, new = tensors[POSITIONS], wanted[POSITIONS].shape
     tensors[POSITIONS] = old.map(
@@ -153,8 +173,7 @@ def fit_to_model(
     resized.append(f'{POSITIONS} {old.shape} -> {new}, {resize}')
   _check_same(tensors, wanted, source)
   changed = set(name for name in wanted if name.startswith('head/')) if new_head else set()
-  if resized:
-    changed.add(POSITIONS)
+  changed |= {name for name in wanted if any(line.startswith(f'{name} ') for line in resized)}
   kinds = sorted({str(tensor.dtype) for tensor in tensors.values()} - {'float32'})
   report = Report(
       source,

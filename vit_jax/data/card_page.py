@@ -1,4 +1,4 @@
-"""The data card as a page that a person likes to look at: one file, nothing loaded from elsewhere."""
+"""The data card as a page that a person likes to look at, in one file."""
 
 import base64
 import html
@@ -8,8 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from vit_jax.data.card import Card, Tally, class_counts, shown, spread, warnings
+from vit_jax.data.card import Card, class_counts, spread, warnings
+from vit_jax.data.examples import shown
 from vit_jax.data.images import decode_image
+from vit_jax.data.tally import Tally
 
 MOST_CLASSES = 1000  # that are shown with pictures
 _SIDE = 96
@@ -101,9 +103,10 @@ def _unreadable(card: Card) -> str:
 
 def _duplicates(card: Card) -> str:
   rows = ''.join(
-      f'<tr><td>{_text(" and ".join(overlap.where))}</td><td>{_text(a)}</td><td>{_text(b)}</td></tr>'
+      f'<tr><td>{_text(" and ".join(overlap.where))}</td><td>{_text(second)}</td>'
+      f'<td>{_text(first)}</td></tr>'
       for overlap in card.overlaps
-      for a, b in overlap.pairs
+      for first, second in overlap.pairs
   )
   head = '<tr><th>split</th><th>file</th><th>the same as</th></tr>'
   return f'<h2>The same content twice</h2><table>{head}{rows}</table>' if rows else ''
@@ -142,7 +145,7 @@ def page(card: Card, images: Iterable[tuple[int, bytes]]) -> str:
   tiles = ''.join(
       f'<div class="tile"><b>{number}</b>{what}</div>'
       for number, what in [
-          *((f'{found.examples:,}', f'{_text(split)} images') for split, found in card.splits.items()),
+          *((f'{found.examples:,}', _text(split)) for split, found in card.splits.items()),
           (f'{len(card.class_names):,}', 'classes'),
           (f'{sum(found.bytes for found in card.splits.values()) / 1e6:,.1f} MB', 'of images'),
       ]

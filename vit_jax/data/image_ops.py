@@ -112,9 +112,7 @@ def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
   return cv2.LUT(flat, table).reshape(image.shape)
 
 
-def _each_channel(
-    image: np.ndarray, levels: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _each_channel(image: np.ndarray, levels: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
   """`_look_up` in a table that `levels` makes of the channel's histogram."""
   found = np.empty(image.shape, np.uint8)
   for i in range(image.shape[2]):
@@ -129,8 +127,10 @@ def autocontrast(image: np.ndarray) -> np.ndarray:
 
   def levels(histogram: np.ndarray) -> np.ndarray:
     low, high = np.flatnonzero(histogram)[[0, -1]]
-    scale = np.float32(255.0 / (high - low)) if high > low else 1
-    return _LEVELS * scale - low * scale if high > low else _LEVELS
+    if high == low:
+      return _LEVELS
+    scale = np.float32(255.0 / (high - low))
+    return _LEVELS * scale - low * scale
 
   return _each_channel(image, levels)
 

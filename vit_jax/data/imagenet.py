@@ -28,6 +28,8 @@ GROUND_TRUTHS = (
 )
 _SYNSET = re.compile(r'n\d{8}')
 _VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})')
+# What reading a ground truth raises for a file that is none.
+_NOT_ONE = (OSError, tarfile.TarError, EOFError, KeyError, ValueError, IndexError, TypeError)
 _HERE = pathlib.Path(__file__).parent
 
 
@@ -104,7 +106,7 @@ def read_ground_truth(file: pathlib.Path) -> list[str]:
       found = [answer.split()[0] for _, answer in rows]
     else:
       found = file.read_text().split()
-  except (OSError, tarfile.TarError, KeyError, ValueError, IndexError, TypeError, EOFError) as error:
+  except _NOT_ONE as error:
     raise UserError(f'{file} holds no ground truth of ImageNet ({first_line(error)}).') from None
   known = set(synsets())
   for synset in found:

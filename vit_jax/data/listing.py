@@ -5,141 +5,21 @@ examples of a split can be cut in parts and sent to another process.
 """
 
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from vit_jax.data import imagenet, tars
-from vit_jax.data.sources import Source, image_files, open_source, split_names
-from vit_jax.data.sources.base import Stored
+from vit_jax.data.examples import Examples, Files, Members, OfSource, Opened, opened, shown
+from vit_jax.data.sources import Source, image_files, split_names
 from vit_jax.data.sources.folder import _split_folder as split_folder
-from vit_jax.errors import BadExampleError, UserError
+from vit_jax.errors import UserError
 
 _KIND = re.compile(r'[a-z_]+:|digits$|.*[*+].*:')
-
-
-class Examples(Protocol):
-  """Examples of one split; `read` raises `BadExampleError`."""
-
-  def __len__(self) -> int: ...
-
-  def read(self, i: int) -> Stored: ...
-
-  def name(self, i: int) -> str:
-    """What the example is called within its data set."""
-
-  def part(self, start: int, stop: int) -> 'Examples': ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-  """Image files below a folder."""
-
-  root: str
-  names: Sequence[str]
-  labels: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.names)
-
-  def read(self, i: int) -> Stored:
-    try:
-      with open(os.path.join(self.root, self.names[i]), 'rb') as file:
-        return file.read(), self.labels[i]
-    except OSError as error:
-      raise BadExampleError(f'{self.names[i]} cannot be read: {error.strerror}.') from None
-
-  def name(self, i: int) -> str:
-    return self.names[i]
-
-  def part(self, start: int, stop: int) -> 'Files':
-    return Files(self.root, self.names[start:stop], self.labels[start:stop])
-
-
-@dataclasses.dataclass(frozen=True)
-class Members:
-  """Files in tar files: which tar, where in it, how long."""
-
-  tars: tuple[str, ...]
-  tar: np.ndarray
-  offsets: np.ndarray
-  sizes: np.ndarray
-  labels: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.offsets)
-
-  def _range(self, i: int, before: int, size: int) -> bytes:
-    file = self.tars[self.tar[i]]
-    try:
-      return tars.read_range(file, int(self.offsets[i]) - before, size)
-    except OSError as error:
-      raise BadExampleError(f'{file} cannot be read: {error.strerror}.') from None
-
-  def read(self, i: int) -> Stored:
-    return self._range(i, 0, int(self.sizes[i])), self.labels[i]
-
-  def name(self, i: int) -> str:
-    header = self._range(i, 512, 100)  # which begins with the name
-    return header.split(b'\0')[0].decode('utf-8', 'surrogateescape')
-
-  def part(self, start: int, stop: int) -> 'Members':
-    cut = (a[start:stop] for a in (self.tar, self.offsets, self.sizes, self.labels))
-    return Members(self.tars, *cut)
-
-
-@functools.lru_cache(maxsize=8)
-def _opened(spec: str, split: str) -> Source:
-  return open_source(spec, split)
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """Examples of a data source; each process opens it once."""
-
-  spec: str
-  split: str
-  start: int
-  stop: int
-
-  def __len__(self) -> int:
-    return self.stop - self.start
-
-  def read(self, i: int) -> Stored:
-    return _opened(self.spec, self.split).read(self.start + i)
-
-  def name(self, i: int) -> str:
-    return _opened(self.spec, self.split).describe(self.start + i)
-
-  def part(self, start: int, stop: int) -> 'Opened':
-    return Opened(self.spec, self.split, self.start + start, self.start + stop)
-
-
-@dataclasses.dataclass(frozen=True)
-class OfSource:
-  """Examples of a source that is open; they stay in this process."""
-
-  source: Source
-  start: int
-  stop: int
-
-  def __len__(self) -> int:
-    return self.stop - self.start
-
-  def read(self, i: int) -> Stored:
-    return self.source.read(self.start + i)
-
-  def name(self, i: int) -> str:
-    return self.source.describe(self.start + i)
-
-  def part(self, start: int, stop: int) -> 'OfSource':
-    return OfSource(self.source, self.start + start, self.start + stop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,33 +85,46 @@ def _classes(found: Sequence[str], options: Options) -> tuple[tuple[str, ...], t
   return ids, (imagenet.class_names(ids) if set(ids) <= known else ids)
 
 
+def _folder_splits(root: pathlib.Path) -> tuple[str, ...]:
+  """The splits that a folder is divided in; none where `folder:` holds a fifth out."""
+  folders = {c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith('.')}
+  splits = folders & {'train', 'val', 'test'}
+  if splits == {'train'} or ('train' not in splits and splits != folders):
+    return ()
+  return tuple(split for split in ('train', 'val', 'test') if split in splits)
+
+
+def _class_folders(files: Sequence[str], folder: pathlib.Path) -> list[str]:
+  names = sorted({file.split(os.sep)[0] for file in files if os.sep in file})
+  if not names:
+    raise UserError(f'{folder} holds no image in any sub-folder; it takes a sub-folder each class.')
+  for name in names:
+    if not name.isprintable():
+      raise UserError(f'The name of the class folder {folder}/{ascii(name)} is no plain text.')
+  return names
+
+
 def _list_folder(root: pathlib.Path, options: Options) -> Listing:
   """{train,val,test}/class/* or class/*, as `folder:` reads it."""
-  inside = {c.name for c in root.iterdir() if c.is_dir()} & {'train', 'val', 'test'}
-  wanted = options.splits or (sorted(inside, key='train val test'.find) if len(inside) > 1 else ())
-  files, labels_in = {}, {}
-  for split in wanted or ('train', 'test'):
+  divided = _folder_splits(root)
+  files = {}
+  for split in options.splits or divided or ('train', 'test'):
     folder, belongs = split_folder(root, split)
-    found = image_files(folder)
-    files[split] = (str(folder), [f for f in found if os.sep in f and belongs(f)])
-    if not labels_in or split == 'train':
-      labels_in = sorted({f.split(os.sep)[0] for f in found if os.sep in f})
-  if not labels_in:
-    raise UserError(f'{root} holds no image in any sub-folder; a sub-folder each class is needed.')
-  for name in labels_in:
-    if not name.isprintable():
-      raise UserError(f'The name of the class folder {ascii(name)} in {root} is no plain text.')
-  ids, names = _classes(labels_in, options)
+    found = [file for file in image_files(folder) if os.sep in file]
+    files[split] = (folder, [file for file in found if belongs(file)])
+  # All classes count, also those without an image in these splits: labels must not depend on it.
+  train = root / 'train' if (root / 'train').is_dir() and folder != root else folder
+  ids, names = _classes(_class_folders(image_files(train), train), options)
   label_of = {name: i for i, name in enumerate(ids)}
   splits = {}
   for split, (folder, found) in files.items():
     for file in found:
       if file.split(os.sep)[0] not in label_of:
-        raise UserError(f'{folder}/{file} is of a class that the training images do not have.')
+        raise UserError(f'{folder / shown(file)} is of a class that {train} does not have.')
     labels = np.array([label_of[file.split(os.sep)[0]] for file in found], np.int32)
     if found:
-      splits[split] = Files(folder, found, labels)
-    elif wanted:
+      splits[split] = Files(str(folder), found, labels)
+    elif split in options.splits or divided:
       raise UserError(f'{folder} holds no image of the split {split!r}.')
   fingerprint = _digest(*(splits[split].names for split in splits))
   return Listing(str(root), splits, names, ids if ids != names else (), fingerprint=fingerprint)
@@ -239,9 +132,8 @@ def _list_folder(root: pathlib.Path, options: Options) -> Listing:
 
 def _members(rows: list[tuple[int, int, int, int]], files: Sequence[str]) -> Members:
   columns = np.array(rows, np.int64).reshape(-1, 4).T
-  return Members(
-      tuple(files), columns[0].astype(np.uint16), columns[1], columns[2], columns[3].astype(np.int32)
-  )
+  tar, label = columns[0].astype(np.uint16), columns[3].astype(np.int32)
+  return Members(tuple(files), tar, columns[1], columns[2], label)
 
 
 def _class_tars(root: pathlib.Path, files: list[pathlib.Path], options: Options) -> Listing:
@@ -322,14 +214,14 @@ def _list_imagenet(source: str, files: Sequence[pathlib.Path], options: Options)
 
 def _list_source(spec: str, options: Options) -> Listing:
   names = options.splits or split_names(spec)
-  opened = {name: _opened(spec, name) for name in names}
-  first = next(iter(opened.values()))
+  sources = {name: opened(spec, name) for name in names}
+  first = next(iter(sources.values()))
   return Listing(
       spec,
-      {name: Opened(spec, name, 0, source.size) for name, source in opened.items()},
+      {name: Opened(spec, name, 0, source.size) for name, source in sources.items()},
       first.class_names,
       multi_label=first.multi_label,
-      fingerprint=_digest([f'{s.name} {s.size} {s.fingerprint}' for s in opened.values()]),
+      fingerprint=_digest([f'{s.name} {s.size} {s.fingerprint}' for s in sources.values()]),
   )
 
 

@@ -109,6 +109,7 @@ class Feed:
         name: mesh_lib.local_rows(mesh, stream.batch_size) for name, stream in streams.items()
     }
     self.bad: dict[str, dict[int, str]] = {name: {} for name in streams}  # index -> message
+    self.num_workers = workers
     self._workers: list[Worker] = []
     self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     self._slots = self._start_workers(workers) if workers else self._own_slots()

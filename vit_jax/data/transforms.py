@@ -32,6 +32,9 @@ class Augmentation:
     resize_small: the shorter side before a random or central crop; 0: what just covers the crop.
     pad: gray pixels on each side before a random or central crop.
     antialias: when shrinking, average over all pixels.
+    reduced_decoding: JPEGs of which at least twice as many pixels (in height and width) would be
+      decoded as are needed are decoded at 1/2, 1/4 or 1/8 of their size: large photos several
+      times as fast, and smoother than by picking pixels.
     shift: largest translation, as a share of height and width.
     scale: largest relative change of size.
     rotate: largest rotation, in degrees.
@@ -51,6 +54,7 @@ class Augmentation:
   resize_small: int
   pad: int
   antialias: bool
+  reduced_decoding: bool
   shift: float
   scale: float
   rotate: float
@@ -151,11 +155,12 @@ def crop(
     picture: Picture, size: tuple[int, int], how: Augmentation, rng: np.random.Generator
 ) -> np.ndarray:
   """The part of a picture that `how.crop` says, as (*size, C); only that much is decoded."""
-  if how.crop == 'inception':
-    image = picture.pixels(inception_box(picture.height, picture.width, how.area, rng))
+  if how.crop in ('inception', 'resize'):
+    box = None
+    if how.crop == 'inception':
+      box = inception_box(picture.height, picture.width, how.area, rng)
+    image = picture.pixels(box, size if how.reduced_decoding else None)
     return ops.resize(image, size, how.antialias)
-  if how.crop == 'resize':
-    return ops.resize(picture.pixels(None), size, how.antialias)
   shorter = how.resize_small or min(size)
   cover = shorter * size[0] / min(size), shorter * size[1] / min(size)
   places = {'random': lambda free: int(rng.integers(free + 1)), 'central': lambda free: free // 2}

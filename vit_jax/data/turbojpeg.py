@@ -30,6 +30,10 @@ class _Region(ctypes.Structure):
   _fields_ = [(name, ctypes.c_int) for name in ('x', 'y', 'w', 'h')]
 
 
+class _Fraction(ctypes.Structure):
+  _fields_ = [('numerator', ctypes.c_int), ('denominator', ctypes.c_int)]
+
+
 def _candidates() -> list[str]:
   """Files that may be the library, the system's first."""
   files = ['libturbojpeg.so.0', 'libturbojpeg.dylib', '/opt/homebrew/lib/libturbojpeg.dylib']
@@ -54,6 +58,7 @@ def _library() -> ctypes.CDLL | None:
     library.tj3DecompressHeader.argtypes = (handle, *data)
     library.tj3Get.argtypes = (handle, ctypes.c_int)
     library.tj3SetCroppingRegion.argtypes = (handle, _Region)
+    library.tj3SetScalingFactor.argtypes = (handle, _Fraction)
     library.tj3Decompress8.argtypes = (handle, *data, handle, ctypes.c_int, ctypes.c_int)
     return library
   return None
@@ -67,13 +72,14 @@ def is_available() -> bool:
 _local = threading.local()  # a decompressor may not be used by two threads at once
 
 
-def decode_box(data: bytes, box: Box, channels: int) -> np.ndarray | None:
+def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.ndarray | None:
   """The pixels of a JPEG in a box: (bottom - top, right - left, channels) uint8.
 
   Args:
     data: a file with gray or YCbCr pixels.
-    box: lies within the image.
+    box: lies within the image, or within the reduced one.
     channels: 1 (gray) or 3 (RGB).
+    reduction: 1, 2, 4 or 8: the image is decoded at that fraction of its height and width.
 
   Returns:
     None when it cannot tell: without the library, and for data that is not flawless.
@@ -89,9 +95,12 @@ def decode_box(data: bytes, box: Box, channels: int) -> np.ndarray | None:
   block = _BLOCK_WIDTH.get(library.tj3Get(handle, _SUBSAMP))
   if block is None:
     return None
+  if library.tj3SetScalingFactor(handle, _Fraction(1, reduction)):
+    return None
   left, top, right, bottom = box
+  block //= reduction
   first = max(left - _MARGIN, 0) // block * block  # a region begins at a block
-  last = min(right + _MARGIN, library.tj3Get(handle, _WIDTH))
+  last = min(right + _MARGIN, -(-library.tj3Get(handle, _WIDTH) // reduction))
   if library.tj3SetCroppingRegion(handle, _Region(first, top, last - first, bottom - top)):
     return None
   pixels = np.empty((bottom - top, last - first, channels), np.uint8)

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -234,6 +234,12 @@ def _units(tensors: Mapping[str, Any]) -> tuple[int, ...]:
   return units
 
 
+def input_kernel(names: Container[str]) -> str:
+  """Which of the parameters (by linen name) sees the pixels: its third axis is the channels."""
+  kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel')
+  return next(name for name in kernels if name in names)
+
+
 def check_image_size(image_size: tuple[int, int], model: Model, what: str) -> None:
   """Raises `UserError` unless the model takes images of that size."""
   height, width = image_size
@@ -258,15 +264,15 @@ def patch_grid(image_size: tuple[int, int], model: Model) -> tuple[int, int] | N
   return image_size[0] // model.patch_size, image_size[1] // model.patch_size
 
 
-def abstract_params(model: Model, image_size: tuple[int, int]) -> Any:
+def abstract_params(model: Model, image_size: tuple[int, int], channels: int = 3) -> Any:
   """The parameter tree of `model` as `ShapeDtypeStruct`s; nothing is allocated."""
-  return jax.tree.map(lambda leaf: leaf, _abstract_params(model, image_size))  # an own copy
+  return jax.tree.map(lambda leaf: leaf, _abstract_params(model, image_size, channels))  # a copy
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract_params(model: Model, image_size: tuple[int, int]) -> Any:
+def _abstract_params(model: Model, image_size: tuple[int, int], channels: int) -> Any:
   """All blocks of a Transformer are alike, so one is traced and stands for all."""
-  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
   one = model.clone(depth=1) if isinstance(model, VisionTransformer) else model
   params = jax.eval_shape(one.init, jax.random.key(0), images)['params']
   if isinstance(model, VisionTransformer):

@@ -66,12 +66,13 @@ def train_and_evaluate(
     PreemptedError: after SIGTERM (inside `processes.joined`), when the state is saved.
   """
   workdir = setup.find_workdir(workdir)
-  total_steps = config.total_steps
   mesh = mesh_lib.make_mesh(config.mesh)
-  setup.check_config(config, mesh)
 
   # Data and model.
   train = open_source(config.data.train.source, config.data.train.split)
+  config = setup.with_steps(config, train.size)
+  setup.check_config(config, mesh)
+  total_steps = config.total_steps
   test = open_source(config.data.test.source, config.data.test.split)
   check_same_classes(train.class_names, test.class_names, test.name)
   setup.check_num_classes(config.data.num_classes, train)
@@ -122,7 +123,7 @@ def train_and_evaluate(
       last = step == total_steps
       if step % config.log_every == 0 or last:
         values = _finite_or_stop(step, metrics)
-        writer.write(step, values | progress.log(step, values['train/loss']))
+        writer.write(step, values | progress.log(step, values['train/loss'], feed))
       if step % config.eval_every == 0 or last:
         with progress.paused():
           result = evaluate()

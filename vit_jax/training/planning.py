@@ -111,6 +111,14 @@ def classes_of(config: ml_collections.ConfigDict) -> tuple[int, bool]:
   return train.num_classes, train.multi_label
 
 
+def with_steps(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config with its steps; the training data is opened only where they are told in epochs."""
+  size = 0
+  if config.epochs > 0:
+    size = open_source(config.data.train.source, config.data.train.split).size
+  return setup.with_steps(config, size)
+
+
 def build_for(
     config: ml_collections.ConfigDict, topology: Topology, classes: tuple[int, bool]
 ) -> Program:

@@ -85,8 +85,9 @@ def build_program(
   schedule = optim.make_schedule(config.schedule, config.total_steps)
   optimizer = optim.make_optimizer(config.optimizer, schedule)
   init = functools.partial(
-      init_state, model, optimizer, size, config.seed, config.polyak_decay > 0
-  )
+      init_state, model, optimizer, size, config.seed, config.polyak_decay > 0,
+      channels=config.data.channels,
+  )  # fmt: skip
   abstract = jax.eval_shape(init)
   shardings = mesh_lib.state_shardings(abstract, mesh)
   train_step = make_train_step(
@@ -101,7 +102,7 @@ def build_program(
       polyak_decay=config.polyak_decay,
   )
   batch = {
-      'image': ((*size, 3), jnp.uint8),
+      'image': ((*size, config.data.channels), jnp.uint8),
       'label': ((num_classes,), jnp.uint8) if multi_label else ((), jnp.int32),
   }
   return Program(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -17,12 +18,16 @@ import tqdm
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vit_jax.data.loader import Feed
 from vit_jax.data.sources import Source
 from vit_jax.models.build import count_parameters
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel.topologies import peak_flops
 from vit_jax.training.program import Program
+
+_STARVING = 0.2  # share of the time that is waited for data
+_NAMED = 5  # bad examples that are named
 
 
 def _keep_until(path: epath.Path, step: int) -> None:
@@ -113,6 +118,7 @@ class Progress:
     self._began = self._since = time.monotonic()
     self._since_step, self._waited = first_step, 0.0
     self._bar = None
+    self._intervals, self._starved, self._bad_said = 0, False, set()
 
   def start(self, sources: tuple[Source, Source], workdir: epath.Path) -> None:
     """Says what is about to be trained, on what, and where it goes."""
@@ -168,8 +174,10 @@ class Progress:
     """One more step was dispatched."""
     self._bar.update()
 
-  def log(self, step: int, loss: float) -> dict[str, float]:
+  def log(self, step: int, loss: float, feed: Feed) -> dict[str, float]:
     """Shows the loss after `step` steps; returns how fast they went since the last call.
+
+    Says which examples were bad, and once when the devices wait for data.
 
     All processes call it together. Keys: train/images_per_second; train/model_flops_utilization,
     the share of the devices' peak that the model's own arithmetic takes (where their peak is
@@ -179,14 +187,18 @@ class Progress:
     now = time.monotonic()
     elapsed = max(now - self._since, 1e-9)
     rate = (step - self._since_step) * self._batch_size / elapsed
-    wait = multihost_utils.process_allgather(np.float32(min(self._waited / elapsed, 1)))
+    waited = np.float32(min(self._waited / elapsed, 1))
+    bad = len(feed.bad['train'])
+    wait, bad = map(np.ravel, multihost_utils.process_allgather((waited, np.int32(bad))))
     self._since, self._since_step, self._waited = now, step, 0.0
     speed = {'train/images_per_second': rate}
     if (peak := peak_flops(self._program.mesh)) is not None:
       flops = train_flops(self._program.model, self._program.image_size)
       speed['train/model_flops_utilization'] = rate * flops / peak
-    for process, share in enumerate(np.ravel(wait)):
+    for process, share in enumerate(wait):
       speed[f'train/data_wait/process_{process}'] = float(share)
+    if np.sum(bad):
+      speed['train/bad_examples'] = int(np.sum(bad))
     memory = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in memory:
       speed['train/device_memory_peak'] = memory['peak_bytes_in_use']
@@ -194,12 +206,42 @@ class Progress:
     if 'train/model_flops_utilization' in speed:
       text += f', {speed["train/model_flops_utilization"]:.0%} of peak'
     self._bar.set_postfix_str(text)
+    self._say_bad(feed)
+    self._say_starving(float(np.max(wait)), rate, feed)
     if not self._terminal:
       left = (self._total - step) * (now - self._began) / max(step - self._first, 1)
       self.say(
           f'step {step}/{self._total}, {text}, {tqdm.tqdm.format_interval(left)} left'
       )
     return speed
+
+  def _say_bad(self, feed: Feed) -> None:
+    """Names the examples that were skipped since the last time, of many the first few."""
+    for index, message in feed.bad['train'].items():
+      if index not in self._bad_said and len(self._bad_said) < _NAMED:
+        more = '; more are counted in metrics.jsonl' if len(self._bad_said) == _NAMED - 1 else ''
+        self.say(f'skipped: {message}{more}')
+        self._bad_said.add(index)
+
+  def _say_starving(self, wait: float, rate: float, feed: Feed) -> None:
+    """Says once that the devices wait for data, and what to change."""
+    self._intervals += 1  # the first one still fills the queues
+    if self._starved or self._intervals < 2 or wait < _STARVING:
+      return
+    self._starved = True
+    cores = os.cpu_count() or 1
+    wanted = min(math.ceil(max(feed.num_workers, 1) / (1 - min(wait, 0.95))), cores)
+    if wanted > feed.num_workers:
+      change = f'--config.data.workers={wanted} (now {feed.num_workers}, {cores} cores)'
+    else:
+      change = (
+          f'all {cores} cores read already; images prepared by python -m vit_jax.prepare_data '
+          'SOURCE TARGET --size=256 are read faster'
+      )
+    self.say(
+        f'the devices wait {wait:.0%} of the time for data, which comes at {rate:,.0f} images/s; '
+        f'they could take {rate / max(1 - wait, 0.05):,.0f}: {change}'
+    )
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from vit_jax.classifier import load_params
 from vit_jax.data.loader import Stream, open_stream
 from vit_jax.data.reader import Recipe
 from vit_jax.data.sources import Source
+from vit_jax.data.transforms import Augmentation
 from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
@@ -32,23 +33,45 @@ _NOT_NEGATIVE = (lambda x: x >= 0, 'zero or positive')
 _RATE = (lambda x: 0 <= x < 1, 'at least 0 and less than 1')
 _RANGES = {
     **dict.fromkeys(
-        ('total_steps', 'batch_size', 'accumulation_steps', 'log_every', 'eval_every',
-         'checkpoint.every', 'checkpoint.keep', 'model.patch_size', 'optimizer.epsilon',
-         'schedule.timescale', 'model.layer_norm_epsilon'), _POSITIVE),
+        ('total_steps', 'batch_size', 'accumulation_steps', 'log_every', 'checkpoint.keep',
+         'model.patch_size', 'optimizer.epsilon', 'schedule.timescale',
+         'model.layer_norm_epsilon', 'data.channels'), _POSITIVE),
     **dict.fromkeys(
-        ('eval_batch_size', 'model.width', 'model.depth', 'model.mlp_dim', 'model.num_heads',
-         'model.pre_logits', 'model.resnet_width', 'data.threads', 'optimizer.weight_decay',
-         'optimizer.clip_norm', 'schedule.learning_rate', 'schedule.end',
-         'schedule.cooldown_steps', 'mixup_alpha', 'cutmix_alpha'), _NOT_NEGATIVE),
+        ('eval_batch_size', 'epochs', 'eval_every', 'checkpoint.every', 'model.width',
+         'model.depth', 'model.mlp_dim', 'model.num_heads', 'model.pre_logits',
+         'model.resnet_width', 'data.threads', 'optimizer.weight_decay', 'optimizer.clip_norm',
+         'schedule.learning_rate', 'schedule.end', 'schedule.cooldown_steps', 'mixup_alpha',
+         'cutmix_alpha'), _NOT_NEGATIVE),
     **dict.fromkeys(
         ('polyak_decay', 'label_smoothing', 'model.dropout_rate', 'model.attention_dropout_rate',
          'model.stochastic_depth_rate', 'optimizer.b1', 'optimizer.b2'), _RATE),
     'seed': (lambda x: 0 <= x < 2**32, 'at least 0 and less than 2^32'),
-    'data.channels': _POSITIVE,
     'data.most_bad': (lambda x: 0 <= x <= 1, 'at least 0 and at most 1'),
     'data.workers': (lambda x: x >= -1, 'at least 0, or -1 for one a core'),
     'data.crop_fraction': (lambda x: 0.01 <= x <= 1, 'at least 0.01 and at most 1'),
 }  # fmt: skip
+
+
+def with_steps(config: ml_collections.ConfigDict, size: int) -> ml_collections.ConfigDict:
+  """The config with the steps that its epochs mean for `size` training examples.
+
+  Raises:
+    UserError: when both or neither are given.
+  """
+  if (config.total_steps > 0) == (config.epochs > 0):
+    raise UserError(
+        f'config.total_steps is {config.total_steps} and config.epochs {config.epochs}; one of '
+        'them must be positive, the other 0.'
+    )
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    if config.epochs > 0:
+      config.total_steps = max(round(config.epochs * size / max(config.batch_size, 1)), 1)
+      config.epochs = 0.0
+    tenth = max(config.total_steps // 10, 1)
+    config.eval_every = config.eval_every or tenth
+    config.checkpoint.every = config.checkpoint.every or tenth
+  return config
 
 
 def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -74,6 +97,7 @@ def check_config(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> 
   mesh_lib.check_batch_size(
       mesh, config.eval_batch_size or config.batch_size, 'config.eval_batch_size'
   )
+  Augmentation(**config.data.augment).check_channels(config.data.channels)
   size = config_lib.image_size(config.data.image_size)
   model = build.model_from_config(config.model, num_classes=1)
   build.check_image_size(size, model, 'config.data.image_size')
@@ -212,4 +236,5 @@ def initial_params(
       program.image_size,
       config.position_resize,
       program.state_shardings.params,
+      config.data.channels,
   )

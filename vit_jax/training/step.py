@@ -50,10 +50,11 @@ def init_state(
     seed: int,
     polyak: bool,
     params: Any = None,
+    channels: int = 3,
 ) -> TrainState:
   """The state before the first step, from `seed` or from given parameters."""
   if params is None:
-    params = model.init(jax.random.key(seed), jnp.zeros((1, *image_size, 3)))['params']
+    params = model.init(jax.random.key(seed), jnp.zeros((1, *image_size, channels)))['params']
   average = jax.tree.map(jnp.copy, params) if polyak else None
   return TrainState(jnp.int32(0), params, optimizer.init(params), average)
 
@@ -79,7 +80,7 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, Array], Array], tuple[TrainState, Metrics]]:
   """Returns train_step(state, batch, key) -> (state, metrics).
 
-  The batch is {'image': (B, H, W, 3) uint8, 'label': (B,) int32 or (B, C)}; the key is the
+  The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C)}; the key is the
   run's, and each step folds its number in. Metrics are float32 scalars.
   """
 

@@ -18,27 +18,19 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tqdm
 
-from vit_jax.data.sources.base import QUICKSTART, Source, Stored
+from vit_jax.data.sources.base import Source, Stored
 from vit_jax.data.sources.tar_index import ShardIndex, file_stamp, index_shard, member_name
+from vit_jax.data.sources.tar_shards import choose_shards, find_shards, names_of_splits
 from vit_jax.errors import BadExampleError, UserError
 
-_SPLITS = {
-    'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
-    'test': 'test',
-}  # fmt: skip
-_MARK = re.compile(rf'(?:^|[-_.])({"|".join(_SPLITS)})(?=[-_.\d]|$)')
-_INSTEAD = {'train': ('train',), 'val': ('val', 'test'), 'test': ('test', 'val')}
 _THREADS = 4  # that read headers; more wait for the interpreter's lock
 _OPEN_FILES = 64  # at most, of one source
-
-Shards = dict[str, list[pathlib.Path]]  # by split; '' when they are not split
 
 
 class _OpenFile:
@@ -79,64 +71,12 @@ class _Examples:
     return shard, int(self.offsets[i]), int(self.sizes[i])
 
 
-def _expand(pattern: str) -> list[str]:
-  """'a-{00..12}.tar' and 'a-{x,y}.tar' -> all names."""
-  match = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', pattern)
-  if not match:
-    return [pattern]
-  first, last, listed = match.groups()
-  if listed is None:
-    middles = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-  else:
-    middles = listed.split(',')
-  before, after = pattern[: match.start()], pattern[match.end() :]
-  return [before + middle + rest for rest in _expand(after) for middle in middles]
-
-
-def _find(path: str) -> tuple[pathlib.Path, Shards]:
-  """The folder that class names are beside, and the shards by split."""
-  if '://' in path:
-    raise UserError(f'webdataset:{path} is no local path; copy the shards to a disk, or mount it.')
-  root = pathlib.Path(path).expanduser()
-  if not root.is_dir():
-    files = [pathlib.Path(name) for name in _expand(str(root))]
-    for file in files:
-      if not file.is_file():
-        raise UserError(
-            f'There is no {file}; webdataset: takes a folder of .tar files, a .tar file, or '
-            f'several as /path/{{000000..000127}}.tar; {QUICKSTART}.'
-        )
-    return root.parent, _by_name(files)
-  folders = {_SPLITS[f.name]: f for f in sorted(root.iterdir()) if f.name in _SPLITS and f.is_dir()}
-  shards = {split: sorted(folder.glob('*.tar')) for split, folder in folders.items()}
-  shards = {split: files for split, files in shards.items() if files}
-  shards = shards or _by_name(sorted(root.glob('*.tar')))
-  if not shards:
-    raise UserError(f'{root} holds no .tar files, and no train/ and val/ with some.')
-  return root, shards
-
-
-def _by_name(files: Sequence[pathlib.Path]) -> Shards:
-  """The shards by the split that their names say."""
-  shards: Shards = {}
-  for file in files:
-    match = _MARK.search(file.stem)
-    shards.setdefault(_SPLITS[match[1]] if match else '', []).append(file)
-  if '' in shards and len(shards) > 1:
-    split = next(split for split in shards if split)
-    raise UserError(
-        f'{shards[""][0]} names no split, but {shards[split][0]} does; rename one of them, or '
-        'name the shards as /path/{000000..000127}.tar.'
-    )
-  return shards
-
-
 def _index(files: Sequence[pathlib.Path]) -> list[ShardIndex]:
   """The indices of all shards; a bar shows on a terminal when it takes long."""
   with ThreadPoolExecutor(_THREADS) as pool:
     indices = pool.map(index_shard, files)
-    bar = tqdm.tqdm(indices, 'indexing', len(files), False, unit='tar', delay=2, disable=None)
-    return list(bar)
+    bar = dict(desc='indexing', unit='tar', delay=2, leave=False, disable=None)
+    return list(tqdm.tqdm(indices, total=len(files), **bar))
 
 
 def _listed_names(root: pathlib.Path) -> tuple[str, ...]:
@@ -199,36 +139,16 @@ def _gather(
   )
 
 
-def _choose(shards: Shards, split: str, spec: str) -> tuple[list[pathlib.Path], bool | None]:
-  """The shards of a split, and whether it is the held out (False: the other) examples of them."""
-  if split not in (*_SPLITS, 'all'):
-    raise UserError(f'{spec} has the splits {", ".join(_names(shards))}, all, not {split!r}.')
-  everything = [file for files in shards.values() for file in files]
-  if split == 'all':
-    return everything, None
-  split = _SPLITS[split]
-  if set(shards) <= {'', 'train'}:
-    return everything, split != 'train'
-  for name in _INSTEAD[split]:
-    if name in shards:
-      return shards[name], None
-  raise UserError(f'{spec} has the splits {", ".join(_names(shards))}, not {split!r}.')
-
-
-def _names(shards: Shards) -> tuple[str, ...]:
-  return ('train', 'test') if set(shards) <= {'', 'train'} else tuple(shards)
-
-
 def split_names(path: str) -> tuple[str, ...]:
   """The splits of a set of shards."""
-  return _names(_find(path)[1])
+  return names_of_splits(find_shards(path)[1])
 
 
 def open_webdataset(path: str, split: str) -> Source:
   """The tar shards of a split."""
   spec = f'webdataset:{path}'
-  root, shards = _find(path)
-  files, held_out = _choose(shards, split, spec)
+  root, shards = find_shards(path)
+  files, held_out = choose_shards(shards, split, spec)
   everything = [file for files in shards.values() for file in files]
   indices = dict(zip(everything, _index(everything), strict=True))
   several = any(index.several for index in indices.values())
