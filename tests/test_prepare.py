@@ -215,7 +215,7 @@ def test_check_looks_and_writes_nothing(photos, tmp_path):
   assert result.returncode == 2
   assert '1 image of test is also in train, such as ü/leak.jpg and ü/0.jpg' in result.stdout
   assert 'ü/bad.jpg: not a known image format' in result.stdout
-  assert result.stderr == 'error: 1 image cannot be read, see above.\n'
+  assert result.stderr == 'error: 1 image cannot be read, see the card.\n'
   assert sorted(tmp_path.rglob('*')) == before
 
 

@@ -265,9 +265,9 @@ def test_damage_ends_in_one_sentence_before_the_run(damage, message, tmp_path):
         ('gone', 'train', 'There is no .*gone; webdataset: takes a folder'),
         ('x/{0..3}.tar', 'train', 'There is no .*x/1.tar'),
         ('empty', 'train', 'empty holds no .tar files'),
-        ('x', 'dev', "has the splits train, test, all, not 'dev'"),
+        ('x', 'dev', "has the splits train, test and all, not 'dev'"),
         ('texts', 'all', 'has no image'),
-        ('val', 'train', "has the splits val, not 'train'"),
+        ('val', 'train', "has the splits val and all, not 'train'"),
     ],
 )
 def test_what_is_not_there_ends_in_one_sentence(spec, split, message, tmp_path):

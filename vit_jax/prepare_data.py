@@ -22,8 +22,7 @@ import argparse
 import json
 import pathlib
 import sys
-
-import tqdm
+from collections.abc import Callable
 
 from vit_jax import command_line
 from vit_jax.data import card as cards
@@ -33,20 +32,13 @@ from vit_jax.data.shards import Encoding
 from vit_jax.errors import UserError
 
 
-def _parser() -> command_line.Parser:
-  parser = command_line.Parser(
-      'vit_jax.prepare_data',
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
+def _add_flags(add: Callable[..., None]) -> None:
   add('source', metavar='SOURCE', help='what to prepare, see above')
   add('target', metavar='TARGET', nargs='?', help='a new folder')
   add('--size', type=int, default=0, metavar='N', help='make the shorter side of larger images N '
       'pixels (Lanczos), as JPEG; without it all bytes stay as they are')  # fmt: skip
   add('--quality', type=int, default=95, metavar='Q', help='of these JPEGs, 1 to 100 (95)')
-  add('--shards', type=int, default=0, metavar='N', help='files a split (of about 256 MB, at least '
-      'one a worker)')  # fmt: skip
+  add('--shards', type=int, default=0, metavar='N', help='files a split (one a worker, or 256 MB)')
   add('--workers', type=int, default=0, metavar='N', help='processes (one a core)')
   add('--name', default='', help='of the data set, in lower case (that of SOURCE)')
   add('--splits', default='', metavar='A,B', help='the splits to take (all)')
@@ -56,27 +48,20 @@ def _parser() -> command_line.Parser:
   add('--partial', action='store_true', help='take ImageNet tars that are incomplete')
   add('--on_bad_example', default='error', choices=('error', 'skip'), help='name images that '
       'cannot be read and stop, or leave them out (error)')  # fmt: skip
-  add('--check', action='store_true', help='only look: prints the card, writes nothing; exit code '
-      '2 if an image cannot be read')  # fmt: skip
+  add('--check', action='store_true', help='only look, write nothing; 2 if an image is unreadable')
   add('--json', action='store_true', help='print the card as JSON')
-  return parser
 
 
 def main() -> None:
-  parser = _parser()
+  raw = argparse.RawDescriptionHelpFormatter
+  parser = command_line.Parser('vit_jax.prepare_data', description=__doc__, formatter_class=raw)
+  _add_flags(parser.add_argument)
   args = parser.parse_args()
   if not args.check and args.target is None:
     parser.error('TARGET is missing (or --check)')
-  if args.size < 0 or args.shards < 0 or args.workers < 0 or not 1 <= args.quality <= 100:
-    parser.error('--size, --shards and --workers are not negative, and --quality is 1 to 100')
   splits = tuple(filter(None, args.splits.split(',')))
   options = Options(splits, args.classes, args.ground_truth, args.partial)
-  with tqdm.tqdm(unit=' images', disable=None, leave=False) as bar:
-
-    def start(total: int, before: int) -> None:
-      bar.total, bar.n, bar.initial = total, before, before
-
-    progress = prepare.Progress(start, bar.update)
+  with prepare.progress_bar() as progress:
     if args.check:
       card = prepare.check(args.source, options, args.workers, progress)
     else:
@@ -84,14 +69,13 @@ def main() -> None:
       card = prepare.prepare(
           args.source, target, options, Encoding(args.size, args.quality), name=args.name,
           shards=args.shards, workers=args.workers, skip_bad=args.on_bad_example == 'skip',
-          progress=progress,
-      )  # fmt: skip
+          progress=progress)  # fmt: skip
   if card is None:
     print(f'{args.target} is prepared already; there is nothing to do.', file=sys.stderr)
-    return
-  print(json.dumps(cards.to_json(card)) if args.json else cards.summary(card))
+  else:
+    print(json.dumps(cards.to_json(card)) if args.json else cards.summary(card))
   if args.check and card.unreadable:
-    raise UserError(f'{cards.counted(card.unreadable, "image")} cannot be read, see above.')
+    raise UserError(f'{cards.counted(card.unreadable, "image")} cannot be read, see the card.')
 
 
 if __name__ == '__main__':

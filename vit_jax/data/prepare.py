@@ -5,6 +5,7 @@ has dataset.json, which is written last. The same settings give the same bytes, 
 interrupted, on however many processes.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tqdm
 from array_record.python.array_record_module import ArrayRecordReader
 
 from vit_jax.data import card as cards
@@ -45,10 +47,29 @@ class Progress:
   tell: pool.Tell = lambda count: None
 
 
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+  """A bar on a terminal's stderr."""
+  with tqdm.tqdm(desc='listing', unit=' images', disable=None, leave=False) as bar:
+
+    def start(total: int, before: int) -> None:
+      bar.total, bar.n, bar.initial = total, before, before
+      bar.set_description()
+
+    yield Progress(start, bar.update)
+
+
 def default_name(source: str) -> str:
   """A name for a data set that file names can begin with."""
-  parts = [re.sub(r'[^a-z0-9]+', '_', part.lower()).strip('_') for part in re.split('[:,/]', source)]
-  return next((part for part in reversed(parts) if part and not part[0].isdigit()), 'data')
+  names = [re.sub('[^a-z0-9]+', '_', part).strip('_') for part in re.split('[:,/]', source.lower())]
+  return next((name for name in reversed(names) if name and not name[0].isdigit()), 'data')
+
+
+def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -> None:
+  if min(encoding.size, shards, workers) < 0 or not 1 <= encoding.quality <= 100:
+    raise UserError('Sizes and counts are not negative, and a quality is 1 to 100.')
+  if name and not re.fullmatch('[a-z][a-z0-9_]*', name):
+    raise UserError(f'{name!r} is no name for files: a letter, then letters, digits and _ do.')
 
 
 def _cores() -> int:
@@ -206,6 +227,7 @@ def prepare(
     UserError: see `list_examples`; and for images that cannot be read, or another TARGET.
   """
   encoding, workers = encoding or Encoding(), workers or _cores()
+  _check_arguments(encoding, name, shards, workers)
   resume.refuse_taken(target)
   listing = list_examples(source, options)
   name = name or ('imagenet' if listing.class_ids == imagenet.synsets() else default_name(source))

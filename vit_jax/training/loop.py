@@ -18,6 +18,7 @@ from vit_jax.evaluation import classification
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel import processes
 from vit_jax.training import setup
+from vit_jax.training.inspection import inspect_folders
 from vit_jax.training.program import build_program
 from vit_jax.training.reporting import MetricsWriter, Progress
 
@@ -81,8 +82,9 @@ def train_and_evaluate(
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   resuming = processes.agreed(has_checkpoint(workdir))
-  start_params, report = None, None
+  start_params, report, card = None, None, ''
   if not resuming:
+    card = inspect_folders(config, train, test)
     start_params, report = setup.initial_params(config, program)
   setup.open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
@@ -99,6 +101,8 @@ def train_and_evaluate(
   )()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   progress = Progress(config, program, first_step)
+  if card:
+    progress.say(card)
   progress.start((train, test), workdir)
   for line in (*checkpointer.notes, *([str(report)] if report else [])):
     progress.say(line)

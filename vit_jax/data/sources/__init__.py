@@ -15,8 +15,6 @@ None of them needs TensorFlow to be read.
 
 from collections.abc import Callable
 
-from etils import epath
-
 from vit_jax.data.sources import digits, folder, hugging_face, mixture, synthetic, tfds, webdataset
 from vit_jax.data.sources.base import QUICKSTART, Source, check_same_classes
 from vit_jax.data.sources.folder import image_files
@@ -28,17 +26,10 @@ __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_
 _Names = tuple[str, ...]
 
 
-def _folder_splits(path: str) -> _Names:
-  """The splits of a folder of images: its sub-folders of these names, else what is held out."""
-  root = epath.Path(path).expanduser()
-  found = [name for name in ('train', 'val', 'test') if (root / name).is_dir()]
-  return tuple(found) if len(found) > 1 or found == ['test'] else ('train', 'test')
-
-
 # kind: how it is written, what opens a whole split of it, and what names its splits.
 _KINDS: dict[str, tuple[str, Callable[[str, str], Source], Callable[[str], _Names]]] = {
     'digits': ('digits', digits.open_digits, lambda path: ('train', 'test')),
-    'folder': ('folder:/path', folder.open_folder, _folder_splits),
+    'folder': ('folder:/path', folder.open_folder, folder.split_names),
     'array_record': ('array_record:/path', tfds.open_array_record, tfds.array_record_splits),
     'tfds': ('tfds:name', tfds.open_tfds, tfds.tfds_splits),
     'hf': ('hf:name', hugging_face.open_hugging_face, hugging_face.split_names),

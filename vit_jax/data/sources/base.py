@@ -27,6 +27,7 @@ class Source:
     where: index -> what to call the example in a message, such as its file.
     fingerprint: changes when the listing of the data does, such as the names of its files; the
       worker processes compare it. Empty where nothing can change.
+    notes: what the user should know about the data, a sentence each.
     parts: the sizes of the sources that a weighted mixture is made of, in the order of its
       indices; empty for anything else.
     weights: how often each of the parts is drawn from, relative to the others.
@@ -39,6 +40,7 @@ class Source:
   multi_label: bool = False
   where: Callable[[int], str] | None = None
   fingerprint: str = ''
+  notes: tuple[str, ...] = ()
   parts: tuple[int, ...] = ()
   weights: tuple[float, ...] = ()
 

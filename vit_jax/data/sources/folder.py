@@ -1,5 +1,6 @@
 """folder:/path: image files, one sub-folder a class."""
 
+import collections
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,9 +12,16 @@ from vit_jax.data.images import SUFFIXES
 from vit_jax.data.sources.base import QUICKSTART, Source
 from vit_jax.errors import BadExampleError, UserError
 
+# What the folders of splits are called.
+_SPLITS = {
+    'train': ('train', 'training'),
+    'val': ('val', 'valid', 'validation'),
+    'test': ('test', 'testing'),
+}
 
-def image_files(folder: epath.Path) -> list[str]:
-  """Sorted paths, relative to `folder`, of all images below it; hidden files are left out."""
+
+def _all_files(folder: epath.PathLike) -> list[str]:
+  """Sorted paths, relative to `folder`, of all files below it; hidden ones are left out."""
   def refuse(error: OSError) -> None:
     raise UserError(f'{error.filename} cannot be read: {error.strerror}.')
 
@@ -24,17 +32,41 @@ def image_files(folder: epath.Path) -> list[str]:
       continue
     seen.add(os.path.realpath(parent))
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    below = os.path.relpath(parent, folder)
     found += [
-        os.path.relpath(os.path.join(parent, name), folder)
+        name if below == '.' else os.path.join(below, name)
         for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith('.')
+        if not name.startswith('.')
     ]
   return sorted(found)
 
 
-def _read_bytes(file: epath.Path) -> bytes:
+def image_files(folder: epath.PathLike) -> list[str]:
+  """Sorted paths, relative to `folder`, of all images below it; hidden files are left out."""
+  return [file for file in _all_files(folder) if file.lower().endswith(SUFFIXES)]
+
+
+def _left_out(folder: epath.Path, files: list[str]) -> tuple[str, ...]:
+  """What is said of the files that are no examples."""
+  said = []
+  others = [file for file in files if not file.lower().endswith(SUFFIXES)]
+  if others:
+    kinds = collections.Counter(os.path.splitext(file)[1].lower() or 'none' for file in others)
+    listed = ', '.join(f'{kind} {count:,}' for kind, count in kinds.most_common(5))
+    said.append(f'{len(others):,} files of {folder} are no images that are read ({listed})')
+  if stray := sum(os.sep not in file for file in files) - sum(os.sep not in f for f in others):
+    said.append(f'{stray:,} images of {folder} are left out: they lie outside of class folders')
+  return tuple(said)
+
+
+def _class_of(file: str) -> str:
+  return file.split(os.sep, 1)[0]
+
+
+def _read_bytes(file: str) -> bytes:
   try:
-    return file.read_bytes()
+    with open(file, 'rb') as opened:
+      return opened.read()
   except OSError as error:
     raise BadExampleError(f'{file} cannot be read: {error.strerror or error}.') from None
 
@@ -45,35 +77,52 @@ def _is_held_out(file: str) -> bool:
   return digest[0] % 5 == 0
 
 
-def _split_folder(root: epath.Path, split: str) -> tuple[epath.Path, Callable[[str], bool]]:
-  """The folder of classes to read for `split`, and which of its files belong to the split."""
+def split_folders(root: epath.Path) -> dict[str, epath.Path]:
+  """{'train': …, 'val': …, 'test': …}, those that a folder is divided in; {} for class/*."""
   folders = {c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith('.')}
-  if unclear := folders & {'training', 'validation', 'valid', 'testing'}:
-    raise UserError(
-        f'{root} has a folder {min(unclear)}; splits are called train, val and test: rename it.'
-    )
-  splits = folders & {'train', 'val', 'test'}
+  found = {}
+  for split, names in _SPLITS.items():
+    there = [name for name in names if name in folders]
+    if len(there) > 1:
+      raise UserError(f'{root} has both {" and ".join(there)}; keep one of them.')
+    if there:
+      found[split] = root / there[0]
+  # Without train, val or test may be names of classes.
+  return found if 'train' in found or len(found) == len(folders) else {}
+
+
+def split_names(path: str) -> tuple[str, ...]:
+  """The splits of a folder: its sub-folders of these names, else train and a held-out test."""
+  found = tuple(split_folders(epath.Path(path).expanduser()))
+  return found if found not in ((), ('train',)) else ('train', 'test')
+
+
+def split_folder(root: epath.Path, split: str) -> tuple[epath.Path, Callable[[str], bool]]:
+  """The folder of classes to read for `split`, and which of its files belong to the split."""
+  split = 'val' if split == 'validation' else split
   if split not in ('train', 'val', 'test', 'all'):
     raise UserError(f'folder:{root} has the splits train, val, test and all, not {split!r}.')
-  if not splits or ('train' not in splits and splits != folders):  # one level: class/*
+  splits = split_folders(root)
+  if not splits:
     if split == 'all':
       return root, lambda file: True
     return root, lambda file: _is_held_out(file) == (split != 'train')
-  if split == 'train' and splits == {'train'}:
-    return root / 'train', lambda file: not _is_held_out(file)
-  for name in {'train': ('train',), 'test': ('test', 'val'), 'val': ('val', 'test')}.get(split, ()):
+  if split == 'train' and list(splits) == ['train']:
+    return splits['train'], lambda file: not _is_held_out(file)
+  for name in {'test': ('test', 'val'), 'val': ('val', 'test')}.get(split, (split,)):
     if name in splits:
-      return root / name, lambda file: True
+      return splits[name], lambda file: True
   if split == 'all' or 'train' not in splits:
-    raise UserError(f'folder:{root} is split into {", ".join(sorted(splits))}; name one of them.')
-  return root / 'train', _is_held_out
+    raise UserError(f'folder:{root} is split into {", ".join(splits)}; name one of them.')
+  return splits['train'], _is_held_out
 
 
 def open_folder(path: str, split: str) -> Source:
   """A folder of images, one sub-folder a class.
 
-  With `train/` and `val/` or `test/` in it these are the splits. Otherwise one file in five,
-  chosen by a hash of its path, is held out: the same files on every machine.
+  With `train/` and `val/` or `test/` in it (`_SPLITS` has what else they may be called) these are
+  the splits. Otherwise one file in five, chosen by a hash of its path, is held out: the same files
+  on every machine.
   """
   root = epath.Path(path).expanduser()
   if not root.is_dir():
@@ -81,11 +130,13 @@ def open_folder(path: str, split: str) -> Source:
         f'There is no folder {root}; folder: takes a folder with one sub-folder of images a '
         f'class, or with train/ and test/ of that kind; {QUICKSTART}.'
     )
-  folder, belongs = _split_folder(root, split)
+  folder, belongs = split_folder(root, split)
   # All classes count, also those without an image in this split: labels must not depend on it.
-  classes_in = root / 'train' if folder.parent == root and (root / 'train').is_dir() else folder
-  files = image_files(folder)
-  names = sorted({file.split(os.sep)[0] for file in image_files(classes_in) if os.sep in file})
+  classes_in = split_folders(root).get('train', folder)
+  everything = _all_files(folder)
+  files = [file for file in everything if file.lower().endswith(SUFFIXES)]
+  others = files if classes_in == folder else image_files(classes_in)
+  names = sorted({_class_of(file) for file in others if os.sep in file})
   labels = {name: i for i, name in enumerate(names)}
   for name in names:
     if not name.isprintable():
@@ -100,19 +151,20 @@ def open_folder(path: str, split: str) -> Source:
     )
   files = [file for file in files if os.sep in file and belongs(file)]
   for file in files:
-    if file.split(os.sep)[0] not in labels:
+    if _class_of(file) not in labels:
       raise UserError(f'{folder / file} is of a class that {classes_in} does not have.')
   if not files:
     raise UserError(f'folder:{root} has no image in its split {split!r}; it has too few images.')
 
   def read(i: int) -> tuple[bytes, np.ndarray]:
-    return _read_bytes(folder / files[i]), np.int32(labels[files[i].split(os.sep)[0]])
+    return _read_bytes(os.path.join(folder, files[i])), np.int32(labels[_class_of(files[i])])
 
   return Source(
       f'folder:{root} ({split})',
       len(files),
       read,
       tuple(names),
-      where=lambda i: str(folder / files[i]),
+      where=lambda i: os.path.join(folder, files[i]),
       fingerprint=hashlib.sha256('\0'.join(files).encode('utf-8', 'surrogateescape')).hexdigest(),
+      notes=_left_out(folder, everything),
   )

@@ -94,8 +94,8 @@ def _labels(splits: dict[str, Any], column: str, spec: str) -> _Labels:
     if highest >= _MOST_CLASSES:
       raise UserError(f'{spec}: its column {column} goes up to {highest:,}; these are no classes.')
     return _Labels(column, tuple(map(str, range(highest + 1))), None, several)
-  if all(pa.types.is_string(value.type) for value in values):
-    names = sorted({name for value in values for name in pc.unique(value).to_pylist() if name})
+  if all(value.type in (pa.string(), pa.large_string()) for value in values):
+    names = sorted({name for value in values for name in pc.unique(value).to_pylist()} - {None})
     return _Labels(column, tuple(names), {name: i for i, name in enumerate(names)}, several)
   raise UserError(f'{spec}: its column {column} holds {values[0].type}, no classes.')
 

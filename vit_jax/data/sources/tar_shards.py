@@ -71,18 +71,16 @@ def _by_name(files: Sequence[pathlib.Path]) -> Shards:
 
 def choose_shards(shards: Shards, split: str, spec: str) -> tuple[list[pathlib.Path], bool | None]:
   """The shards of a split, and whether it is the held out (False: the other) examples of them."""
-  if split not in (*_SPLITS, 'all'):
-    raise UserError(f'{spec} has the splits {", ".join(names_of_splits(shards))}, all, not {split!r}.')
   everything = [file for files in shards.values() for file in files]
   if split == 'all':
     return everything, None
-  split = _SPLITS[split]
-  if set(shards) <= {'', 'train'}:
-    return everything, split != 'train'
-  for name in _INSTEAD[split]:
+  if split in _SPLITS and set(shards) <= {'', 'train'}:
+    return everything, _SPLITS[split] != 'train'
+  for name in _INSTEAD.get(_SPLITS.get(split), ()):
     if name in shards:
       return shards[name], None
-  raise UserError(f'{spec} has the splits {", ".join(names_of_splits(shards))}, not {split!r}.')
+  names = ', '.join(names_of_splits(shards))
+  raise UserError(f'{spec} has the splits {names} and all, not {split!r}.')
 
 
 def names_of_splits(shards: Shards) -> tuple[str, ...]:
