@@ -153,6 +153,29 @@ def test_no_head_gives_the_features_below_it(golden):
   np.testing.assert_allclose(logits, golden(images), atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ('name', 'channels'), [('vit_gap', 1), ('vit_gap', 6), ('hybrid_stem', 6), ('bit_resnet', 6)]
+)
+def test_weights_of_color_images_serve_other_numbers_of_channels(name, channels, tmp_path):
+  vit = vit_jax.load(GOLDEN / f'{name}.npz')
+  params, report = load_params(
+      GOLDEN / f'{name}.npz', vit.model, vit.image_size, channels=channels
+  )
+  assert f'for {channels} channels' in str(report.resized)
+  gray = np.random.default_rng(0).uniform(-1, 1, (2, *vit.image_size, 1)).astype(np.float32)
+  params['head'] = vit.params['head']
+  other = dataclasses.replace(vit, params=params)
+  assert other.channels == channels
+  # The same in every channel, an image gives what it gave.
+  expected = vit(np.repeat(gray, 3, axis=-1))
+  np.testing.assert_allclose(other(np.repeat(gray, channels, axis=-1)), expected, atol=1e-4)
+  other.save(tmp_path / 'x.npz')
+  again = vit_jax.load(tmp_path / 'x.npz')
+  assert again.channels == channels
+  pixels = again.preprocess(np.zeros((20, 20, channels), np.uint8))
+  assert pixels.shape == (*vit.image_size, channels)
+
+
 class Bomb:
   """Unpickling it creates a file."""
 

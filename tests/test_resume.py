@@ -38,9 +38,10 @@ def uninterrupted(tmp_path_factory):
   return workdir
 
 
-def stop_after(line_start, workdir, number=signal.SIGKILL):
+def stop_after(line_start, workdir, number=signal.SIGKILL, workers=0):
   """Starts the run and stops it as soon as it prints such a line; (exit code, lines, stderr)."""
-  process, lines = start('main', *ARGUMENTS, f'--workdir={workdir}'), []
+  arguments = (*ARGUMENTS, f'--workdir={workdir}', f'--config.data.workers={workers}')
+  process, lines = start('main', *arguments), []
   for line in process.stdout:
     lines.append(line)
     if line.startswith(line_start):
@@ -51,6 +52,7 @@ def stop_after(line_start, workdir, number=signal.SIGKILL):
 
 
 def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
+  """With other numbers of worker processes each time."""
   assert stop_after('step 14/40', tmp_path)[0] == -signal.SIGKILL
   assert not (tmp_path / 'model').exists()
   # The newest checkpoint is damaged meanwhile: the one before it is used, and the log says so.
@@ -60,15 +62,15 @@ def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
   data = bytearray(kernel.read_bytes())
   data[len(data) // 2] ^= 1
   kernel.write_bytes(data)
-  code, out, _ = stop_after('step 30/40', tmp_path)
+  code, out, _ = stop_after('step 30/40', tmp_path, workers=2)
   assert code == -signal.SIGKILL
   assert f'checkpoint {newest} is damaged: ' in out and f'newest intact one is {before}' in out
   assert f'going on after step {before}' in out
   # SIGTERM (preemption): it saves, and says that it is to be started again.
-  code, _, err = stop_after('step 32/40', tmp_path, signal.SIGTERM)
+  code, _, err = stop_after('step 32/40', tmp_path, signal.SIGTERM, workers=1)
   assert code == 75
   assert re.search(r'stopped: SIGTERM came; step 3\d is saved', err)
-  result = run('main', *ARGUMENTS, f'--workdir={tmp_path}')
+  result = run('main', *ARGUMENTS, f'--workdir={tmp_path}', '--config.data.workers=4')
   assert result.returncode == 0, result.stderr
   assert 'going on after step' in result.stdout
   chex.assert_trees_all_equal(params(tmp_path), params(uninterrupted))

@@ -1,20 +1,18 @@
 """Prepares a data set: `python -m vit_jax.prepare_data SOURCE TARGET`.
 
-Writes sharded ArrayRecord that array_record:TARGET and TFDS read, labels.txt, and a data card:
-dataset.json, and dataset.html to look at. Runs on all cores; when it was stopped, the same command
-goes on where it was.
+Writes sharded ArrayRecord that array_record:TARGET and TFDS read, labels.txt, and a data card,
+dataset.json and dataset.html. Stopped, it goes on where it was when the command is run again.
 
 SOURCE is one of
   a folder of images      class/*, or train/class/* with val/ or test/ beside
   a folder with ImageNet  ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for the classes of
-                          the latter, ILSVRC2012_devkit_t12.tar.gz, LOC_val_solution.csv or
-                          imagenet_2012_validation_synset_labels.txt; or these tars, with a comma
+                          it, ILSVRC2012_devkit_t12.tar.gz, LOC_val_solution.csv or
+                          imagenet_2012_validation_synset_labels.txt; or the tars, with a comma
   a folder of n….tar      one tar a synset, as ImageNet-21k comes
   a data source           digits, tfds:name, hf:name, webdataset:/path, array_record:/path, …
 
 Examples
   python -m vit_jax.prepare_data /data/ILSVRC2012 /data/imagenet --size=256
-  python -m vit_jax.prepare_data my_photos my_data --on_bad_example=skip
   python -m vit_jax.prepare_data my_photos --check
 """
 

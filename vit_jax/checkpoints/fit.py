@@ -104,8 +104,8 @@ def resize_position_embedding(
 def fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
   """The first layer's kernel (h, w, C, D) for images with another number of channels.
 
-  For one channel the sum over the old ones, so that a gray image gives what it gave as RGB;
-  else the old ones in turn, scaled so that the response keeps its size.
+  For one channel the sum over the old ones, so that a gray image gives what it gave as RGB
+  (nearly, where a ResNet standardizes its weights); else the old ones in turn, scaled so that the response keeps its size.
   """
   old = kernel.shape[2]
   if channels == 1:

@@ -17,6 +17,7 @@ from vit_jax.data import imagenet, tars
 from vit_jax.data.examples import Examples, Files, Members, OfSource, Opened, opened, shown
 from vit_jax.data.sources import Source, image_files, split_names
 from vit_jax.data.sources.folder import split_folder, split_folders
+from vit_jax.data.sources.folder import split_names as folder_splits
 from vit_jax.errors import UserError
 
 _KIND = re.compile(r'[a-z_]+:|digits$|.*[*+].*:')
@@ -85,15 +86,6 @@ def _classes(found: Sequence[str], options: Options) -> tuple[tuple[str, ...], t
   return ids, (imagenet.class_names(ids) if set(ids) <= known else ids)
 
 
-def _folder_splits(root: pathlib.Path) -> tuple[str, ...]:
-  """The splits that a folder is divided in; none where `folder:` holds a fifth out."""
-  folders = {c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith('.')}
-  splits = folders & {'train', 'val', 'test'}
-  if splits == {'train'} or ('train' not in splits and splits != folders):
-    return ()
-  return tuple(split for split in ('train', 'val', 'test') if split in splits)
-
-
 def _class_folders(files: Sequence[str], folder: pathlib.Path) -> list[str]:
   names = sorted({file.split(os.sep)[0] for file in files if os.sep in file})
   if not names:
@@ -106,14 +98,13 @@ def _class_folders(files: Sequence[str], folder: pathlib.Path) -> list[str]:
 
 def _list_folder(root: pathlib.Path, options: Options) -> Listing:
   """{train,val,test}/class/* or class/*, as `folder:` reads it."""
-  divided = _folder_splits(root)
   files = {}
-  for split in options.splits or divided or ('train', 'test'):
+  for split in options.splits or folder_splits(str(root)):
     folder, belongs = split_folder(root, split)
     found = [file for file in image_files(folder) if os.sep in file]
     files[split] = (folder, [file for file in found if belongs(file)])
   # All classes count, also those without an image in these splits: labels must not depend on it.
-  train = root / 'train' if (root / 'train').is_dir() and folder != root else folder
+  train = split_folders(root).get('train', folder)
   ids, names = _classes(_class_folders(image_files(train), train), options)
   label_of = {name: i for i, name in enumerate(ids)}
   splits = {}
@@ -124,7 +115,7 @@ def _list_folder(root: pathlib.Path, options: Options) -> Listing:
     labels = np.array([label_of[file.split(os.sep)[0]] for file in found], np.int32)
     if found:
       splits[split] = Files(str(folder), found, labels)
-    elif split in options.splits or divided:
+    elif options.splits or set(split_folders(root)) - {'train'}:
       raise UserError(f'{folder} holds no image of the split {split!r}.')
   fingerprint = _digest(*(splits[split].names for split in splits))
   return Listing(str(root), splits, names, ids if ids != names else (), fingerprint=fingerprint)

@@ -17,6 +17,7 @@ from typing import Any
 from vit_jax.errors import RunError, UserError
 
 _TELL_EVERY = 0.1  # seconds
+_PATIENCE = 2  # seconds for a worker to end by itself
 Tell = Callable[[int], None]
 
 
@@ -88,9 +89,10 @@ class _Worker:
       raise UserError(f'A worker process has ended (exit code {code}{hint}); run again.') from None
 
   def end(self) -> None:
+    """Waits for the process, whose pipe is closed: it ends at its next word to the parent."""
+    self.process.join(_PATIENCE)
     self.process.terminate()
     self.process.join()
-    self.pipe.close()
 
 
 def run_tasks(
@@ -134,5 +136,7 @@ def run_tasks(
         else:
           raise RuntimeError(f'in a worker process:\n{content}')
   finally:
+    for worker in team:
+      worker.pipe.close()
     for worker in team:
       worker.end()
