@@ -128,7 +128,7 @@ def test_inspect_a_folder(tmp_path):
   text = cards.summary(card)
   assert 'train: 5 images' in text and '2 to 3 a class' in text
   assert '9-9 x 8-10 pixels, median 9 x 9; PNG 5; RGB 5' in text
-  assert 'WARNING: 1 image of test is also in train, such as a/leak.png and a/0.png' in text
+  assert 'WARNING: 1 image of test is also in train, such as a/leak.png (train: a/0.png)' in text
   assert r'WARNING: 1 image of train cannot be read, such as a/bad\nname.png: empty' in text
   json.dumps(cards.to_json(card))
 

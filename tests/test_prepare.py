@@ -213,7 +213,7 @@ def test_check_looks_and_writes_nothing(photos, tmp_path):
   before = sorted(tmp_path.rglob('*'))
   result = run('prepare_data', photos, '--check', '--workers=1')
   assert result.returncode == 2
-  assert '1 image of test is also in train, such as ü/leak.jpg and ü/0.jpg' in result.stdout
+  assert '1 image of test is also in train, such as ü/leak.jpg (train: ü/0.jpg)' in result.stdout
   assert 'ü/bad.jpg: not a known image format' in result.stdout
   assert result.stderr == 'error: 1 image cannot be read, see the card.\n'
   assert sorted(tmp_path.rglob('*')) == before

@@ -105,7 +105,8 @@ def fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
   """The first layer's kernel (h, w, C, D) for images with another number of channels.
 
   For one channel the sum over the old ones, so that a gray image gives what it gave as RGB
-  (nearly, where a ResNet standardizes its weights); else the old ones in turn, scaled so that the response keeps its size.
+  (nearly, where a ResNet standardizes its weights); else the old ones in turn, scaled so that the
+  response keeps its size.
   """
   old = kernel.shape[2]
   if channels == 1:

@@ -129,11 +129,12 @@ def warnings(card: Card) -> list[str]:
   for overlap in card.overlaps:
     first, second = shown(overlap.pairs[0][0]), shown(overlap.pairs[0][1])
     images, is_or_are = counted(overlap.count, 'image'), 'is' if overlap.count == 1 else 'are'
-    pair = f'such as {second} and {first}'
     if len(overlap.where) == 1:
-      said.append(f'{images} of {overlap.where[0]} {is_or_are} there twice, {pair}')
+      split, pair = overlap.where[0], f'such as {second} and {first}'
+      said.append(f'{images} of {split} {is_or_are} there twice, {pair}')
     else:
       one, other = overlap.where
+      pair = f'such as {second} ({one}: {first})'
       said.append(f'{images} of {other} {is_or_are} also in {one}, {pair}')
   for split, found in card.splits.items():
     if found.unreadable:
