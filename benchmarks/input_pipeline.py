@@ -37,7 +37,7 @@ import venv
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-BATCH_SIZE, SIZE = 128, 224
+BATCH_SIZE = 128
 TENSORFLOW = 'tensorflow-cpu>=2.20'
 
 
@@ -52,6 +52,7 @@ class Row:
   reduced: bool = True
   workers: int = 0
   threads: int = 1
+  size: int = 224
 
 
 def rows(cores: int) -> list[Row]:
@@ -124,7 +125,7 @@ def opened(row: Row, source: str):
     turbojpeg.decode_box = lambda *args: None
   augment = default_config().data.augment.to_dict()
   augment |= {'antialias': row.antialias, 'reduced_decoding': row.reduced}
-  recipe = Recipe(source, 'train', (SIZE, SIZE), augment=augment)
+  recipe = Recipe(source, 'train', (row.size, row.size), augment=augment)
   axes = {'data': -1, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
   stream = loader.open_stream(recipe, BATCH_SIZE)
@@ -227,7 +228,7 @@ def main() -> None:
   parser.add_argument('--platform', default='cpu', help='of the devices: cpu, cuda or tpu')
   parser.add_argument('--soak', type=int, help='read so many batches of prepared data instead')
   parser.add_argument('--workers', type=int, default=2, help='of --soak')
-  parser.add_argument('--size', type=int, default=SIZE, help='of the images of --soak, pixels')
+  parser.add_argument('--size', type=int, default=224, help='of the images of --soak, pixels')
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
   parser.add_argument('--row', help=argparse.SUPPRESS)
   parser.add_argument('--source', help='--soak: read this')
@@ -237,9 +238,7 @@ def main() -> None:
     return
   date = datetime.date.today().isoformat()
   if args.soak:
-    global SIZE
-    SIZE = args.size
-    row = Row('soak', workers=args.workers)
+    row = Row('soak', workers=args.workers, size=args.size)
     soak(row, args.source, args.soak, args.out / f'input_pipeline_soak_{date}.csv')
     return
   with tempfile.TemporaryDirectory() as folder:

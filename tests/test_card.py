@@ -9,11 +9,11 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from vit_jax.data import card as cards
-from vit_jax.data import card_page
-from vit_jax.data.duplicates import find_overlaps
+from vit_jax.data.preparing import card as cards
+from vit_jax.data.preparing import card_page
+from vit_jax.data.preparing.duplicates import find_overlaps
+from vit_jax.data.preparing.tally import Tally, content_hash, examine
 from vit_jax.data.sources import open_source
-from vit_jax.data.tally import Tally, content_hash, examine
 from vit_jax.errors import BadExampleError
 
 RNG = np.random.default_rng(0)

@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import io as scipy_io
 
 from vit_jax.data import imagenet
-from vit_jax.data.listing import Options, list_examples
-from vit_jax.data.prepare import prepare
+from vit_jax.data.preparing.listing import Options, list_examples
+from vit_jax.data.preparing.prepare import prepare
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 

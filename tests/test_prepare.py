@@ -13,10 +13,10 @@ from conftest import run, start, write_images
 from PIL import Image
 from test_sources import IMAGES, LABELS, write_tfds
 
-from vit_jax.data import prepare as prepare_lib
-from vit_jax.data.listing import Options
-from vit_jax.data.prepare import prepare
-from vit_jax.data.shards import Encoding, store
+from vit_jax.data.preparing import prepare as prepare_lib
+from vit_jax.data.preparing.listing import Options
+from vit_jax.data.preparing.prepare import prepare
+from vit_jax.data.preparing.shards import Encoding, store
 from vit_jax.data.sources import open_source
 from vit_jax.errors import BadExampleError, UserError
 

@@ -23,10 +23,10 @@ import sys
 from collections.abc import Callable
 
 from vit_jax import command_line
-from vit_jax.data import card as cards
-from vit_jax.data import prepare
-from vit_jax.data.listing import Options
-from vit_jax.data.shards import Encoding
+from vit_jax.data.preparing import card as cards
+from vit_jax.data.preparing import prepare
+from vit_jax.data.preparing.listing import Options
+from vit_jax.data.preparing.shards import Encoding
 from vit_jax.errors import UserError
 
 

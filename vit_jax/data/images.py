@@ -25,6 +25,12 @@ MAX_PIXELS = 178_956_970  # Pillow's limit: a quarter of a gigabyte in 24 bits, 
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # we have our own
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 _ORIENTATION = 0x0112  # EXIF tag
+_SOS = 0xDA  # the marker after which a JPEG has no more blocks of facts
+# What Pillow raises for bytes that are no image.
+_NO_IMAGE = (
+    UnidentifiedImageError, Image.DecompressionBombError,
+    OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error,
+)  # fmt: skip
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name
 _SIMPLEJPEG = {1: 'GRAY', 3: 'RGB'}
 
@@ -133,8 +139,7 @@ def open_image(data: bytes | np.ndarray, name: str, channels: int = 3) -> Pictur
     return of_pixels(_with_channels(data, channels, name))
   if channels not in _MODES:
     raise BadExampleError(f'{name} is an image file, which cannot have {channels} channels.')
-  # Pillow takes a tenth of a millisecond to tell that a JPEG is upright; most have no EXIF at all.
-  if channels in _SIMPLEJPEG and data[:2] == b'\xff\xd8' and b'Exif\0\0' not in data[:65536]:
+  if channels in _SIMPLEJPEG and data[:2] == b'\xff\xd8' and _is_upright(data):
     try:
       height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # KeyError: a colorspace it has no name for
@@ -143,6 +148,22 @@ def open_image(data: bytes | np.ndarray, name: str, channels: int = 3) -> Pictur
       decode = functools.partial(_decode_jpeg, data, name, channels, (height, width))
       return Picture(height, width, decode, can_reduce=True)
   return of_pixels(_decode(data, name, channels))
+
+
+def _is_upright(jpeg: bytes) -> bool:
+  """Whether it is shown as it is stored; Pillow is asked only where there is an EXIF block."""
+  at = 2
+  while jpeg[at : at + 1] == b'\xff' and jpeg[at + 1] != _SOS:
+    if jpeg[at + 4 : at + 10] == b'Exif\0\0':
+      break
+    at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+  else:
+    return True
+  try:
+    with Image.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
+      return image.getexif().get(_ORIENTATION, 1) == 1
+  except _NO_IMAGE:
+    return False  # it is looked at again, and its fault named
 
 
 def _decode_jpeg(
@@ -175,10 +196,7 @@ def _decode(data: bytes, name: str, channels: int) -> np.ndarray:
             'read.'
         )
       return of_pillow(ImageOps.exif_transpose(image), channels)
-  except (
-      UnidentifiedImageError, Image.DecompressionBombError,
-      OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error,
-  ) as error:  # fmt: skip
+  except _NO_IMAGE as error:
     reason = 'not a known image format' if isinstance(error, UnidentifiedImageError) else error
     raise BadExampleError(f'{name} cannot be read as an image: {reason}.') from None
 

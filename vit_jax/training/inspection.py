@@ -4,9 +4,9 @@ import jax
 import ml_collections
 import tqdm
 
-from vit_jax.data import card as cards
+from vit_jax.data.preparing import card as cards
+from vit_jax.data.preparing.tally import Tally
 from vit_jax.data.sources import Source
-from vit_jax.data.tally import Tally
 from vit_jax.errors import UserError
 
 # More images are not read through before a run; a damaged one is then met on the way.

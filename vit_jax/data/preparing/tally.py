@@ -13,8 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from vit_jax.data.examples import Examples, shown
 from vit_jax.data.images import MAX_PIXELS, check_image, decode_image
+from vit_jax.data.preparing.examples import Examples, shown
 from vit_jax.errors import BadExampleError
 
 HASH_BYTES = 16

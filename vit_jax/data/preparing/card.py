@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from vit_jax.data.duplicates import Overlap, find_overlaps
-from vit_jax.data.examples import Examples, shown
-from vit_jax.data.listing import Listing, Options, list_examples, list_sources
+from vit_jax.data.preparing.duplicates import Overlap, find_overlaps
+from vit_jax.data.preparing.examples import Examples, shown
+from vit_jax.data.preparing.listing import Listing, Options, list_examples, list_sources
+from vit_jax.data.preparing.tally import Tally, tally
 from vit_jax.data.sources import Source
-from vit_jax.data.tally import Tally, tally
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from vit_jax.data import imagenet, tars
-from vit_jax.data.examples import Examples, Files, Members, OfSource, Opened, opened, shown
+from vit_jax.data.preparing.examples import (
+  Examples,
+  Files,
+  Members,
+  OfSource,
+  Opened,
+  opened,
+  shown,
+)
 from vit_jax.data.sources import Source, image_files, split_names
 from vit_jax.data.sources.folder import split_folder, split_folders
 from vit_jax.data.sources.folder import split_names as folder_splits

@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from vit_jax.data.card import Card, class_counts, spread, warnings
-from vit_jax.data.examples import shown
 from vit_jax.data.images import decode_image
-from vit_jax.data.tally import Tally
+from vit_jax.data.preparing.card import Card, class_counts, spread, warnings
+from vit_jax.data.preparing.examples import shown
+from vit_jax.data.preparing.tally import Tally
 
 MOST_CLASSES = 1000  # that are shown with pictures
 _SIDE = 96

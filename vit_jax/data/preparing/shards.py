@@ -17,11 +17,19 @@ import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
-from vit_jax.data import example_proto, imagenet, pool
-from vit_jax.data.examples import Examples
+from vit_jax.data import example_proto, imagenet
 from vit_jax.data.images import decode_image
+from vit_jax.data.preparing import pool
+from vit_jax.data.preparing.examples import Examples
+from vit_jax.data.preparing.tally import (
+  HASH_BYTES,
+  Tally,
+  content_hash,
+  examine,
+  label_list,
+  reason,
+)
 from vit_jax.data.sources.tfds import UNFINISHED
-from vit_jax.data.tally import HASH_BYTES, Tally, content_hash, examine, label_list, reason
 from vit_jax.errors import BadExampleError
 
 # How ArrayRecord says that there is no room.

@@ -19,14 +19,15 @@ import numpy as np
 import tqdm
 from array_record.python.array_record_module import ArrayRecordReader
 
-from vit_jax.data import card as cards
-from vit_jax.data import card_page, example_proto, imagenet, pool, resume, tfds_metadata
-from vit_jax.data.card import Card
-from vit_jax.data.examples import Examples, shown
-from vit_jax.data.listing import Listing, Options, list_examples
-from vit_jax.data.shards import Encoding, Shard, is_whole, store, write_file, write_shard
+from vit_jax.data import example_proto, imagenet
+from vit_jax.data.preparing import card as cards
+from vit_jax.data.preparing import card_page, pool, resume, tfds_metadata
+from vit_jax.data.preparing.card import Card
+from vit_jax.data.preparing.examples import Examples, shown
+from vit_jax.data.preparing.listing import Listing, Options, list_examples
+from vit_jax.data.preparing.shards import Encoding, Shard, is_whole, store, write_file, write_shard
+from vit_jax.data.preparing.tally import Tally, tally
 from vit_jax.data.sources.tfds import CARD, UNFINISHED
-from vit_jax.data.tally import Tally, tally
 from vit_jax.errors import BadExampleError, UserError
 
 _SHARD_BYTES = 256 << 20

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax.data.listing import Listing
-from vit_jax.data.shards import Encoding, write_file
+from vit_jax.data.preparing.listing import Listing
+from vit_jax.data.preparing.shards import Encoding, write_file
 from vit_jax.data.sources.tfds import CARD, UNFINISHED
 from vit_jax.errors import UserError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vit_jax.data.tally import HASH_BYTES
+from vit_jax.data.preparing.tally import HASH_BYTES
 
 _PAIRS = 20  # of duplicates that are named
 
