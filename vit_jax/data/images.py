@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vit_jax.data import turbojpeg
+from vit_jax.data import jpeg_tiles, turbojpeg
 from vit_jax.errors import BadExampleError
 
 # Names that count as images, compared in lower case.
@@ -31,6 +31,7 @@ _NO_IMAGE = (
     UnidentifiedImageError, Image.DecompressionBombError,
     OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error,
 )  # fmt: skip
+_MARGIN = 2  # pixels
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name
 _SIMPLEJPEG = {1: 'GRAY', 3: 'RGB'}
 
@@ -145,7 +146,7 @@ def open_image(data: bytes | np.ndarray, name: str, channels: int = 3) -> Pictur
     except (ValueError, KeyError):  # KeyError: a colorspace it has no name for
       colors = ''
     if colors in ('YCbCr', 'Gray', 'RGB') and height * width <= MAX_PIXELS:
-      decode = functools.partial(_decode_jpeg, data, name, channels, (height, width))
+      decode = functools.partial(_decode_jpeg, data, name, channels)
       return Picture(height, width, decode, can_reduce=True)
   return of_pixels(_decode(data, name, channels))
 
@@ -167,19 +168,30 @@ def _is_upright(jpeg: bytes) -> bool:
 
 
 def _decode_jpeg(
-    data: bytes, name: str, channels: int, size: tuple[int, int], box: Box | None, reduction: int
+    data: bytes, name: str, channels: int, box: Box | None, reduction: int
 ) -> np.ndarray:
   """A part of a JPEG, at a fraction of its size."""
+  tiles, shifted = data, box
   if box is not None:
-    part = turbojpeg.decode_box(data, box, channels, reduction)
+    left, top, right, bottom = box
+    # Colors at the border are interpolated between its two sides.
+    needed = [(side - _MARGIN) * reduction for side in (left, top)]
+    needed += [(side + _MARGIN) * reduction for side in (right, bottom)]
+    if cut_out := jpeg_tiles.cut_box(data, needed):
+      tiles, x, y = cut_out
+      x, y = x // reduction, y // reduction
+      shifted = left - x, top - y, right - x, bottom - y
+    part = turbojpeg.decode_box(tiles, shifted, channels, reduction)
     if part is not None:
       return part
-  least = {} if reduction == 1 else {
-      'min_height': -(-size[0] // reduction), 'min_width': -(-size[1] // reduction),
-  }  # fmt: skip
   try:
-    return cut(simplejpeg.decode_jpeg(data, _SIMPLEJPEG[channels], **least), box)
-  except ValueError:  # it refuses harmless flaws, too; Pillow tells them from damage
+    height, width, _, _ = simplejpeg.decode_jpeg_header(tiles)
+    least = -(-height // reduction), -(-width // reduction)
+    pixels = simplejpeg.decode_jpeg(
+        tiles, _SIMPLEJPEG[channels], min_height=least[0], min_width=least[1]
+    )
+    return cut(pixels, shifted)
+  except (ValueError, KeyError):  # it refuses harmless flaws, too; Pillow tells them from damage
     pixels = _decode(data, name, channels)
   if box is not None and reduction > 1:
     box = tuple(side * reduction for side in box)

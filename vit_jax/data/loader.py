@@ -31,7 +31,7 @@ Batch = dict[str, jax.Array]
 # More threads wait for the interpreter's lock and slow each other down: on 16 cores, CIFAR-10 to
 # 224 px, images/s were 828 with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16.
 _MOST_THREADS = 3
-_CHUNK = 16  # rows of one task: short enough to share a batch out evenly
+_CHUNK = 32  # rows of one task: short enough to share a batch out evenly
 _ON_DEVICES = 2  # batches that are placed ahead of the consumer
 _AHEAD = 3  # batches that are being read meanwhile
 _JUDGED_FROM = 1000  # examples; before that a share of bad ones says little

@@ -13,11 +13,10 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 
-from vit_jax.data import example_proto, imagenet
+from vit_jax.data import example_proto, imagenet, jpeg_tiles
 from vit_jax.data.images import decode_image
 from vit_jax.data.preparing import pool
 from vit_jax.data.preparing.examples import Examples
@@ -92,8 +91,8 @@ def store(data: bytes | np.ndarray, name: str, encoding: Encoding) -> bytes:
     if scale < 1:
       size = (max(1, round(width * scale)), max(1, round(height * scale)))
       small = Image.fromarray(_for_pillow(pixels)).resize(size, Image.Resampling.LANCZOS)
-      rgb = np.asarray(small.convert('RGB'))
-      return simplejpeg.encode_jpeg(rgb, encoding.quality, colorsubsampling='420')
+      small = small if small.mode == 'L' else small.convert('RGB')
+      return jpeg_tiles.encode(small, encoding.quality)
   if isinstance(data, bytes):
     return data
   file = io.BytesIO()
