@@ -57,8 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.num_classes = 0  # what the data must have; 0: what it has
   config.data.crop_fraction = 0.875  # tests see the central part of the image
   config.data.channels = 3  # 1 (gray), 3 (RGB), 4 (RGBA); what arrays have
-  # Processes that read and augment; 0: threads of this one; -1: as many as there are cores, where
-  # that pays.
+  # Processes that read and augment; 0: threads of this one; -1: one a core, at most 16.
   config.data.workers = -1
   config.data.threads = 0  # without workers; 0: one a core, at most three
   # error: an example that cannot be read ends the run (of a folder: before it starts);

@@ -1,5 +1,8 @@
 """The order of examples: a pure function of seed and step; test batches: every example once."""
 
+import dataclasses
+import tracemalloc
+
 import jax
 import ml_collections
 import numpy as np
@@ -9,7 +12,7 @@ from jax.sharding import Mesh
 from vit_jax.data import loader
 from vit_jax.data.images import Picture
 from vit_jax.data.reader import Reader
-from vit_jax.data.sources import Source
+from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
 
@@ -120,6 +123,53 @@ def test_each_epoch_visits_every_example_once(size):
     assert sorted(epoch) == list(range(size))
   if size > 3:
     assert not np.array_equal(epochs[0], np.arange(size))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+JFT = open_source('synthetic:jft', 'train')
+
+
+@pytest.mark.parametrize('step', [0, 1, 500_000])
+def test_the_order_of_300_million_examples_costs_nothing(step):
+  tracemalloc.start()
+  order = loader.example_order(JFT, 7)
+  found = [order[step * 4096 + i] for i in range(4096)]
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 1e6  # bytes
+  assert len(set(found)) == 4096
+  assert 0 <= min(found) < 1e6 and JFT.size - 1e6 < max(found) < JFT.size  # from all over it
+
+
+def test_an_epoch_of_300_million_ends_where_the_next_begins():
+  order = loader.example_order(JFT, 7)
+  before, after = (
+      {order[position] for position in range(start, start + 5000)}
+      for start in (JFT.size - 5000, JFT.size)
+  )
+  first = {order[position] for position in range(5000)}
+  assert len(before) == len(after) == len(first) == 5000
+  assert not before & first  # of one permutation
+  assert after != first  # another one
+
+
+def test_a_large_epoch_visits_every_example_once():
+  size = 200_003
+  order = loader.example_order(dataclasses.replace(JFT, size=size), 1)
+  found = np.array([order[position] for position in range(size, 2 * size)])
+  assert (np.bincount(found, minlength=size) == 1).all()
+
+
+def test_a_mixture_is_drawn_in_proportion_and_each_part_once_an_epoch():
+  mixture = dataclasses.replace(make_source(100), parts=(60, 40), weights=(3.0, 1.0))
+  order = loader.example_order(mixture, 0)
+  found = np.array([order[position] for position in range(800)])
+  for start in range(0, 800, 80):
+    assert abs((found[start : start + 80] < 60).sum() - 60) <= 1
+  first, second = found[found < 60], found[found >= 60]
+  for part, size in ((first, 60), (second, 40)):
+    epochs = part[: len(part) // size * size].reshape(-1, size)
+    assert len(epochs) > 1 and all(len(set(epoch)) == size for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
 
 

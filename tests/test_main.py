@@ -223,10 +223,6 @@ BAD = {
         lambda path: [*QUICKSTART, '--workdir=/dev/null/run'], '/dev/null/run'
     ),
     'an empty workdir': (lambda path: [*QUICKSTART, '--workdir='], '--workdir'),
-    'a folder of splits with other names': (
-        lambda path: [*QUICKSTART, *bad_folder(path, ['training/a/1.png', 'valid/a/2.png'])],
-        'train, val and test',
-    ),
     'a class whose name is no text': (
         lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', os.fsdecode(b'b\xe9/1.png')])],
         'no plain text',

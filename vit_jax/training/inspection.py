@@ -1,4 +1,4 @@
-"""Folders of images are looked through before a run, so that it ends before it starts or not."""
+"""What is said of the data before a run; folders of images are looked through for bad ones."""
 
 import jax
 import ml_collections
@@ -14,10 +14,8 @@ _AT_MOST = 100_000
 _NAMED = 3
 
 
-def inspect_folders(
-    config: ml_collections.ConfigDict, train: Source, test: Source
-) -> str:
-  """The data card of the folders among the sources, in a dozen lines; '' without any.
+def inspect_data(config: ml_collections.ConfigDict, train: Source, test: Source) -> str:
+  """The data card of folders, in a dozen lines, and what is to be said of the sources.
 
   Process 0 alone looks.
 
@@ -31,8 +29,11 @@ def inspect_folders(
       if spec.startswith('folder:') and not source.weights
   }  # fmt: skip
   size = sum(source.size for source in found.values())
-  if jax.process_index() or not found or size > _AT_MOST:
+  if jax.process_index():
     return ''
+  notes = [f'  WARNING: {note}' for note in dict.fromkeys((*train.notes, *test.notes))]
+  if not found or size > _AT_MOST:
+    return '\n'.join(notes)
   with tqdm.tqdm(total=size, unit=' images', desc='looking', leave=False, disable=None) as bar:
     card = cards.inspect(found, tell=bar.update)
   for split, tally in card.splits.items():
@@ -40,8 +41,7 @@ def inspect_folders(
     if tally.unreadable and (config.data.on_bad_example == 'error' or
                              share > config.data.most_bad):  # fmt: skip
       raise UserError(_unreadable(split, tally, found[split].size, config.data))
-  notes = dict.fromkeys(note for source in found.values() for note in source.notes)
-  return '\n'.join((cards.summary(card), *(f'  WARNING: {note}' for note in notes)))
+  return '\n'.join((cards.summary(card), *notes))
 
 
 def _unreadable(split: str, tally: Tally, size: int, data: ml_collections.ConfigDict) -> str:

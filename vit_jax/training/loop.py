@@ -18,7 +18,7 @@ from vit_jax.evaluation import classification
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel import processes
 from vit_jax.training import setup
-from vit_jax.training.inspection import inspect_folders
+from vit_jax.training.inspection import inspect_data
 from vit_jax.training.program import build_program
 from vit_jax.training.reporting import MetricsWriter, Progress
 
@@ -84,7 +84,7 @@ def train_and_evaluate(
   resuming = processes.agreed(has_checkpoint(workdir))
   start_params, report, card = None, None, ''
   if not resuming:
-    card = inspect_folders(config, train, test)
+    card = inspect_data(config, train, test)
     start_params, report = setup.initial_params(config, program)
   setup.open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
@@ -107,7 +107,7 @@ def train_and_evaluate(
   for line in (*checkpointer.notes, *([str(report)] if report else [])):
     progress.say(line)
   previous, result = None, None
-  feed = loader.Feed(streams, mesh, setup.num_workers(config, train), config.data.threads)
+  feed = loader.Feed(streams, mesh, setup.num_workers(config), config.data.threads)
   with checkpointer, writer, progress, feed:
     train_batches = feed.batches('train', first_step, total_steps)
 

@@ -28,6 +28,7 @@ from vit_jax.parallel import processes
 from vit_jax.training.losses import LOSSES
 from vit_jax.training.program import Program
 
+_MOST_WORKERS = 16  # by default: a host may run several processes that each start so many
 _POSITIVE = (lambda x: x > 0, 'positive')
 _NOT_NEGATIVE = (lambda x: x >= 0, 'zero or positive')
 _RATE = (lambda x: 0 <= x < 1, 'at least 0 and less than 1')
@@ -154,12 +155,12 @@ def open_streams(
   }
 
 
-def num_workers(config: ml_collections.ConfigDict, train: Source) -> int:
+def num_workers(config: ml_collections.ConfigDict) -> int:
   """How many processes read the data: by default one a core, none for data in memory."""
   if config.data.workers >= 0:
     return config.data.workers
-  is_small = isinstance(train.read(0)[0], np.ndarray)
-  return 0 if is_small or os.name != 'posix' else os.cpu_count() or 1
+  is_in_memory = config.data.train.source == 'digits'
+  return 0 if is_in_memory or os.name != 'posix' else min(os.cpu_count() or 1, _MOST_WORKERS)
 
 
 def find_workdir(workdir: epath.PathLike) -> epath.Path:

@@ -141,6 +141,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
       first.multi_label,
       where,
       hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest() if changes else '',
+      tuple(dict.fromkeys(note for source in sources for note in source.notes)),
   )
 
 

@@ -131,12 +131,10 @@ def _file_names(info: dict[str, Any], split: dict[str, Any]) -> list[str]:
   return names
 
 
-def _check_shards(files: list[epath.Path], root: epath.Path) -> None:
+def _check_shards(files: list[epath.Path], card: dict[str, Any]) -> None:
   """Raises `UserError` for a shard that is not there, or not of the size that it was written."""
-  sizes = {}
-  if (root / CARD).exists():
-    splits = _read_json(root / CARD, root)['splits'].values()
-    sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
+  splits = card.get('splits', {}).values()
+  sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
   for file in files:
     try:
       found = file.stat().length
@@ -211,7 +209,8 @@ def _open(root: epath.Path, split: str, spec: str) -> Source:
     raise UserError(f'{spec} has the splits {", ".join(splits)}, not {split!r}.')
   lengths = [int(length) for length in splits[split].get('shardLengths', [])]
   files = [root / name for name in _file_names(info, splits[split])] if lengths else []
-  _check_shards(files, root)
+  card = _read_json(root / CARD, root) if (root / CARD).exists() else {}
+  _check_shards(files, card)
   _allow_open_files(len(files))
   shards = _Shards(files, lengths)
 
@@ -234,6 +233,7 @@ def _open(root: epath.Path, split: str, spec: str) -> Source:
       multi_label=labels.multi_label,
       where=named,
       fingerprint=f'{len(shards)} in {len(files)}',
+      notes=tuple(card.get('warnings', ())),
   )
 
 
