@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.seed = 0  # of initialisation, order, augmentation and dropout
   config.total_steps = 10_000
-  config.epochs = 0.0  # passes over the training data; counts where total_steps is 0
+  config.epochs = 0.0  # passes over the training data; setting one of the two sets the other to 0
   config.batch_size = 512  # global: over all devices and processes
   config.eval_batch_size = 0  # global; 0: the same as batch_size
   config.accumulation_steps = 1  # micro-batches a step; the result is that of the whole batch

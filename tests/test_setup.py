@@ -45,3 +45,32 @@ def test_what_does_not_go_together(fields, message):
 
 def test_what_does():
   check(model__num_heads=12, mesh__tensor=4, mesh__num_slices=2)
+
+
+def load(name: str, *overrides: str):
+  return config_lib.load_config(f'configs/{name}', overrides)
+
+
+def test_epochs_become_steps_of_the_data_there_is():
+  config = setup.with_steps(load('finetune.py:ti16,folder:/my/images'), 1000)
+  assert (config.total_steps, config.epochs) == (625, 0)  # 20 passes in batches of 32
+  assert (config.eval_every, config.checkpoint.every) == (62, 62)
+  config = setup.with_steps(load('finetune.py:ti16,folder:/x', '--config.epochs=1'), 10)
+  assert (config.total_steps, config.eval_every) == (1, 1)
+
+
+def test_who_sets_steps_or_epochs_does_not_count_in_the_other():
+  config = load('finetune.py:ti16,folder:/x', '--config.total_steps=7')
+  assert (config.total_steps, config.epochs) == (7, 0)
+  config = load('quickstart.py', '--config.epochs=2.5')
+  assert (config.total_steps, config.epochs) == (0, 2.5)
+  config = load('quickstart.py', '--config.epochs=2', '--config.total_steps=5')
+  with pytest.raises(UserError, match='one of them must be positive'):
+    setup.with_steps(config, 100)
+  with pytest.raises(UserError, match='one of them must be positive'):
+    setup.with_steps(load('quickstart.py', '--config.total_steps=0'), 100)
+
+
+def test_a_tenth_of_a_run_is_the_default_cadence_only_where_none_is_given():
+  config = setup.with_steps(load('quickstart.py'), 100)
+  assert (config.total_steps, config.eval_every, config.checkpoint.every) == (1200, 400, 400)

@@ -139,6 +139,10 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
     raise UserError(f'A value does not fit its config field: {error}.') from None
   if rest:
     raise UserError(f'{rest[0]!r} is not a flag; config fields are set as --config.field=value.')
+  given = {match[1] for flag in overrides if (match := re.match(r'--?config\.([^=]+)', flag))}
+  for one, other in (('total_steps', 'epochs'), ('epochs', 'total_steps')):
+    if one in given and other not in given:  # who counts in one does not count in the other
+      config[other] = type(config[other])(0)
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
