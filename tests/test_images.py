@@ -175,6 +175,15 @@ def test_a_bomb_of_400_million_pixels_in_a_few_bytes_is_refused_without_decoding
       read(bomb, 'x.png')
 
 
+def test_large_jpegs_are_checked_by_header_and_end():
+  noise = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), dtype=np.uint8)
+  data = jpeg(noise)
+  assert len(data) > 2**20
+  check_image(data, 'x.jpg')
+  with pytest.raises(UserError, match=r'x\.jpg'):
+    check_image(data[:-5000], 'x.jpg')
+
+
 def random_jpegs(count: int, smallest: int = 1):
   """Small JPEGs of all kinds of sampling, and a box in each."""
   rng = np.random.default_rng(0)

@@ -31,8 +31,13 @@ def inspect_data(config: ml_collections.ConfigDict, train: Source, test: Source)
   size = sum(source.size for source in found.values())
   if jax.process_index():
     return ''
-  notes = [f'  WARNING: {note}' for note in dict.fromkeys((*train.notes, *test.notes))]
-  if not found or size > _AT_MOST:
+  if size > _AT_MOST:
+    found = {}
+  notes = dict.fromkeys(
+      f'  WARNING: {note}'
+      for split, (_, source) in given.items() if split not in found for note in source.notes
+  )  # fmt: skip
+  if not found:
     return '\n'.join(notes)
   with tqdm.tqdm(total=size, unit=' images', desc='looking', leave=False, disable=None) as bar:
     card = cards.inspect(found, tell=bar.update)

@@ -27,6 +27,7 @@ class Card:
     class_names: in label order; class_ids: their synsets, or nothing.
     splits: what was counted in each.
     overlaps: images of the same content, within splits and across.
+    notes: what else the user should know, a sentence each.
     shards: the files of each split, if it is prepared: {file, records, bytes, sha256}.
     settings: that it was prepared with.
   """
@@ -37,6 +38,7 @@ class Card:
   class_ids: tuple[str, ...]
   splits: dict[str, Tally]
   overlaps: list[Overlap]
+  notes: tuple[str, ...] = ()
   shards: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -65,7 +67,7 @@ def make_card(
   overlaps = find_overlaps(hashes, lambda split, i: listing.splits[split].name(i))
   return Card(
       name or listing.source, listing.source, listing.class_names, listing.class_ids, splits,
-      overlaps,
+      overlaps, listing.notes,
   )  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def warnings(card: Card) -> list[str]:
       said.append(f'{missing:,} of {len(card.class_names):,} classes have no image in {split}')
     for what, (count, names) in found.remarks.items():
       said.append(f'{counted(count, "image")} of {split}: {what}, such as {shown(names[0])}')
-  return said
+  return [*said, *card.notes]
 
 
 def summary(card: Card) -> str:

@@ -24,7 +24,7 @@ from vit_jax.data.preparing.examples import (
   shown,
 )
 from vit_jax.data.sources import Source, image_files, split_names
-from vit_jax.data.sources.folder import split_folder, split_folders
+from vit_jax.data.sources.folder import left_out, split_folder, split_folders
 from vit_jax.data.sources.folder import split_names as folder_splits
 from vit_jax.errors import UserError
 
@@ -42,6 +42,7 @@ class Listing:
     class_ids: the synsets of the classes, or nothing.
     multi_label: whether labels are vectors of zeros and ones.
     fingerprint: changes when the names of its files or their places do.
+    notes: what the user should know, a sentence each.
   """
 
   source: str
@@ -50,6 +51,7 @@ class Listing:
   class_ids: tuple[str, ...] = ()
   multi_label: bool = False
   fingerprint: str = ''
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,10 @@ def _list_folder(root: pathlib.Path, options: Options) -> Listing:
     elif options.splits or set(split_folders(root)) - {'train'}:
       raise UserError(f'{folder} holds no image of the split {split!r}.')
   fingerprint = _digest(*(splits[split].names for split in splits))
-  return Listing(str(root), splits, names, ids if ids != names else (), fingerprint=fingerprint)
+  folders = dict.fromkeys(folder for folder, _ in files.values())
+  notes = tuple(note for folder in folders for note in left_out(folder))
+  ids = ids if ids != names else ()
+  return Listing(str(root), splits, names, ids, fingerprint=fingerprint, notes=notes)
 
 
 def _rows(tar: int, places: Iterable[tuple[str, int, int]], label: int) -> np.ndarray:
@@ -242,6 +247,7 @@ def list_sources(sources: Mapping[str, Source]) -> Listing:
       {name: OfSource(source, 0, source.size) for name, source in sources.items()},
       first.class_names,
       multi_label=first.multi_label,
+      notes=tuple(dict.fromkeys(note for source in sources.values() for note in source.notes)),
   )
 
 

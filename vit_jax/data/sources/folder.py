@@ -20,7 +20,7 @@ _SPLITS = {
 }
 
 
-def _all_files(folder: epath.PathLike) -> list[str]:
+def all_files(folder: epath.PathLike) -> list[str]:
   """Sorted paths, relative to `folder`, of all files below it; hidden ones are left out."""
   def refuse(error: OSError) -> None:
     raise UserError(f'{error.filename} cannot be read: {error.strerror}.')
@@ -43,19 +43,21 @@ def _all_files(folder: epath.PathLike) -> list[str]:
 
 def image_files(folder: epath.PathLike) -> list[str]:
   """Sorted paths, relative to `folder`, of all images below it; hidden files are left out."""
-  return [file for file in _all_files(folder) if file.lower().endswith(SUFFIXES)]
+  return [file for file in all_files(folder) if file.lower().endswith(SUFFIXES)]
 
 
-def _left_out(folder: epath.Path, files: list[str]) -> tuple[str, ...]:
-  """What is said of the files that are no examples."""
-  said = []
+def left_out(folder: epath.Path, files: list[str] | None = None) -> tuple[str, ...]:
+  """What is said of those of its files (all, if not given) that are no examples."""
+  files, said = all_files(folder) if files is None else files, []
   others = [file for file in files if not file.lower().endswith(SUFFIXES)]
   if others:
     kinds = collections.Counter(os.path.splitext(file)[1].lower() or 'none' for file in others)
     listed = ', '.join(f'{kind} {count:,}' for kind, count in kinds.most_common(5))
-    said.append(f'{len(others):,} files of {folder} are no images that are read ({listed})')
+    are = 'file is no image' if len(others) == 1 else 'files are no images'
+    said.append(f'{len(others):,} {are} that this reads ({listed}), in {folder}')
   if stray := sum(os.sep not in file for file in files) - sum(os.sep not in f for f in others):
-    said.append(f'{stray:,} images of {folder} are left out: they lie outside of class folders')
+    are = 'image is' if stray == 1 else 'images are'
+    said.append(f'{stray:,} {are} left out: outside of the class folders of {folder}')
   return tuple(said)
 
 
@@ -133,7 +135,7 @@ def open_folder(path: str, split: str) -> Source:
   folder, belongs = split_folder(root, split)
   # All classes count, also those without an image in this split: labels must not depend on it.
   classes_in = split_folders(root).get('train', folder)
-  everything = _all_files(folder)
+  everything = all_files(folder)
   files = [file for file in everything if file.lower().endswith(SUFFIXES)]
   others = files if classes_in == folder else image_files(classes_in)
   names = sorted({_class_of(file) for file in others if os.sep in file})
@@ -166,5 +168,5 @@ def open_folder(path: str, split: str) -> Source:
       tuple(names),
       where=lambda i: os.path.join(folder, files[i]),
       fingerprint=hashlib.sha256('\0'.join(files).encode('utf-8', 'surrogateescape')).hexdigest(),
-      notes=_left_out(folder, everything),
+      notes=left_out(folder, everything),
   )
