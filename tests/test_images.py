@@ -132,6 +132,7 @@ def cut(data: bytes, share: float) -> bytes:
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 BAD = {
+    'JPEG that ends in a marker': b'\xff\xd8\xff',
     'nothing': b'',
     'text': b'this is a shopping list\n' * 50,
     'one byte': b'\xff',

@@ -65,7 +65,7 @@ def test_compiling_says_what_it_took(config, program, capsys):
   assert compiled.memory_analysis().argument_size_in_bytes > 0
 
 
-FEED = types.SimpleNamespace(bad={'train': {}}, num_workers=0)
+FEED = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=0)
 
 
 class Clock:
@@ -130,7 +130,7 @@ def test_a_run_that_starves_says_so_once_with_the_numbers_to_change(
     progress, clock, capsys, monkeypatch
 ):
   monkeypatch.setattr(os, 'cpu_count', lambda: 16)
-  feed = types.SimpleNamespace(bad={'train': {}}, num_workers=2)
+  feed = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2)
   starve(progress, clock, [1], feed)
   assert 'wait' not in capsys.readouterr().out.replace('waiting', '')  # queues were still empty
   starve(progress, clock, [2, 3, 4], feed)
@@ -142,18 +142,21 @@ def test_a_run_that_starves_says_so_once_with_the_numbers_to_change(
 
 def test_with_all_cores_reading_preparing_is_what_is_left(progress, clock, capsys, monkeypatch):
   monkeypatch.setattr(os, 'cpu_count', lambda: 2)
-  feed = types.SimpleNamespace(bad={'train': {}}, num_workers=2)
+  feed = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2)
   starve(progress, clock, [1, 2], feed)
   assert 'prepare_data SOURCE TARGET --size=256' in capsys.readouterr().out
 
 
 def test_bad_examples_are_named_and_counted(progress, clock, capsys):
   bad = {i: f'{i}.jpg cannot be read.' for i in range(3)}
-  feed = types.SimpleNamespace(bad={'train': bad}, num_workers=2)
+  feed = types.SimpleNamespace(
+      bad={'train': bad, 'test': {}}, bad_reads={'train': 3}, num_workers=2
+  )
   clock.now += 1
   assert progress.log(1, 1.0, feed)['train/bad_examples'] == 3
   assert capsys.readouterr().out.count('skipped: ') == 3
   bad |= {i: f'{i}.jpg cannot be read.' for i in range(20)}
+  feed.bad_reads['train'] = 20
   clock.now += 1
   assert progress.log(2, 1.0, feed)['train/bad_examples'] == 20
   out = capsys.readouterr().out

@@ -375,3 +375,30 @@ def test_an_augmentation_travels_as_json():
 def test_augmentations_that_cannot_be(fields, message):
   with pytest.raises(UserError, match=message):
     how(**fields)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [{'resize_small': 12}, {'pad': 9}, {'resize_small': 4, 'pad': 3},
+     {'crop': 'random', 'resize_small': 12}],
+    ids=str,
+)  # fmt: skip
+def test_crops_keep_the_aspect_ratio(fields):
+  rows, columns = np.indices((80, 120))
+  disc = np.where((rows - 39.5) ** 2 + (columns - 59.5) ** 2 < 30**2, 255, 0).astype(np.uint8)
+  picture = of_pixels(np.repeat(disc[..., None], 3, axis=2))
+  augmentation = how(**{'crop': 'central'} | fields)
+  found = transforms.augment(picture, (32, 48), augmentation, rng())[..., 0] == 255
+  height, width = found.any(1).sum(), found.any(0).sum()
+  assert height > 15 and abs(int(height) - int(width)) <= 2
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [{'jitter': (0.4, 'a', 0.4, 0.0)}, {'area': ('a', 'b')}, {'area': 0.3}, {'pad': 100_000},
+     {'shift': float('inf')}, {'rotate': float('nan')}],
+    ids=str,
+)  # fmt: skip
+def test_values_of_no_use_are_refused_in_a_sentence(fields):
+  with pytest.raises(UserError, match=f'augment.{next(iter(fields))} is'):
+    how(**fields)

@@ -105,8 +105,15 @@ def test_a_bad_example_ends_the_run_unless_it_is_skipped(workers, damaged):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_too_many_bad_examples_end_the_run(workers, damaged):
-  with pytest.raises(UserError, match='2 of 20 examples .* cannot be read .10.0%'):
+  with pytest.raises(UserError, match=r'\d of 32 examples .* cannot be read .*most_bad=5.0%'):
     read(damaged, workers, on_bad_example='skip', most_bad=0.05)
+
+
+def test_every_pass_of_the_test_examples_is_judged_by_itself(damaged):
+  with open_feed(damaged, 0, on_bad_example='skip', most_bad=0.06) as feed:  # one in 20 is bad
+    for _ in range(3):
+      assert sum(batch['mask'].sum() for batch in feed.batches('test')) == 19
+    assert (len(feed.bad['test']), feed.bad_reads['test']) == (1, 3)
 
 
 def children() -> list[int]:

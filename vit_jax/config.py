@@ -20,7 +20,8 @@ from vit_jax.errors import UserError
 # in its workdir with other values of these.
 EXECUTION_FIELDS = (
     'accumulation_steps', 'checkpoint.every', 'checkpoint.keep', 'data.num_classes',
-    'data.most_bad', 'data.threads', 'data.workers', 'eval_batch_size', 'eval_every', 'log_every',
+    'data.most_bad', 'data.on_bad_example', 'data.threads', 'data.workers', 'eval_batch_size',
+    'eval_every', 'log_every',
     'mesh.data', 'mesh.fsdp', 'mesh.num_slices', 'mesh.tensor', 'model.attention', 'model.dtype',
     'model.remat', 'model.scan_blocks',
 )  # fmt: skip

@@ -8,7 +8,7 @@ import ml_collections
 from vit_jax import command_line
 from vit_jax.classifier import load
 from vit_jax.data.loader import Feed, open_stream
-from vit_jax.data.reader import Recipe
+from vit_jax.data.reader import ON_BAD_EXAMPLE, Recipe
 from vit_jax.data.sources import check_same_classes, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification
@@ -17,7 +17,12 @@ from vit_jax.training.step import make_eval_step
 
 
 def score(
-    model: str, data: str, split: str, image_size: int | tuple[int, int] | None, batch_size: int
+    model: str,
+    data: str,
+    split: str,
+    image_size: int | tuple[int, int] | None,
+    batch_size: int,
+    on_bad_example: str = 'error',
 ) -> dict[str, float]:
   """Accuracy, loss and number of examples of a model on a split, over all local devices.
 
@@ -37,8 +42,9 @@ def score(
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
   mesh_lib.check_batch_size(mesh, batch_size, '--batch_size')
   recipe = Recipe(
-      data, split, vit.image_size, channels=vit.channels, crop_fraction=vit.crop_fraction
-  )
+      data, split, vit.image_size, channels=vit.channels, crop_fraction=vit.crop_fraction,
+      on_bad_example=on_bad_example,
+  )  # fmt: skip
   stream = open_stream(recipe, batch_size, source)
   params = jax.device_put(vit.params, mesh_lib.replicated(mesh))
   eval_step = jax.jit(make_eval_step(vit.model, vit.loss))
@@ -52,7 +58,7 @@ def main() -> None:
   parser = command_line.Parser('vit_jax.evaluate', description=__doc__)
   parser.add_argument('--model', required=True, help='a file, folder, workdir or released name')
   parser.add_argument(
-      '--data', required=True, help='digits, folder:/path, tfds:name or array_record:/path'
+      '--data', required=True, help='folder:/path, array_record:/path, … (docs/data.md has all)'
   )
   parser.add_argument('--split', default='test', help='which part of the data')
   parser.add_argument('--eval', default='classification', choices=['classification'])
@@ -60,9 +66,15 @@ def main() -> None:
       '--image_size', type=command_line.pixels, metavar='N|HxW', help='when not the model\'s'
   )
   parser.add_argument('--batch_size', type=int, default=64, help='changes no result')
+  parser.add_argument(
+      '--on_bad_example', default='error', choices=ON_BAD_EXAMPLE,
+      help='what an image that cannot be read does: ends it, or is left out',
+  )  # fmt: skip
   parser.add_argument('--json', action='store_true', help='print one JSON object')
   args = parser.parse_args()
-  result = score(args.model, args.data, args.split, args.image_size, args.batch_size)
+  result = score(
+      args.model, args.data, args.split, args.image_size, args.batch_size, args.on_bad_example
+  )
   if args.json:
     print(json.dumps(result))
   else:

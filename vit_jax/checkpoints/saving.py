@@ -147,19 +147,20 @@ def save_timm(saved: Saved, path: epath.Path) -> None:
 def save_hugging_face(saved: Saved, folder: epath.Path) -> None:
   """A folder that Transformers' `ViTForImageClassification.from_pretrained` reads."""
   tensors = torch_export.to_hugging_face(saved.params)
+  channels = saved.params['embedding']['kernel'].shape[2]
 
   def write(part: epath.Path) -> None:
     write_safetensors(part / 'model.safetensors', tensors, {'format': 'pt'})
     for name, facts in (
-        ('config.json', _hugging_face_config(saved)),
-        ('preprocessor_config.json', _preprocessor_config(saved.about)),
+        ('config.json', _hugging_face_config(saved, channels)),
+        ('preprocessor_config.json', _preprocessor_config(saved.about, channels)),
     ):
       (part / name).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + '\n')
 
   write_folder(folder, write)
 
 
-def _hugging_face_config(saved: Saved) -> dict[str, Any]:
+def _hugging_face_config(saved: Saved, channels: int) -> dict[str, Any]:
   model, about = saved.model, saved.about
   height, width = about.image_size
   labels = about.labels or [f'LABEL_{i}' for i in range(model.num_classes)]
@@ -177,7 +178,7 @@ def _hugging_face_config(saved: Saved) -> dict[str, Any]:
       'attention_probs_dropout_prob': 0.0,
       'image_size': height if height == width else [height, width],
       'patch_size': model.patch_size,
-      'num_channels': 3,
+      'num_channels': channels,
       'qkv_bias': True,
       'problem_type': kind[about.loss],
       'id2label': {str(i): label for i, label in enumerate(labels)},
@@ -187,7 +188,7 @@ def _hugging_face_config(saved: Saved) -> dict[str, Any]:
   }
 
 
-def _preprocessor_config(about: About) -> dict[str, Any]:
+def _preprocessor_config(about: About, channels: int = 3) -> dict[str, Any]:
   """Shorter side resized, centre cropped, [-1, 1]: what `Classifier.preprocess` does.
 
   No processor covers a size that is not square: an image of another shape is squeezed into it.
@@ -199,7 +200,7 @@ def _preprocessor_config(about: About) -> dict[str, Any]:
     size = {'shortest_edge': size['height']}
   return {
       'image_processor_type': 'BitImageProcessor',
-      'do_convert_rgb': True,
+      'do_convert_rgb': channels == 3,
       'do_resize': True,
       'size': size,
       'resample': 2,  # bilinear
@@ -208,6 +209,6 @@ def _preprocessor_config(about: About) -> dict[str, Any]:
       'do_rescale': True,
       'rescale_factor': 1 / 255,
       'do_normalize': True,
-      'image_mean': list(about.mean),
-      'image_std': list(about.std),
+      'image_mean': list(about.mean[:1] * channels if channels != 3 else about.mean),
+      'image_std': list(about.std[:1] * channels if channels != 3 else about.std),
   }

@@ -25,7 +25,7 @@ MAX_PIXELS = 178_956_970  # Pillow's limit: a quarter of a gigabyte in 24 bits, 
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # we have our own
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 _ORIENTATION = 0x0112  # EXIF tag
-_SOS = 0xDA  # the marker after which a JPEG has no more blocks of facts
+_SOS = b'\xda'  # the marker after which a JPEG has no more blocks of facts
 # What Pillow raises for bytes that are no image.
 _NO_IMAGE = (
     UnidentifiedImageError, Image.DecompressionBombError,
@@ -116,10 +116,11 @@ def _with_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
     raise BadExampleError(f'{name} is {pixels.dtype}{list(pixels.shape)}, no (H, W, C) uint8.')
   if pixels.shape[2] == channels:
     return pixels
+  if pixels.shape[2] in _MODES and channels in _MODES:
+    one = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    return of_pillow(Image.fromarray(one), channels)
   if pixels.shape[2] == 1:
     return np.repeat(pixels, channels, axis=2)
-  if pixels.shape[2] in _MODES and channels in _MODES:
-    return of_pillow(Image.fromarray(pixels, _MODES[pixels.shape[2]]), channels)
   raise BadExampleError(f'{name} has {pixels.shape[2]} channels, config.data.channels={channels}.')
 
 
@@ -155,7 +156,7 @@ def open_image(data: bytes | np.ndarray, name: str, channels: int = 3) -> Pictur
 def _is_upright(jpeg: bytes) -> bool:
   """Whether it is shown as it is stored; Pillow is asked only where there is an EXIF block."""
   at = 2
-  while jpeg[at : at + 1] == b'\xff' and jpeg[at + 1] != _SOS:
+  while jpeg[at : at + 1] == b'\xff' and jpeg[at + 1 : at + 2] != _SOS:
     if jpeg[at + 4 : at + 10] == b'Exif\0\0':
       break
     at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])

@@ -109,6 +109,7 @@ class Feed:
         name: mesh_lib.local_rows(mesh, stream.batch_size) for name, stream in streams.items()
     }
     self.bad: dict[str, dict[int, str]] = {name: {} for name in streams}  # index -> message
+    self.bad_reads = dict.fromkeys(streams, 0)  # how often one came up
     self.num_workers = workers
     self._workers: list[Worker] = []
     self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
@@ -160,9 +161,12 @@ class Feed:
 
   def close(self) -> None:
     """Ends all threads and processes; what is being read is given up."""
+    self._pool.shutdown(wait=False, cancel_futures=True)
+    for worker in self._workers:
+      worker.stop()
     for worker in self._workers:
       worker.close()
-    self._pool.shutdown(wait=True, cancel_futures=True)
+    self._pool.shutdown(wait=True)
     self._slots = {}  # gives the shared memory back
 
   def _read(self, name: str, step: int, slot: int, first: int) -> dict[int, str]:
@@ -193,6 +197,8 @@ class Feed:
   ) -> Iterator[Batch]:
     """Global batches of the steps [first_step, last_step); of tests, all by default.
 
+    One pass of a stream at a time: both would write into the same slots.
+
     Yields:
       {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C) uint8}; in tests also 'mask'
       (B,) bool, False for padding.
@@ -205,7 +211,7 @@ class Feed:
     free = collections.deque(range(len(slots)))
     reading: collections.deque[tuple[int, list[concurrent.futures.Future]]] = collections.deque()
     placed: collections.deque[tuple[int, Batch]] = collections.deque()
-    seen = 0
+    seen, bad_before = 0, self.bad_reads[name]
     try:
       while True:
         while free and (step := next(steps, None)) is not None:
@@ -214,9 +220,10 @@ class Feed:
         if reading:
           slot, tasks = reading.popleft()
           for task in tasks:
-            self.bad[name] |= task.result()
+            self.bad[name] |= (found := task.result())
+            self.bad_reads[name] += len(found)
           seen += len(self._rows[name])
-          self._judge(name, seen)
+          self._judge(name, self.bad_reads[name] - bad_before, seen)
           placed.append((slot, self._place(name, slot)))
         if len(placed) > _ON_DEVICES or (placed and not reading):
           slot, batch = placed.popleft()
@@ -237,14 +244,12 @@ class Feed:
       del local['mask']
     return mesh_lib.place_batch(local, self._mesh, stream.batch_size, self._rows[name])
 
-  def _judge(self, name: str, seen: int) -> None:
-    """Ends the run when too many examples are bad."""
-    stream, bad = self._streams[name], self.bad[name]
-    size = stream.reader.source.size
-    share = len(bad) / min(seen, size)
-    if share > stream.most_bad and seen >= min(size, _JUDGED_FROM):
+  def _judge(self, name: str, bad: int, seen: int) -> None:
+    """Ends the run when too many of the examples of this pass are bad."""
+    stream, share = self._streams[name], bad / seen
+    if share > stream.most_bad and seen >= min(stream.reader.source.size, _JUDGED_FROM):
       raise UserError(
-          f'{len(bad)} of {min(seen, size):,} examples of {stream.reader.source.name} cannot be '
-          f'read ({share:.1%}, at most config.data.most_bad={stream.most_bad:.1%} may be); the '
-          f'first one: {next(iter(bad.values()))}'
+          f'{bad} of {seen:,} examples read from {stream.reader.source.name} cannot be read '
+          f'({share:.1%}, at most config.data.most_bad={stream.most_bad:.1%} may be); the first '
+          f'one: {next(iter(self.bad[name].values()))}'
       )

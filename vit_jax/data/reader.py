@@ -114,7 +114,8 @@ class Reader:
         if self.masks:
           return bad
         if not self.substitutes:
-          raise
+          hint = 'on_bad_example=skip goes on without it'
+          raise BadExampleError(f'{str(error).rstrip(".")}; {hint}.') from None
       counter = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, attempt + 1])
       index = int(np.random.Generator(counter).integers(self.source.size))
     raise UserError(

@@ -71,15 +71,20 @@ class Augmentation:
 
   def __post_init__(self):
     def check(name: str, fine: Callable[[object], bool], rule: str) -> None:
-      if not fine(getattr(self, name)):
+      try:
+        is_fine = fine(getattr(self, name))
+      except TypeError:
+        is_fine = False
+      if not is_fine:
         raise UserError(f'config.data.augment.{name} is {getattr(self, name)!r}; {rule}.')
 
     policies = ('none', *POLICIES)
     check('crop', lambda x: x in CROPS, f'choose one of {", ".join(CROPS)}')
     check('randaugment', lambda x: x in policies, f'choose one of {", ".join(policies)}')
-    for name in ('resize_small', 'pad', 'shift', 'rotate', 'randaugment_layers',
-                 'randaugment_magnitude', 'randaugment_std'):  # fmt: skip
-      check(name, lambda x: x >= 0, 'it may not be negative')
+    for name, most in {'resize_small': 2**16, 'pad': 2**12, 'shift': 1, 'rotate': 360,
+                       'randaugment_layers': 100, 'randaugment_magnitude': 2**10,
+                       'randaugment_std': 2**10}.items():  # fmt: skip
+      check(name, lambda x, most=most: 0 <= x <= most, f'it must be at least 0 and at most {most}')
     check('scale', lambda x: 0 <= x < 1, 'it must be at least 0 and less than 1')
     check('erase_probability', lambda x: 0 <= x <= 1, 'it must be at least 0 and at most 1')
     for name in ('area', 'erase_area'):
@@ -140,11 +145,13 @@ def _covering_crop(
   height, width = min(picture.height, limit), min(picture.width, limit)
   top, left = place(picture.height - height), place(picture.width - width)
   image = picture.pixels((left, top, left + width, top + height))
-  zoom = max(cover[0] / height, cover[1] / width)
-  least = size[0] - 2 * pad, size[1] - 2 * pad
+  # With a border, or a smaller `cover`, no less than what is cut out.
+  sides = [max(cover[i], size[i] - 2 * pad) for i in (0, 1)]
+  zoom = max(sides[0] / height, sides[1] / width)
   image = ops.resize(
-      image, (max(round(height * zoom), least[0]), max(round(width * zoom), least[1])), antialias
-  )
+      image, (max(round(height * zoom), size[0] - 2 * pad), max(round(width * zoom),
+              size[1] - 2 * pad)), antialias
+  )  # fmt: skip
   if pad:
     image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=ops.FILL)
   top, left = place(image.shape[0] - size[0]), place(image.shape[1] - size[1])

@@ -1,8 +1,8 @@
 """The part of a JPEG that is needed, by libjpeg-turbo's own C interface (TurboJPEG 3).
 
-Reading with only crops decoded is a third faster than with whole images (README.md), and gives the
-same pixels. The library is the system's, or the one that the `turbojpeg` package brings; where
-there is none, `images.py` decodes whole images with simplejpeg.
+Reading with only crops decoded is a third faster than with whole images (README.md, Reading),
+and gives the same pixels. The library is the system's, or the one that the `turbojpeg` package
+brings; where there is none, `images.py` decodes whole images with simplejpeg.
 """
 
 import ctypes

@@ -86,12 +86,15 @@ class Worker:
       raise _ERRORS.get(answer['kind'], RuntimeError)(answer['message'])
     return {int(index): message for index, message in answer['bad'].items()}
 
-  def close(self) -> None:
-    """Ends the process: at once when it is idle, else after its task."""
+  def stop(self) -> None:
+    """Lets the process end: at once when it is idle, else after its task."""
     with contextlib.suppress(OSError):
       self._process.stdin.close()
+
+  def close(self) -> None:
+    """Waits a moment for its end, then kills it; it has nothing to lose."""
     try:
-      self._process.wait(timeout=5)
+      self._process.wait(timeout=1)
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()

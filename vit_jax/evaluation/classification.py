@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from vit_jax.errors import UserError
+
 
 def evaluate(
     eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any]
@@ -23,6 +25,8 @@ def evaluate(
   for batch in batches:
     part = jax.device_get(eval_step(params, batch))
     sums = {name: total + part[name].item() for name, total in sums.items()}
+  if not sums['examples']:
+    raise UserError('None of the test examples can be read, so there is nothing to score.')
   return {
       'accuracy': sums['correct'] / sums['examples'],
       'loss': sums['loss'] / sums['examples'],

@@ -132,7 +132,7 @@ def train_and_evaluate(
         with progress.paused():
           result = evaluate()
         writer.write(step, {f'test/{name}': value for name, value in result.items()})
-        progress.say_result(step, result)
+        progress.say_result(step, result, feed)
       best = result is not None and checkpointer.is_best(result['accuracy'])
       stopping = processes.preempted(step) and not last
       if step % config.checkpoint.every == 0 or best or last or stopping:

@@ -182,13 +182,14 @@ class Progress:
     All processes call it together. Keys: train/images_per_second; train/model_flops_utilization,
     the share of the devices' peak that the model's own arithmetic takes (where their peak is
     known); train/data_wait/process_<i>, the share of time process i waited for data;
+    train/bad_examples, how often one that cannot be read has come up since the start of this run;
     train/device_memory_peak, bytes of this process's first device (where it tells).
     """
     now = time.monotonic()
     elapsed = max(now - self._since, 1e-9)
     rate = (step - self._since_step) * self._batch_size / elapsed
     waited = np.float32(min(self._waited / elapsed, 1))
-    bad = len(feed.bad['train'])
+    bad = feed.bad_reads['train']
     wait, bad = map(np.ravel, multihost_utils.process_allgather((waited, np.int32(bad))))
     self._since, self._since_step, self._waited = now, step, 0.0
     speed = {'train/images_per_second': rate}
@@ -217,11 +218,11 @@ class Progress:
 
   def _say_bad(self, feed: Feed) -> None:
     """Names the examples that were skipped since the last time, of many the first few."""
-    for index, message in feed.bad['train'].items():
-      if index not in self._bad_said and len(self._bad_said) < _NAMED:
+    for message in (*feed.bad['train'].values(), *feed.bad['test'].values()):
+      if message not in self._bad_said and len(self._bad_said) < _NAMED:
         more = '; more are counted in metrics.jsonl' if len(self._bad_said) == _NAMED - 1 else ''
         self.say(f'skipped: {message}{more}')
-        self._bad_said.add(index)
+        self._bad_said.add(message)
 
   def _say_starving(self, wait: float, rate: float, feed: Feed) -> None:
     """Says once that the devices wait for data, and what to change."""
@@ -257,11 +258,12 @@ class Progress:
       with tqdm.tqdm.external_write_mode(file=sys.stdout):
         print(line, flush=True)
 
-  def say_result(self, step: int, result: Mapping[str, float]) -> None:
+  def say_result(self, step: int, result: Mapping[str, float], feed: Feed) -> None:
     """Prints an evaluation."""
+    skipped = f' ({len(feed.bad["test"]):,} more cannot be read)' if feed.bad['test'] else ''
     self.say(
         f'step {step}/{self._total}, test accuracy {result["accuracy"]:.2%} on '
-        f'{result["examples"]:,} examples, test loss {result["loss"]:.4f}'
+        f'{result["examples"]:,} examples{skipped}, test loss {result["loss"]:.4f}'
     )
 
   def finish(
@@ -269,6 +271,7 @@ class Progress:
   ) -> None:
     """The last lines: what was reached, where the model is, what to try next."""
     data = '' if test.split == 'test' else f' --split={shlex.quote(test.split)}'
+    data += ' --on_bad_example=skip' if self._config.data.on_bad_example == 'skip' else ''
     data, name = shlex.quote(str(test.source)) + data, shlex.quote(str(model))
     seconds = time.monotonic() - self._began
     self.say(

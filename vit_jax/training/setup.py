@@ -1,6 +1,7 @@
 """What a run checks and prepares before its first step."""
 
 import dataclasses
+import math
 import os
 import secrets
 from typing import Any
@@ -29,8 +30,8 @@ from vit_jax.training.losses import LOSSES
 from vit_jax.training.program import Program
 
 _MOST_WORKERS = 16  # by default: a host may run several processes that each start so many
-_POSITIVE = (lambda x: x > 0, 'positive')
-_NOT_NEGATIVE = (lambda x: x >= 0, 'zero or positive')
+_POSITIVE = (lambda x: 0 < x < math.inf, 'positive')
+_NOT_NEGATIVE = (lambda x: 0 <= x < math.inf, 'zero or positive')
 _RATE = (lambda x: 0 <= x < 1, 'at least 0 and less than 1')
 _RANGES = {
     **dict.fromkeys(
@@ -59,7 +60,7 @@ def with_steps(config: ml_collections.ConfigDict, size: int) -> ml_collections.C
   Raises:
     UserError: when both or neither are given.
   """
-  if (config.total_steps > 0) == (config.epochs > 0):
+  if (config.total_steps > 0) == (0 < config.epochs < math.inf):
     raise UserError(
         f'config.total_steps is {config.total_steps} and config.epochs {config.epochs}; one of '
         'them must be positive, the other 0.'
