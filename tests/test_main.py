@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -283,6 +284,41 @@ def test_an_unreadable_image_is_named(tmp_path, monkeypatch, capsys):
   code, _, err = run_here(monkeypatch, capsys, *QUICKSTART, *sources)
   assert code == 2
   assert err.count('\n') == 1 and f'{tmp_path}/b/' in err
+
+
+def test_a_messy_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+  """The card comes first; bad images end the run, or are skipped, counted and left out of tests."""
+  folder = tmp_path / 'images'
+  names = [f'{split}/{name}/{i}.png' for split in ('train', 'test') for name in 'ab'
+           for i in range(12)]  # fmt: skip
+  write_images(folder, dict.fromkeys(names, (9, 8)))
+  (folder / 'test/a/copy.png').write_bytes((folder / 'train/a/0.png').read_bytes())
+  (folder / 'train/b/zero.jpg').touch()
+  (folder / 'test/b/0.png').write_bytes((folder / 'test/b/0.png').read_bytes()[:60])
+  (folder / 'train/a/raw.tiff').touch()
+  arguments = (
+      *QUICKSTART, f'--config.data.train.source=folder:{folder}',
+      f'--config.data.test.source=folder:{folder}', f'--workdir={tmp_path}/run',
+      '--config.eval_batch_size=8', '--config.data.workers=0',
+  )  # fmt: skip
+  code, out, err = run_here(monkeypatch, capsys, *arguments)
+  assert (code, out) == (2, '')
+  assert '1 of 25 train images cannot be read' in err and 'b/zero.jpg' in err
+  assert not (tmp_path / 'run').exists()
+  skip = ('--config.data.on_bad_example=skip', '--config.data.most_bad=0.2')
+  code, out, err = run_here(monkeypatch, capsys, *arguments, *skip)
+  assert (code, err) == (0, '')
+  first, *rest = out.splitlines()
+  assert '2 classes' in first
+  assert 'WARNING: 1 image of test is also in train' in out
+  assert 'WARNING: 1 image of test cannot be read' in out
+  assert '1 file is no image that this reads (.tiff 1)' in out
+  assert 'skipped: ' in out and 'on 24 examples (1 more cannot be read)' in out
+  assert any(line.get('train/bad_examples', 0) > 0 for line in metrics(tmp_path / 'run'))
+  (command,) = re.findall('next: python -m vit_jax.evaluate (.*)', out)
+  result = run('evaluate', *shlex.split(command), '--batch_size=8')
+  assert result.returncode == 0, result.stderr
+  assert 'of 24 examples' in result.stdout
 
 
 def test_another_config_in_the_workdir_is_refused(tiny_run, monkeypatch, capsys):

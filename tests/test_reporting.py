@@ -1,6 +1,8 @@
 """What a run says about itself: devices, batches, bytes, compile time, waiting, utilisation."""
 
 import os
+import signal
+import time
 import types
 
 import jax
@@ -116,6 +118,22 @@ def test_pauses_count_neither_as_time_nor_as_waiting(progress, clock):
   values = progress.log(1, 1.0, FEED)
   assert values['train/images_per_second'] == 64 / 2
   assert values['train/data_wait/process_0'] == 0
+
+
+def test_ctrl_c_waits_for_a_line_to_be_written(tmp_path, monkeypatch):
+  writer = reporting.MetricsWriter(tmp_path, 0, enabled=True)
+
+  def interrupted(*args) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0)  # where it would strike
+
+  monkeypatch.setattr(writer._board, 'add_scalar', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    writer.write(1, {'a': 1.0, 'b': 2.0})
+  with writer:
+    pass
+  assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 1, "a": 1.0, "b": 2.0}\n'
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def starve(progress, clock, steps, feed) -> None:

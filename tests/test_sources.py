@@ -14,7 +14,7 @@ from PIL import Image
 
 from vit_jax.data.images import open_image
 from vit_jax.data.sources import check_same_classes, open_source, split_names
-from vit_jax.errors import UserError
+from vit_jax.errors import BadExampleError, UserError
 
 SIZE = (6, 8)
 
@@ -352,6 +352,28 @@ def test_a_lost_shard_is_named(tmp_path):
   (tmp_path / 'pets' / 'pets-train.array_record-00001-of-00002').unlink()
   with pytest.raises(UserError, match='pets-train.array_record-00001-of-00002'):
     open_source(f'array_record:{tmp_path}/pets', 'train').read(4)
+
+
+@pytest.mark.parametrize('order', [range(40), reversed(range(40))], ids=['up', 'down'])
+def test_a_damaged_record_is_the_only_one_that_is_lost(order, tmp_path):
+  from vit_jax.data.preparing import prepare
+
+  write_images(tmp_path / 'in', {f'all/{c}/{i}.png': (30, 30) for c in 'ab' for i in range(20)})
+  (tmp_path / 'in' / 'all').rename(tmp_path / 'in' / 'train')
+  prepare.prepare(str(tmp_path / 'in'), tmp_path / 'out', shards=1, workers=1)
+  (shard,) = (tmp_path / 'out').glob('*-train.array_record*')
+  healthy = open_source(f'array_record:{tmp_path}/out', 'train')
+  expected = [healthy.read(i)[0] for i in range(healthy.size)]
+  data = bytearray(shard.read_bytes())
+  data[data.index(expected[5][200:260])] ^= 0x55
+  shard.write_bytes(data)
+  source, bad = open_source(f'array_record:{tmp_path}/out', 'train'), []
+  for i in (i for i in order if i < source.size):
+    try:
+      assert source.read(i)[0] == expected[i]
+    except BadExampleError:
+      bad.append(i)
+  assert bad == [5]
 
 
 def test_nothing_imports_tensorflow(tmp_path):

@@ -159,7 +159,9 @@ def _is_upright(jpeg: bytes) -> bool:
   while jpeg[at : at + 1] == b'\xff' and jpeg[at + 1 : at + 2] != _SOS:
     if jpeg[at + 4 : at + 10] == b'Exif\0\0':
       break
-    at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    # A marker may be preceded by any number of bytes 0xFF.
+    is_fill = jpeg[at + 1 : at + 2] == b'\xff'
+    at += 1 if is_fill else 2 + int.from_bytes(jpeg[at + 2 : at + 4])
   else:
     return True
   try:
@@ -211,7 +213,11 @@ def _decode(data: bytes, name: str, channels: int) -> np.ndarray:
         )
       return of_pillow(ImageOps.exif_transpose(image), channels)
   except _NO_IMAGE as error:
-    reason = 'not a known image format' if isinstance(error, UnidentifiedImageError) else error
+    reason = str(error).rstrip('.')
+    if isinstance(error, UnidentifiedImageError):
+      reason = 'not a known image format' if data else 'the file is empty'
+    if isinstance(error, Image.DecompressionBombError):
+      reason = f'it claims to have more than the {MAX_PIXELS:,} pixels that are read at most'
     raise BadExampleError(f'{name} cannot be read as an image: {reason}.') from None
 
 

@@ -82,9 +82,10 @@ def train_and_evaluate(
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   resuming = processes.agreed(has_checkpoint(workdir))
-  start_params, report, card = None, None, ''
+  start_params, report = None, None
   if not resuming:
-    card = inspect_data(config, train, test)
+    if card := inspect_data(config, train, test):
+      print(card, flush=True)
     start_params, report = setup.initial_params(config, program)
   setup.open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
@@ -101,8 +102,6 @@ def train_and_evaluate(
   )()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   progress = Progress(config, program, first_step)
-  if card:
-    progress.say(card)
   progress.start((train, test), workdir)
   for line in (*checkpointer.notes, *([str(report)] if report else [])):
     progress.say(line)

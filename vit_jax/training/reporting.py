@@ -5,7 +5,9 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -44,6 +46,22 @@ def _keep_until(path: epath.Path, step: int) -> None:
   part.replace(path)
 
 
+@contextlib.contextmanager
+def _keyboard_waits() -> Iterator[None]:
+  """Ctrl-C comes after this: within it, TensorBoard's queue would wait for itself without end."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  came = []
+  before = signal.signal(signal.SIGINT, lambda *args: came.append(args))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+      before(*came[0])
+
+
 class MetricsWriter:
   """Appends to `workdir/metrics.jsonl` and TensorBoard; only one process of a run is enabled."""
 
@@ -64,12 +82,17 @@ class MetricsWriter:
     return self
 
   def __exit__(self, *unused) -> None:
-    for file in (self._file, self._board):
-      if file:
-        file.close()
+    with _keyboard_waits():
+      for file in (self._file, self._board):
+        if file:
+          file.close()
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Writes one flat JSON object; NaN and infinity become null."""
+    with _keyboard_waits():
+      self._write(step, metrics)
+
+  def _write(self, step: int, metrics: Mapping[str, float]) -> None:
     values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     line = json.dumps({'step': step, **values}) + '\n'
     if self._remote:

@@ -56,8 +56,12 @@ class _Shards:
         self._readers[shard] = ArrayRecordReader(
             str(self.files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
         )
-      self._readers[shard].seek(place)
-      return self._readers[shard].read()
+      try:
+        self._readers[shard].seek(place)
+        return self._readers[shard].read()
+      except Exception:
+        self._readers[shard] = None  # after a damaged record it would repeat its error for others
+        raise
 
 
 def _allow_open_files(count: int) -> None:
