@@ -5,11 +5,13 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import run, start, write_images
+from conftest import ROOT, run, start, write_images
 from PIL import Image
 from test_sources import IMAGES, LABELS, write_tfds
 
@@ -195,13 +197,12 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bytes(many, tmp_path):
 
 
 def test_a_full_disk_is_one_sentence(many, tmp_path):
-  import resource
-
-  def limit() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-  result = run('prepare_data', many, tmp_path / 'out', '--shards=2', '--workers=1',
-               preexec_fn=limit)  # fmt: skip
+  command = (sys.executable, '-m', 'vit_jax.prepare_data', many, tmp_path / 'out', '--shards=2',
+             '--workers=1')  # fmt: skip
+  result = subprocess.run(
+      ['bash', '-c', 'ulimit -f 1024; exec "$@"', 'bash', *map(str, command)],  # a megabyte a file
+      cwd=ROOT, capture_output=True, text=True, timeout=100,
+  )  # fmt: skip
   assert result.returncode == 2
   assert 'cannot be written (File too large)' in result.stderr and 'Traceback' not in result.stderr
   assert result.stderr.count('\n') == 1
