@@ -147,7 +147,7 @@ def starve(progress, clock, steps, feed) -> None:
 def test_a_run_that_starves_says_so_once_with_the_numbers_to_change(
     progress, clock, capsys, monkeypatch
 ):
-  monkeypatch.setattr(os, 'cpu_count', lambda: 16)
+  monkeypatch.setattr(reporting, 'num_cores', lambda: 16)
   feed = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2)
   starve(progress, clock, [1], feed)
   assert 'wait' not in capsys.readouterr().out.replace('waiting', '')  # queues were still empty
@@ -159,7 +159,7 @@ def test_a_run_that_starves_says_so_once_with_the_numbers_to_change(
 
 
 def test_with_all_cores_reading_preparing_is_what_is_left(progress, clock, capsys, monkeypatch):
-  monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+  monkeypatch.setattr(reporting, 'num_cores', lambda: 2)
   feed = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2)
   starve(progress, clock, [1, 2], feed)
   assert 'prepare_data SOURCE TARGET --size=256' in capsys.readouterr().out

@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,10 +24,8 @@ def small(source, i: int) -> np.ndarray:
   return blocks.mean((1, 3)).ravel()
 
 
-def test_jft_has_its_size_and_opens_at_once():
-  start = time.perf_counter()
+def test_jft_has_its_size():
   source = open_source('synthetic:jft', 'train')
-  assert time.perf_counter() - start < 1
   assert (source.size, source.num_classes, source.multi_label) == (303 * MILLION, 18_291, True)
   image, label = source.read(source.size - 1)
   check_image(image, 'the last one')

@@ -22,14 +22,14 @@ from jax.sharding import Mesh
 from vit_jax.data import batches as memory
 from vit_jax.data.reader import Reader, Recipe, make_reader
 from vit_jax.data.sources import Source
-from vit_jax.data.workers import Shared, Worker
+from vit_jax.data.workers import Shared, Worker, num_cores
 from vit_jax.errors import UserError
 from vit_jax.parallel import mesh as mesh_lib
 
 Batch = dict[str, jax.Array]
 
-# More threads wait for the interpreter's lock and slow each other down: on 16 cores, CIFAR-10 to
-# 224 px, images/s were 828 with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16.
+# More threads wait for the interpreter's lock: on 16 cores an earlier pipeline read 828 images/s
+# with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16. Workers do not.
 _MOST_THREADS = 3
 _CHUNK = 32  # rows of one task: short enough to share a batch out evenly
 _ON_DEVICES = 2  # batches that are placed ahead of the consumer
@@ -114,7 +114,7 @@ class Feed:
     self._workers: list[Worker] = []
     self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     self._slots = self._start_workers(workers) if workers else self._own_slots()
-    threads = workers or threads or min(os.cpu_count() or 1, _MOST_THREADS)
+    threads = workers or threads or min(num_cores(), _MOST_THREADS)
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='data')
 
   def _own_slots(self) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -23,6 +23,12 @@ from vit_jax.errors import BadExampleError, LostPeerError, UserError
 _ERRORS = {'BadExampleError': BadExampleError, 'UserError': UserError}
 
 
+def num_cores() -> int:
+  """The cores that this process may use."""
+  affinity = getattr(os, 'sched_getaffinity', None)  # not on every system
+  return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Shared:
   """Where in the shared file the slots of a recipe lie.

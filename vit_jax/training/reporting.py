@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from vit_jax.data.loader import Feed
 from vit_jax.data.sources import Source
+from vit_jax.data.workers import num_cores
 from vit_jax.models.build import count_parameters
 from vit_jax.models.flops import train_flops
 from vit_jax.parallel import mesh as mesh_lib
@@ -253,7 +253,7 @@ class Progress:
     if self._starved or self._intervals < 2 or wait < _STARVING:
       return
     self._starved = True
-    cores = os.cpu_count() or 1
+    cores = num_cores()
     wanted = min(math.ceil(max(feed.num_workers, 1) / (1 - min(wait, 0.95))), cores)
     if wanted > feed.num_workers:
       change = f'--config.data.workers={wanted} (now {feed.num_workers}, {cores} cores)'

@@ -21,6 +21,7 @@ from vit_jax.data.loader import Stream, open_stream
 from vit_jax.data.reader import Recipe
 from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Augmentation
+from vit_jax.data.workers import num_cores
 from vit_jax.errors import UserError, first_line
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
@@ -161,7 +162,7 @@ def num_workers(config: ml_collections.ConfigDict) -> int:
   if config.data.workers >= 0:
     return config.data.workers
   is_in_memory = config.data.train.source == 'digits'
-  return 0 if is_in_memory or os.name != 'posix' else min(os.cpu_count() or 1, _MOST_WORKERS)
+  return 0 if is_in_memory or os.name != 'posix' else min(num_cores(), _MOST_WORKERS)
 
 
 def find_workdir(workdir: epath.PathLike) -> epath.Path:

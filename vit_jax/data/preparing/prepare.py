@@ -8,7 +8,6 @@ interrupted, on however many processes.
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -28,6 +27,7 @@ from vit_jax.data.preparing.listing import Listing, Options, list_examples
 from vit_jax.data.preparing.shards import Encoding, Shard, is_whole, store, write_file, write_shard
 from vit_jax.data.preparing.tally import Tally, tally
 from vit_jax.data.sources.tfds import CARD, UNFINISHED
+from vit_jax.data.workers import num_cores
 from vit_jax.errors import BadExampleError, UserError
 
 _SHARD_BYTES = 256 << 20
@@ -71,11 +71,6 @@ def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -
     raise UserError('Sizes and counts are not negative, and a quality is 1 to 100.')
   if name and not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise UserError(f'{name!r} is no name for files: a letter, then letters, digits and _ do.')
-
-
-def _cores() -> int:
-  affinity = getattr(os, 'sched_getaffinity', None)  # not on every system
-  return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _mean_bytes(examples: Examples, encoding: Encoding) -> float:
@@ -227,7 +222,7 @@ def prepare(
   Raises:
     UserError: see `list_examples`; and for images that cannot be read, or another TARGET.
   """
-  encoding, workers = encoding or Encoding(), workers or _cores()
+  encoding, workers = encoding or Encoding(), workers or num_cores()
   _check_arguments(encoding, name, shards, workers)
   resume.refuse_taken(target)
   listing = list_examples(source, options)
@@ -271,7 +266,7 @@ def check(
       tasks.append((part, listing.multi_label))
       splits.append(split)
   progress.start(sum(map(len, listing.splits.values())), 0)
-  done = pool.run_tasks(_check_part, tasks, workers or _cores(), progress.tell)
+  done = pool.run_tasks(_check_part, tasks, workers or num_cores(), progress.tell)
   results = dict(done)
   tallies: dict[str, list[tuple[Tally, bytes]]] = {split: [] for split in listing.splits}
   for number, split in enumerate(splits):
