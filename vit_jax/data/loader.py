@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data import batches as memory
+from vit_jax.data import shared_memory
 from vit_jax.data.reader import Reader, Recipe, make_reader
 from vit_jax.data.sources import Source
 from vit_jax.data.workers import Shared, Worker, num_cores
@@ -140,14 +140,16 @@ class Feed:
           offset,
       )
       shared.append(part)
-      offset += part.count * memory.slot_bytes(stream.reader.shapes, part.rows)
-    file = memory.anonymous_file(offset)
+      offset += part.count * shared_memory.slot_bytes(stream.reader.shapes, part.rows)
+    file = shared_memory.anonymous_file(offset)
     try:
       for _ in range(count):
         self._workers.append(Worker(shared, file))
         self._idle.put(self._workers[-1])
       return {
-          name: memory.slots_in(file, stream.reader.shapes, part.rows, part.count, part.offset)
+          name: shared_memory.slots_in(
+              file, stream.reader.shapes, part.rows, part.count, part.offset
+          )
           for (name, stream), part in zip(self._streams.items(), shared, strict=True)
       }
     finally:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.data import batches
+from vit_jax.data import shared_memory
 from vit_jax.data.reader import Recipe, make_reader
 from vit_jax.errors import BadExampleError, LostPeerError, UserError
 
@@ -114,7 +114,7 @@ def _open(parts: Sequence[Mapping[str, Any]], file: int) -> list[Any]:
     reader = make_reader(Recipe(**part.recipe))
     if reader.source.fingerprint != part.fingerprint:
       raise UserError(f'{reader.source.name} changed while the run was starting; start it again.')
-    slots = batches.slots_in(file, reader.shapes, part.rows, part.count, part.offset)
+    slots = shared_memory.slots_in(file, reader.shapes, part.rows, part.count, part.offset)
     readers.append((reader, slots))
   return readers
 
