@@ -20,6 +20,14 @@ from vit_jax.data import shared_memory
 from vit_jax.data.reader import Recipe, make_reader
 from vit_jax.errors import BadExampleError, LostPeerError, UserError
 
+# Signals to the group are for the parent, also while a worker still imports.
+_PROGRAM = """
+import signal
+for number in (signal.SIGINT, signal.SIGTERM):
+  signal.signal(number, signal.SIG_IGN)
+from vit_jax.data import workers
+workers.serve()
+"""
 _ERRORS = {'BadExampleError': BadExampleError, 'UserError': UserError}
 
 
@@ -58,7 +66,7 @@ class Worker:
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (root, environment.get('PYTHONPATH'))))
     self._process = subprocess.Popen(
-        [sys.executable, '-c', 'from vit_jax.data import workers; workers.serve()', str(file)],
+        [sys.executable, '-c', _PROGRAM, str(file)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(file,),
@@ -133,8 +141,6 @@ def _answer(error: Exception) -> dict[str, str]:
 
 def serve() -> None:
   """What a worker process does: the recipes on the first line, then one task a line."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   file, answers = int(sys.argv[1]), os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what a library prints must not get among the answers
   readers, failure = [], None
