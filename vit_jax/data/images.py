@@ -24,14 +24,13 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 MAX_PIXELS = 178_956_970  # Pillow's limit: a quarter of a gigabyte in 24 bits, times 2
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # we have our own
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
-_ORIENTATION = 0x0112  # EXIF tag
+ORIENTATION = 0x0112  # EXIF tag
 _SOS = b'\xda'  # the marker after which a JPEG has no more blocks of facts
 # What Pillow raises for bytes that are no image.
 _NO_IMAGE = (
     UnidentifiedImageError, Image.DecompressionBombError,
     OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error,
 )  # fmt: skip
-_MARGIN = 2  # pixels
 _LARGE = 2**20  # bytes
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name
 _SIMPLEJPEG = {1: 'GRAY', 3: 'RGB'}
@@ -166,7 +165,7 @@ def _is_upright(jpeg: bytes) -> bool:
     return True
   try:
     with Image.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
-      return image.getexif().get(_ORIENTATION, 1) == 1
+      return image.getexif().get(ORIENTATION, 1) == 1
   except _NO_IMAGE:
     return False  # it is looked at again, and its fault named
 
@@ -178,9 +177,8 @@ def _decode_jpeg(
   tiles, shifted = data, box
   if box is not None:
     left, top, right, bottom = box
-    # Colors at the border are interpolated between its two sides.
-    needed = [(side - _MARGIN) * reduction for side in (left, top)]
-    needed += [(side + _MARGIN) * reduction for side in (right, bottom)]
+    needed = [(side - turbojpeg.MARGIN) * reduction for side in (left, top)]
+    needed += [(side + turbojpeg.MARGIN) * reduction for side in (right, bottom)]
     if cut_out := jpeg_tiles.cut_box(data, needed):
       tiles, x, y = cut_out
       x, y = x // reduction, y // reduction

@@ -23,7 +23,7 @@ _BLOCK_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # TJSAMP_… -> pi
 _PIXEL_FORMAT = {1: 6, 3: 0}  # channels -> TJPF_GRAY, TJPF_RGB
 # With so many pixels more to both sides, colors at the border of the crop are interpolated from
 # the same neighbors as in the whole image.
-_MARGIN = 2
+MARGIN = 2
 
 
 class _Region(ctypes.Structure):
@@ -64,11 +64,6 @@ def _library() -> ctypes.CDLL | None:
   return None
 
 
-def is_available() -> bool:
-  """Whether there is such a library on this machine."""
-  return _library() is not None
-
-
 _local = threading.local()  # a decompressor may not be used by two threads at once
 
 
@@ -99,8 +94,8 @@ def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.n
     return None
   left, top, right, bottom = box
   block //= reduction
-  first = max(left - _MARGIN, 0) // block * block  # a region begins at a block
-  last = min(right + _MARGIN, -(-library.tj3Get(handle, _WIDTH) // reduction))
+  first = max(left - MARGIN, 0) // block * block  # a region begins at a block
+  last = min(right + MARGIN, -(-library.tj3Get(handle, _WIDTH) // reduction))
   if library.tj3SetCroppingRegion(handle, _Region(first, top, last - first, bottom - top)):
     return None
   pixels = np.empty((bottom - top, last - first, channels), np.uint8)

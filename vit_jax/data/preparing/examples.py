@@ -95,28 +95,6 @@ def opened(spec: str, split: str) -> Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-  """Examples of a data source; each process opens it once."""
-
-  spec: str
-  split: str
-  start: int
-  stop: int
-
-  def __len__(self) -> int:
-    return self.stop - self.start
-
-  def read(self, i: int) -> Stored:
-    return opened(self.spec, self.split).read(self.start + i)
-
-  def name(self, i: int) -> str:
-    return opened(self.spec, self.split).describe(self.start + i)
-
-  def part(self, start: int, stop: int) -> 'Opened':
-    return Opened(self.spec, self.split, self.start + start, self.start + stop)
-
-
-@dataclasses.dataclass(frozen=True)
 class OfSource:
   """Examples of a source that is open; they stay in this process."""
 
@@ -134,4 +112,29 @@ class OfSource:
     return self.source.describe(self.start + i)
 
   def part(self, start: int, stop: int) -> 'OfSource':
-    return OfSource(self.source, self.start + start, self.start + stop)
+    return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """Examples of a data source; each process opens it once."""
+
+  spec: str
+  split: str
+  start: int
+  stop: int
+
+  def __len__(self) -> int:
+    return self.stop - self.start
+
+  def _here(self) -> OfSource:
+    return OfSource(opened(self.spec, self.split), self.start, self.stop)
+
+  def read(self, i: int) -> Stored:
+    return self._here().read(i)
+
+  def name(self, i: int) -> str:
+    return self._here().name(i)
+
+  def part(self, start: int, stop: int) -> 'Opened':
+    return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from vit_jax.data.images import MAX_PIXELS, check_image, decode_image
+from vit_jax.data.images import MAX_PIXELS, ORIENTATION, check_image, decode_image
 from vit_jax.data.preparing.examples import Examples, shown
 from vit_jax.errors import BadExampleError
 
@@ -28,7 +28,6 @@ _SUFFIXES = {
     'WEBP': ('.webp',),
     'BMP': ('.bmp',),
 }
-_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclasses.dataclass
@@ -176,7 +175,7 @@ def examine(data: bytes | np.ndarray, name: str, decode: bool) -> Facts:
     if getattr(image, 'is_animated', False):
       remarks.append('animated; its first frame is used')
     width, height = image.size
-    if b'Exif' in data[:65536] and (turn := image.getexif().get(_ORIENTATION, 1)) != 1:
+    if b'Exif' in data[:65536] and (turn := image.getexif().get(ORIENTATION, 1)) != 1:
       remarks.append('turned upright by its EXIF tag')
       if turn >= 5:
         width, height = height, width

@@ -1,6 +1,7 @@
 """What every source of examples is: a size, random access, and names of classes."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -51,6 +52,27 @@ class Source:
   def describe(self, index: int) -> str:
     """What to call an example in a message."""
     return self.where(index) if self.where else f'{self.name}, example {index}'
+
+
+def _sha256(text: str) -> 'hashlib._Hash':
+  return hashlib.sha256(text.encode('utf-8', 'surrogateescape'))
+
+
+def fingerprint(listing: str) -> str:
+  """What `Source.fingerprint` is, of all that tells one listing of data from another."""
+  return _sha256(listing).hexdigest()
+
+
+def is_held_out(name: str) -> bool:
+  """Whether an example of unsplit data belongs to its test split: one in five, by its name."""
+  return _sha256(name).digest()[0] % 5 == 0
+
+
+def multi_hot(labels: np.typing.ArrayLike, num_classes: int) -> np.ndarray:
+  """Classes as a (num_classes,) uint8 vector of zeros and ones."""
+  vector = np.zeros(num_classes, np.uint8)
+  vector[np.asarray(labels, np.int64)] = 1
+  return vector
 
 
 def check_same_classes(expected: Sequence[str], found: Sequence[str], what: str) -> None:

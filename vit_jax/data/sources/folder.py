@@ -1,7 +1,6 @@
 """folder:/path: image files, one sub-folder a class."""
 
 import collections
-import hashlib
 import os
 from collections.abc import Callable
 
@@ -9,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.images import SUFFIXES
-from vit_jax.data.sources.base import QUICKSTART, Source
+from vit_jax.data.sources.base import QUICKSTART, Source, fingerprint, is_held_out
 from vit_jax.errors import BadExampleError, UserError
 
 # What the folders of splits are called.
@@ -74,9 +73,7 @@ def _read_bytes(file: str) -> bytes:
 
 
 def _is_held_out(file: str) -> bool:
-  """Whether a file of an unsplit folder belongs to its test split: one in five, by its name."""
-  digest = hashlib.sha256(file.replace(os.sep, '/').encode('utf-8', 'surrogateescape')).digest()
-  return digest[0] % 5 == 0
+  return is_held_out(file.replace(os.sep, '/'))
 
 
 def split_folders(root: epath.Path) -> dict[str, epath.Path]:
@@ -167,6 +164,6 @@ def open_folder(path: str, split: str) -> Source:
       read,
       tuple(names),
       where=lambda i: os.path.join(folder, files[i]),
-      fingerprint=hashlib.sha256('\0'.join(files).encode('utf-8', 'surrogateescape')).hexdigest(),
+      fingerprint=fingerprint('\0'.join(files)),
       notes=left_out(folder, everything),
   )

@@ -14,7 +14,6 @@ Arrow files are read where they lie, mapped into memory; parquet has no random a
 """
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources.base import Source, Stored
+from vit_jax.data.sources.base import Source, Stored, fingerprint, multi_hot
 from vit_jax.data.sources.hugging_face_files import load_splits
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import BadExampleError, UserError
@@ -48,9 +47,7 @@ class _Labels:
       values = [self.numbers[value] for value in values]
     if not self.several:
       return np.int32(values[0])
-    label = np.zeros(len(self.names), np.uint8)
-    label[np.asarray(values, np.int64)] = 1
-    return label
+    return multi_hot(values, len(self.names))
 
 
 def _column(features: Any, given: str | None, usual: Sequence[str], what: str, spec: str) -> str:
@@ -152,7 +149,7 @@ def _from_split(dataset: Any, image: str, labels: _Labels, spec: str, split: str
       labels.names,
       labels.several,
       where,
-      hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest(),
+      fingerprint(listing),
   )
 
 

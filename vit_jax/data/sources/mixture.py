@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_jax.data.sources.base import Source, Stored
+from vit_jax.data.sources.base import Source, Stored, multi_hot
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import UserError
 
@@ -54,9 +54,7 @@ def _relabel(source: Source, class_names: tuple[str, ...]) -> Source:
     image, label = source.read(i)
     if not source.multi_label:
       return image, new[label]
-    several = np.zeros(len(class_names), np.uint8)
-    several[new[np.flatnonzero(label)]] = 1
-    return image, several
+    return image, multi_hot(new[np.flatnonzero(label)], len(class_names))
 
   return dataclasses.replace(source, read=read, class_names=class_names)
 

@@ -10,12 +10,11 @@ They mean what they mean to TFDS.
 
 import bisect
 import dataclasses
-import hashlib
 import itertools
 import re
 from collections.abc import Callable, Sequence
 
-from vit_jax.data.sources.base import Source, Stored, check_same_classes
+from vit_jax.data.sources.base import Source, Stored, check_same_classes, fingerprint
 from vit_jax.errors import UserError
 
 _BOUND = r'\s*(-?\d[\d_]*(?:\.\d+)?%?)?\s*'
@@ -140,7 +139,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
       first.class_names,
       first.multi_label,
       where,
-      hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest() if changes else '',
+      fingerprint(listing) if changes else '',
       tuple(dict.fromkeys(note for source in sources for note in source.notes)),
   )
 

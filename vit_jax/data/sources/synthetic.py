@@ -18,7 +18,7 @@ import hashlib
 import numpy as np
 import simplejpeg
 
-from vit_jax.data.sources.base import Source
+from vit_jax.data.sources.base import Source, multi_hot
 from vit_jax.errors import UserError
 
 
@@ -144,9 +144,7 @@ def open_synthetic(path: str, split: str) -> Source:
     image = _draw(path, labels, u[4:])
     if not kind.multi_label:
       return image, np.int32(labels[0])
-    several = np.zeros(kind.classes, np.uint8)
-    several[labels] = 1
-    return image, several
+    return image, multi_hot(labels, kind.classes)
 
   return Source(
       f'synthetic:{path} ({split})',

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_jax.data.images import SUFFIXES
+from vit_jax.data.sources.base import is_held_out
 from vit_jax.data.tars import members
 from vit_jax.errors import UserError
 
@@ -143,18 +144,13 @@ def _read(path: pathlib.Path) -> ShardIndex:
         if not by_name and not 0 <= value < _MOST_CLASSES:
           raise UserError(f'{path}: {example.key} has the label {value}, which is no class.')
         numbers.append(names.setdefault(value, len(names)) if by_name else value)
-      rows.append((*example.image, _is_held_out(example.key), len(numbers)))
+      rows.append((*example.image, is_held_out(example.key), len(numbers)))
   offsets, sizes, held_out, ends = zip(*rows, strict=True) if rows else ((),) * 4
   return ShardIndex(
       stamp, tuple(names), several,
       np.array(offsets, np.int64), np.array(sizes, np.uint32), np.array(held_out, bool),
       np.array(ends, np.uint32), np.array(numbers, np.int32),
   )  # fmt: skip
-
-
-def _is_held_out(key: str) -> bool:
-  """Whether an example belongs to the test split of unsplit data: one in five, by its name."""
-  return hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()[0] % 5 == 0
 
 
 def _cache_file(path: pathlib.Path) -> pathlib.Path:

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from vit_jax.data import example_proto
-from vit_jax.data.sources.base import QUICKSTART, Source
+from vit_jax.data.sources.base import QUICKSTART, Source, multi_hot
 from vit_jax.errors import BadExampleError, UserError, first_line
 
 # What prepare_data leaves: a folder while it is at work, and a file at the very end.
@@ -192,9 +192,7 @@ def _reader(shards: _Shards, labels: _Labels, where: Callable[[int], str]) -> Ca
         return image, np.int32(found)
     except (RuntimeError, ValueError, OSError, KeyError, IndexError) as error:
       raise BadExampleError(f'{where(i)} cannot be read: {first_line(error)}.') from None
-    label = np.zeros(num_classes, np.uint8)
-    label[found] = 1
-    return image, label
+    return image, multi_hot(found, num_classes)
 
   return read
 

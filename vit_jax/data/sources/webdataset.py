@@ -14,7 +14,6 @@ those given as labels, else numbers.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -24,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tqdm
 
-from vit_jax.data.sources.base import Source, Stored
+from vit_jax.data.sources.base import Source, Stored, fingerprint, multi_hot
 from vit_jax.data.sources.tar_index import ShardIndex, file_stamp, index_shard, member_name
 from vit_jax.data.sources.tar_shards import choose_shards, find_shards, names_of_splits
 from vit_jax.errors import BadExampleError, UserError
@@ -174,9 +173,7 @@ def open_webdataset(path: str, split: str) -> Source:
     if not several:
       return image, examples.labels[i]
     first = int(examples.label_ends[i - 1]) if i else 0
-    label = np.zeros(len(names), np.uint8)
-    label[examples.labels[first : int(examples.label_ends[i])]] = 1
-    return image, label
+    return image, multi_hot(examples.labels[first : int(examples.label_ends[i])], len(names))
 
   listing = repr([(file.name, index.stamp[0]) for file, index in indices.items()])
   return Source(
@@ -186,5 +183,5 @@ def open_webdataset(path: str, split: str) -> Source:
       names,
       several,
       where,
-      hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest(),
+      fingerprint(listing),
   )
