@@ -11,14 +11,30 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from vit_jax.checkpoints import released
+from vit_jax.weights.layouts import released
 
 # --- damage to bytes ------------------------------------------------------------------------
 
-EXTREMES = st.sampled_from([
-    0, 1, 2, 4, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**47, 2**62,
-    2**63 - 1, 2**63, 2**64 - 1,
-])  # fmt: skip
+EXTREMES = st.sampled_from(
+  [
+    0,
+    1,
+    2,
+    4,
+    2**7,
+    2**8 - 1,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**47,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+  ]
+)
 
 
 def landmarks(data: bytes) -> list[int]:
@@ -72,22 +88,78 @@ def damaged_bytes(draw: Callable, data: bytes, marks: list[int], others: list[by
 
 DEEP = '\0deep\0'  # stands for a hundred thousand brackets
 ODD_NAMES = st.one_of(
-    st.sampled_from(['', '/', 'head/kernel', 'a\nb', 'x' * 70_000, '\0', '../../x', '__metadata__',
-                     'Transformer/encoderblock_99/LayerNorm_0/scale', 'a.npy', 'pos_embedding',
-                     'Transformer/encoderblock/a', 'block9/unit9/gn1/scale', 'conv_root/kernel',
-                     released.POSITIONS, 'root_block/conv_root/kernel', 'embedding/kernel',
-                     'vit.', 'blocks.0.ls1.gamma', 'blocks.7.ls1.gamma', '\u2028', '\x85']),
-    st.text(max_size=8),
-)  # fmt: skip
+  st.sampled_from(
+    [
+      '',
+      '/',
+      'head/kernel',
+      'a\nb',
+      'x' * 70_000,
+      '\0',
+      '../../x',
+      '__metadata__',
+      'Transformer/encoderblock_99/LayerNorm_0/scale',
+      'a.npy',
+      'pos_embedding',
+      'Transformer/encoderblock/a',
+      'block9/unit9/gn1/scale',
+      'conv_root/kernel',
+      released.POSITIONS,
+      'root_block/conv_root/kernel',
+      'embedding/kernel',
+      'vit.',
+      'blocks.0.ls1.gamma',
+      'blocks.7.ls1.gamma',
+      '\u2028',
+      '\x85',
+    ]
+  ),
+  st.text(max_size=8),
+)
 VALUES = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, 1, 2, 2**31, 2**63, 2**64, 10**400, -(10**400),
-                     10**4299, 1.5, -0.0, 1e308, float('nan'), float('inf'), '', '0', 'gelu', 'abc',
-                     'a\nb', 'é' * 40, [], {}, [1], [8, 8], [4, 16], [0, 8], ['a', 'b', 'c'], [[]],
-                     {'height': 0, 'width': 0}, {'a': 'b'}, DEEP]),
-    st.integers(-5, 70),
-    st.floats(),
-    st.text(max_size=6),
-)  # fmt: skip
+  st.sampled_from(
+    [
+      None,
+      True,
+      False,
+      0,
+      -1,
+      1,
+      2,
+      2**31,
+      2**63,
+      2**64,
+      10**400,
+      -(10**400),
+      10**4299,
+      1.5,
+      -0.0,
+      1e308,
+      float('nan'),
+      float('inf'),
+      '',
+      '0',
+      'gelu',
+      'abc',
+      'a\nb',
+      'é' * 40,
+      [],
+      {},
+      [1],
+      [8, 8],
+      [4, 16],
+      [0, 8],
+      ['a', 'b', 'c'],
+      [[]],
+      {'height': 0, 'width': 0},
+      {'a': 'b'},
+      DEEP,
+    ]
+  ),
+  st.integers(-5, 70),
+  st.floats(),
+  st.text(max_size=6),
+)
 
 
 def dumps(value: Any) -> bytes:
@@ -155,7 +227,7 @@ def damaged_array(draw: Callable, x: np.ndarray) -> np.ndarray:
   if kind == 1 and x.size:
     x = np.array(x, np.float32)
     x.flat[draw(st.integers(0, x.size - 1))] = draw(
-        st.sampled_from([np.nan, np.inf, -np.inf, 3e38, 1e-40])
+      st.sampled_from([np.nan, np.inf, -np.inf, 3e38, 1e-40])
     )
     return x
   if kind == 2:
@@ -173,12 +245,45 @@ def damaged_array(draw: Callable, x: np.ndarray) -> np.ndarray:
 
 
 def _types() -> st.SearchStrategy[Any]:
-  return st.sampled_from([
-      '<f4', '>f4', '<f8', '<f2', '|V2', '|V4', '|V0', '|O', '<i4', '<c8', '|S4', '|S0', '<U1',
-      '|b1', '<f16', '<M8[s]', 'f4,f4', '', '|', 'zzz', '<f3', None, 3, (), ('<f4', (2,)),
-      [('a', '<f4')], [('a', '|O')], [('a\n', '<f2'), ('', '<f2')], [('a', '<f4', (2, 2))],
-      ('<f4', {}), [()], [('a', [('b', '|O')])], ('|O', 2), 'f4' * 3000, {'a': 1},
-  ])  # fmt: skip
+  return st.sampled_from(
+    [
+      '<f4',
+      '>f4',
+      '<f8',
+      '<f2',
+      '|V2',
+      '|V4',
+      '|V0',
+      '|O',
+      '<i4',
+      '<c8',
+      '|S4',
+      '|S0',
+      '<U1',
+      '|b1',
+      '<f16',
+      '<M8[s]',
+      'f4,f4',
+      '',
+      '|',
+      'zzz',
+      '<f3',
+      None,
+      3,
+      (),
+      ('<f4', (2,)),
+      [('a', '<f4')],
+      [('a', '|O')],
+      [('a\n', '<f2'), ('', '<f2')],
+      [('a', '<f4', (2, 2))],
+      ('<f4', {}),
+      [()],
+      [('a', [('b', '|O')])],
+      ('|O', 2),
+      'f4' * 3000,
+      {'a': 1},
+    ]
+  )
 
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:
@@ -234,8 +339,14 @@ def damaged_npz(draw: Callable, parsed: tuple[list[dict[str, Any]], bool]) -> by
       entry['version'] = (draw(st.sampled_from([1, 2, 3, 0, 255])), draw(st.sampled_from([0, 1])))
     elif kind == 7:
       other = draw(st.sampled_from(entries))['name']
-      entry['name'] = draw(st.one_of(ODD_NAMES.map(lambda n: n + '.npy'), ODD_NAMES, st.just(other),
-                                     st.just(other.removesuffix('.npy'))))  # fmt: skip
+      entry['name'] = draw(
+        st.one_of(
+          ODD_NAMES.map(lambda n: n + '.npy'),
+          ODD_NAMES,
+          st.just(other),
+          st.just(other.removesuffix('.npy')),
+        )
+      )
     elif kind == 8:
       change = draw(st.integers(-8, 8))
       payload = entry['payload']
@@ -292,8 +403,11 @@ def damaged_safetensors(draw: Callable, parsed: tuple[list[tuple[str, Any]], byt
     elif kind in (3, 4):
       entry['shape'] = damaged_shape(draw, entry['shape'])
     elif kind == 5:
-      entry['dtype'] = draw(st.sampled_from([
-          'F32', 'F16', 'BF16', 'F64', 'I8', 'BOOL', 'F8_E4M3', 'U64', 'C64', '', 'f32', None]))
+      entry['dtype'] = draw(
+        st.sampled_from(
+          ['F32', 'F16', 'BF16', 'F64', 'I8', 'BOOL', 'F8_E4M3', 'U64', 'C64', '', 'f32', None]
+        )
+      )
     elif kind == 6:
       entry['data_offsets'] = draw(st.lists(st.one_of(DIMS, st.integers(0, len(data))), max_size=3))
     elif kind == 7:
@@ -320,8 +434,11 @@ def _with_array(draw: Callable, parsed: Any, i: int) -> tuple[list[list[Any]], b
       dtype = 'BF16' if x.dtype == ml_dtypes.bfloat16 else names.get(x.dtype.str)
       x = x if dtype else x.astype(np.float32)
       raw = np.ascontiguousarray(x).tobytes()
-      entry = {'dtype': dtype or 'F32', 'shape': list(x.shape),
-               'data_offsets': [len(data), len(data) + len(raw)]}  # fmt: skip
+      entry = {
+        'dtype': dtype or 'F32',
+        'shape': list(x.shape),
+        'data_offsets': [len(data), len(data) + len(raw)],
+      }
       data += raw
     pairs.append([name, dict(entry)])
   return pairs, data

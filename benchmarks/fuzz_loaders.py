@@ -59,12 +59,12 @@ from fuzz_damage import (  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import vit_jax  # noqa: E402
-from vit_jax.checkpoints import released, torch_export  # noqa: E402
-from vit_jax.checkpoints.tensor_files import read_tensors  # noqa: E402
-from vit_jax.errors import UserError  # noqa: E402
-from vit_jax.models import build  # noqa: E402
-from vit_jax.models.resnet import BiTResNet  # noqa: E402
-from vit_jax.models.vit import VisionTransformer  # noqa: E402
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.models.resnet import BiTResNet
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.formats.tensor_file import read_tensors
+from vit_jax.weights.layouts import released, torch_export
 
 MAX_SECONDS = 5
 MAX_BYTES = 2**28  # asked for by one load; zips of any size may declare 2**26
@@ -118,8 +118,8 @@ def _shards(files: Files) -> Files:
   parts = {'a.safetensors': names[::2], 'b.safetensors': names[1::2]}
   index = {'metadata': {}, 'weight_map': {n: part for part in parts for n in parts[part]}}
   weights = {
-      part: safetensors.numpy.save({name: tensors[name] for name in names})
-      for part, names in parts.items()
+    part: safetensors.numpy.save({name: tensors[name] for name in names})
+    for part, names in parts.items()
   }
   return files | weights | {'model.safetensors.index.json': json.dumps(index).encode()}
 
@@ -131,14 +131,17 @@ def _timm_folder(model: VisionTransformer) -> Files:
     for j in (1, 2):
       tensors[f'blocks.{i}.ls{j}.gamma'] = np.linspace(0, 1, model.width, dtype=np.float32)
   config = {
-      'architecture': 'vit_tiny',
-      'num_classes': 3,
-      'model_args': {'img_size': 8, 'num_heads': 2, 'act_layer': 'gelu_tanh'},
-      'pretrained_cfg': {
-          'input_size': [3, 8, 8], 'crop_pct': 0.9, 'mean': [0.4, 0.5, 0.6], 'std': [0.2] * 3,
-          'label_names': ['cat', 'dog', 'cow'],
-      },
-  }  # fmt: skip
+    'architecture': 'vit_tiny',
+    'num_classes': 3,
+    'model_args': {'img_size': 8, 'num_heads': 2, 'act_layer': 'gelu_tanh'},
+    'pretrained_cfg': {
+      'input_size': [3, 8, 8],
+      'crop_pct': 0.9,
+      'mean': [0.4, 0.5, 0.6],
+      'std': [0.2] * 3,
+      'label_names': ['cat', 'dog', 'cow'],
+    },
+  }
   weights = safetensors.numpy.save(tensors, metadata={'format': 'pt'})
   return {'model.safetensors': weights, 'config.json': json.dumps(config).encode()}
 
@@ -150,17 +153,17 @@ def make_models() -> dict[str, Files]:
   hybrid = vit.clone(patch_size=8, depth=1, resnet_width=32, resnet_blocks=(1,))
   bit = BiTResNet(32, (1,), num_classes=3)
   return {
-      'released npz': _npz(released.to_published(_params(pre_logits))),
-      'compressed npz': _npz(released.to_published(_params(vit)), compressed=True),
-      'big_vision npz': _npz(_scanned(pooled)),
-      'BiT npz': _npz(released.to_published(_params(bit))),
-      'hybrid npz': _npz(released.to_published(_params(hybrid))),
-      'npz of our own': _saved(vit, 'x.npz'),
-      'folder of our own': _saved(pre_logits, 'model', 'model'),
-      'timm safetensors': _saved(vit, 'x.safetensors'),
-      'timm folder': _timm_folder(vit),
-      'Transformers folder': _saved(vit, 'model', 'huggingface'),
-      'Transformers shards': _shards(_saved(vit, 'model', 'huggingface')),
+    'released npz': _npz(released.to_published(_params(pre_logits))),
+    'compressed npz': _npz(released.to_published(_params(vit)), compressed=True),
+    'big_vision npz': _npz(_scanned(pooled)),
+    'BiT npz': _npz(released.to_published(_params(bit))),
+    'hybrid npz': _npz(released.to_published(_params(hybrid))),
+    'npz of our own': _saved(vit, 'x.npz'),
+    'folder of our own': _saved(pre_logits, 'model', 'model'),
+    'timm safetensors': _saved(vit, 'x.safetensors'),
+    'timm folder': _timm_folder(vit),
+    'Transformers folder': _saved(vit, 'model', 'huggingface'),
+    'Transformers shards': _shards(_saved(vit, 'model', 'huggingface')),
   }
 
 
@@ -224,11 +227,11 @@ def check(source: pathlib.Path, paths: list[pathlib.Path], originals: list[Any])
     assert x.dtype == np.float32 and np.isfinite(x).all(), f'{name} is {x.dtype} or not finite'
   assert 0 < found.crop_fraction <= 1 and found.loss in ('softmax', 'sigmoid')
   assert found.labels is None or (
-      isinstance(found.labels, list) and len(found.labels) == found.model.num_classes
+    isinstance(found.labels, list) and len(found.labels) == found.model.num_classes
   ), f'labels {found.labels}'
   same = (
-      tensors.keys() == one.keys() and all(np.array_equal(x, one[n]) for n, x in tensors.items())
-      for one in originals
+    tensors.keys() == one.keys() and all(np.array_equal(x, one[n]) for n, x in tensors.items())
+    for one in originals
   )
   assert not originals or any(same), 'other parameters than written'
   for path in paths:
@@ -253,14 +256,15 @@ def limit_memory() -> None:
   """Lets this process have MAX_BYTES and MAX_MAPPED more than it has."""
   pages = [int(count) for count in pathlib.Path('/proc/self/statm').read_text().split()]
   for what, count, more in (
-      (resource.RLIMIT_DATA, pages[5], MAX_BYTES), (resource.RLIMIT_AS, pages[0], MAX_MAPPED)
-  ):  # fmt: skip
+    (resource.RLIMIT_DATA, pages[5], MAX_BYTES),
+    (resource.RLIMIT_AS, pages[0], MAX_MAPPED),
+  ):
     _, hard = resource.getrlimit(what)
     resource.setrlimit(what, (count * resource.getpagesize() + more, hard))
 
 
 def run_job(
-    container: str, count: int, seed: int, folder: pathlib.Path, failures: pathlib.Path
+  container: str, count: int, seed: int, folder: pathlib.Path, failures: pathlib.Path
 ) -> None:
   """Loads `count` damaged copies of one model; the result goes to folder/result.json."""
   warnings.simplefilter('ignore')
@@ -327,8 +331,16 @@ def start_job(container: str, count: int, seed: int, failures: pathlib.Path) -> 
   """Runs a job in a process of its own, which may crash or hang."""
   shm = '/dev/shm' if os.path.isdir('/dev/shm') else None
   with tempfile.TemporaryDirectory(dir=shm) as folder:
-    command = [sys.executable, __file__, '--job', container, f'--inputs={count}', f'--seed={seed}',
-               f'--folder={folder}', f'--failures={failures}']  # fmt: skip
+    command = [
+      sys.executable,
+      __file__,
+      '--job',
+      container,
+      f'--inputs={count}',
+      f'--seed={seed}',
+      f'--folder={folder}',
+      f'--failures={failures}',
+    ]
     env = {**os.environ, 'PYTHONHASHSEED': '0'}
     with open(f'{folder}/stderr', 'wb') as stderr:
       code = subprocess.run(command, stderr=stderr, env=env).returncode
@@ -342,14 +354,18 @@ def start_job(container: str, count: int, seed: int, failures: pathlib.Path) -> 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--inputs', type=int, default=200_000, help='of all containers together')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--processes', type=int, default=2)
   parser.add_argument('--containers', help='only those whose name holds this')
-  parser.add_argument('--failures', type=pathlib.Path, help='where they are kept',
-                      default=pathlib.Path(tempfile.gettempdir(), 'fuzz_failures'))  # fmt: skip
+  parser.add_argument(
+    '--failures',
+    type=pathlib.Path,
+    help='where they are kept',
+    default=pathlib.Path(tempfile.gettempdir(), 'fuzz_failures'),
+  )
   parser.add_argument('--out', type=pathlib.Path, default='benchmarks/results')
   parser.add_argument('--job', help=argparse.SUPPRESS)
   parser.add_argument('--folder', type=pathlib.Path, help=argparse.SUPPRESS)
@@ -359,9 +375,9 @@ def main() -> None:
   names = [name for name in make_models() if not args.containers or args.containers in name]
   each = -(-args.inputs // len(names))
   jobs = [
-      (name, min(JOB, each - start), args.seed * 1000 + start // JOB, args.failures)
-      for start in range(0, each, JOB)
-      for name in names
+    (name, min(JOB, each - start), args.seed * 1000 + start // JOB, args.failures)
+    for start in range(0, each, JOB)
+    for name in names
   ]
   with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
     results = list(zip(jobs, pool.map(lambda job: start_job(*job), jobs), strict=True))
@@ -371,13 +387,19 @@ def main() -> None:
     total = {key: sum(r[key] for r in found) for key in ('inputs', 'error', 'load', 'failures')}
     distinct = {digest for result in found for digest in result['hashes']}
     seconds = sum(result['seconds'] for result in found)
-    rows.append({
-        'date': datetime.date.today().isoformat(), 'container': name, 'inputs': total['inputs'],
-        'distinct': len(distinct), 'clean_errors': total['error'], 'correct_loads': total['load'],
+    rows.append(
+      {
+        'date': datetime.date.today().isoformat(),
+        'container': name,
+        'inputs': total['inputs'],
+        'distinct': len(distinct),
+        'clean_errors': total['error'],
+        'correct_loads': total['load'],
         'failures': total['failures'],
         'inputs_per_process_second': round(total['inputs'] / max(seconds, 1e-9), 1),
         'seed': args.seed,
-    })  # fmt: skip
+      }
+    )
   widths = {key: 2 + max(len(str(row[key])) for row in [*rows, {key: key}]) for key in rows[0]}
   for row in ({key: key for key in rows[0]}, *rows):
     print(''.join(f'{row[key]!s:<{width}}' for key, width in widths.items()))

@@ -57,17 +57,17 @@ class Row:
 
 def rows(cores: int) -> list[Row]:
   return [
-      Row('Pillow, antialiased, 1 thread', decoder='pillow', antialias=True, reduced=False),
-      Row('libjpeg-turbo decodes', decoder='whole', antialias=True, reduced=False),
-      Row('OpenCV resizes, without antialiasing', decoder='whole', reduced=False),
-      Row('only the crop is decoded', reduced=False),
-      Row('reduced decoding', reduced=True),
-      Row('one thread a core', threads=cores),
-      Row('one worker a core', workers=cores),
-      Row('large photos: all decoded', data='large', reduced=False, threads=cores),
-      Row('large photos: reduced decoding', data='large', threads=cores),
-      Row('prepared: one thread a core', data='prepared', threads=cores),
-      Row('prepared: one worker a core', data='prepared', workers=cores),
+    Row('Pillow, antialiased, 1 thread', decoder='pillow', antialias=True, reduced=False),
+    Row('libjpeg-turbo decodes', decoder='whole', antialias=True, reduced=False),
+    Row('OpenCV resizes, without antialiasing', decoder='whole', reduced=False),
+    Row('only the crop is decoded', reduced=False),
+    Row('reduced decoding', reduced=True),
+    Row('one thread a core', threads=cores),
+    Row('one worker a core', workers=cores),
+    Row('large photos: all decoded', data='large', reduced=False, threads=cores),
+    Row('large photos: reduced decoding', data='large', threads=cores),
+    Row('prepared: one thread a core', data='prepared', threads=cores),
+    Row('prepared: one worker a core', data='prepared', workers=cores),
   ]
 
 
@@ -91,13 +91,20 @@ def make_data(tar: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
               large.save(path, 'JPEG', quality=92)
           for i in range(1, COPIES):  # links: shuffling so few as 200 is not what is to be timed
             os.link(path, path.with_name(f'{i}_{name}'))
-  command = [sys.executable, '-m', 'vit_jax.prepare_data', f'folder:{folder}/photos',
-             f'{folder}/prepared', '--size=256', '--splits=train']  # fmt: skip
+  command = [
+    sys.executable,
+    '-m',
+    'vit_jax.prepare_data',
+    f'folder:{folder}/photos',
+    f'{folder}/prepared',
+    '--size=256',
+    '--splits=train',
+  ]
   subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
   return {
-      'photos': f'folder:{folder}/photos',
-      'large': f'folder:{folder}/large',
-      'prepared': f'array_record:{folder}/prepared',
+    'photos': f'folder:{folder}/photos',
+    'large': f'folder:{folder}/large',
+    'prepared': f'array_record:{folder}/prepared',
   }
 
 
@@ -117,9 +124,10 @@ def opened(row: Row, source: str):
   import ml_collections
 
   from vit_jax.config import default_config
-  from vit_jax.data import images, loader, turbojpeg
-  from vit_jax.data.reader import Recipe
-  from vit_jax.parallel import mesh as mesh_lib
+  from vit_jax.data.decoding import images, turbojpeg
+  from vit_jax.data.loading import loader
+  from vit_jax.data.loading.reader import ReadConfig
+  from vit_jax.distributed import sharding as mesh_lib
 
   if row.decoder == 'pillow':
     images._SIMPLEJPEG = {}
@@ -127,11 +135,11 @@ def opened(row: Row, source: str):
     turbojpeg.decode_box = lambda *args: None
   augment = default_config().data.augment.to_dict()
   augment |= {'antialias': row.antialias, 'reduced_decoding': row.reduced}
-  recipe = Recipe(source, 'train', (row.size, row.size), augment=augment)
+  recipe = ReadConfig(source, 'train', (row.size, row.size), augment=augment)
   axes = {'data': -1, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
   stream = loader.open_stream(recipe, BATCH_SIZE)
-  with loader.Feed({'train': stream}, mesh, row.workers, row.threads) as feed:
+  with loader.DataLoader({'train': stream}, mesh, row.workers, row.threads) as feed:
     yield feed.batches('train', 0, 10**9)
 
 
@@ -153,9 +161,10 @@ def state() -> dict[str, int]:
   """Of this process and those it has started: memory (kB), open files, processes."""
   me, found = os.getpid(), {'memory_kB': 0, 'open_files': 0, 'processes': 0}
   children = [
-      int(pid) for task in pathlib.Path(f'/proc/{me}/task').glob('*/children')
-      for pid in task.read_text().split()
-  ]  # fmt: skip
+    int(pid)
+    for task in pathlib.Path(f'/proc/{me}/task').glob('*/children')
+    for pid in task.read_text().split()
+  ]
   for pid in (me, *children):
     status = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text()
     found['memory_kB'] += int(status.split('Pss:')[1].split()[0])
@@ -191,17 +200,24 @@ def tensorflow(given: str | None, folder: pathlib.Path) -> str:
 
 
 def run_rounds(
-    args: argparse.Namespace, folder: pathlib.Path
+  args: argparse.Namespace, folder: pathlib.Path
 ) -> dict[tuple[str, str], list[float]]:
   """{(name, data): images/s of each round}."""
   sources, python = make_data(args.images, folder), tensorflow(args.tensorflow, folder)
   unpack(sources['prepared'], folder / 'unpacked')
   cores = len(os.sched_getaffinity(0))
   commands = {
-      (row.name, row.data): [sys.executable, __file__, '--row', json.dumps(dataclasses.asdict(row)),
-                             '--source', sources[row.data], f'--seconds={args.seconds}']
-      for row in rows(cores)
-  }  # fmt: skip
+    (row.name, row.data): [
+      sys.executable,
+      __file__,
+      '--row',
+      json.dumps(dataclasses.asdict(row)),
+      '--source',
+      sources[row.data],
+      f'--seconds={args.seconds}',
+    ]
+    for row in rows(cores)
+  }
   for data, files in {'photos': folder / 'photos', 'prepared': folder / 'unpacked'}.items():
     for threads in (cores, 0):
       script = str(ROOT / 'benchmarks' / 'input_pipeline_tf.py')
@@ -221,7 +237,7 @@ def run_rounds(
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--images', type=pathlib.Path, help='a tar of photos, <class>_<name>.JPEG')
   parser.add_argument('--tensorflow', help='a Python with TensorFlow')
@@ -246,20 +262,44 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     found = run_rounds(args, pathlib.Path(folder))
   baseline = {
-      data: max(statistics.median(v) for (name, of), v in found.items()
-                if of == data and name.startswith('tf.data'))
-      for data in ('photos', 'prepared')
-  }  # fmt: skip
+    data: max(
+      statistics.median(v)
+      for (name, of), v in found.items()
+      if of == data and name.startswith('tf.data')
+    )
+    for data in ('photos', 'prepared')
+  }
   with (args.out / f'input_pipeline_{date}.csv').open('w', newline='') as file:
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['what', 'data', 'images_per_second', 'lowest', 'highest',
-                     'times_the_best_tf_data', 'cores', 'machine', 'python'])  # fmt: skip
+    writer.writerow(
+      [
+        'what',
+        'data',
+        'images_per_second',
+        'lowest',
+        'highest',
+        'times_the_best_tf_data',
+        'cores',
+        'machine',
+        'python',
+      ]
+    )
     for (name, data), speeds in found.items():
       middle = statistics.median(speeds)
       share = f'{middle / baseline[data]:.2f}' if data in baseline else ''
-      writer.writerow([name, data, round(middle), round(min(speeds)), round(max(speeds)), share,
-                       len(os.sched_getaffinity(0)), platform.machine(),
-                       platform.python_version()])  # fmt: skip
+      writer.writerow(
+        [
+          name,
+          data,
+          round(middle),
+          round(min(speeds)),
+          round(max(speeds)),
+          share,
+          len(os.sched_getaffinity(0)),
+          platform.machine(),
+          platform.python_version(),
+        ]
+      )
       print(f'{name:45}{data:10}{middle:8,.0f} images/s  {share}')
 
 

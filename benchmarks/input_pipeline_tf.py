@@ -20,11 +20,11 @@ BATCH_SIZE, SIZE = 128, 224
 def example(path):
   data = tf.io.read_file(path)
   begin, size, _ = tf.image.sample_distorted_bounding_box(
-      tf.io.extract_jpeg_shape(data),
-      tf.zeros([0, 0, 4]),
-      area_range=(0.05, 1.0),
-      min_object_covered=0,
-      use_image_if_no_bounding_boxes=True,
+    tf.io.extract_jpeg_shape(data),
+    tf.zeros([0, 0, 4]),
+    area_range=(0.05, 1.0),
+    min_object_covered=0,
+    use_image_if_no_bounding_boxes=True,
   )
   window = tf.stack([begin[0], begin[1], size[0], size[1]])
   image = tf.image.decode_and_crop_jpeg(data, window, channels=3)

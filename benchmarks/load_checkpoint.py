@@ -28,8 +28,8 @@ import numpy as np
 
 import vit_jax
 from vit_jax import config as config_lib
+from vit_jax.distributed import sharding as mesh_lib
 from vit_jax.models import build
-from vit_jax.parallel import mesh as mesh_lib
 
 
 def write_model(name: str, num_classes: int, folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -39,17 +39,17 @@ def write_model(name: str, num_classes: int, folder: pathlib.Path) -> dict[str, 
   model = build.model_from_config(config.model, num_classes)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
-      lambda leaf: rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02),
-      build.abstract_params(model, (224, 224)),
+    lambda leaf: rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02),
+    build.abstract_params(model, (224, 224)),
   )
   vit = vit_jax.Classifier(model, params, (224, 224))
   vit.save(folder / 'x.npz')
   vit.save(folder / 'x.safetensors')
   vit.save(folder / 'x')
   return {
-      'npz': folder / 'x.npz',
-      'timm': folder / 'x.safetensors',
-      'huggingface': folder / 'x' / 'model.safetensors',
+    'npz': folder / 'x.npz',
+    'timm': folder / 'x.safetensors',
+    'huggingface': folder / 'x' / 'model.safetensors',
   }
 
 
@@ -89,16 +89,16 @@ def measure(path: str, devices: int) -> dict[str, float]:
   with open(path, 'rb') as file:
     file.read()
   return {
-      'read': size / (time.perf_counter() - began) / 1e9,
-      'load': size / seconds / 1e9,
-      'peak': peak / size,
-      'share': max(on_device.values()) / total,
+    'read': size / (time.perf_counter() - began) / 1e9,
+    'load': size / seconds / 1e9,
+    'peak': peak / size,
+    'share': max(on_device.values()) / total,
   }
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--model', default='L/16')
   parser.add_argument('--classes', type=int, default=21_843)
@@ -118,7 +118,8 @@ def main() -> None:
       command = [sys.executable, __file__, f'--measure={path}', f'--devices={devices}']
       found = [json.loads(subprocess.check_output(command)) for _ in range(args.rounds)]
       row = {name: round(statistics.median(x[name] for x in found), 3) for name in found[0]}
-      rows.append({
+      rows.append(
+        {
           'date': datetime.date.today().isoformat(),
           'machine': f'{platform.machine()}, {jax.__version__}',
           'model': args.model,
@@ -130,7 +131,8 @@ def main() -> None:
           'load_over_read': round(row['load'] / row['read'], 2),
           'peak_over_file': row['peak'],
           'largest_share_on_a_device': row['share'],
-      })
+        }
+      )
       print(rows[-1], flush=True)
   target = pathlib.Path(args.out) / f'load_checkpoint_{datetime.date.today()}.csv'
   with target.open('w', newline='') as file:

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from vit_jax import config as config_lib
+from vit_jax.distributed import sharding as mesh_lib
 from vit_jax.models.flops import train_flops
-from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.training import setup
 from vit_jax.training.program import build_program
 
@@ -42,11 +42,11 @@ def measure(name: str, batch_size: int, args: argparse.Namespace) -> dict[str, o
   state = program.init(None)
   rng = np.random.default_rng(0)
   batch = jax.device_put(
-      {
-          'image': rng.integers(0, 256, (batch_size, *size, 3), dtype=np.uint8),
-          'label': rng.integers(0, NUM_CLASSES, batch_size, dtype=np.int32),
-      },
-      mesh_lib.batch_sharding(mesh),
+    {
+      'image': rng.integers(0, 256, (batch_size, *size, 3), dtype=np.uint8),
+      'label': rng.integers(0, NUM_CLASSES, batch_size, dtype=np.int32),
+    },
+    mesh_lib.batch_sharding(mesh),
   )
   key = jax.device_put(jax.random.key(0), mesh_lib.replicated(mesh))
   began = time.perf_counter()
@@ -64,30 +64,30 @@ def measure(name: str, batch_size: int, args: argparse.Namespace) -> dict[str, o
   rates = sorted(batch_size / s for s in seconds)
   tflops = train_flops(model, size) * statistics.median(rates) / 1e12
   row = {
-      'date': datetime.date.today().isoformat(),
-      'device': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
-      'jax': jax.__version__,
-      'model': name,
-      'image_size': args.image_size,
-      'dtype': np.dtype(model.numerics.dtype).name,
-      'batch_size': batch_size,
-      'images_per_second': round(statistics.median(rates), 2),
-      'lowest': round(rates[0], 2),
-      'highest': round(rates[-1], 2),
-      'milliseconds_per_step': round(1e3 * batch_size / statistics.median(rates), 2),
-      'model_tflops_per_second': round(tflops, 3),
-      'share_of_peak': round(tflops / args.peak_tflops / mesh.size, 3) if args.peak_tflops else '',
-      'arguments_gib': round(memory.argument_size_in_bytes / 2**30, 3) if memory else '',
-      'temporaries_gib': round(memory.temp_size_in_bytes / 2**30, 3) if memory else '',
-      'compile_seconds': round(compile_seconds, 1),
-      'loss': round(float(metrics['train/loss']), 4),
+    'date': datetime.date.today().isoformat(),
+    'device': f'{mesh.size} x {mesh.devices.flat[0].device_kind}',
+    'jax': jax.__version__,
+    'model': name,
+    'image_size': args.image_size,
+    'dtype': np.dtype(model.numerics.dtype).name,
+    'batch_size': batch_size,
+    'images_per_second': round(statistics.median(rates), 2),
+    'lowest': round(rates[0], 2),
+    'highest': round(rates[-1], 2),
+    'milliseconds_per_step': round(1e3 * batch_size / statistics.median(rates), 2),
+    'model_tflops_per_second': round(tflops, 3),
+    'share_of_peak': round(tflops / args.peak_tflops / mesh.size, 3) if args.peak_tflops else '',
+    'arguments_gib': round(memory.argument_size_in_bytes / 2**30, 3) if memory else '',
+    'temporaries_gib': round(memory.temp_size_in_bytes / 2**30, 3) if memory else '',
+    'compile_seconds': round(compile_seconds, 1),
+    'loss': round(float(metrics['train/loss']), 4),
   }
   return row
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--models', default='B/16,L/16')
   parser.add_argument('--batch_sizes', default='64,128')

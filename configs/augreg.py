@@ -17,28 +17,29 @@ Published for those files, fine-tuned to ImageNet at 384 px: Ti/16 78.22 %, S/32
 
 import ml_collections
 
-from configs import default, pretraining
+from configs import pretraining
+from vit_jax.config import default_config
 
 # name: (layers and magnitude of RandAugment, alpha of mixup). Light1 is not nothing: at magnitude
 # 0 colours and sharpness change most.
 PRESETS = {
-    'none': (0, 0, 0.0),
-    'light1': (2, 0, 0.0),
-    'light2': (2, 10, 0.2),
-    'medium1': (2, 15, 0.2),
-    'medium2': (2, 15, 0.5),
-    'strong1': (2, 20, 0.5),
-    'strong2': (2, 20, 0.8),
+  'none': (0, 0, 0.0),
+  'light1': (2, 0, 0.0),
+  'light2': (2, 10, 0.2),
+  'medium1': (2, 15, 0.2),
+  'medium2': (2, 15, 0.5),
+  'strong1': (2, 20, 0.5),
+  'strong2': (2, 20, 0.8),
 }
 
 # name: (variant, patch size, preset and weight decay on ImageNet-21k, preset on ImageNet)
 MODELS = {
-    'ti16': ('Ti', 16, 'none', 0.03, 'light1'),
-    's32': ('S', 32, 'none', 0.1, 'medium1'),
-    's16': ('S', 16, 'light1', 0.03, 'medium2'),
-    'b32': ('B', 32, 'light1', 0.1, 'medium2'),
-    'b16': ('B', 16, 'medium1', 0.1, 'medium2'),
-    'l16': ('L', 16, 'strong1', 0.1, 'medium2'),
+  'ti16': ('Ti', 16, 'none', 0.03, 'light1'),
+  's32': ('S', 32, 'none', 0.1, 'medium1'),
+  's16': ('S', 16, 'light1', 0.03, 'medium2'),
+  'b32': ('B', 32, 'light1', 0.1, 'medium2'),
+  'b16': ('B', 16, 'medium1', 0.1, 'medium2'),
+  'l16': ('L', 16, 'strong1', 0.1, 'medium2'),
 }
 
 
@@ -58,11 +59,11 @@ def get_config(argument='b16'):
   model, preset, data = given + ['b16', 'best', 'imagenet21k'][len(given) :]
   if model not in MODELS or data not in ('imagenet21k', 'imagenet'):
     raise ValueError(
-        f'the argument is {argument!r}, not model[,preset[,data]]; the models are '
-        f'{", ".join(MODELS)}, the data imagenet21k or imagenet'
+      f'the argument is {argument!r}, not model[,preset[,data]]; the models are '
+      f'{", ".join(MODELS)}, the data imagenet21k or imagenet'
     )
   variant, patch_size, best_21k, weight_decay, best = MODELS[model]
-  config = default.get_config()
+  config = default_config()
   config.batch_size = pretraining.BATCH_SIZE
   config.total_steps = 300 * pretraining.EXAMPLES[data] // config.batch_size
   config.eval_every = 5000

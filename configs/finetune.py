@@ -16,43 +16,47 @@ dropout 0.0): B/16 CIFAR-10 99.02 %, CIFAR-100 92.06 %, ImageNet 84.53 %; L/16 9
 84.47 %.
 """
 
-from configs import default
+from vit_jax.config import default_config
 
 # name: (variant, pixels of a token, units of the stages of a hybrid's ResNet, a released file)
 MODELS = {
-    'ti16': ('Ti', 16, None, 'augreg/Ti_16'),
-    's32': ('S', 32, None, 'augreg/S_32'),
-    's16': ('S', 16, None, 'augreg/S_16'),
-    'b32': ('B', 32, None, 'imagenet21k/ViT-B_32'),
-    'b16': ('B', 16, None, 'imagenet21k/ViT-B_16'),
-    'l32': ('L', 32, None, 'imagenet21k/ViT-L_32'),
-    'l16': ('L', 16, None, 'imagenet21k/ViT-L_16'),
-    'h14': ('H', 14, None, 'imagenet21k/ViT-H_14'),
-    # Published as /16, but stem and patches of 8 features make it 32 pixels a token.
-    'r_ti16': ('Ti', 32, (), 'augreg/R_Ti_16'),
-    'r26_s32': ('S', 32, (2, 2, 2, 2), 'augreg/R26_S_32'),
-    'r50_b16': ('B', 16, (3, 4, 9), 'imagenet21k/R50+ViT-B_16'),
-    'r50_l32': ('L', 32, (3, 4, 6, 3), 'augreg/R50_L_32'),
-    'r50x1': ('R50x1', 32, None, 'bit/BiT-M-R50x1'),
-    'r101x3': ('R101x3', 32, None, 'bit/BiT-M-R101x3'),
-    'r152x4': ('R152x4', 32, None, 'bit/BiT-M-R152x4'),
+  'ti16': ('Ti', 16, None, 'augreg/Ti_16'),
+  's32': ('S', 32, None, 'augreg/S_32'),
+  's16': ('S', 16, None, 'augreg/S_16'),
+  'b32': ('B', 32, None, 'imagenet21k/ViT-B_32'),
+  'b16': ('B', 16, None, 'imagenet21k/ViT-B_16'),
+  'l32': ('L', 32, None, 'imagenet21k/ViT-L_32'),
+  'l16': ('L', 16, None, 'imagenet21k/ViT-L_16'),
+  'h14': ('H', 14, None, 'imagenet21k/ViT-H_14'),
+  # Published as /16, but stem and patches of 8 features make it 32 pixels a token.
+  'r_ti16': ('Ti', 32, (), 'augreg/R_Ti_16'),
+  'r26_s32': ('S', 32, (2, 2, 2, 2), 'augreg/R26_S_32'),
+  'r50_b16': ('B', 16, (3, 4, 9), 'imagenet21k/R50+ViT-B_16'),
+  'r50_l32': ('L', 32, (3, 4, 6, 3), 'augreg/R50_L_32'),
+  'r50x1': ('R50x1', 32, None, 'bit/BiT-M-R50x1'),
+  'r101x3': ('R101x3', 32, None, 'bit/BiT-M-R101x3'),
+  'r152x4': ('R152x4', 32, None, 'bit/BiT-M-R152x4'),
 }
 
 # name: (source, train split, test split, steps, learning rates that the paper sweeps)
 DATASETS = {
-    'cifar10': ('tfds:cifar10', 'train', 'test', 10_000, (0.001, 0.003, 0.01, 0.03)),
-    'cifar100': ('tfds:cifar100', 'train', 'test', 10_000, (0.001, 0.003, 0.01, 0.03)),
-    'pets': ('tfds:oxford_iiit_pet', 'train', 'test', 500, (0.001, 0.003, 0.01, 0.03)),
-    'flowers': (
-        'tfds:oxford_flowers102', 'train+validation', 'test', 500, (0.001, 0.003, 0.01, 0.03)
-    ),
-    'imagenet': ('tfds:imagenet2012', 'train', 'validation', 20_000, (0.003, 0.01, 0.03, 0.06)),
-}  # fmt: skip
+  'cifar10': ('tfds:cifar10', 'train', 'test', 10_000, (0.001, 0.003, 0.01, 0.03)),
+  'cifar100': ('tfds:cifar100', 'train', 'test', 10_000, (0.001, 0.003, 0.01, 0.03)),
+  'pets': ('tfds:oxford_iiit_pet', 'train', 'test', 500, (0.001, 0.003, 0.01, 0.03)),
+  'flowers': (
+    'tfds:oxford_flowers102',
+    'train+validation',
+    'test',
+    500,
+    (0.001, 0.003, 0.01, 0.03),
+  ),
+  'imagenet': ('tfds:imagenet2012', 'train', 'validation', 20_000, (0.003, 0.01, 0.03, 0.06)),
+}
 
 
 def start_from(model):
   """A config that starts from the released weights of a model."""
-  config = default.get_config()
+  config = default_config()
   variant, patch_size, resnet_blocks, config.init_from = MODELS[model]
   config.model.variant, config.model.patch_size = variant, patch_size
   if resnet_blocks is not None:
@@ -84,8 +88,8 @@ def get_config(argument='b16,cifar10'):
     raise ValueError(f'the model is {model!r}; choose one of {", ".join(MODELS)}')
   if dataset not in DATASETS and ':' not in dataset and dataset != 'digits':
     raise ValueError(
-        f'the dataset is {dataset!r}; choose one of {", ".join(DATASETS)}, or a source such as '
-        'folder:/path'
+      f'the dataset is {dataset!r}; choose one of {", ".join(DATASETS)}, or a source such as '
+      'folder:/path'
     )
   if dataset not in DATASETS:
     return own_data(model, dataset)
@@ -106,5 +110,5 @@ def get_config(argument='b16,cifar10'):
   config.optimizer.clip_norm = 1.0
   config.schedule.decay = 'cosine'
   config.schedule.learning_rate = learning_rates[2]
-  config.schedule.warmup_steps = min(500, steps // 5)
+  config.schedule.warmup_steps = min(500, steps // 5) / steps  # a share of the run
   return config

@@ -7,7 +7,7 @@ benchmarks/plans/: for B/16 and L/16 the defaults, every device with a whole mod
 
 import ml_collections
 
-from configs import default
+from vit_jax.config import default_config
 
 # Images in the training split: Section 4.1 of the paper (JFT-300M: 303 million).
 EXAMPLES = {'jft': 303_000_000, 'imagenet21k': 14_197_122, 'imagenet': 1_281_167}
@@ -17,12 +17,12 @@ BATCH_SIZE, WARMUP_STEPS, IMAGE_SIZE = 4096, 10_000, 224
 
 
 def get_config(
-    variant: str, patch_size: int, data: str, epochs: dict[str, int], jft_learning_rate: float
+  variant: str, patch_size: int, data: str, epochs: dict[str, int], jft_learning_rate: float
 ) -> ml_collections.ConfigDict:
   """Table 3 for one model and data set."""
   if data not in EXAMPLES:
     raise ValueError(f'the data is {data!r}; choose one of {", ".join(EXAMPLES)}')
-  config = default.get_config()
+  config = default_config()
   config.batch_size = BATCH_SIZE
   config.total_steps = epochs[data] * EXAMPLES[data] // BATCH_SIZE
   config.eval_every = 5000

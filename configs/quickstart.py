@@ -6,11 +6,11 @@ Expected: 98.6 to 99.7 % of the 360 test digits, in about a minute on two CPU co
 results/README.md).
 """
 
-from configs import default
+from vit_jax.config import default_config
 
 
 def get_config():
-  config = default.get_config()
+  config = default_config()
   config.total_steps = 1200
   config.batch_size = 128
   config.eval_every = 400
@@ -36,5 +36,5 @@ def get_config():
 
   config.optimizer.weight_decay = 0.05
   config.schedule.learning_rate = 2e-3
-  config.schedule.warmup_steps = 100
+  config.schedule.warmup_steps = 1 / 12  # of the run
   return config

@@ -17,5 +17,5 @@ def get_config():
   config.checkpoint.every = 250
   config.data.image_size = 24
   config.schedule.learning_rate = 1e-3
-  config.schedule.warmup_steps = 50
+  config.schedule.warmup_steps = 0.1  # of the run
   return config

@@ -5,11 +5,11 @@
 On CIFAR-10: 67.78 % after 8,000 steps (20 epochs), an hour on two CPU cores (results/README.md).
 """
 
-from configs import default
+from vit_jax.config import default_config
 
 
 def get_config(source='folder:data/cifar10'):
-  config = default.get_config()
+  config = default_config()
   config.total_steps = 8000
   config.batch_size = 128
   config.eval_every = 1000
@@ -34,5 +34,5 @@ def get_config(source='folder:data/cifar10'):
 
   config.optimizer.weight_decay = 0.05
   config.schedule.learning_rate = 1e-3
-  config.schedule.warmup_steps = 500
+  config.schedule.warmup_steps = 1 / 16  # of the run
   return config

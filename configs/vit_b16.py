@@ -12,9 +12,9 @@ from configs import pretraining
 
 def get_config(data='imagenet21k'):
   return pretraining.get_config(
-      variant='B',
-      patch_size=16,
-      data=data,
-      epochs={'jft': 7, 'imagenet21k': 90, 'imagenet': 300},
-      jft_learning_rate=8e-4,
+    variant='B',
+    patch_size=16,
+    data=data,
+    epochs={'jft': 7, 'imagenet21k': 90, 'imagenet': 300},
+    jft_learning_rate=8e-4,
   )

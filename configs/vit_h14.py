@@ -13,11 +13,11 @@ from configs import pretraining
 
 def get_config(data='imagenet21k'):
   config = pretraining.get_config(
-      variant='H',
-      patch_size=14,
-      data=data,
-      epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
-      jft_learning_rate=3e-4,
+    variant='H',
+    patch_size=14,
+    data=data,
+    epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
+    jft_learning_rate=3e-4,
   )
   # The least that fits all slices of benchmarks/plans/; fewer than 16 chips need another fsdp.
   config.mesh.fsdp = 16

@@ -13,9 +13,9 @@ from configs import pretraining
 
 def get_config(data='imagenet21k'):
   return pretraining.get_config(
-      variant='L',
-      patch_size=16,
-      data=data,
-      epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
-      jft_learning_rate=4e-4,
+    variant='L',
+    patch_size=16,
+    data=data,
+    epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
+    jft_learning_rate=4e-4,
   )

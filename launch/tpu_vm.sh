@@ -12,7 +12,7 @@ on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$1"
 }
 
-on_all_hosts "cd vit_jax && nohup launch/again.sh python3 -m vit_jax.main --config=$(
+on_all_hosts "cd vit_jax && nohup launch/retry.sh python3 -m vit_jax.main --config=$(
   printf '%q ' "$@"
 ) --start_timeout=600 > run.log 2>&1 < /dev/null &"
 

@@ -1,74 +1,50 @@
-"""Strict settings for all tests: eight CPU devices, no rank promotion, warnings are errors."""
+"""Strict settings for all tests: a sandbox, eight CPU devices, no rank promotion, no warnings.
 
+Tests run in a temporary folder that has configs/ and nothing else, with a home of its own: what
+lies in the user's runs/, data/ or ~/.cache can be neither read nor written.
+"""
+
+import atexit
 import os
 import pathlib
-import subprocess
+import shutil
 import sys
 import tempfile
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SANDBOX = pathlib.Path(tempfile.mkdtemp(prefix='vit_jax_test_')).resolve()
+(SANDBOX / 'home').mkdir()
+(SANDBOX / 'configs').symlink_to(ROOT / 'configs')
+atexit.register(shutil.rmtree, SANDBOX, ignore_errors=True)
 # Before jax is imported, and for the processes that tests start.
+os.environ |= {
+  'HOME': str(SANDBOX / 'home'),
+  'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))),
+  'VIT_JAX_TEST_SANDBOX': str(SANDBOX),
+}
+for name in ('VIT_JAX_CACHE', 'TFDS_DATA_DIR', 'HF_HOME', 'XDG_CACHE_HOME'):
+  os.environ.pop(name, None)
+# Outside the sandbox, so that the next session finds what this one compiled.
 CACHE = os.path.join(tempfile.gettempdir(), f'vit_jax_test_cache_{os.getuid()}')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', CACHE)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+if str(ROOT) not in sys.path:
+  sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / 'tests' / 'golden'
 
 if jax.config.jax_platforms in (None, '', 'cpu'):
   jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 against golden numbers
 
-# A run of seconds: two blocks of width 16 on digits of 8 x 8 pixels.
-TINY = (
-    '--config.total_steps=6',
-    '--config.batch_size=16',
-    '--config.eval_batch_size=120',
-    '--config.log_every=2',
-    '--config.eval_every=3',
-    '--config.checkpoint.every=2',
-    '--config.schedule.warmup_steps=2',
-    '--config.model.width=16',
-    '--config.model.depth=2',
-    '--config.model.mlp_dim=32',
-    '--config.model.num_heads=2',
-    '--config.model.dropout_rate=0.1',
-    '--config.data.image_size=8',
-    '--config.data.threads=2',
-)
+from tests.helpers import TINY, run  # noqa: E402, after the devices are configured
 
 
-def start(module: str, *args: str, **kwargs) -> subprocess.Popen:
-  """Starts `python -m vit_jax.<module>` in a real process, from the root of the project."""
-  return subprocess.Popen(
-      [sys.executable, '-m', f'vit_jax.{module}', *map(str, args)],
-      cwd=ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      **kwargs,
-  )
-
-
-def run(module: str, *args: str, **kwargs) -> subprocess.CompletedProcess:
-  """Runs `python -m vit_jax.<module>` to its end."""
-  process = start(module, *args, **kwargs)
-  out, err = process.communicate(timeout=300)
-  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def write_images(folder: pathlib.Path, files: dict[str, tuple[int, int]], seed: int = 0) -> None:
-  """Writes random RGB images: {'train/cat/1.png': (height, width), …}."""
-  rng = np.random.default_rng(seed)
-  for name, size in files.items():
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+def pytest_configure(config: pytest.Config) -> None:
+  del config
+  os.chdir(SANDBOX)  # only now: pytest has found its tests from where it was started
 
 
 @pytest.fixture(scope='session')

@@ -6,10 +6,11 @@ import re
 
 import nbformat
 import pytest
-from conftest import ROOT
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
+
+from tests.helpers import ROOT
 
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 MAX_CELLS = 12
@@ -26,16 +27,16 @@ def execute(path, workdir):
   # Without folders of installed kernels there is one kernel: this very Python.
   kernels = KernelSpecManager(kernel_dirs=[])
   client = NotebookClient(
-      notebook,
-      km=AsyncKernelManager(kernel_spec_manager=kernels),
-      resources={'metadata': {'path': str(path.parent)}},
-      timeout=300,
+    notebook,
+    km=AsyncKernelManager(kernel_spec_manager=kernels),
+    resources={'metadata': {'path': str(path.parent)}},
+    timeout=300,
   )
   env = os.environ | {
-      'VIT_JAX_NOTEBOOK_STEPS': str(STEPS),
-      'VIT_JAX_NOTEBOOK_WORKDIR': str(workdir),
-      'IPYTHONDIR': str(workdir.parent / 'ipython'),
-      'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
+    'VIT_JAX_NOTEBOOK_STEPS': str(STEPS),
+    'VIT_JAX_NOTEBOOK_WORKDIR': str(workdir),
+    'IPYTHONDIR': str(workdir.parent / 'ipython'),
+    'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
   }
   return client.execute(cleanup_kc=True, env=env)
 
@@ -58,8 +59,8 @@ def test_is_short_and_stored_without_outputs(path):
   nbformat.validate(notebook)
   assert len(notebook.cells) <= MAX_CELLS
   assert notebook.metadata == {
-      'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'},
-      'language_info': {'name': 'python'},
+    'kernelspec': {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'},
+    'language_info': {'name': 'python'},
   }
   for cell in notebook.cells:
     assert cell.metadata == {}

@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import write_images
 from PIL import Image
 
 import vit_jax
+from tests.helpers import write_images
 from vit_jax import command_line, evaluate, predict
 
 
@@ -70,9 +70,10 @@ def test_predict_answers_for_many_images_do_not_depend_on_the_batch(tiny_run, tm
   assert [path for path, _ in whole] == paths
   for one, many in zip(predict.predict(vit, paths, top_k=10, batch_size=4), whole, strict=True):
     np.testing.assert_allclose(
-        [entry['probability'] for entry in one[1]], [entry['probability'] for entry in many[1]],
-        rtol=1e-5,
-    )  # fmt: skip
+      [entry['probability'] for entry in one[1]],
+      [entry['probability'] for entry in many[1]],
+      rtol=1e-5,
+    )
 
 
 def test_predict_names_each_bad_file_and_answers_for_the_others(tiny_run, images, command):
@@ -85,15 +86,15 @@ def test_predict_names_each_bad_file_and_answers_for_the_others(tiny_run, images
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'expected'),
-    [
-        (['--model=nowhere', 'x.png'], 'nowhere'),
-        (['--model=README.md', 'x.png'], 'README.md'),
-        (['x.png'], '--model'),
-        (['--model=tests/golden/vit_gap.npz'], 'IMAGE'),
-        (['--model=tests/golden/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
-        (['--model=tests/golden/vit_gap.npz', 'configs'], 'no image'),
-    ],
+  ('arguments', 'expected'),
+  [
+    (['--model=nowhere', 'x.png'], 'nowhere'),
+    (['--model=README.md', 'x.png'], 'README.md'),
+    (['x.png'], '--model'),
+    (['--model=tests/golden/vit_gap.npz'], 'IMAGE'),
+    (['--model=tests/golden/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
+    (['--model=tests/golden/vit_gap.npz', 'configs'], 'no image'),
+  ],
 )
 def test_predict_mistakes(arguments, expected, command):
   code, out, err = command(predict, *arguments)
@@ -105,7 +106,7 @@ def test_evaluate_agrees_with_training(tiny_run, command):
   last = json.loads((tiny_run / 'metrics.jsonl').read_text().splitlines()[-1])
   for batch_size in (8, 360, 512):
     code, out, _ = command(
-        evaluate, f'--model={tiny_run}', '--data=digits', '--json', f'--batch_size={batch_size}'
+      evaluate, f'--model={tiny_run}', '--data=digits', '--json', f'--batch_size={batch_size}'
     )
     found = json.loads(out)
     assert code == 0
@@ -120,14 +121,14 @@ def test_evaluate_says_how_many_examples(tiny_run, command):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'expected'),
-    [
-        (['--data=folder:/nowhere'], '/nowhere'),
-        (['--data=digits', '--split=dev'], 'train, test and all'),
-        (['--data=digits', '--batch_size=12'], '--batch_size'),
-        (['--data=digits', '--image_size=9'], '9x9'),
-        (['--data=digits', '--eval=magic'], 'classification'),
-    ],
+  ('arguments', 'expected'),
+  [
+    (['--data=folder:/nowhere'], '/nowhere'),
+    (['--data=digits', '--split=dev'], 'train, test and all'),
+    (['--data=digits', '--batch_size=12'], '--batch_size'),
+    (['--data=digits', '--image_size=9'], '9x9'),
+    (['--data=digits', '--eval=magic'], 'classification'),
+  ],
 )
 def test_evaluate_mistakes(arguments, expected, tiny_run, command):
   code, out, err = command(evaluate, f'--model={tiny_run}', *arguments)
@@ -138,6 +139,6 @@ def test_evaluate_mistakes(arguments, expected, tiny_run, command):
 def test_evaluate_refuses_other_classes(tiny_run, tmp_path, command):
   write_images(tmp_path, {f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(9)})
   code, _, err = command(
-      evaluate, f'--model={tiny_run}', f'--data=folder:{tmp_path}', '--split=all'
+    evaluate, f'--model={tiny_run}', f'--data=folder:{tmp_path}', '--split=all'
   )
   assert code == 2 and 'missing: 0, 1, 2' in err and 'not expected: a, b' in err

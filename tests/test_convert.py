@@ -8,9 +8,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT, run
 
 import vit_jax
+from tests.helpers import GOLDEN, SANDBOX, run
 from vit_jax import command_line, convert
 
 TOKEN = GOLDEN / 'vit_token_prelogits.npz'
@@ -48,8 +48,10 @@ def test_the_round_through_all_layouts_is_bit_exact(tmp_path):
     assert 'taken' in result.stdout
   assert_same_files(PATCH14, tmp_path / 'b.npz')
   assert sorted(path.name for path in (tmp_path / 'hf').iterdir()) == [
-      'config.json', 'model.safetensors', 'preprocessor_config.json'
-  ]  # fmt: skip
+    'config.json',
+    'model.safetensors',
+    'preprocessor_config.json',
+  ]
   assert not list(tmp_path.glob('*.part'))
 
 
@@ -73,10 +75,10 @@ def test_a_portable_program_gives_the_same_logits(name, tmp_path, command):
 def test_a_portable_program_runs_without_this_package(tmp_path):
   vit_jax.load(PATCH14).save(tmp_path / 'model.stablehlo')
   script = (
-      'import sys, jax, numpy as np\n'
-      'program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))\n'
-      'print(program.call(np.zeros((3, 56, 56, 3), np.float32)).shape)\n'
-      'assert not any(name.startswith(("vit_jax", "flax")) for name in sys.modules)\n'
+    'import sys, jax, numpy as np\n'
+    'program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))\n'
+    'print(program.call(np.zeros((3, 56, 56, 3), np.float32)).shape)\n'
+    'assert not any(name.startswith(("vit_jax", "flax")) for name in sys.modules)\n'
   )
   command = [sys.executable, '-c', script, str(tmp_path / 'model.stablehlo')]
   result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -104,32 +106,32 @@ def test_labels_go_along(tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    ('source', 'arguments', 'message'),
-    [
-        ('nothing.npz', ['x.npz'], 'There is no model at nothing.npz'),
-        (TOKEN, ['x'], 'pre_logits layer'),
-        (TOKEN, ['x.safetensors'], 'pre_logits'),
-        (GOLDEN / 'vit_gap.npz', ['x'], 'no class token'),
-        (GOLDEN / 'hybrid_stem.npz', ['x'], 'a ResNet'),
-        (GOLDEN / 'bit_resnet.npz', ['x'], 'a ResNet'),
-        (PATCH14, ['x', '--num_classes=0'], 'no head'),
-        (PATCH14, ['x.npz', '--image_size=50'], 'do not tile'),
-        (PATCH14, ['x.npz', '--image_size=big'], "'big' is no size"),
-        (PATCH14, ['x.npz', '--image_size=9x9x9'], 'is no size'),
-        (PATCH14, ['x.npz', '--num_classes=99999999999'], 'num_classes is'),
-        (PATCH14, ['X.npz.gz'], 'no name of a target'),
-        (PATCH14, [''], 'no name of a target'),
-        ('', ['x.npz'], 'is empty'),
-        ('https://example.org/x.npz', ['x.npz'], 'is an address'),
-        (PATCH14, ['x.npz', '--num_heads=5'], 'has 3 heads'),
-        (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose one of'),
-        (PATCH14, ['x.npz', '--gelu=quick'], 'choose one of'),
-        (PATCH14, ['x.npz', '--num_heads=0'], 'num_heads is 0'),
-        (PATCH14, ['/proc/x.npz'], 'cannot be written'),
-        (PATCH14, ['/proc/x'], 'cannot be written'),
-        (PATCH14, ['x.npz', '--layout=onnx'], 'invalid choice'),
-        (PATCH14, ['x.pth'], 'which PyTorch reads'),
-    ],
+  ('source', 'arguments', 'message'),
+  [
+    ('nothing.npz', ['x.npz'], 'There is no model at nothing.npz'),
+    (TOKEN, ['x'], 'pre_logits layer'),
+    (TOKEN, ['x.safetensors'], 'pre_logits'),
+    (GOLDEN / 'vit_gap.npz', ['x'], 'no class token'),
+    (GOLDEN / 'hybrid_stem.npz', ['x'], 'a ResNet'),
+    (GOLDEN / 'bit_resnet.npz', ['x'], 'a ResNet'),
+    (PATCH14, ['x', '--num_classes=0'], 'no head'),
+    (PATCH14, ['x.npz', '--image_size=50'], 'do not tile'),
+    (PATCH14, ['x.npz', '--image_size=big'], "'big' is no size"),
+    (PATCH14, ['x.npz', '--image_size=9x9x9'], 'is no size'),
+    (PATCH14, ['x.npz', '--num_classes=99999999999'], 'num_classes is'),
+    (PATCH14, ['X.npz.gz'], 'no name of a target'),
+    (PATCH14, [''], 'no name of a target'),
+    ('', ['x.npz'], 'is empty'),
+    ('https://example.org/x.npz', ['x.npz'], 'is an address'),
+    (PATCH14, ['x.npz', '--num_heads=5'], 'has 3 heads'),
+    (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose one of'),
+    (PATCH14, ['x.npz', '--gelu=quick'], 'choose one of'),
+    (PATCH14, ['x.npz', '--num_heads=0'], 'num_heads is 0'),
+    (PATCH14, ['/proc/x.npz'], 'cannot be written'),
+    (PATCH14, ['/proc/x'], 'cannot be written'),
+    (PATCH14, ['x.npz', '--layout=onnx'], 'invalid choice'),
+    (PATCH14, ['x.pth'], 'which PyTorch reads'),
+  ],
 )
 def test_one_sentence_for_a_mistake(source, arguments, message, tmp_path, command, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -177,17 +179,17 @@ def test_a_full_disk_leaves_the_old_model_whole(name, tmp_path):
   before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
   (tmp_path / f'{name}.part').write_text("somebody else's")
   script = (
-      'import resource, signal, sys, vit_jax\n'
-      'vit = vit_jax.load(sys.argv[1])\n'
-      'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
-      'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
-      'try:\n'
-      '  vit.save(sys.argv[2])\n'
-      'except vit_jax.UserError as error:\n'
-      '  print(error)\n'
+    'import resource, signal, sys, vit_jax\n'
+    'vit = vit_jax.load(sys.argv[1])\n'
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+    'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+    'try:\n'
+    '  vit.save(sys.argv[2])\n'
+    'except vit_jax.UserError as error:\n'
+    '  print(error)\n'
   )
   command = [sys.executable, '-c', script, str(PATCH14), str(tmp_path / name)]
-  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  result = subprocess.run(command, cwd=SANDBOX, capture_output=True, text=True, timeout=120)
   assert 'cannot be written' in result.stdout, result.stderr
   assert {path: path.read_bytes() for path in before} == before
   assert {path.name for path in tmp_path.iterdir()} == {name, f'{name}.part'}

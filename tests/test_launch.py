@@ -1,4 +1,4 @@
-"""The launchers: shell that a shell accepts, and `again.sh` under real signals."""
+"""The launchers: shell that a shell accepts, and `retry.sh` under real signals."""
 
 import os
 import signal
@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
-AGAIN = ROOT / 'launch' / 'again.sh'
+from tests.helpers import ROOT
+
+AGAIN = ROOT / 'launch' / 'retry.sh'
 # Counts its starts in a file and ends as the next of its arguments says.
 CHILD = """
 import os, signal, sys, time
@@ -28,9 +29,12 @@ sys.exit(int(end))
 
 def start(path, *ends):
   return subprocess.Popen(
-      ['bash', AGAIN, sys.executable, '-c', CHILD, path, *ends],
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-  )  # fmt: skip
+    ['bash', AGAIN, sys.executable, '-c', CHILD, path, *ends],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
 
 
 @pytest.mark.parametrize('script', sorted(os.listdir(ROOT / 'launch')))
@@ -41,9 +45,9 @@ def test_shell_scripts_parse(script):
 
 
 @pytest.mark.parametrize(
-    ('ends', 'code', 'starts'),
-    [(['0'], 0, 1), (['2'], 2, 1), (['4'], 4, 1), (['75', 'kill', '76', '0'], 0, 4)],
-    ids=str,
+  ('ends', 'code', 'starts'),
+  [(['0'], 0, 1), (['2'], 2, 1), (['4'], 4, 1), (['75', 'kill', '76', '0'], 0, 4)],
+  ids=str,
 )
 def test_what_is_run_again(ends, code, starts, tmp_path):
   process = start(tmp_path / 'starts', *ends)

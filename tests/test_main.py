@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import GOLDEN, ROOT, TINY, run, write_images
 
 import vit_jax
+from tests.helpers import GOLDEN, SANDBOX, TINY, run, write_images
 from vit_jax import command_line, main
-from vit_jax.checkpoints import released
+from vit_jax.weights.layouts import released
 
 QUICKSTART = ('--config=configs/quickstart.py', *TINY)
 
@@ -39,14 +39,19 @@ def test_a_run_leaves_what_the_design_promises(tiny_run):
   assert {'config.json', 'metrics.jsonl', 'checkpoints', 'model'} <= names
   assert any(name.startswith('events.out.tfevents') for name in names)
   assert {child.name for child in (tiny_run / 'model').iterdir()} == {
-      'params.npz', 'config.json', 'labels.txt'
-  }  # fmt: skip
+    'params.npz',
+    'config.json',
+    'labels.txt',
+  }
   lines = metrics(tiny_run)
   assert [line['step'] for line in lines if 'train/loss' in line] == [2, 4, 6]
   assert [line['step'] for line in lines if 'test/accuracy' in line] == [3, 6]
   assert {line['test/examples'] for line in lines if 'test/accuracy' in line} == {360}
-  assert all('train/learning_rate' in line and 'train/images_per_second' in line
-             for line in lines if 'train/loss' in line)  # fmt: skip
+  assert all(
+    'train/learning_rate' in line and 'train/images_per_second' in line
+    for line in lines
+    if 'train/loss' in line
+  )
 
 
 def test_a_run_starts_again_from_its_config_json(tiny_run, tmp_path):
@@ -66,9 +71,11 @@ def test_a_finished_run_can_be_run_again(tiny_run, monkeypatch, capsys):
 
 def test_fine_tuning_at_a_higher_resolution(tiny_run, tmp_path, monkeypatch, capsys):
   arguments = (
-      *QUICKSTART, f'--workdir={tmp_path}', f'--config.init_from={tiny_run}',
-      '--config.data.image_size=(16,12)',
-  )  # fmt: skip
+    *QUICKSTART,
+    f'--workdir={tmp_path}',
+    f'--config.init_from={tiny_run}',
+    '--config.data.image_size=(16,12)',
+  )
   code, out, err = run_here(monkeypatch, capsys, *arguments)
   assert (code, err) == (0, '')
   assert re.search(r'resized +1 .*\(1, 4, 16\) -> \(1, 12, 16\), corners', out)
@@ -80,32 +87,47 @@ def test_fine_tuning_at_a_higher_resolution(tiny_run, tmp_path, monkeypatch, cap
 
 HYBRID = ('--config.model.resnet_width=32', '--config.model.resnet_blocks=(2,1)')
 GOLDEN_SIZES = (
-    '--config.model.width=48', '--config.model.depth=2', '--config.model.mlp_dim=96',
-    '--config.model.num_heads=3', '--config.model.pool=token', '--config.data.image_size=16',
-    '--config.total_steps=3', '--config.batch_size=8',
-)  # fmt: skip
+  '--config.model.width=48',
+  '--config.model.depth=2',
+  '--config.model.mlp_dim=96',
+  '--config.model.num_heads=3',
+  '--config.model.pool=token',
+  '--config.data.image_size=16',
+  '--config.total_steps=3',
+  '--config.batch_size=8',
+)
 
 
 @pytest.mark.parametrize(
-    ('name', 'suffix', 'flags'),
-    [
-        ('hybrid_stages', 'npz', [*HYBRID, '--config.model.patch_size=8']),
-        ('bit_resnet', 'npz', ['--config.model.variant=R50x1', '--config.model.resnet_width=32',
-                               '--config.model.resnet_blocks=(1,2)']),
-        ('vit_patch14', 'safetensors', ['--config.model.patch_size=14',
-                                        '--config.data.image_size=14']),
-        ('vit_token_prelogits', 'npz', ['--config.model.patch_size=16',
-                                        '--config.model.pre_logits=40']),
-    ],
-)  # fmt: skip
-def test_fine_tuning_from_any_checkpoint(
-    name, suffix, flags, tmp_path, monkeypatch, capsys
-):
+  ('name', 'suffix', 'flags'),
+  [
+    ('hybrid_stages', 'npz', [*HYBRID, '--config.model.patch_size=8']),
+    (
+      'bit_resnet',
+      'npz',
+      [
+        '--config.model.variant=R50x1',
+        '--config.model.resnet_width=32',
+        '--config.model.resnet_blocks=(1,2)',
+      ],
+    ),
+    ('vit_patch14', 'safetensors', ['--config.model.patch_size=14', '--config.data.image_size=14']),
+    (
+      'vit_token_prelogits',
+      'npz',
+      ['--config.model.patch_size=16', '--config.model.pre_logits=40'],
+    ),
+  ],
+)
+def test_fine_tuning_from_any_checkpoint(name, suffix, flags, tmp_path, monkeypatch, capsys):
   vit_jax.load(GOLDEN / f'{name}.npz').save(tmp_path / f'x.{suffix}')
   arguments = (
-      *QUICKSTART, f'--workdir={tmp_path / "run"}', f'--config.init_from={tmp_path}/x.{suffix}',
-      *GOLDEN_SIZES, *flags,
-  )  # fmt: skip
+    *QUICKSTART,
+    f'--workdir={tmp_path / "run"}',
+    f'--config.init_from={tmp_path}/x.{suffix}',
+    *GOLDEN_SIZES,
+    *flags,
+  )
   code, out, err = run_here(monkeypatch, capsys, *arguments)
   assert (code, err) == (0, '')
   assert re.search('ignored +2 ', out) and re.search('re-initialised +2 ', out)
@@ -123,43 +145,60 @@ def test_weights_go_to_their_shards_and_train_the_same(tmp_path, monkeypatch, ca
   losses = []
   for name, mesh in (('one', ['data=8']), ('two', ['data=2', 'fsdp=4'])):
     arguments = (
-        *QUICKSTART, f'--workdir={tmp_path / name}', *GOLDEN_SIZES,
-        f'--config.init_from={GOLDEN}/vit_token_prelogits.npz', '--config.model.patch_size=16',
-        *(f'--config.mesh.{axis}' for axis in mesh), '--config.log_every=1',
-        '--config.model.num_heads=3',
-    )  # fmt: skip
+      *QUICKSTART,
+      f'--workdir={tmp_path / name}',
+      *GOLDEN_SIZES,
+      f'--config.init_from={GOLDEN}/vit_token_prelogits.npz',
+      '--config.model.patch_size=16',
+      *(f'--config.mesh.{axis}' for axis in mesh),
+      '--config.log_every=1',
+      '--config.model.num_heads=3',
+    )
     code, _, err = run_here(monkeypatch, capsys, *arguments)
     assert (code, err) == (0, '')
     lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
     losses.append([json.loads(line).get('train/loss') for line in lines])
-  np.testing.assert_allclose(
-      [x for x in losses[0] if x], [x for x in losses[1] if x], rtol=1e-5
-  )
+  np.testing.assert_allclose([x for x in losses[0] if x], [x for x in losses[1] if x], rtol=1e-5)
 
 
 def test_an_own_folder_of_images(tmp_path, monkeypatch, capsys):
   sizes = [(20, 30), (31, 17), (16, 16), (40, 12)]
   for split in ('train', 'val'):
     for name in ('a cat', 'dög'):
-      write_images(tmp_path / 'images', {
+      write_images(
+        tmp_path / 'images',
+        {
           f'{split}/{name}/{i}{suffix}': sizes[i % 4]
           for i, suffix in enumerate(['.PNG', '.jpg', '.jpeg', '.bmp', '.webp', '.JPG'])
-      })  # fmt: skip
+        },
+      )
   source = f'folder:{tmp_path}/images'
   code, out, err = run_here(
-      monkeypatch, capsys, *QUICKSTART, f'--workdir={tmp_path}/run', '--config.batch_size=8',
-      f'--config.data.train.source={source}', f'--config.data.test.source={source}',
-      '--config.data.augment.crop=inception', '--config.data.augment.flip=True',
-  )  # fmt: skip
+    monkeypatch,
+    capsys,
+    *QUICKSTART,
+    f'--workdir={tmp_path}/run',
+    '--config.batch_size=8',
+    f'--config.data.train.source={source}',
+    f'--config.data.test.source={source}',
+    '--config.data.augment.crop=inception',
+    '--config.data.augment.flip=True',
+  )
   assert (code, err) == (0, '')
   assert vit_jax.load(tmp_path / 'run').labels == ['a cat', 'dög']
   assert metrics(tmp_path / 'run')[-1]['test/examples'] == 12
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
-  arguments = (*QUICKSTART, f'--workdir={tmp_path}', '--config.schedule.learning_rate=1e18',
-               '--config.schedule.warmup_steps=0', '--config.schedule.decay=constant',
-               '--config.total_steps=40', '--config.checkpoint.every=1')  # fmt: skip
+  arguments = (
+    *QUICKSTART,
+    f'--workdir={tmp_path}',
+    '--config.schedule.learning_rate=1e18',
+    '--config.schedule.warmup_steps=0',
+    '--config.schedule.decay=constant',
+    '--config.total_steps=40',
+    '--config.checkpoint.every=1',
+  )
   code, _, err = run_here(monkeypatch, capsys, *arguments)
   assert code == 3
   assert err.count('\n') == 1 and 'at step' in err
@@ -175,92 +214,122 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
 def bad_folder(tmp_path, files):
   write_images(tmp_path, {name: (8, 8) for name in files})
   (tmp_path / 'a').mkdir(exist_ok=True)
-  return (f'--config.data.train.source=folder:{tmp_path}',
-          f'--config.data.test.source=folder:{tmp_path}')  # fmt: skip
+  return (
+    f'--config.data.train.source=folder:{tmp_path}',
+    f'--config.data.test.source=folder:{tmp_path}',
+  )
 
 
 # What is wrong, the arguments that make it so, and what the sentence must contain.
 BAD = {
-    'no config file': (lambda path: ['--config=configs/nope.py'], 'configs/nope.py'),
-    'a config that is neither .py nor .json': (lambda path: ['--config=README.md'], 'README.md'),
-    'a misspelt field': (
-        lambda path: [*QUICKSTART, '--config.optimiser.weight_decay=1'], 'optimizer.weight_decay'
-    ),
-    'a value of another type': (lambda path: [*QUICKSTART, '--config.seed=abc'], 'config.seed'),
-    'an unknown flag': (lambda path: [*QUICKSTART, '--sede=1'], '--sede'),
-    'a stray word': (lambda path: [*QUICKSTART, 'now'], 'now'),
-    'an unknown choice': (lambda path: [*QUICKSTART, '--config.model.pool=max'], 'token, gap, map'),
-    'an unknown source': (
-        lambda path: [*QUICKSTART, '--config.data.train.source=cifar'], 'folder:/path'
-    ),
-    'a data set that is not there': (
-        lambda path: ['--config=configs/vit_l16.py'], 'configs/quickstart.py'
-    ),
-    'a TFDS data set that is not prepared': (
-        lambda path: ['--config=configs/finetune.py:b16,cifar10'], "tfds.builder('cifar10'"
-    ),
-    'a folder that is not there': (
-        lambda path: [*QUICKSTART, f'--config.data.train.source=folder:{path}/x'], '/x'
-    ),
-    'a folder with no image': (lambda path: [*QUICKSTART, *bad_folder(path, [])], 'no image'),
-    'a folder with one class': (
-        lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', 'a/2.png'])], '1 class'
-    ),
-    'other classes in the test split': (
-        lambda path: [*QUICKSTART, bad_folder(path, ['a/1.png', 'b/2.png', 'b/3.png', 'b/4.png',
-                                                     'a/5.png', 'a/6.png', 'a/7.png'])[0]],
-        'classes',
-    ),
-    'a batch the devices do not divide': (
-        lambda path: [*QUICKSTART, '--config.batch_size=12'], '8 would do'
-    ),
-    'an image the patch does not divide': (
-        lambda path: [*QUICKSTART, '--config.data.image_size=18'], '16x16'
-    ),
-    'a mesh of other than the devices': (
-        lambda path: [*QUICKSTART, '--config.mesh.fsdp=3'], '8 devices'
-    ),
-    'a workdir that cannot be written': (
-        lambda path: [*QUICKSTART, '--workdir=/dev/null/run'], '/dev/null/run'
-    ),
-    'an empty workdir': (lambda path: [*QUICKSTART, '--workdir='], '--workdir'),
-    'a class whose name is no text': (
-        lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', os.fsdecode(b'b\xe9/1.png')])],
-        'no plain text',
-    ),
-    'a coordinator without a port': (
-        lambda path: [*QUICKSTART, '--coordinator=abc', '--num_processes=2', '--process_id=1'],
-        'HOST:PORT',
-    ),
-    **{
-        f'{field} out of range': (
-            lambda path, flag=f'--config.{field}': [*QUICKSTART, flag], field.split('=')[0]
-        )
-        for field in (
-            'seed=-1', 'model.patch_size=0', 'model.width=-16', 'model.depth=-1',
-            'data.threads=-1', 'data.crop_fraction=0', 'polyak_decay=1', 'label_smoothing=2',
-            'model.dropout_rate=1.5', 'optimizer.clip_norm=-1', 'schedule.cooldown_steps=-5',
-            'optimizer.b1=1.5', 'eval_batch_size=-16', 'total_steps=0',
-        )
-    },
-    'an image size that is no pair': (
-        lambda path: [*QUICKSTART, '--config.data.image_size=(16,)'], '(16,)'
-    ),
-    'weights that are not there': (
-        lambda path: [*QUICKSTART, f'--config.init_from={path}/x.npz'], '/x.npz'
-    ),
-    'an unknown remat': (
-        lambda path: [*QUICKSTART, '--config.model.remat=all'], 'choose one of none, dots, full'
-    ),
-    'remat of a ResNet': (
-        lambda path: [*QUICKSTART, '--config.model.variant=R50x1', '--config.model.remat=full'],
-        'which a ResNet does not have',
-    ),
-    'weights of another architecture': (
-        lambda path: [*QUICKSTART, '--config.init_from=tests/golden/vit_gap.npz'],
-        'width is 48 there, 16 in config.model',
-    ),
-}  # fmt: skip
+  'no config file': (lambda path: ['--config=configs/nope.py'], 'configs/nope.py'),
+  'a config that is neither .py nor .json': (lambda path: ['--config=README.md'], 'README.md'),
+  'a misspelt field': (
+    lambda path: [*QUICKSTART, '--config.optimiser.weight_decay=1'],
+    'optimizer.weight_decay',
+  ),
+  'a value of another type': (lambda path: [*QUICKSTART, '--config.seed=abc'], 'config.seed'),
+  'an unknown flag': (lambda path: [*QUICKSTART, '--sede=1'], '--sede'),
+  'a stray word': (lambda path: [*QUICKSTART, 'now'], 'now'),
+  'an unknown choice': (lambda path: [*QUICKSTART, '--config.model.pool=max'], 'token, gap, map'),
+  'an unknown source': (
+    lambda path: [*QUICKSTART, '--config.data.train.source=cifar'],
+    'folder:/path',
+  ),
+  'a data set that is not there': (
+    lambda path: ['--config=configs/vit_l16.py'],
+    'configs/quickstart.py',
+  ),
+  'a TFDS data set that is not prepared': (
+    lambda path: ['--config=configs/finetune.py:b16,cifar10'],
+    "tfds.builder('cifar10'",
+  ),
+  'a folder that is not there': (
+    lambda path: [*QUICKSTART, f'--config.data.train.source=folder:{path}/x'],
+    '/x',
+  ),
+  'a folder with no image': (lambda path: [*QUICKSTART, *bad_folder(path, [])], 'no image'),
+  'a folder with one class': (
+    lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', 'a/2.png'])],
+    '1 class',
+  ),
+  'other classes in the test split': (
+    lambda path: [
+      *QUICKSTART,
+      bad_folder(
+        path, ['a/1.png', 'b/2.png', 'b/3.png', 'b/4.png', 'a/5.png', 'a/6.png', 'a/7.png']
+      )[0],
+    ],
+    'classes',
+  ),
+  'a batch the devices do not divide': (
+    lambda path: [*QUICKSTART, '--config.batch_size=12'],
+    '8 would do',
+  ),
+  'an image the patch does not divide': (
+    lambda path: [*QUICKSTART, '--config.data.image_size=18'],
+    '16x16',
+  ),
+  'a mesh of other than the devices': (
+    lambda path: [*QUICKSTART, '--config.mesh.fsdp=3'],
+    '8 devices',
+  ),
+  'a workdir that cannot be written': (
+    lambda path: [*QUICKSTART, '--workdir=/dev/null/run'],
+    '/dev/null/run',
+  ),
+  'an empty workdir': (lambda path: [*QUICKSTART, '--workdir='], '--workdir'),
+  'a class whose name is no text': (
+    lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', os.fsdecode(b'b\xe9/1.png')])],
+    'no plain text',
+  ),
+  'a coordinator without a port': (
+    lambda path: [*QUICKSTART, '--coordinator=abc', '--num_processes=2', '--process_id=1'],
+    'HOST:PORT',
+  ),
+  **{
+    f'{field} out of range': (
+      lambda path, flag=f'--config.{field}': [*QUICKSTART, flag],
+      field.split('=')[0],
+    )
+    for field in (
+      'seed=-1',
+      'model.patch_size=0',
+      'model.width=-16',
+      'model.depth=-1',
+      'data.threads=-1',
+      'data.crop_fraction=0',
+      'ema_decay=1',
+      'label_smoothing=2',
+      'model.dropout_rate=1.5',
+      'optimizer.clip_norm=-1',
+      'schedule.cooldown_steps=-5',
+      'optimizer.b1=1.5',
+      'eval_batch_size=-16',
+      'total_steps=0',
+    )
+  },
+  'an image size that is no pair': (
+    lambda path: [*QUICKSTART, '--config.data.image_size=(16,)'],
+    '(16,)',
+  ),
+  'weights that are not there': (
+    lambda path: [*QUICKSTART, f'--config.init_from={path}/x.npz'],
+    '/x.npz',
+  ),
+  'an unknown remat': (
+    lambda path: [*QUICKSTART, '--config.model.remat=all'],
+    'choose one of none, dots, full',
+  ),
+  'remat of a ResNet': (
+    lambda path: [*QUICKSTART, '--config.model.variant=R50x1', '--config.model.remat=full'],
+    'which a ResNet does not have',
+  ),
+  'weights of another architecture': (
+    lambda path: [*QUICKSTART, '--config.init_from=tests/golden/vit_gap.npz'],
+    'width is 48 there, 16 in config.model',
+  ),
+}
 
 
 @pytest.mark.parametrize('what', BAD)
@@ -289,23 +358,27 @@ def test_an_unreadable_image_is_named(tmp_path, monkeypatch, capsys):
 def test_a_messy_folder_of_ones_own(tmp_path, monkeypatch, capsys):
   """The card comes first; bad images end the run, or are skipped, counted and left out of tests."""
   folder = tmp_path / 'images'
-  names = [f'{split}/{name}/{i}.png' for split in ('train', 'test') for name in 'ab'
-           for i in range(12)]  # fmt: skip
+  names = [
+    f'{split}/{name}/{i}.png' for split in ('train', 'test') for name in 'ab' for i in range(12)
+  ]
   write_images(folder, dict.fromkeys(names, (9, 8)))
   (folder / 'test/a/copy.png').write_bytes((folder / 'train/a/0.png').read_bytes())
   (folder / 'train/b/zero.jpg').touch()
   (folder / 'test/b/0.png').write_bytes((folder / 'test/b/0.png').read_bytes()[:60])
   (folder / 'train/a/raw.tiff').touch()
   arguments = (
-      *QUICKSTART, f'--config.data.train.source=folder:{folder}',
-      f'--config.data.test.source=folder:{folder}', f'--workdir={tmp_path}/run',
-      '--config.eval_batch_size=8', '--config.data.workers=0',
-  )  # fmt: skip
+    *QUICKSTART,
+    f'--config.data.train.source=folder:{folder}',
+    f'--config.data.test.source=folder:{folder}',
+    f'--workdir={tmp_path}/run',
+    '--config.eval_batch_size=8',
+    '--config.data.workers=0',
+  )
   code, out, err = run_here(monkeypatch, capsys, *arguments)
   assert (code, out) == (2, '')
   assert '1 of 25 train images cannot be read' in err and 'b/zero.jpg' in err
   assert not (tmp_path / 'run').exists()
-  skip = ('--config.data.on_bad_example=skip', '--config.data.most_bad=0.2')
+  skip = ('--config.data.on_bad_example=skip', '--config.data.max_bad_fraction=0.2')
   code, out, err = run_here(monkeypatch, capsys, *arguments, *skip)
   assert (code, err) == (0, '')
   first, *rest = out.splitlines()
@@ -323,9 +396,13 @@ def test_a_messy_folder_of_ones_own(tmp_path, monkeypatch, capsys):
 
 def test_another_config_in_the_workdir_is_refused(tiny_run, monkeypatch, capsys):
   code, _, err = run_here(
-      monkeypatch, capsys, *QUICKSTART, f'--workdir={tiny_run}', '--config.seed=7',
-      '--config.log_every=1',
-  )  # fmt: skip
+    monkeypatch,
+    capsys,
+    *QUICKSTART,
+    f'--workdir={tiny_run}',
+    '--config.seed=7',
+    '--config.log_every=1',
+  )
   assert code == 2
   assert 'seed (0 there, 7 now)' in err and 'log_every' not in err
 
@@ -336,10 +413,10 @@ def test_a_config_json_is_parsed_never_executed(tmp_path, monkeypatch, capsys):
   code, _, err = run_here(monkeypatch, capsys, f'--config={path}')
   assert code == 2 and 'not a JSON object' in err
   for text, expected in (
-      ('{"modle": {"width": 3}}', 'model.width'),
-      ('{"total_steps": null}', 'total_steps'),
-      ('{"total_steps": [3]}', 'total_steps'),
-      ('{"data": {"augment": {"area": ["a", "b"]}}}', 'data.augment.area'),
+    ('{"modle": {"width": 3}}', 'model.width'),
+    ('{"total_steps": null}', 'total_steps'),
+    ('{"total_steps": [3]}', 'total_steps'),
+    ('{"data": {"augment": {"area": ["a", "b"]}}}', 'data.augment.area'),
   ):
     path.write_text(text)
     code, _, err = run_here(monkeypatch, capsys, f'--config={path}')
@@ -347,7 +424,7 @@ def test_a_config_json_is_parsed_never_executed(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    'body', ['return None', 'return {}', 'return ConfigDict({"a": 1})', 'return 1 / 0', 'retrun']
+  'body', ['return None', 'return {}', 'return ConfigDict({"a": 1})', 'return 1 / 0', 'retrun']
 )
 def test_a_config_file_that_gives_no_config(body, tmp_path, monkeypatch, capsys):
   path = tmp_path / 'x.py'
@@ -385,11 +462,12 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path, monkeypatch, capsys):
 def test_a_full_disk_ends_in_one_sentence(tmp_path):
   arguments = [*QUICKSTART, f'--workdir={tmp_path}', '--config.model.width=64']
   result = subprocess.run(  # no file may grow past 30 KiB
-      ['bash', '-c', 'ulimit -f 30; exec "$@"', '', sys.executable, '-m', 'vit_jax.main',
-       *arguments],
-      cwd=ROOT, env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
-      capture_output=True, text=True,
-  )  # fmt: skip
+    ['bash', '-c', 'ulimit -f 30; exec "$@"', '', sys.executable, '-m', 'vit_jax.main', *arguments],
+    cwd=SANDBOX,
+    env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+    capture_output=True,
+    text=True,
+  )
   assert result.returncode == 2, result.stderr
   # The threads of Orbax may print more around our sentence.
   ours = [line for line in result.stderr.splitlines() if line.startswith('error: ')]

@@ -5,12 +5,20 @@ from typing import Any
 
 # Imported when they are asked for: the processes that only read data do without JAX.
 _HOME = {
-    'Classifier': 'vit_jax.classifier',
-    'load': 'vit_jax.classifier',
-    **dict.fromkeys(
-        ('BadExampleError', 'DeviceMemoryError', 'LostPeerError', 'NonFiniteLossError',
-         'PreemptedError', 'UserError'), 'vit_jax.errors'),
-}  # fmt: skip
+  'Classifier': 'vit_jax.classifier',
+  'load': 'vit_jax.classifier',
+  **dict.fromkeys(
+    (
+      'BadExampleError',
+      'DeviceMemoryError',
+      'LostPeerError',
+      'NonFiniteLossError',
+      'PreemptedError',
+      'UserError',
+    ),
+    'vit_jax.errors',
+  ),
+}
 
 __all__ = [*_HOME]
 

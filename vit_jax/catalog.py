@@ -1,8 +1,8 @@
 """Prints the table of published checkpoints: `python -m vit_jax.catalog [TEXT]`."""
 
 from vit_jax import command_line
-from vit_jax.checkpoints.catalog import CATALOG
 from vit_jax.errors import UserError
+from vit_jax.weights.registry import CATALOG
 
 _HEADER = ('px', 'MiB', 'ImageNet %', 'data', 'name', 'short name')
 

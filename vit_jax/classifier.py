@@ -11,27 +11,41 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from vit_jax.checkpoints import fit, loading, saving
-from vit_jax.checkpoints.about import DEFAULT_CROP_FRACTION, About
-from vit_jax.checkpoints.released import flatten
-from vit_jax.checkpoints.torch_export import unlike_hugging_face
-from vit_jax.config import image_size as pixels
-from vit_jax.data import transforms
-from vit_jax.data.images import decode_image, of_pillow
+from vit_jax.config import height_width
+from vit_jax.data.augmentation import transforms
+from vit_jax.data.decoding.images import decode_image, of_pillow
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
+from vit_jax.weights import adapt, save
+from vit_jax.weights.initialize import adapt_checkpoint
+from vit_jax.weights.layouts.released import flatten
+from vit_jax.weights.layouts.torch_export import unlike_hugging_face
+from vit_jax.weights.load import open_checkpoint
+from vit_jax.weights.metadata import DEFAULT_CROP_FRACTION, ModelMetadata
 
 _LAYOUTS = {
-    'npz': saving.save_npz,
-    'timm': saving.save_timm,
-    'huggingface': saving.save_hugging_face,
-    'model': saving.save_model_folder,
+  'npz': save.save_npz,
+  'timm': save.save_timm,
+  'huggingface': save.save_hugging_face,
+  'model': save.save_model_folder,
 }
 _FOREIGN = {
-    '.bin', '.ckpt', '.gguf', '.gz', '.h5', '.json', '.onnx', '.pb', '.pkl', '.pt', '.pth',
-    '.tflite', '.zip',
-}  # fmt: skip
+  '.bin',
+  '.ckpt',
+  '.gguf',
+  '.gz',
+  '.h5',
+  '.json',
+  '.onnx',
+  '.pb',
+  '.pkl',
+  '.pt',
+  '.pth',
+  '.tflite',
+  '.zip',
+}
 _MAX_CLASSES = 2**24
 _LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
 
@@ -46,8 +60,8 @@ def layout_of(path: epath.PathLike) -> str:
   suffixes = [suffix.lower() for suffix in epath.Path(name).suffixes]
   if not name or _FOREIGN & set(suffixes[-1:]) or set(suffixes[:-1]) & _LAYOUT_OF_SUFFIX.keys():
     raise UserError(
-        f'{name!r} is no name of a target; there are X.npz, X.safetensors (which PyTorch reads), '
-        'X.stablehlo, and folders.'
+      f'{name!r} is no name of a target; there are X.npz, X.safetensors (which PyTorch reads), '
+      'X.stablehlo, and folders.'
     )
   return _LAYOUT_OF_SUFFIX.get(suffixes[-1] if suffixes else '', 'huggingface')
 
@@ -72,15 +86,15 @@ class Classifier:
   labels: list[str] | None = None
   crop_fraction: float = DEFAULT_CROP_FRACTION
   loss: str = 'softmax'
-  report: fit.Report | None = None
+  report: adapt.Report | None = None
 
   def __repr__(self) -> str:
     fields = build.architecture(self.model)
     classes, (height, width) = fields.pop('num_classes'), self.image_size
     size = ', '.join(f'{name} {value}' for name, value in fields.items() if value)
     return (
-        f'Classifier({type(self.model).__name__} of {build.count_parameters(self.params):,} '
-        f'parameters: {size}; images {height}x{width}; {classes:,} classes)'
+      f'Classifier({type(self.model).__name__} of {build.count_parameters(self.params):,} '
+      f'parameters: {size}; images {height}x{width}; {classes:,} classes)'
     )
 
   @property
@@ -107,9 +121,9 @@ class Classifier:
     size = shape[1:3] if any_size else self.image_size
     if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
       raise ValueError(
-          f'images are {dtype}{list(shape)}; this model takes floats in [-1, 1] of shape '
-          f'(B, {self.image_size[0]}, {self.image_size[1]}, {self.channels}), as `preprocess` '
-          'gives them.'
+        f'images are {dtype}{list(shape)}; this model takes floats in [-1, 1] of shape '
+        f'(B, {self.image_size[0]}, {self.image_size[1]}, {self.channels}), as `preprocess` '
+        'gives them.'
       )
     return self._apply(self.params, images)
 
@@ -118,7 +132,7 @@ class Classifier:
     return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[self.loss](self(images))
 
   def preprocess(
-      self, image: Image.Image | bytes | np.ndarray, name: str = 'the image'
+    self, image: Image.Image | bytes | np.ndarray, name: str = 'the image'
   ) -> np.ndarray:
     """A Pillow image, the bytes of a file, or (H, W, 3) uint8 -> (*image_size, 3) in [-1, 1].
 
@@ -133,11 +147,11 @@ class Classifier:
     shape = np.shape(image)
     if getattr(image, 'dtype', None) != np.uint8 or len(shape) != 3 or shape[2] != self.channels:
       raise ValueError(
-          f'{name} is a {type(image).__name__} of shape {shape}; `preprocess` takes '
-          f'bytes of a file, a Pillow image, or uint8 of shape (H, W, {self.channels}).'
+        f'{name} is a {type(image).__name__} of shape {shape}; `preprocess` takes '
+        f'bytes of a file, a Pillow image, or uint8 of shape (H, W, {self.channels}).'
       )
     image = transforms.central_crop(image, self.image_size, self.crop_fraction)
-    return image.astype(np.float32) / 127.5 - 1.0
+    return scale_pixels(image)
 
   def save(self, path: epath.PathLike, layout: str | None = None) -> None:
     """Writes the model, whole or not at all.
@@ -158,23 +172,21 @@ class Classifier:
         layout = 'model'
     path = epath.Path(path).expanduser()
     if layout == 'stablehlo':
-      saving.write_file(path, lambda part: part.write_bytes(self.to_stablehlo()))
+      save.write_file(path, lambda part: part.write_bytes(self.to_stablehlo()))
     elif layout in _LAYOUTS:
       has_labels = self.labels is not None and self.model.num_classes
       labels = list(self.labels) if has_labels else None
-      about = About(self.image_size, self.crop_fraction, self.loss, labels)
+      about = ModelMetadata(self.image_size, self.crop_fraction, self.loss, labels)
       if not isinstance(self.model, BiTResNet):
         numerics = self.model.numerics
         about = dataclasses.replace(
-            about,
-            gelu='tanh' if numerics.approximate_gelu else 'exact',
-            layer_norm_epsilon=numerics.layer_norm_epsilon,
+          about,
+          gelu='tanh' if numerics.approximate_gelu else 'exact',
+          layer_norm_epsilon=numerics.layer_norm_epsilon,
         )
-      _LAYOUTS[layout](saving.Saved(self.model, jax.device_get(self.params), about), path)
+      _LAYOUTS[layout](save.Saved(self.model, jax.device_get(self.params), about), path)
     else:
-      raise UserError(
-          f'layout is {layout!r}; choose one of {", ".join((*_LAYOUTS, "stablehlo"))}.'
-      )
+      raise UserError(f'layout is {layout!r}; choose one of {", ".join((*_LAYOUTS, "stablehlo"))}.')
 
   def to_stablehlo(self) -> bytes:
     """The model as a portable program: (b, H, W, 3) float32 -> (b, num_classes) float32.
@@ -195,93 +207,16 @@ class Classifier:
     return bytes(exported.serialize())
 
 
-def load_params(
-    source: epath.PathLike,
-    model: build.Model,
-    image_size: tuple[int, int],
-    position_resize: str = 'corners',
-    shardings: Any = None,
-    channels: int = 3,
-) -> tuple[Any, fit.Report]:
-  """The weights of `source` to start training `model` from, with a new head (Section 3.2).
-
-  Args:
-    source: as in `load`.
-    model: must be of the same architecture, but for the head; its `pre_logits` layer is kept
-      when it has one.
-    image_size: (height, width); position embeddings are resized to it.
-    position_resize: as in `load`.
-    shardings: a tree of where the parameters belong; a device gets no more than its part.
-    channels: of the images; the first layer's weights are spread over them.
-
-  Returns:
-    The parameter tree, and what became of the tensors.
-
-  Raises:
-    UserError: as `load`, and for another architecture.
-  """
-  found = loading.open_checkpoint(source, image_size, getattr(model, 'num_heads', None))
-  _check_architecture(found, model)
-  tensors, report = _fit(found, model, image_size, True, position_resize, channels)
-  there, here = (getattr(x, 'numerics', None) for x in (found.model, model))
-  for name, field in (('approximate_gelu', 'gelu'), ('layer_norm_epsilon',) * 2):
-    if getattr(there, name, None) != getattr(here, name, None):
-      note = f'config.model.{field} is not that of the file ({name} = {getattr(there, name)})'
-      report = dataclasses.replace(report, notes=(*report.notes, note))
-  return fit.read_params(tensors, found.name, shardings), report
-
-
-def _check_architecture(found: loading.Checkpoint, model: build.Model) -> None:
-  if type(found.model) is not type(model):
-    raise UserError(
-        f'{found.name} is a {type(found.model).__name__}, config.model.variant means a '
-        f'{type(model).__name__}.'
-    )
-  there, here = build.architecture(found.model), build.architecture(model)
-  free = {'num_classes'} if here.get('pre_logits') else {'num_classes', 'pre_logits'}
-  differing = [
-      f'{name} is {there[name]} there, {here[name]} in config.model'
-      for name in there
-      if there[name] != here[name] and name not in free
-  ]
-  if differing:
-    raise UserError(f'{found.name} is of another architecture: {"; ".join(differing)}.')
-
-
-def _fit(
-    found: loading.Checkpoint,
-    model: build.Model,
-    image_size: tuple[int, int],
-    new_head: bool,
-    position_resize: str,
-    channels: int,
-) -> tuple[Any, fit.Report]:
-  """The tensors of a checkpoint as those of `model` for images of that size."""
-  build.check_image_size(image_size, model, 'image_size')
-  return fit.fit_to_model(
-      found.tensors,
-      build.abstract_params(model, image_size, channels),
-      old_grid=found.grid,
-      new_grid=build.patch_grid(image_size, model),
-      new_head=new_head,
-      resize=position_resize,
-      source=found.name,
-      layout=found.layout,
-      ignored=found.ignored,
-      notes=found.notes,
-  )
-
-
 def load(
-    source: epath.PathLike,
-    image_size: int | Sequence[int] | None = None,
-    num_classes: int | None = None,
-    *,
-    keep_pre_logits: bool = False,
-    position_resize: str = 'corners',
-    num_heads: int | None = None,
-    gelu: str | None = None,
-    shardings: Callable[[Any], Any] | None = None,
+  source: epath.PathLike,
+  image_size: int | Sequence[int] | None = None,
+  num_classes: int | None = None,
+  *,
+  keep_pre_logits: bool = False,
+  position_resize: str = 'corners',
+  num_heads: int | None = None,
+  gelu: str | None = None,
+  shardings: Callable[[Any], Any] | None = None,
 ) -> Classifier:
   """Loads a model; depth, width, heads, patch and head are read off its tensors.
 
@@ -311,8 +246,8 @@ def load(
   for name, value, least in (('num_classes', num_classes, 0), ('num_heads', num_heads, 1)):
     if value is not None and not (type(value) is int and least <= value <= _MAX_CLASSES):
       raise UserError(f'{name} is {value!r}; it takes a number from {least} to {_MAX_CLASSES:,}.')
-  size = None if image_size is None else pixels(image_size)
-  found = loading.open_checkpoint(source, size, num_heads, gelu)
+  size = None if image_size is None else height_width(image_size)
+  found = open_checkpoint(source, size, num_heads, gelu)
   heads = getattr(found.model, 'num_heads', None)
   if num_heads is not None and heads not in (None, num_heads):
     raise UserError(f'{found.name} has {heads} heads, where num_heads says {num_heads}.')
@@ -324,8 +259,10 @@ def load(
       model = model.clone(pre_logits=0)
   channels = found.tensors[build.input_kernel(found.tensors)].shape[2]
   new_head = num_classes is not None
-  tensors, report = _fit(found, model, size, new_head, position_resize, channels)
+  tensors, report = adapt_checkpoint(
+    found, model, (*size, channels), new_head=new_head, position_resize=position_resize
+  )
   placed = shardings and shardings(build.abstract_params(model, size, channels))
-  params = fit.read_params(tensors, found.name, placed)
+  params = adapt.read_params(tensors, found.name, placed)
   about = found.about
   return Classifier(model, params, size, labels, about.crop_fraction, about.loss, report)

@@ -8,54 +8,50 @@ import argparse
 import dataclasses
 
 from vit_jax import command_line
-from vit_jax.checkpoints.about import read_labels
 from vit_jax.classifier import layout_of, load
+from vit_jax.weights.metadata import read_labels
 
 
 def main() -> None:
   parser = command_line.Parser(
-      'vit_jax.convert',
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    'vit_jax.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-      'source',
-      metavar='SOURCE',
-      help='a released name (augreg/B_16), .npz, .safetensors, state dict, folder, workdir',
+    'source',
+    metavar='SOURCE',
+    help='a released name (augreg/B_16), .npz, .safetensors, state dict, folder, workdir',
   )
   parser.add_argument('target', metavar='TARGET', help='X.npz, X.safetensors, X.stablehlo or X/')
   parser.add_argument(
-      '--layout',
-      choices=('npz', 'timm', 'stablehlo', 'huggingface', 'model'),
-      help='when TARGET does not say it; model is a folder of our own, for any model',
+    '--layout',
+    choices=('npz', 'timm', 'stablehlo', 'huggingface', 'model'),
+    help='when TARGET does not say it; model is a folder of our own, for any model',
   )
   parser.add_argument(
-      '--image_size', type=command_line.pixels, metavar='N|HxW', help='resize the positions to it'
+    '--image_size', type=command_line.pixels, metavar='N|HxW', help='resize the positions to it'
   )
   parser.add_argument(
-      '--num_classes', type=int, metavar='N', help='a new head of zeros; 0: none, for features'
+    '--num_classes', type=int, metavar='N', help='a new head of zeros; 0: none, for features'
+  )
+  parser.add_argument('--keep_pre_logits', action='store_true', help='under a new head, too')
+  parser.add_argument(
+    '--labels', metavar='FILE', help='names of the classes, a line each, to go along'
   )
   parser.add_argument(
-      '--keep_pre_logits', action='store_true', help='under a new head, too'
-  )
-  parser.add_argument(
-      '--labels', metavar='FILE', help='names of the classes, a line each, to go along'
-  )
-  parser.add_argument(
-      '--position_resize', default='corners', help='corners (as released) or half_pixel'
+    '--position_resize', default='corners', help='corners (as released) or half_pixel'
   )
   parser.add_argument('--num_heads', type=int, help='for PyTorch files that do not tell it')
   parser.add_argument('--gelu', help='tanh or exact, for PyTorch files that do not tell it')
   args = parser.parse_args()
   layout = args.layout or layout_of(args.target)
   vit = load(
-      args.source,
-      args.image_size,
-      args.num_classes,
-      keep_pre_logits=args.keep_pre_logits,
-      position_resize=args.position_resize,
-      num_heads=args.num_heads,
-      gelu=args.gelu,
+    args.source,
+    args.image_size,
+    args.num_classes,
+    keep_pre_logits=args.keep_pre_logits,
+    position_resize=args.position_resize,
+    num_heads=args.num_heads,
+    gelu=args.gelu,
   )
   if args.labels is not None:
     labels = read_labels(args.labels, vit.model.num_classes)

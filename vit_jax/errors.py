@@ -1,13 +1,13 @@
 """The errors that end a command with one sentence, and the exit codes of all ends.
 
-  0    finished
-  1    a bug: a traceback
-  2    the user's mistake (`UserError`)
-  3    the loss is no number (`NonFiniteLossError`)
-  4    out of memory: change the plan (`DeviceMemoryError`)
-  75   preempted: restart me (`PreemptedError`; EX_TEMPFAIL of sysexits.h)
-  76   another process of the run was lost: restart me (`LostPeerError`)
-  130  stopped by the keyboard
+0    finished
+1    a bug: a traceback
+2    the user's mistake (`UserError`)
+3    the loss is no number (`NonFiniteLossError`)
+4    out of memory: change the plan (`DeviceMemoryError`)
+75   preempted: restart me (`PreemptedError`; EX_TEMPFAIL of sysexits.h)
+76   another process of the run was lost: restart me (`LostPeerError`)
+130  stopped by the keyboard
 """
 
 import contextlib
@@ -82,9 +82,9 @@ def memory_explained() -> Iterator[None]:
       raise
     said = re.sub(r'^\W*RESOURCE_EXHAUSTED\W*', '', first_line(error)).rstrip('.')
     raise DeviceMemoryError(
-        f'The devices have too little memory for this plan ({said}); config.model.remat=full, a '
-        'larger config.mesh.fsdp or config.accumulation_steps, or a smaller config.batch_size '
-        'need less, and python -m vit_jax.plan says how much.'
+      f'The devices have too little memory for this plan ({said}); config.model.remat=full, a '
+      'larger config.mesh.fsdp or config.accumulation_steps, or a smaller config.batch_size '
+      'need less, and python -m vit_jax.plan says how much.'
     ) from None
 
 

@@ -3,26 +3,26 @@
 import json
 
 import jax
-import ml_collections
 
 from vit_jax import command_line
 from vit_jax.classifier import load
-from vit_jax.data.loader import Feed, open_stream
-from vit_jax.data.reader import ON_BAD_EXAMPLE, Recipe
+from vit_jax.config import MeshConfig, OnBadExample, choices
+from vit_jax.data.loading.loader import DataLoader, open_stream
+from vit_jax.data.loading.reader import ReadConfig
 from vit_jax.data.sources import check_same_classes, open_source
+from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification
-from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.training.step import make_eval_step
+from vit_jax.evaluation.eval_step import make_eval_step
 
 
 def score(
-    model: str,
-    data: str,
-    split: str,
-    image_size: int | tuple[int, int] | None,
-    batch_size: int,
-    on_bad_example: str = 'error',
+  model: str,
+  data: str,
+  split: str,
+  image_size: int | tuple[int, int] | None,
+  batch_size: int,
+  on_bad_example: str = 'error',
 ) -> dict[str, float]:
   """Accuracy, loss and number of examples of a model on a split, over all local devices.
 
@@ -36,19 +36,22 @@ def score(
     check_same_classes(vit.labels, source.class_names, source.name)
   elif source.num_classes != vit.model.num_classes:
     raise UserError(
-        f'{source.name} has {source.num_classes} classes, {model} has {vit.model.num_classes}.'
+      f'{source.name} has {source.num_classes} classes, {model} has {vit.model.num_classes}.'
     )
-  axes = {'data': -1, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
-  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
-  mesh_lib.check_batch_size(mesh, batch_size, '--batch_size')
-  recipe = Recipe(
-      data, split, vit.image_size, channels=vit.channels, crop_fraction=vit.crop_fraction,
-      on_bad_example=on_bad_example,
-  )  # fmt: skip
+  mesh = sharding.make_mesh(MeshConfig())
+  sharding.check_batch_size(mesh, batch_size, '--batch_size')
+  recipe = ReadConfig(
+    data,
+    split,
+    vit.image_size,
+    channels=vit.channels,
+    crop_fraction=vit.crop_fraction,
+    on_bad_example=on_bad_example,
+  )
   stream = open_stream(recipe, batch_size, source)
-  params = jax.device_put(vit.params, mesh_lib.replicated(mesh))
+  params = jax.device_put(vit.params, sharding.replicated(mesh))
   eval_step = jax.jit(make_eval_step(vit.model, vit.loss))
-  with Feed({'test': stream}, mesh) as feed:
+  with DataLoader({'test': stream}, mesh) as feed:
     batches = command_line.progress(feed.batches('test'), total=stream.steps, unit='batch')
     result = classification.evaluate(eval_step, params, batches)
   return {'model': model, 'data': source.name, **result}
@@ -58,30 +61,32 @@ def main() -> None:
   parser = command_line.Parser('vit_jax.evaluate', description=__doc__)
   parser.add_argument('--model', required=True, help='a file, folder, workdir or released name')
   parser.add_argument(
-      '--data', required=True, help='folder:/path, array_record:/path, … (docs/data.md has all)'
+    '--data', required=True, help='folder:/path, array_record:/path, … (docs/data.md has all)'
   )
   parser.add_argument('--split', default='test', help='which part of the data')
   parser.add_argument('--eval', default='classification', choices=['classification'])
   parser.add_argument(
-      '--image_size', type=command_line.pixels, metavar='N|HxW', help='when not the model\'s'
+    '--image_size', type=command_line.pixels, metavar='N|HxW', help="when not the model's"
   )
   parser.add_argument('--batch_size', type=int, default=64, help='changes no result')
   parser.add_argument(
-      '--on_bad_example', default='error', choices=ON_BAD_EXAMPLE,
-      help='what an image that cannot be read does: ends it, or is left out',
-  )  # fmt: skip
+    '--on_bad_example',
+    default='error',
+    choices=choices(OnBadExample),
+    help='what an image that cannot be read does: ends it, or is left out',
+  )
   parser.add_argument('--json', action='store_true', help='print one JSON object')
   args = parser.parse_args()
   result = score(
-      args.model, args.data, args.split, args.image_size, args.batch_size, args.on_bad_example
+    args.model, args.data, args.split, args.image_size, args.batch_size, args.on_bad_example
   )
   if args.json:
     print(json.dumps(result))
   else:
     print(
-        f'{result["data"]}: accuracy {result["accuracy"]:.2%} '
-        f'({round(result["accuracy"] * result["examples"]):,} of {result["examples"]:,} examples '
-        f'right), loss {result["loss"]:.4f}'
+      f'{result["data"]}: accuracy {result["accuracy"]:.2%} '
+      f'({round(result["accuracy"] * result["examples"]):,} of {result["examples"]:,} examples '
+      f'right), loss {result["loss"]:.4f}'
     )
 
 

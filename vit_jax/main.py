@@ -7,9 +7,9 @@ import re
 import jax
 
 from vit_jax import command_line
-from vit_jax.config import default_config, flat_fields, load_config
+from vit_jax.config import config_help, flatten, load_config, section_names
+from vit_jax.distributed import cluster, processes
 from vit_jax.errors import UserError
-from vit_jax.parallel import cluster, processes
 from vit_jax.training.loop import train_and_evaluate
 
 
@@ -21,43 +21,59 @@ def _default_workdir(config: str) -> str:
   return 'runs/' + re.sub(r'[^\w.]+', '-', name).strip('-')
 
 
-def _fields() -> str:
-  try:
-    fields = flat_fields(default_config())
-    return '\n'.join(f'  --config.{name}={value}' for name, value in fields.items())
-  except UserError as error:
-    return f'  {error}'
+class _Help(argparse.Action):
+  """`--help` prints flags and all config fields, `--help=SECTION` the fields of one section."""
+
+  def __call__(self, parser, namespace, values, option_string=None) -> None:
+    del namespace, option_string
+    if values is None:
+      parser.print_help()
+      print(f'\n{config_help()}')
+    else:
+      print(config_help(values))
+    parser.exit()
 
 
 def main() -> None:
-  parser = command_line.Parser(
-      'vit_jax.main',
-      description=__doc__,
-      epilog='config fields and their defaults (configs/default.py tells what they mean):\n'
-      + _fields(),
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = command_line.Parser('vit_jax.main', description=__doc__, add_help=False)
+  parser.add_argument(
+    '-h',
+    '--help',
+    action=_Help,
+    nargs='?',
+    metavar='SECTION',
+    help='show the flags and all config fields, or only the fields of one section: '
+    f'{", ".join(section_names())}',
   )
   parser.add_argument(
-      '--config', required=True, help="configs/X.py, configs/X.py:argument, or a run's config.json"
+    '--config',
+    required=True,
+    help="configs/X.py, configs/X.py:argument, or a run's config.json; "
+    '--config.FIELD=VALUE sets a field',
   )
   parser.add_argument(
-      '--workdir', help='where the run lives, and goes on if it is there (default: runs/<config>)'
+    '--workdir',
+    help='the folder of the run, which is resumed if it is there (default: runs/<config>)',
   )
   parser.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
-  parser.add_argument('--num_processes', type=int, help='how many processes make up the run')
-  parser.add_argument('--process_id', type=int, help='which of them this one is, from 0')
+  parser.add_argument('--num_processes', type=int, metavar='N', help='processes in the run')
+  parser.add_argument('--process_id', type=int, metavar='I', help='number of this one, from 0')
   parser.add_argument(
-      '--start_timeout', type=float, default=60, help='seconds to wait for the other processes'
+    '--start_timeout',
+    type=float,
+    default=60,
+    metavar='SECONDS',
+    help='how long to wait for the other processes (default: 60)',
   )
   args, overrides = parser.parse_known_args()
   config = load_config(args.config, overrides)
   if args.workdir == '':
     raise UserError('--workdir is empty; leave it out, or name a folder.')
   workdir = args.workdir or _default_workdir(args.config)
-  place = cluster.find_place(args.coordinator, args.num_processes, args.process_id)
-  facts = {f'config.{name}': value for name, value in flat_fields(config).items()}
-  facts |= {'--workdir': workdir, 'the version of jax': jax.__version__}
-  with processes.joined(place, facts, args.start_timeout):
+  process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
+  settings = {f'config.{name}': value for name, value in flatten(config).items()}
+  settings |= {'--workdir': workdir, 'the version of jax': jax.__version__}
+  with processes.distributed_run(process, settings, args.start_timeout):
     train_and_evaluate(config, workdir)
 
 

@@ -16,68 +16,65 @@ import json
 import sys
 from typing import Any
 
-import ml_collections
-
 from vit_jax import command_line
-from vit_jax.config import load_config
+from vit_jax.config import Config, load_config
 from vit_jax.errors import DeviceMemoryError, UserError
-from vit_jax.parallel import topologies
-from vit_jax.parallel.topologies import Topology
-from vit_jax.training import plan_report, planning
-from vit_jax.training.planning import Plan
+from vit_jax.planning import planner, report, topologies
+from vit_jax.planning.planner import Plan
+from vit_jax.planning.topologies import Topology
 
 
 def _say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def _plan_one(config: ml_collections.ConfigDict, topology: Topology, args: argparse.Namespace):
-  """One topology; when the run does not fit, its neighbours."""
-  classes = planning.classes_of(config)
+def _plan_one(config: Config, topology: Topology, args: argparse.Namespace):
+  """One topology; when the run does not fit, its fallback_configs."""
+  classes = planner.classes_of(config)
   _say(f'compiling for {topology.name}{"; a pod takes minutes" if topology.chip else ""} …')
-  plan, tried, found = planning.make_plan(config, topology, classes), [], None
+  plan, tried, found = planner.make_plan(config, topology, classes), [], None
   if not args.json:
-    print(plan_report.page(plan))
-  if plan.fits is False and not args.no_neighbours:
-    _say('it does not fit; compiling its neighbours …')
+    print(report.page(plan))
+  if plan.fits is False and not args.no_fallback:
+    _say('it does not fit; compiling its fallback_configs …')
 
     def note(neighbour: Plan) -> None:
       tried.append(neighbour)
       if not args.json:
-        print(f'tried {plan_report.attempt(neighbour)}', flush=True)
+        print(f'tried {report.attempt(neighbour)}', flush=True)
 
-    found = planning.first_that_fits(config, topology, classes, plan.limit, note)
+    found = planner.first_that_fits(config, topology, classes, plan.limit, note)
   if args.json:
-    fields = plan_report.as_json(plan) | {
-        'tried': [plan_report.as_json(neighbour) for neighbour in tried],
-        'fits_with': found.flags if found else None,
+    fields = report.as_json(plan) | {
+      'tried': [report.as_json(neighbour) for neighbour in tried],
+      'fits_with': found.flags if found else None,
     }
     print(json.dumps(fields, indent=2))
   if plan.fits is False:
     raise DeviceMemoryError(
-        f'The run does not fit {topology.name}; '
-        + (f'it does with {found.flags}.' if found else 'more chips would help.')
+      f'The run does not fit {topology.name}; '
+      + (f'it does with {found.flags}.' if found else 'more chips would help.')
     )
 
 
-def _sweep(config: ml_collections.ConfigDict, wanted: list[Topology], args: argparse.Namespace):
+def _sweep(config: Config, wanted: list[Topology], args: argparse.Namespace):
   """A table over topologies; its file grows by a line each, because a sweep takes long."""
-  classes, plans = planning.classes_of(config), []
+  classes, plans = planner.classes_of(config), []
   for topology in wanted:
     _say(f'compiling for {topology.name} …')
     try:
-      plans.append(planning.make_plan(config, topology, classes))
+      plans.append(planner.make_plan(config, topology, classes))
     except UserError as error:
       _say(f'{topology.name} is left out: {error}')
       continue
     if args.out:
-      _write_row(args.out, plan_report.row(plans[-1]), new=len(plans) == 1)
+      _write_row(args.out, report.row(plans[-1]), new=len(plans) == 1)
   if not plans:
     raise UserError('The config can run on none of these topologies.')
   if args.json:
-    print(json.dumps([plan_report.as_json(plan) for plan in plans], indent=2))
+    print(json.dumps([report.as_json(plan) for plan in plans], indent=2))
   else:
-    print(plan_report.table([plan_report.row(plan) for plan in plans]))
+    print(report.table([report.row(plan) for plan in plans]))
 
 
 def _write_row(path: str, row: dict[str, Any], new: bool) -> None:
@@ -93,9 +90,7 @@ def _write_row(path: str, row: dict[str, Any], new: bool) -> None:
 
 def main() -> None:
   parser = command_line.Parser(
-      'vit_jax.plan',
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    'vit_jax.plan', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--config', required=True, help='as for vit_jax.main')
   where = parser.add_mutually_exclusive_group(required=True)
@@ -104,12 +99,12 @@ def main() -> None:
   parser.add_argument('--json', action='store_true', help='print JSON')
   parser.add_argument('--out', metavar='FILE.csv', help='keep the table of a sweep')
   parser.add_argument(
-      '--no_neighbours', action='store_true', help='try nothing else when it does not fit'
+    '--no_fallback', action='store_true', help='try nothing else when it does not fit'
   )
   args, overrides = parser.parse_known_args()
   if args.out is not None and args.sweep is None:
     raise UserError('--out goes with --sweep.')
-  config = planning.with_steps(load_config(args.config, overrides))
+  config = planner.resolve_steps(load_config(args.config, overrides))
   names = [args.topology] if args.sweep is None else args.sweep.split(',')
   wanted = [topologies.parse_topology(name) for name in names]
   topologies.prepare(wanted)

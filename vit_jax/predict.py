@@ -11,7 +11,7 @@ from etils import epath
 
 from vit_jax import command_line
 from vit_jax.classifier import Classifier, load
-from vit_jax.data.images import SUFFIXES
+from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources import image_files
 from vit_jax.errors import UserError
 
@@ -40,7 +40,7 @@ def read_image(vit: Classifier, path: epath.Path) -> np.ndarray | UserError:
 
 
 def predict(
-    vit: Classifier, paths: Iterable[epath.Path], top_k: int, batch_size: int = 32
+  vit: Classifier, paths: Iterable[epath.Path], top_k: int, batch_size: int = 32
 ) -> Iterator[tuple[epath.Path, list[dict[str, Any]] | UserError]]:
   """Yields, for each file, its top classes with probabilities, or why it cannot be read."""
   paths = iter(paths)
@@ -58,12 +58,12 @@ def predict(
 def top(vit: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, Any]]:
   """The `k` likeliest classes of one image, the likeliest first."""
   return [
-      {
-          'label': vit.labels[i] if vit.labels else f'class {i}',
-          'index': int(i),
-          'probability': float(probabilities[i]),
-      }
-      for i in np.argsort(-probabilities, kind='stable')[:k]
+    {
+      'label': vit.labels[i] if vit.labels else f'class {i}',
+      'index': int(i),
+      'probability': float(probabilities[i]),
+    }
+    for i in np.argsort(-probabilities, kind='stable')[:k]
   ]
 
 

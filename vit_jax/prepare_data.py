@@ -23,29 +23,43 @@ import sys
 from collections.abc import Callable
 
 from vit_jax import command_line
-from vit_jax.data.preparing import card as cards
-from vit_jax.data.preparing import prepare
-from vit_jax.data.preparing.listing import Options
-from vit_jax.data.preparing.shards import Encoding
 from vit_jax.errors import UserError
+from vit_jax.prepare import card as cards
+from vit_jax.prepare import pipeline
+from vit_jax.prepare.listing import Options
+from vit_jax.prepare.shard_writer import Encoding
 
 
 def _add_flags(add: Callable[..., None]) -> None:
   add('source', metavar='SOURCE', help='what to prepare, see above')
   add('target', metavar='TARGET', nargs='?', help='a new folder')
-  add('--size', type=int, default=0, metavar='N', help='make the shorter side of larger images N '
-      'pixels (Lanczos), as JPEG; without it all bytes stay as they are')  # fmt: skip
+  add(
+    '--size',
+    type=int,
+    default=0,
+    metavar='N',
+    help='make the shorter side of larger images N '
+    'pixels (Lanczos), as JPEG; without it all bytes stay as they are',
+  )
   add('--quality', type=int, default=95, metavar='Q', help='of these JPEGs, 1 to 100 (95)')
   add('--shards', type=int, default=0, metavar='N', help='files a split (one a worker, or 256 MB)')
   add('--workers', type=int, default=0, metavar='N', help='processes (one a core)')
   add('--name', default='', help='of the data set, in lower case (that of SOURCE)')
   add('--splits', default='', metavar='A,B', help='the splits to take (all)')
-  add('--classes', default='', choices=('found', 'imagenet', 'imagenet21k'), help='what labels '
-      'count in: the classes that are there, or all of a list (by SOURCE)')  # fmt: skip
+  add(
+    '--classes',
+    default='',
+    choices=('found', 'imagenet', 'imagenet21k'),
+    help='what labels count in: the classes that are there, or all of a list (by SOURCE)',
+  )
   add('--ground_truth', default='', metavar='FILE', help="of ImageNet's validation images")
   add('--partial', action='store_true', help='take ImageNet tars that are incomplete')
-  add('--on_bad_example', default='error', choices=('error', 'skip'), help='name images that '
-      'cannot be read and stop, or leave them out (error)')  # fmt: skip
+  add(
+    '--on_bad_example',
+    default='error',
+    choices=('error', 'skip'),
+    help='name images that cannot be read and stop, or leave them out (error)',
+  )
   add('--check', action='store_true', help='only look, write nothing; 2 if an image is unreadable')
   add('--json', action='store_true', help='print the card as JSON')
 
@@ -59,15 +73,22 @@ def main() -> None:
     parser.error('TARGET is missing (or --check)')
   splits = tuple(filter(None, args.splits.split(',')))
   options = Options(splits, args.classes, args.ground_truth, args.partial)
-  with prepare.progress_bar() as progress:
+  with pipeline.progress_bar() as progress:
     if args.check:
-      card = prepare.check(args.source, options, args.workers, progress)
+      card = pipeline.check(args.source, options, args.workers, progress)
     else:
       target = pathlib.Path(args.target).expanduser()
-      card = prepare.prepare(
-          args.source, target, options, Encoding(args.size, args.quality), name=args.name,
-          shards=args.shards, workers=args.workers, skip_bad=args.on_bad_example == 'skip',
-          progress=progress)  # fmt: skip
+      card = pipeline.prepare(
+        args.source,
+        target,
+        options,
+        Encoding(args.size, args.quality),
+        name=args.name,
+        shards=args.shards,
+        workers=args.workers,
+        skip_bad=args.on_bad_example == 'skip',
+        progress=progress,
+      )
   if card is None:
     print(f'{args.target} is prepared already; there is nothing to do.', file=sys.stderr)
   else:

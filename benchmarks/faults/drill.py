@@ -38,27 +38,50 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMITS = {'KILL': 10, 'TERM': 60}
 START_TIMEOUT = 5
 CONFIG = (
-    '--config=configs/quickstart.py', '--config.total_steps=1500', '--config.batch_size=16',
-    '--config.eval_batch_size=120', '--config.eval_every=300', '--config.log_every=20',
-    '--config.checkpoint.every=30', '--config.schedule.warmup_steps=20', '--config.model.width=16',
-    '--config.model.depth=2', '--config.model.mlp_dim=32', '--config.model.num_heads=2',
-    '--config.model.dropout_rate=0.1', '--config.polyak_decay=0.9', '--config.data.threads=2',
-)  # fmt: skip
+  '--config=configs/quickstart.py',
+  '--config.total_steps=1500',
+  '--config.batch_size=16',
+  '--config.eval_batch_size=120',
+  '--config.eval_every=300',
+  '--config.log_every=20',
+  '--config.checkpoint.every=30',
+  '--config.schedule.warmup_steps=20',
+  '--config.model.width=16',
+  '--config.model.depth=2',
+  '--config.model.mlp_dim=32',
+  '--config.model.num_heads=2',
+  '--config.model.dropout_rate=0.1',
+  '--config.ema_decay=0.9',
+  '--config.data.threads=2',
+)
 # Wide enough that parameters are split; slow learning, so that rounding errors do not grow.
 CONFIG_OF_TOPOLOGIES = (
-    *CONFIG, '--config.total_steps=400', '--config.eval_every=200', '--config.model.width=64',
-    '--config.model.mlp_dim=256', '--config.schedule.learning_rate=1e-4',
-)  # fmt: skip
+  *CONFIG,
+  '--config.total_steps=400',
+  '--config.eval_every=200',
+  '--config.model.width=64',
+  '--config.model.mlp_dim=256',
+  '--config.schedule.learning_rate=1e-4',
+)
 # Several processes on few cores wait for each other.
 CONFIG_OF_PROCESSES = (
-    *CONFIG, '--config.total_steps=200', '--config.eval_every=100', '--config.checkpoint.every=10',
-    '--config.log_every=5',
-)  # fmt: skip
+  *CONFIG,
+  '--config.total_steps=200',
+  '--config.eval_every=100',
+  '--config.checkpoint.every=10',
+  '--config.log_every=5',
+)
 # (processes, devices of each, (data, fsdp, tensor))
 TOPOLOGIES = (
-    (1, 1, (1, 1, 1)), (1, 8, (8, 1, 1)), (1, 8, (2, 4, 1)), (1, 4, (2, 1, 2)), (2, 4, (1, 8, 1)),
-    (2, 1, (2, 1, 1)), (4, 2, (4, 1, 2)), (4, 1, (1, 4, 1)),
-)  # fmt: skip
+  (1, 1, (1, 1, 1)),
+  (1, 8, (8, 1, 1)),
+  (1, 8, (2, 4, 1)),
+  (1, 4, (2, 1, 2)),
+  (2, 4, (1, 8, 1)),
+  (2, 1, (2, 1, 1)),
+  (4, 2, (4, 1, 2)),
+  (4, 1, (1, 4, 1)),
+)
 
 
 class Group:
@@ -69,25 +92,46 @@ class Group:
     with socket.create_server(('127.0.0.1', 0)) as free:
       address = f'127.0.0.1:{free.getsockname()[1]}'
     env = {
-        **os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'JAX_PLATFORMS': 'cpu',
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONUNBUFFERED': '1',
-    }  # fmt: skip
+      **os.environ,
+      'JAX_NUM_CPU_DEVICES': str(devices),
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'PYTHONUNBUFFERED': '1',
+    }
     env.setdefault('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/drill_cache')
-    flags = [f'--config.mesh.{axis}={size}' for axis, size in zip(
-        ('data', 'fsdp', 'tensor'), mesh, strict=True)]  # fmt: skip
+    flags = [
+      f'--config.mesh.{axis}={size}'
+      for axis, size in zip(('data', 'fsdp', 'tensor'), mesh, strict=True)
+    ]
     if count > 1:
-      flags += [f'--coordinator={address}', f'--num_processes={count}',
-                f'--start_timeout={START_TIMEOUT}']
+      flags += [
+        f'--coordinator={address}',
+        f'--num_processes={count}',
+        f'--start_timeout={START_TIMEOUT}',
+      ]
     workdir.mkdir(parents=True, exist_ok=True)
     self.logs = [workdir / f'process_{i}.log' for i in range(count)]
     self.workdir, self.began = workdir, time.monotonic()
     self.processes = []
     for i, log in enumerate(self.logs):
       with log.open('w') as file:
-        self.processes.append(subprocess.Popen(
-            [sys.executable, '-m', 'vit_jax.main', *config, f'--workdir={workdir}', *flags,
-             *([f'--process_id={i}'] if count > 1 else [])],
-            cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT))  # fmt: skip
+        self.processes.append(
+          subprocess.Popen(
+            [
+              sys.executable,
+              '-m',
+              'vit_jax.main',
+              *config,
+              f'--workdir={workdir}',
+              *flags,
+              *([f'--process_id={i}'] if count > 1 else []),
+            ],
+            cwd=ROOT,
+            env=env,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+          )
+        )
 
   def done(self) -> bool:
     return all(process.poll() is not None for process in self.processes)
@@ -145,10 +189,10 @@ def compare(workdir: pathlib.Path, reference: pathlib.Path, same_topology: bool)
   mine, other = curve(workdir), curve(reference)
   steps = [line['step'] for line in mine] == [line['step'] for line in other]
   differences = [
-      abs(x[name] - y[name]) / abs(y[name])
-      for x, y in zip(mine, other, strict=False)
-      for name in ('train/loss', 'test/loss')
-      if name in x and name in y
+    abs(x[name] - y[name]) / abs(y[name])
+    for x, y in zip(mine, other, strict=False)
+    for name in ('train/loss', 'test/loss')
+    if name in x and name in y
   ]
   worst = max(differences, default=1.0)
   equal = identical and mine == other if same_topology else steps and worst < 1e-5
@@ -189,8 +233,14 @@ def strike(group: Group, rng: random.Random, start_seconds: float, args) -> dict
   if row['phase'] in ('compiling', 'training', 'saving') and 'done:' in group.said():
     row['phase'] = 'ending'
   ok = seconds < limit and ended_as_documented(codes, victim, number, row['phase'])
-  return {**row, 'signal': name, 'process': victim, 'seconds_to_end': seconds,
-          'exit_codes': ' '.join(map(str, codes)), 'ok': ok}  # fmt: skip
+  return {
+    **row,
+    'signal': name,
+    'process': victim,
+    'seconds_to_end': seconds,
+    'exit_codes': ' '.join(map(str, codes)),
+    'ok': ok,
+  }
 
 
 def append(path: pathlib.Path, row: dict) -> None:
@@ -226,17 +276,17 @@ def summary(kills: list[dict[str, str]], runs: list[dict[str, str]]) -> str:
   counts = ', '.join(f'{sum(r["phase"] == p for r in kills)} {p}' for p in sorted(phases))
   worst = max((float(row['largest_loss_difference']) for row in runs), default=0)
   return (
-      f'{len(kills)} kills ({counts}), {sum(r["ok"] == "True" for r in kills)} ended as '
-      f'documented, the slowest after {slowest:.2f} s; {len(runs)} runs finished, '
-      f'{sum(r["ok"] == "True" for r in runs)} equal to the uninterrupted one, '
-      f'{sum(r["parameters_identical"] == "True" for r in runs)} in every bit of the parameters, '
-      f'largest difference of a loss {worst:.1e}'
+    f'{len(kills)} kills ({counts}), {sum(r["ok"] == "True" for r in kills)} ended as '
+    f'documented, the slowest after {slowest:.2f} s; {len(runs)} runs finished, '
+    f'{sum(r["ok"] == "True" for r in runs)} equal to the uninterrupted one, '
+    f'{sum(r["parameters_identical"] == "True" for r in runs)} in every bit of the parameters, '
+    f'largest difference of a loss {worst:.1e}'
   )
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--kills', type=int, default=200)
   parser.add_argument('--processes', type=int, default=1, choices=(1, 2, 4))

@@ -22,9 +22,9 @@ TRAIN_IMAGES = 1_281_167
 VAL_IMAGES = 50_000
 # What the ground truth of the validation images may be called, beside the tars.
 GROUND_TRUTHS = (
-    'ILSVRC2012_devkit_t12.tar.gz',
-    'imagenet_2012_validation_synset_labels.txt',
-    'LOC_val_solution.csv',
+  'ILSVRC2012_devkit_t12.tar.gz',
+  'imagenet_2012_validation_synset_labels.txt',
+  'LOC_val_solution.csv',
 )
 _SYNSET = re.compile(r'n\d{8}')
 _VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})')
@@ -51,8 +51,8 @@ def class_names(of: tuple[str, ...]) -> tuple[str, ...]:
   names = [lemmas.get(synset, synset) for synset in of]
   count = collections.Counter(names)
   return tuple(
-      name if count[name] == 1 else f'{name} ({synset})'
-      for name, synset in zip(names, of, strict=True)
+    name if count[name] == 1 else f'{name} ({synset})'
+    for name, synset in zip(names, of, strict=True)
   )
 
 

@@ -9,14 +9,14 @@ from vit_jax.errors import UserError
 
 
 def evaluate(
-    eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any]
+  eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any]
 ) -> dict[str, float]:
   """Scores every example once.
 
   Args:
     eval_step: (params, batch) -> {'examples', 'correct', 'loss'}, sums over one batch.
     params: the parameter tree.
-    batches: padded and masked, from `data.loader.Feed`.
+    batches: padded and masked, from `data.loader.DataLoader`.
 
   Returns:
     {'accuracy': share in [0, 1], 'loss': mean, 'examples': how many were scored}
@@ -28,7 +28,7 @@ def evaluate(
   if not sums['examples']:
     raise UserError('None of the test examples can be read, so there is nothing to score.')
   return {
-      'accuracy': sums['correct'] / sums['examples'],
-      'loss': sums['loss'] / sums['examples'],
-      'examples': sums['examples'],
+    'accuracy': sums['correct'] / sums['examples'],
+    'loss': sums['loss'] / sums['examples'],
+    'examples': sums['examples'],
   }

@@ -7,16 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
-from vit_jax.models.vit import ATTENTION, REMAT, Numerics, VisionTransformer
+from vit_jax.models.vit import Numerics, VisionTransformer
 
 Model = VisionTransformer | BiTResNet
 
-POOLS = ('token', 'gap', 'map')
 GELUS = ('tanh', 'exact')
 RELEASED_NUMERICS = Numerics()
 MAX_DEPTH = 1000  # blocks
@@ -25,12 +24,20 @@ MAX_PIXELS = 2**16  # a side
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 # The fields of a model that its parameters determine.
 _ARCHITECTURE = {
-    VisionTransformer: (
-        'patch_size', 'width', 'depth', 'mlp_dim', 'num_heads', 'num_classes', 'pool',
-        'pre_logits', 'resnet_width', 'resnet_blocks',
-    ),
-    BiTResNet: ('width', 'blocks', 'num_classes'),
-}  # fmt: skip
+  VisionTransformer: (
+    'patch_size',
+    'width',
+    'depth',
+    'mlp_dim',
+    'num_heads',
+    'num_classes',
+    'pool',
+    'pre_logits',
+    'resnet_width',
+    'resnet_blocks',
+  ),
+  BiTResNet: ('width', 'blocks', 'num_classes'),
+}
 
 
 def architecture(model: Model) -> dict[str, Any]:
@@ -45,104 +52,99 @@ def resolve_dtype(name: str, platform: str | None = None) -> Any:
     name: one of these.
     platform: 'cpu', 'gpu', 'tpu'; None: where this process computes.
   """
-  choices = {
-      'auto': jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16,
-      'float32': jnp.float32,
-      'bfloat16': jnp.bfloat16,
-  }
-  if name not in choices:
-    raise UserError(f'config.model.dtype is {name!r}; choose one of {", ".join(choices)}.')
-  return choices[name]
-
-
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> str:
-  if value not in choices:
-    raise UserError(f'config.model.{name} is {value!r}; choose one of {", ".join(choices)}.')
-  return value
+  return {
+    'auto': jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16,
+    'float32': jnp.float32,
+    'bfloat16': jnp.bfloat16,
+  }[name]
 
 
 def model_from_config(
-    config: ml_collections.ConfigDict,
-    num_classes: int,
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    platform: str | None = None,
+  config: ModelConfig,
+  num_classes: int,
+  constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+  platform: str | None = None,
 ) -> Model:
-  """Builds what `config.model` describes: a row of a table of variants, and what overrides it.
+  """Builds what the config describes: a row of a table of variants, and what overrides it.
 
   Args:
-    config: `config.model`.
+    config: the model section.
     num_classes: outputs of the head; 0 leaves it away.
     constrain: applied to the tokens at block boundaries; says how they are sharded.
     platform: where the model will run, if not here.
 
   Raises:
-    UserError: for an unknown variant, pool, GELU or dtype, or sizes that do not go together.
+    UserError: for sizes that do not go together.
   """
-  _choose('variant', config.variant, (*VARIANTS, *RESNET_VARIANTS))
-  _choose('remat', config.remat, tuple(REMAT))
-  _choose('attention', config.attention, tuple(ATTENTION))
   dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
-    row = RESNET_VARIANTS[config.variant]
-    for name, plain in (('remat', 'none'), ('scan_blocks', False)):
-      if config[name] != plain:
-        raise UserError(f'config.model.{name} is {config[name]!r}, which a ResNet does not have.')
-    return BiTResNet(
-        width=config.resnet_width or row.width,
-        blocks=tuple(config.resnet_blocks) or row.blocks,
-        num_classes=num_classes,
-        head_bias_init=config.head_bias_init,
-        dtype=dtype,
-        constrain=constrain,
-    )
+    return _resnet_from_config(config, num_classes, constrain, dtype)
   variant = VARIANTS[config.variant]
   model = VisionTransformer(
-      patch_size=config.patch_size,
-      width=config.width or variant.width,
-      depth=config.depth or variant.depth,
-      mlp_dim=config.mlp_dim or variant.mlp_dim,
-      num_heads=config.num_heads or variant.num_heads,
-      num_classes=num_classes,
-      pool=_choose('pool', config.pool, POOLS),
-      pre_logits=config.pre_logits,
-      dropout_rate=config.dropout_rate,
-      attention_dropout_rate=config.attention_dropout_rate,
-      stochastic_depth_rate=config.stochastic_depth_rate,
-      head_bias_init=config.head_bias_init,
-      resnet_width=config.resnet_width,
-      resnet_blocks=tuple(config.resnet_blocks),
-      numerics=Numerics(
-          dtype, _choose('gelu', config.gelu, GELUS) == 'tanh', config.layer_norm_epsilon
-      ),
-      attention=config.attention,
-      remat=config.remat,
-      scan_blocks=config.scan_blocks,
-      constrain=constrain,
+    patch_size=config.patch_size,
+    width=config.width or variant.width,
+    depth=config.depth or variant.depth,
+    mlp_dim=config.mlp_dim or variant.mlp_dim,
+    num_heads=config.num_heads or variant.num_heads,
+    num_classes=num_classes,
+    pool=config.pool,
+    pre_logits=config.pre_logits,
+    dropout_rate=config.dropout_rate,
+    attention_dropout_rate=config.attention_dropout_rate,
+    stochastic_depth_rate=config.stochastic_depth_rate,
+    head_bias_init=config.head_bias_init,
+    resnet_width=config.resnet_width,
+    resnet_blocks=config.resnet_blocks,
+    numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
+    attention=config.attention,
+    remat=config.remat,
+    scan_blocks=config.scan_blocks,
+    constrain=constrain,
   )
+  _check_sizes(model)
+  return model
+
+
+def _resnet_from_config(
+  config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
+) -> BiTResNet:
+  for name, default in (('remat', 'none'), ('scan_blocks', False)):
+    if getattr(config, name) != default:
+      config.refuse(name, 'a ResNet does not have it')
+  row = RESNET_VARIANTS[config.variant]
+  return BiTResNet(
+    width=config.resnet_width or row.width,
+    blocks=config.resnet_blocks or row.blocks,
+    num_classes=num_classes,
+    head_bias_init=config.head_bias_init,
+    dtype=dtype,
+    constrain=constrain,
+  )
+
+
+def _check_sizes(model: VisionTransformer) -> None:
+  """Raises `UserError` for sizes that do not go together."""
   if model.width % model.num_heads:
-    raise UserError(
-        f'config.model: the width {model.width} is not a multiple of the {model.num_heads} heads.'
-    )
+    raise UserError(f'width={model.width} is not a multiple of num_heads={model.num_heads}.')
   if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
     raise UserError(
-        f'config.model.resnet_width is {model.resnet_width}; a ResNet takes a multiple of 32.'
+      f'resnet_width is {model.resnet_width}; a ResNet needs a positive multiple of 32.'
     )
-  if config.attention != 'einsum' and config.attention_dropout_rate:
+  if model.attention != 'einsum' and model.attention_dropout_rate:
     raise UserError(
-        f'config.model.attention is {config.attention!r}, which has no dropout; set '
-        'config.model.attention_dropout_rate to 0, or choose einsum.'
+      f'attention={model.attention} has no dropout; set attention_dropout_rate to 0, or use '
+      'attention=einsum.'
     )
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:
     raise UserError(
-        f'config.model.patch_size is {model.patch_size}; with this ResNet it is a multiple of '
-        f'{stride} pixels.'
+      f'patch_size is {model.patch_size}; with these resnet_blocks it must be a multiple of '
+      f'{stride} pixels.'
     )
-  return model
 
 
 def model_from_tensors(
-    tensors: Mapping[str, Any], source: str, numerics: Numerics = RELEASED_NUMERICS
+  tensors: Mapping[str, Any], source: str, numerics: Numerics = RELEASED_NUMERICS
 ) -> Model:
   """Reads the architecture off parameter names and shapes.
 
@@ -162,12 +164,12 @@ def model_from_tensors(
     return _vit_from_tensors(tensors, numerics)
   except KeyError as error:
     raise UserError(
-        f'{source} is no Vision Transformer or BiT in a layout that is known here: it has no '
-        f'tensor {error}.'
+      f'{source} is no Vision Transformer or BiT in a layout that is known here: it has no '
+      f'tensor {error}.'
     ) from None
   except (ValueError, IndexError):
     raise UserError(
-        f'{source}: its tensors do not have the shapes of a Vision Transformer.'
+      f'{source}: its tensors do not have the shapes of a Vision Transformer.'
     ) from None
 
 
@@ -186,17 +188,17 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
     raise ValueError(width)
   pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
   return VisionTransformer(
-      patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
-      width=width,
-      depth=_count(tensors, r'Transformer/encoderblock_(\d+)/'),
-      mlp_dim=mlp_dim,
-      num_heads=num_heads,
-      num_classes=_outputs(tensors, 'head/kernel'),
-      pool=pool,
-      pre_logits=_outputs(tensors, 'pre_logits/kernel'),
-      resnet_width=resnet_width,
-      resnet_blocks=resnet_blocks,
-      numerics=numerics,
+    patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
+    width=width,
+    depth=_count(tensors, r'Transformer/encoderblock_(\d+)/'),
+    mlp_dim=mlp_dim,
+    num_heads=num_heads,
+    num_classes=_outputs(tensors, 'head/kernel'),
+    pool=pool,
+    pre_logits=_outputs(tensors, 'pre_logits/kernel'),
+    resnet_width=resnet_width,
+    resnet_blocks=resnet_blocks,
+    numerics=numerics,
   )
 
 
@@ -252,8 +254,8 @@ def check_image_size(image_size: tuple[int, int], model: Model, what: str) -> No
   patch = model.patch_size
   if min(height, width) < patch or height % patch or width % patch:
     raise UserError(
-        f'{what} is {height}x{width} pixels, which patches of {patch} pixels do not tile; '
-        f'{max(height // patch, 1) * patch}x{max(width // patch, 1) * patch} would do.'
+      f'{what} is {height}x{width} pixels, which patches of {patch} pixels do not tile; '
+      f'{max(height // patch, 1) * patch}x{max(width // patch, 1) * patch} would do.'
     )
 
 

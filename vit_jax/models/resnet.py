@@ -50,11 +50,11 @@ class StdConv(nn.Module):
     else:
       kernel = kernel / (jnp.sqrt(variance) + self.epsilon)
     return jax.lax.conv_general_dilated(
-        x.astype(self.dtype),
-        kernel.astype(self.dtype),
-        (self.stride, self.stride),
-        self.padding,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (self.stride, self.stride),
+      self.padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 
 
@@ -124,9 +124,9 @@ def hybrid_features(images: Array, width: int, blocks: Sequence[int], dtype: Any
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
   for i, num_units in enumerate(blocks):
     stride = 1 if i == 0 else 2
-    x = Stage(
-        ResidualUnit, 'unit{}', num_units, width * 2**i, stride, dtype, name=f'block{i + 1}'
-    )(x)
+    x = Stage(ResidualUnit, 'unit{}', num_units, width * 2**i, stride, dtype, name=f'block{i + 1}')(
+      x
+    )
   return x
 
 

@@ -14,15 +14,15 @@ class Variant:
 
 
 VARIANTS = {
-    # arXiv 2106.10270 (AugReg), Table 2; Ti and S are DeiT's sizes (arXiv 2012.12877, Table 1).
-    'Ti': Variant(width=192, depth=12, mlp_dim=768, num_heads=3),
-    'S': Variant(width=384, depth=12, mlp_dim=1536, num_heads=6),
-    # arXiv 2010.11929 (ViT), Table 1.
-    'B': Variant(width=768, depth=12, mlp_dim=3072, num_heads=12),
-    'L': Variant(width=1024, depth=24, mlp_dim=4096, num_heads=16),
-    'H': Variant(width=1280, depth=32, mlp_dim=5120, num_heads=16),
-    # arXiv 2106.04560 (Scaling Vision Transformers), Table 2.
-    'g': Variant(width=1408, depth=40, mlp_dim=6144, num_heads=16),
+  # arXiv 2106.10270 (AugReg), Table 2; Ti and S are DeiT's sizes (arXiv 2012.12877, Table 1).
+  'Ti': Variant(width=192, depth=12, mlp_dim=768, num_heads=3),
+  'S': Variant(width=384, depth=12, mlp_dim=1536, num_heads=6),
+  # arXiv 2010.11929 (ViT), Table 1.
+  'B': Variant(width=768, depth=12, mlp_dim=3072, num_heads=12),
+  'L': Variant(width=1024, depth=24, mlp_dim=4096, num_heads=16),
+  'H': Variant(width=1280, depth=32, mlp_dim=5120, num_heads=16),
+  # arXiv 2106.04560 (Scaling Vision Transformers), Table 2.
+  'g': Variant(width=1408, depth=40, mlp_dim=6144, num_heads=16),
 }
 
 
@@ -36,10 +36,10 @@ class ResNetVariant:
 
 # arXiv 1912.11370 (BiT): the architectures of its released files, R<layers>x<width factor>.
 RESNET_VARIANTS = {
-    'R50x1': ResNetVariant(64, (3, 4, 6, 3)),
-    'R50x3': ResNetVariant(192, (3, 4, 6, 3)),
-    'R101x1': ResNetVariant(64, (3, 4, 23, 3)),
-    'R101x3': ResNetVariant(192, (3, 4, 23, 3)),
-    'R152x2': ResNetVariant(128, (3, 8, 36, 3)),
-    'R152x4': ResNetVariant(256, (3, 8, 36, 3)),
+  'R50x1': ResNetVariant(64, (3, 4, 6, 3)),
+  'R50x3': ResNetVariant(192, (3, 4, 6, 3)),
+  'R101x1': ResNetVariant(64, (3, 4, 23, 3)),
+  'R101x3': ResNetVariant(192, (3, 4, 23, 3)),
+  'R152x2': ResNetVariant(128, (3, 8, 36, 3)),
+  'R152x4': ResNetVariant(256, (3, 8, 36, 3)),
 }

@@ -42,7 +42,7 @@ class Numerics:
 
 
 def dropout(
-    x: Array, rate: float | Array, key: Array | None, broadcast_dims: Sequence[int] = ()
+  x: Array, rate: float | Array, key: Array | None, broadcast_dims: Sequence[int] = ()
 ) -> Array:
   """Zeroes a share `rate` of `x` and scales the rest up; without a key nothing happens.
 
@@ -70,9 +70,9 @@ class MlpBlock(nn.Module):
   def __call__(self, x: Array, key: Array | None = None) -> Array:
     width, keys = x.shape[-1], _split(key, 2)
     dense = dict(
-        dtype=self.numerics.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        bias_init=nn.initializers.normal(stddev=1e-6),
+      dtype=self.numerics.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=nn.initializers.normal(stddev=1e-6),
     )
     x = nn.Dense(self.mlp_dim, **dense)(x)  # (B, N, M)
     x = nn.gelu(x, approximate=self.numerics.approximate_gelu)
@@ -116,10 +116,10 @@ class MultiHeadDotProductAttention(nn.Module):
       return nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **xavier)(x)
 
     x = ATTENTION[self.attention](
-        project(queries, 'query'),
-        project(inputs, 'key'),
-        project(inputs, 'value'),
-        lambda weights: dropout(weights, self.dropout_rate, key),
+      project(queries, 'query'),
+      project(inputs, 'key'),
+      project(inputs, 'value'),
+      lambda weights: dropout(weights, self.dropout_rate, key),
     )
     return nn.DenseGeneral(width, axis=(-2, -1), name='out', **xavier)(x)
 
@@ -142,7 +142,7 @@ class EncoderBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, relative_depth: float | Array = 1.0, key: Array | None = None
+    self, x: Array, relative_depth: float | Array = 1.0, key: Array | None = None
   ) -> Array:
     keys = _split(key, 5)
 
@@ -152,7 +152,7 @@ class EncoderBlock(nn.Module):
 
     y = self.numerics.layer_norm()(x)
     y = MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout_rate, self.numerics.dtype, self.attention
+      self.num_heads, self.attention_dropout_rate, self.numerics.dtype, self.attention
     )(y, y, keys[0])
     y = dropout(y, self.dropout_rate, keys[1])
     x = x + drop_branch(y, keys[2])
@@ -165,9 +165,9 @@ class EncoderBlock(nn.Module):
 # What the backward pass keeps of a block's forward pass (None: all of it); the rest is computed
 # again.
 REMAT = {
-    'none': None,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of the dense layers
-    'full': jax.checkpoint_policies.nothing_saveable,
+  'none': None,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of the dense layers
+  'full': jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -294,31 +294,31 @@ class VisionTransformer(nn.Module):
       x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)
       patch //= hybrid_stride(self.resnet_blocks)
     x = nn.Conv(
-        self.width, (patch, patch), (patch, patch), padding='VALID', dtype=dtype, name='embedding'
+      self.width, (patch, patch), (patch, patch), padding='VALID', dtype=dtype, name='embedding'
     )(x)  # (B, H/P, W/P, D)
     x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width)  # (B, N, D)
     if self.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
       x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)  # (B, N + 1, D)
     block = dict(
-        mlp_dim=self.mlp_dim,
-        num_heads=self.num_heads,
-        dropout_rate=self.dropout_rate,
-        attention_dropout_rate=self.attention_dropout_rate,
-        stochastic_depth_rate=self.stochastic_depth_rate,
-        numerics=self.numerics,
-        attention=self.attention,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      dropout_rate=self.dropout_rate,
+      attention_dropout_rate=self.attention_dropout_rate,
+      stochastic_depth_rate=self.stochastic_depth_rate,
+      numerics=self.numerics,
+      attention=self.attention,
     )
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
     x = Encoder(
-        self.depth,
-        block,
-        self.dropout_rate,
-        self.numerics,
-        self.remat,
-        self.scan_blocks,
-        self.constrain,
-        name='Transformer',
+      self.depth,
+      block,
+      self.dropout_rate,
+      self.numerics,
+      self.remat,
+      self.scan_blocks,
+      self.constrain,
+      name='Transformer',
     )(x, None if deterministic or not is_random else self.make_rng('dropout'))
     if self.pool == 'token':
       x = x[:, 0]

@@ -4,39 +4,42 @@ import dataclasses
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax.checkpoints.training import Checkpointer, has_checkpoint
+from vit_jax.checkpoints.manager import Checkpointer, has_checkpoint
 from vit_jax.classifier import Classifier
-from vit_jax.data import loader
+from vit_jax.config import Config
+from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.data.sources import check_same_classes, open_source
+from vit_jax.distributed import sharding
+from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
 from vit_jax.errors import NonFiniteLossError, PreemptedError, UserError, memory_explained
 from vit_jax.evaluation import classification
-from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.parallel import processes
-from vit_jax.training import setup
-from vit_jax.training.inspection import inspect_data
+from vit_jax.training.metrics import MetricsWriter
+from vit_jax.training.preflight import check_num_classes, inspect_data
 from vit_jax.training.program import build_program
-from vit_jax.training.reporting import MetricsWriter, Progress
+from vit_jax.training.progress import Progress
+from vit_jax.training.throughput import ThroughputMeter
+from vit_jax.training.workdir import open_workdir, resolve_workdir
+from vit_jax.weights.initialize import load_params
 
 
-def _finite_or_stop(step: int, metrics: dict[str, Any]) -> dict[str, float]:
-  """Fetches the metrics of a step; a loss, gradient or update that is no number ends the run."""
+def _fetch_finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:
+  """Fetches the metrics of a step; raises `NonFiniteLossError` for a non-finite loss or norm."""
   values = {name: float(value) for name, value in jax.device_get(metrics).items()}
   for name in ('train/loss', 'train/gradient_norm', 'train/parameter_norm'):
     if not np.isfinite(values[name]):
       raise NonFiniteLossError(
-          f'{name} is {values[name]} at step {step}; the checkpoints before it are kept; '
-          'a lower learning rate, a longer warmup or config.optimizer.clip_norm may help.'
+        f'{name} is {values[name]} at step {step}; earlier checkpoints are kept. A lower '
+        'learning rate, a longer warmup or config.optimizer.clip_norm may help.'
       )
   return values
 
 
 def _export(vit: Classifier, workdir: epath.Path) -> None:
-  """Leaves `workdir/model/`, which every other command takes as --model."""
+  """Writes `workdir/model/`, which every other command takes as --model."""
   params = vit.params
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)
@@ -48,13 +51,11 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
 
 
 @memory_explained()
-def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: epath.PathLike
-) -> dict[str, float]:
-  """Trains as the config says, evaluates, and leaves a model; goes on where it was stopped.
+def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, float]:
+  """Trains, evaluates, and leaves a model; resumes from the last checkpoint.
 
   Args:
-    config: all fields of configs/default.py.
+    config: of the run.
     workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/.
 
   Returns:
@@ -62,34 +63,56 @@ def train_and_evaluate(
 
   Raises:
     UserError: for a config, data or workdir that cannot work.
-    NonFiniteLossError: when the loss stops being a number.
-    DeviceMemoryError: when the devices have too little memory.
-    PreemptedError: after SIGTERM (inside `processes.joined`), when the state is saved.
+    NonFiniteLossError: for a non-finite loss.
+    DeviceMemoryError: when the devices run out of memory.
+    PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
-  workdir = setup.find_workdir(workdir)
-  mesh = mesh_lib.make_mesh(config.mesh)
+  workdir = resolve_workdir(workdir)
+  mesh = sharding.make_mesh(config.mesh)
 
   # Data and model.
   train = open_source(config.data.train.source, config.data.train.split)
-  config = setup.with_steps(config, train.size)
-  setup.check_config(config, mesh)
-  total_steps = config.total_steps
   test = open_source(config.data.test.source, config.data.test.split)
   check_same_classes(train.class_names, test.class_names, test.name)
-  setup.check_num_classes(config.data.num_classes, train)
-  program = build_program(config, mesh, train.num_classes, train.multi_label)
-  streams = setup.open_streams(config, train, test)
+  check_num_classes(config.data.num_classes, train)
+  config = config.resolve_steps(train.size)
+  step_config, total_steps = config.step, config.total_steps
+  program = build_program(
+    mesh,
+    config.model,
+    config.optimizer,
+    config.schedule,
+    step_config,
+    config.data.image_shape,
+    train.num_classes,
+    train.multi_label,
+  )
+  sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
+  streams = open_streams(
+    config.data,
+    train,
+    test,
+    batch_size=config.batch_size,
+    test_batch_size=config.eval_batch_size,
+    seed=config.seed,
+  )
 
   # The state: from the last checkpoint, from other weights, or from the seed.
-  resuming = processes.agreed(has_checkpoint(workdir))
   start_params, report = None, None
-  if not resuming:
-    if card := inspect_data(config, train, test):
+  if not broadcast_from_process_0(has_checkpoint(workdir)):
+    if card := inspect_data(config.data, train, test):
       print(card, flush=True)
-    start_params, report = setup.initial_params(config, program)
-  setup.open_workdir(config, workdir)
+    if config.init_from:
+      start_params, report = load_params(
+        config.init_from,
+        program.model,
+        program.image_shape,
+        config.position_resize,
+        program.state_shardings.params,
+      )
+  open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
-  first_step = processes.agreed(checkpointer.latest_step() or 0)
+  first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
   if first_step:
     state = checkpointer.restore(first_step, program.abstract_state)
   else:
@@ -97,60 +120,54 @@ def train_and_evaluate(
     del start_params
 
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
-  key = jax.jit(
-      lambda: jax.random.key(config.seed), out_shardings=mesh_lib.replicated(mesh)
-  )()
+  key = program.random_key()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
-  progress = Progress(config, program, first_step)
-  progress.start((train, test), workdir)
+  meter, progress = ThroughputMeter(program, first_step), Progress(program, first_step)
+  progress.print_start(train, test, workdir)
   for line in (*checkpointer.notes, *([str(report)] if report else [])):
-    progress.say(line)
+    progress.print(line)
   previous, result = None, None
-  feed = loader.Feed(streams, mesh, setup.num_workers(config), config.data.threads)
-  with checkpointer, writer, progress, feed:
-    train_batches = feed.batches('train', first_step, total_steps)
+  loader = DataLoader(streams, mesh, num_workers(config.data), config.data.threads)
+  with checkpointer, writer, progress, loader:
 
     def evaluate() -> dict[str, float]:
-      return classification.evaluate(
-          program.eval_step, state.eval_params, feed.batches('test')
-      )
+      return classification.evaluate(program.eval_step, state.eval_params, loader.batches('test'))
 
-    train_step = progress.compile() if first_step < total_steps else None
-    for step, batch in enumerate(progress.waiting_for(train_batches), start=first_step + 1):
+    batches = meter.time_waiting(loader.batches('train', first_step, total_steps))
+    train_step = progress.compile_step() if first_step < total_steps else None
+    meter.restart()
+    for step, batch in enumerate(batches, start=first_step + 1):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
       if previous is not None:
-        _finite_or_stop(step - 1, previous)
+        _fetch_finite(step - 1, previous)
       previous, result = metrics, None
       progress.update()
-      last = step == total_steps
-      if step % config.log_every == 0 or last:
-        values = _finite_or_stop(step, metrics)
-        writer.write(step, values | progress.log(step, values['train/loss'], feed))
-      if step % config.eval_every == 0 or last:
-        with progress.paused():
+      is_last = step == total_steps
+      if step % config.log_every == 0 or is_last:
+        values = _fetch_finite(step, metrics) | meter.measure(step, loader.bad_reads['train'])
+        writer.write(step, values)
+        progress.print_metrics(step, values, loader)
+      if step % config.eval_every == 0 or is_last:
+        with meter.paused():
           result = evaluate()
         writer.write(step, {f'test/{name}': value for name, value in result.items()})
-        progress.say_result(step, result, feed)
-      best = result is not None and checkpointer.is_best(result['accuracy'])
-      stopping = processes.preempted(step) and not last
-      if step % config.checkpoint.every == 0 or best or last or stopping:
-        _finite_or_stop(step, metrics)  # what is kept is sound
-        with progress.paused():
+        progress.print_result(step, result, loader)
+      is_best = result is not None and checkpointer.is_best(result['accuracy'])
+      stopping = should_stop(step) and not is_last
+      if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
+        _fetch_finite(step, metrics)  # only sound states are saved
+        with meter.paused():
           checkpointer.save(step, state, result and result['accuracy'])
       if stopping:
         raise PreemptedError(
-            f'SIGTERM came; step {step} is saved, and the same command goes on from there.'
+          f'received SIGTERM; step {step} is saved, rerun the same command to resume.'
         )
-    result = result or evaluate()  # a run that had ended before
+    result = result or evaluate()  # of a run that was complete before
+    labels, crop_fraction = list(test.class_names), config.data.crop_fraction
     vit = Classifier(
-        program.model,
-        state.eval_params,
-        program.image_size,
-        list(test.class_names),
-        config.data.crop_fraction,
-        config.loss,
+      program.model, state.eval_params, program.image_shape[:2], labels, crop_fraction, config.loss
     )
     _export(vit, workdir)
-  progress.finish(result, workdir / 'model', config.data.test)
+  progress.print_end(result, workdir / 'model', config.data)
   return result

@@ -1,7 +1,7 @@
 """The compiled parts of a run: its model, what its state looks like on a mesh, its jitted steps.
 
-Nothing is allocated and nothing is compiled here, so the same program can be run on the devices
-there are (training/loop.py) or compiled for a pod that is not there (plan.py).
+Nothing is allocated or compiled here, so the same program runs on the devices of this machine
+(training/loop.py) or is compiled for a pod that is not at hand (planning/).
 """
 
 import dataclasses
@@ -10,14 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
 
-from vit_jax import config as config_lib
+from vit_jax.config import ModelConfig, OptimizerConfig, ScheduleConfig, StepConfig
+from vit_jax.distributed import sharding
+from vit_jax.errors import UserError
+from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.models import build
-from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.training import optim
-from vit_jax.training.step import init_state, make_eval_step, make_train_step
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.step import init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Program:
   Attributes:
     mesh: the devices.
     model: the linen module.
-    image_size: (height, width), pixels.
+    step: length, batch and loss of the run.
+    image_shape: (H, W, C) of a batch's images.
     abstract_state: a `TrainState` of `ShapeDtypeStruct`s with their shardings.
     init: (params or None) -> TrainState, jitted; the parameters are donated.
     train_step: (state, batch, key) -> (state, metrics), jitted; the state is donated.
@@ -37,7 +40,8 @@ class Program:
 
   mesh: Mesh
   model: build.Model
-  image_size: tuple[int, int]
+  step: StepConfig
+  image_shape: tuple[int, int, int]
   abstract_state: Any
   init: Any
   train_step: Any
@@ -49,81 +53,96 @@ class Program:
     """A `TrainState` of `NamedSharding`s."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
+  def random_key(self) -> jax.Array:
+    """The key of the run, which each step folds its number into; on all devices."""
+    make_key = functools.partial(jax.random.key, self.step.seed)
+    return jax.jit(make_key, out_shardings=sharding.replicated(self.mesh))()
+
   def lower(self) -> jax.stages.Lowered:
     """The train step, lowered for the mesh's devices, which need not exist here."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return self.train_step.lower(self.abstract_state, self.abstract_batch, key)
 
 
-  def compile(self) -> jax.stages.Compiled:
-    """The train step, compiled for the mesh's devices."""
-    return self.lower().compile()
-
-
 def build_program(
-    config: ml_collections.ConfigDict, mesh: Mesh, num_classes: int, multi_label: bool = False
+  mesh: Mesh,
+  model_config: ModelConfig,
+  optimizer_config: OptimizerConfig,
+  schedule_config: ScheduleConfig,
+  step: StepConfig,
+  image_shape: tuple[int, int, int],
+  num_classes: int,
+  multi_label: bool = False,
 ) -> Program:
-  """Builds the program of `config` on `mesh`.
+  """Builds the program of a run.
 
   Args:
-    config: all fields of configs/default.py.
     mesh: axes data, fsdp and tensor, as `make_mesh` makes it.
+    model_config, optimizer_config, schedule_config, step: of the run.
+    image_shape: (H, W, C) of the images.
     num_classes: of the training data.
     multi_label: labels are (B, C) uint8 rather than (B,) int32.
 
   Raises:
-    UserError: for values in the config that do not go together.
+    UserError: for values that do not go together, or that the mesh does not divide.
   """
-  size = config_lib.image_size(config.data.image_size)
-  replicated, batch_sharding = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh)
+  replicated, batch_sharding = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   model = build.model_from_config(
-      config.model,
-      num_classes,
-      constrain=lambda tokens: jax.lax.with_sharding_constraint(tokens, batch_sharding),
-      platform=mesh.devices.flat[0].platform,
+    model_config,
+    num_classes,
+    constrain=lambda tokens: jax.lax.with_sharding_constraint(tokens, batch_sharding),
+    platform=mesh.devices.flat[0].platform,
   )
-  schedule = optim.make_schedule(config.schedule, config.total_steps)
-  optimizer = optim.make_optimizer(config.optimizer, schedule)
+  _check_mesh(mesh, model, step, image_shape)
+  schedule = make_schedule(schedule_config, step.total_steps)
+  optimizer = make_optimizer(optimizer_config, schedule)
   init = functools.partial(
-      init_state, model, optimizer, size, config.seed, config.polyak_decay > 0,
-      channels=config.data.channels,
-  )  # fmt: skip
-  abstract = jax.eval_shape(init)
-  shardings = mesh_lib.state_shardings(abstract, mesh)
-  train_step = make_train_step(
-      model,
-      optimizer,
-      schedule,
-      loss=config.loss,
-      label_smoothing=config.label_smoothing,
-      mixup_alpha=config.mixup_alpha,
-      cutmix_alpha=config.cutmix_alpha,
-      accumulation_steps=config.accumulation_steps,
-      polyak_decay=config.polyak_decay,
+    init_state, model, optimizer, image_shape, step.seed, use_ema=step.ema_decay > 0
   )
+  abstract = jax.eval_shape(init)
+  shardings = sharding.state_shardings(abstract, mesh)
   batch = {
-      'image': ((*size, config.data.channels), jnp.uint8),
-      'label': ((num_classes,), jnp.uint8) if multi_label else ((), jnp.int32),
+    'image': (image_shape, jnp.uint8),
+    'label': ((num_classes,), jnp.uint8) if multi_label else ((), jnp.int32),
   }
   return Program(
-      mesh=mesh,
-      model=model,
-      image_size=size,
-      abstract_state=mesh_lib.with_shardings(abstract, shardings),
-      init=jax.jit(init, out_shardings=shardings, donate_argnums=0),
-      train_step=jax.jit(
-          train_step,
-          in_shardings=(shardings, batch_sharding, replicated),
-          out_shardings=(shardings, replicated),
-          donate_argnums=0,
-      ),
-      eval_step=jax.jit(
-          make_eval_step(model, config.loss),
-          in_shardings=(shardings.params, batch_sharding),
-          out_shardings=replicated,
-      ),
-      abstract_batch={
-          name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=batch_sharding)
-          for name, (shape, dtype) in batch.items()
-      },
+    mesh=mesh,
+    model=model,
+    step=step,
+    image_shape=image_shape,
+    abstract_state=sharding.with_shardings(abstract, shardings),
+    init=jax.jit(init, out_shardings=shardings, donate_argnums=0),
+    train_step=jax.jit(
+      make_train_step(model, optimizer, schedule, step),
+      in_shardings=(shardings, batch_sharding, replicated),
+      out_shardings=(shardings, replicated),
+      donate_argnums=0,
+    ),
+    eval_step=jax.jit(
+      make_eval_step(model, step.loss),
+      in_shardings=(shardings.params, batch_sharding),
+      out_shardings=replicated,
+    ),
+    abstract_batch={
+      name: jax.ShapeDtypeStruct((step.batch_size, *shape), dtype, sharding=batch_sharding)
+      for name, (shape, dtype) in batch.items()
+    },
   )
+
+
+def _check_mesh(
+  mesh: Mesh, model: build.Model, step: StepConfig, image_shape: tuple[int, int, int]
+) -> None:
+  """Raises `UserError` unless images, batch, heads and MLP divide as they must."""
+  build.check_image_size(image_shape[:2], model, 'data.image_size')
+  sharding.check_batch_size(mesh, step.batch_size, 'batch_size')
+  micro = step.batch_size // step.accumulation_steps
+  sharding.check_batch_size(mesh, micro, 'the micro-batch (batch_size / accumulation_steps)')
+  shards = mesh.shape['tensor']
+  if shards == 1:
+    return
+  if not isinstance(model, VisionTransformer):
+    raise UserError(f'mesh.tensor is {shards}, but a ResNet has no heads to split; set it to 1.')
+  for name, size in (('num_heads', model.num_heads), ('mlp_dim', model.mlp_dim)):
+    if size % shards:
+      raise UserError(f'model.{name} is {size}, which mesh.tensor={shards} does not divide.')

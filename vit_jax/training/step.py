@@ -8,144 +8,111 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.models.vit import VisionTransformer
-from vit_jax.training.losses import LOSSES, is_correct, targets
-from vit_jax.training.mixing import mix
+from vit_jax.config import StepConfig
+from vit_jax.models.build import Model
+from vit_jax.models.losses import LOSSES, targets
+from vit_jax.models.pixels import scale_pixels
+from vit_jax.training.mixup import mix
+from vit_jax.training.optimizer import Schedule
 
 Array = jax.Array
+Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
 @flax.struct.dataclass
 class TrainState:
-  """All a run needs to go on, arrays only.
+  """All that a run needs to resume, arrays only.
 
   Attributes:
     step: int32, the number of updates made.
     params: the parameter tree (float32).
     opt_state: of the optimizer.
-    average: Polyak average of the parameters (float32), or None without averaging.
+    ema_params: exponential moving average of the parameters (float32), or None without one.
   """
 
   step: Array
   params: Any
   opt_state: Any
-  average: Any
+  ema_params: Any
 
   @property
   def eval_params(self) -> Any:
-    """What is evaluated and exported: the average where there is one."""
-    return self.params if self.average is None else self.average
-
-
-def scale_images(images: Array) -> Array:
-  """uint8 in [0, 255] -> float32 in [-1, 1]."""
-  return images.astype(jnp.float32) / 127.5 - 1.0
+    """The parameters that are evaluated and exported: the moving average, where one is kept."""
+    return self.params if self.ema_params is None else self.ema_params
 
 
 def init_state(
-    model: VisionTransformer,
-    optimizer: optax.GradientTransformation,
-    image_size: tuple[int, int],
-    seed: int,
-    polyak: bool,
-    params: Any = None,
-    channels: int = 3,
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+  seed: int,
+  params: Any = None,
+  *,
+  use_ema: bool = False,
 ) -> TrainState:
-  """The state before the first step, from `seed` or from given parameters."""
+  """The state before the first step, with parameters drawn from `seed` unless they are given."""
   if params is None:
-    params = model.init(jax.random.key(seed), jnp.zeros((1, *image_size, channels)))['params']
-  average = jax.tree.map(jnp.copy, params) if polyak else None
-  return TrainState(jnp.int32(0), params, optimizer.init(params), average)
+    params = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))['params']
+  ema_params = jax.tree.map(jnp.copy, params) if use_ema else None
+  return TrainState(jnp.int32(0), params, optimizer.init(params), ema_params)
 
 
-def _split(batch: dict[str, Array], parts: int) -> dict[str, Array]:
+def _split(batch: Batch, parts: int) -> Batch:
   """(B, …) -> (parts, B / parts, …); strided, so that each device keeps its own rows."""
   return jax.tree.map(
-      lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
+    lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
   )
 
 
 def make_train_step(
-    model: VisionTransformer,
-    optimizer: optax.GradientTransformation,
-    schedule: Callable[[Array], Array],
-    *,
-    loss: str,
-    label_smoothing: float,
-    accumulation_steps: int,
-    polyak_decay: float,
-    mixup_alpha: float = 0.0,
-    cutmix_alpha: float = 0.0,
-) -> Callable[[TrainState, dict[str, Array], Array], tuple[TrainState, Metrics]]:
+  model: Model, optimizer: optax.GradientTransformation, schedule: Schedule, config: StepConfig
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns train_step(state, batch, key) -> (state, metrics).
 
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C)}; the key is the
   run's, and each step folds its number in. Metrics are float32 scalars.
   """
+  parts = config.accumulation_steps
 
-  def loss_fn(params: Any, batch: dict[str, Array], key: Array) -> Array:
+  def loss_fn(params: Any, batch: Batch, key: Array) -> Array:
     logits = model.apply(
-        {'params': params},
-        scale_images(batch['image']),
-        deterministic=False,
-        rngs={'dropout': key},
+      {'params': params}, scale_pixels(batch['image']), deterministic=False, rngs={'dropout': key}
     )
-    wanted = targets(batch['label'], model.num_classes, label_smoothing)
-    return LOSSES[loss](logits, wanted).mean()
+    wanted = targets(batch['label'], model.num_classes, config.label_smoothing)
+    return LOSSES[config.loss](logits, wanted).mean()
 
-  def gradients(params: Any, batch: dict[str, Array], key: Array) -> tuple[Array, Any]:
-    if accumulation_steps == 1:
+  def gradients(params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
+    if parts == 1:
       return jax.value_and_grad(loss_fn)(params, batch, key)
 
-    def add(total: Any, part: tuple[dict[str, Array], Array]) -> tuple[Any, None]:
+    def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
       return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *part)), None
 
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-    keys = jax.random.split(key, accumulation_steps)
-    total, _ = jax.lax.scan(add, zeros, (_split(batch, accumulation_steps), keys))
-    return jax.tree.map(lambda x: x / accumulation_steps, total)
+    keys = jax.random.split(key, parts)
+    total, _ = jax.lax.scan(add, zeros, (_split(batch, parts), keys))
+    return jax.tree.map(lambda x: x / parts, total)
 
-  def train_step(
-      state: TrainState, batch: dict[str, Array], key: Array
-  ) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
-    if mixup_alpha or cutmix_alpha:  # the whole batch, so that accumulation changes no partner
+    if (
+      config.mixup_alpha or config.cutmix_alpha
+    ):  # the whole batch, so that accumulation changes no partner
       key, mix_key = jax.random.split(key)
-      batch = mix(batch, model.num_classes, mixup_alpha, cutmix_alpha, mix_key)
+      batch = mix(batch, model.num_classes, config.mixup_alpha, config.cutmix_alpha, mix_key)
     value, grads = gradients(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if average is not None:
-      average = optax.incremental_update(params, average, 1 - polyak_decay)
+    ema_params = state.ema_params
+    if ema_params is not None:
+      ema_params = optax.incremental_update(params, ema_params, 1 - config.ema_decay)
     metrics = {
-        'train/loss': value,
-        'train/gradient_norm': optax.tree.norm(grads),
-        'train/parameter_norm': optax.tree.norm(params),
-        'train/learning_rate': schedule(state.step),
+      'train/loss': value,
+      'train/gradient_norm': optax.tree.norm(grads),
+      'train/parameter_norm': optax.tree.norm(params),
+      'train/learning_rate': schedule(state.step),
     }
-    return TrainState(state.step + 1, params, opt_state, average), metrics
+    return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
   return train_step
-
-
-def make_eval_step(
-    model: VisionTransformer, loss: str
-) -> Callable[[Any, dict[str, Array]], Metrics]:
-  """Returns eval_step(params, batch) -> sums over the examples with batch['mask'].
-
-  {'examples': int32, 'correct': int32, 'loss': float32}, all scalars.
-  """
-
-  def eval_step(params: Any, batch: dict[str, Array]) -> Metrics:
-    mask = batch['mask']
-    logits = model.apply({'params': params}, scale_images(batch['image']))
-    losses = LOSSES[loss](logits, targets(batch['label'], model.num_classes))
-    return {
-        'examples': mask.sum(dtype=jnp.int32),
-        'correct': (is_correct(logits, batch['label']) & mask).sum(dtype=jnp.int32),
-        'loss': jnp.where(mask, losses, 0).sum(),
-    }
-
-  return eval_step

@@ -15,10 +15,11 @@ None of them needs TensorFlow to be read.
 
 from collections.abc import Callable
 
-from vit_jax.data.sources import digits, folder, hugging_face, mixture, synthetic, tfds, webdataset
-from vit_jax.data.sources.base import QUICKSTART, Source, check_same_classes
+from vit_jax.data.sources import digits, folder, hf_dataset, mixture, synthetic, tfds
 from vit_jax.data.sources.folder import image_files
+from vit_jax.data.sources.source import QUICKSTART, Source, check_same_classes
 from vit_jax.data.sources.splits import select
+from vit_jax.data.sources.tar import webdataset
 from vit_jax.errors import UserError
 
 __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_names']
@@ -28,13 +29,13 @@ _Names = tuple[str, ...]
 
 # kind: how it is written, what opens a whole split of it, and what names its splits.
 _KINDS: dict[str, tuple[str, Callable[[str, str], Source], Callable[[str], _Names]]] = {
-    'digits': ('digits', digits.open_digits, lambda path: ('train', 'test')),
-    'folder': ('folder:/path', folder.open_folder, folder.split_names),
-    'array_record': ('array_record:/path', tfds.open_array_record, tfds.array_record_splits),
-    'tfds': ('tfds:name', tfds.open_tfds, tfds.tfds_splits),
-    'hf': ('hf:name', hugging_face.open_hugging_face, hugging_face.split_names),
-    'webdataset': ('webdataset:/path', webdataset.open_webdataset, webdataset.split_names),
-    'synthetic': ('synthetic:jft', synthetic.open_synthetic, synthetic.split_names),
+  'digits': ('digits', digits.open_digits, lambda path: ('train', 'test')),
+  'folder': ('folder:/path', folder.open_folder, folder.split_names),
+  'array_record': ('array_record:/path', tfds.open_array_record, tfds.array_record_splits),
+  'tfds': ('tfds:name', tfds.open_tfds, tfds.tfds_splits),
+  'hf': ('hf:name', hf_dataset.open_hugging_face, hf_dataset.split_names),
+  'webdataset': ('webdataset:/path', webdataset.open_webdataset, webdataset.split_names),
+  'synthetic': ('synthetic:jft', synthetic.open_synthetic, synthetic.split_names),
 }
 
 
@@ -43,8 +44,8 @@ def _kind_and_path(spec: str) -> tuple[str, str]:
   if kind not in _KINDS or (not path) != (kind == 'digits'):
     written = ', '.join(written for written, _, _ in _KINDS.values())
     raise UserError(
-        f'{spec!r} is no data source; choose one of {written}, or a mixture such as '
-        f"'3*folder:/a + 1*folder:/b'; {QUICKSTART}."
+      f'{spec!r} is no data source; choose one of {written}, or a mixture such as '
+      f"'3*folder:/a + 1*folder:/b'; {QUICKSTART}."
     )
   return kind, path
 

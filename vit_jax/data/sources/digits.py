@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_jax.data.sources.base import Source
+from vit_jax.data.sources.source import Source
 from vit_jax.errors import UserError
 
 
@@ -13,7 +13,7 @@ def open_digits(path: str, split: str) -> Source:
   del path
   digits = datasets.load_digits()
   train, test = model_selection.train_test_split(
-      np.arange(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target
+    np.arange(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target
   )
   if split not in ('train', 'test', 'all'):
     raise UserError(f'digits has the splits train, test and all, not {split!r}.')
@@ -22,8 +22,8 @@ def open_digits(path: str, split: str) -> Source:
   images = np.repeat(images[..., None], 3, axis=-1)
   labels = digits.target[indices].astype(np.int32)
   return Source(
-      name=f'digits ({split})',
-      size=len(indices),
-      read=lambda i: (images[i], labels[i]),
-      class_names=tuple(str(name) for name in digits.target_names),
+    name=f'digits ({split})',
+    size=len(indices),
+    read=lambda i: (images[i], labels[i]),
+    class_names=tuple(str(name) for name in digits.target_names),
   )

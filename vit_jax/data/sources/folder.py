@@ -7,20 +7,21 @@ from collections.abc import Callable
 import numpy as np
 from etils import epath
 
-from vit_jax.data.images import SUFFIXES
-from vit_jax.data.sources.base import QUICKSTART, Source, fingerprint, is_held_out
+from vit_jax.data.decoding.images import SUFFIXES
+from vit_jax.data.sources.source import QUICKSTART, Source, fingerprint, is_held_out
 from vit_jax.errors import BadExampleError, UserError
 
 # What the folders of splits are called.
 _SPLITS = {
-    'train': ('train', 'training'),
-    'val': ('val', 'valid', 'validation'),
-    'test': ('test', 'testing'),
+  'train': ('train', 'training'),
+  'val': ('val', 'valid', 'validation'),
+  'test': ('test', 'testing'),
 }
 
 
 def all_files(folder: epath.PathLike) -> list[str]:
   """Sorted paths, relative to `folder`, of all files below it; hidden ones are left out."""
+
   def refuse(error: OSError) -> None:
     raise UserError(f'{error.filename} cannot be read: {error.strerror}.')
 
@@ -33,9 +34,9 @@ def all_files(folder: epath.PathLike) -> list[str]:
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
     below = os.path.relpath(parent, folder)
     found += [
-        name if below == '.' else os.path.join(below, name)
-        for name in names
-        if not name.startswith('.')
+      name if below == '.' else os.path.join(below, name)
+      for name in names
+      if not name.startswith('.')
     ]
   return sorted(found)
 
@@ -126,8 +127,8 @@ def open_folder(path: str, split: str) -> Source:
   root = epath.Path(path).expanduser()
   if not root.is_dir():
     raise UserError(
-        f'There is no folder {root}; folder: takes a folder with one sub-folder of images a '
-        f'class, or with train/ and test/ of that kind; {QUICKSTART}.'
+      f'There is no folder {root}; folder: takes a folder with one sub-folder of images a '
+      f'class, or with train/ and test/ of that kind; {QUICKSTART}.'
     )
   folder, belongs = split_folder(root, split)
   # All classes count, also those without an image in this split: labels must not depend on it.
@@ -144,9 +145,9 @@ def open_folder(path: str, split: str) -> Source:
     raise UserError(f'{folder} holds no image ({", ".join(SUFFIXES)}) in any sub-folder.')
   if len(names) < 2:
     raise UserError(
-        f'{folder} holds images of {len(names)} class{"" if names else "es"} '
-        f'({", ".join(names) or "all outside of sub-folders"}); classification takes at least 2, '
-        'one sub-folder each.'
+      f'{folder} holds images of {len(names)} class{"" if names else "es"} '
+      f'({", ".join(names) or "all outside of sub-folders"}); classification takes at least 2, '
+      'one sub-folder each.'
     )
   files = [file for file in files if os.sep in file and belongs(file)]
   for file in files:
@@ -159,11 +160,11 @@ def open_folder(path: str, split: str) -> Source:
     return _read_bytes(os.path.join(folder, files[i])), np.int32(labels[_class_of(files[i])])
 
   return Source(
-      f'folder:{root} ({split})',
-      len(files),
-      read,
-      tuple(names),
-      where=lambda i: os.path.join(folder, files[i]),
-      fingerprint=fingerprint('\0'.join(files)),
-      notes=left_out(folder, everything),
+    f'folder:{root} ({split})',
+    len(files),
+    read,
+    tuple(names),
+    where=lambda i: os.path.join(folder, files[i]),
+    fingerprint=fingerprint('\0'.join(files)),
+    notes=left_out(folder, everything),
   )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_jax.data.sources.base import Source, Stored, multi_hot
+from vit_jax.data.sources.source import Source, Stored, multi_hot
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import UserError
 
@@ -36,8 +36,8 @@ def parse_mixture(spec: str) -> tuple[tuple[float, str], ...]:
     weight, part = (float(match[1]), text[match.end() :]) if match else (1.0, text)
     if weight <= 0 or not part.strip():
       raise UserError(
-          f'{text!r} is no part of a mixture; each is weight*source with a positive weight, such '
-          "as '3*folder:/a + 1*folder:/b'."
+        f'{text!r} is no part of a mixture; each is weight*source with a positive weight, such '
+        "as '3*folder:/a + 1*folder:/b'."
       )
     parts.append((weight, part.strip()))
   return tuple(parts)

@@ -14,14 +14,14 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 
-from vit_jax.data.sources.base import Source, Stored, check_same_classes, fingerprint
+from vit_jax.data.sources.source import Source, Stored, check_same_classes, fingerprint
 from vit_jax.errors import UserError
 
 _BOUND = r'\s*(-?\d[\d_]*(?:\.\d+)?%?)?\s*'
 _PART = re.compile(rf'([\w.-]+)(?:\[{_BOUND}:{_BOUND}\])?')
 _GRAMMAR = (
-    "a split is a name, a slice such as 'train[:98%]' or 'train[800:-200]', or a sum of those "
-    "such as 'train[:800]+validation[:200]'"
+  "a split is a name, a slice such as 'train[:98%]' or 'train[800:-200]', or a sum of those "
+  "such as 'train[:800]+validation[:200]'"
 )
 
 
@@ -99,10 +99,10 @@ def bounds(part: Part, size: int) -> tuple[int, int]:
 
 def _slice(source: Source, start: int, stop: int) -> Source:
   return dataclasses.replace(
-      source,
-      size=stop - start,
-      read=lambda i: source.read(start + i),
-      where=lambda i: source.describe(start + i),
+    source,
+    size=stop - start,
+    read=lambda i: source.read(start + i),
+    where=lambda i: source.describe(start + i),
   )
 
 
@@ -113,7 +113,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
     if first.multi_label != other.multi_label:
       one, many = (other, first) if first.multi_label else (first, other)
       raise UserError(
-          f'{one.name} has one label an image and {many.name} has several; they do not go together.'
+        f'{one.name} has one label an image and {many.name} has several; they do not go together.'
       )
     check_same_classes(first.class_names, other.class_names, other.name)
   ends = list(itertools.accumulate(source.size for source in sources))
@@ -133,14 +133,14 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
   listing = repr([(source.name, source.size, source.fingerprint) for source in sources])
   changes = any(source.fingerprint for source in sources)
   return Source(
-      name,
-      ends[-1],
-      read,
-      first.class_names,
-      first.multi_label,
-      where,
-      fingerprint(listing) if changes else '',
-      tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+    name,
+    ends[-1],
+    read,
+    first.class_names,
+    first.multi_label,
+    where,
+    fingerprint(listing) if changes else '',
+    tuple(dict.fromkeys(note for source in sources for note in source.notes)),
   )
 
 
@@ -159,7 +159,5 @@ def select(open_whole: Callable[[str], Source], split: str) -> Source:
   if len(parts) == 1 and parts[0].is_whole:
     return whole[parts[0].name]
   spec = whole[parts[0].name].name.removesuffix(f' ({parts[0].name})')
-  sources = [
-      _slice(whole[part.name], *bounds(part, whole[part.name].size)) for part in parts
-  ]
+  sources = [_slice(whole[part.name], *bounds(part, whole[part.name].size)) for part in parts]
   return concatenate(sources, f'{spec} ({split})')

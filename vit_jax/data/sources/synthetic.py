@@ -18,7 +18,7 @@ import hashlib
 import numpy as np
 import simplejpeg
 
-from vit_jax.data.sources.base import Source, multi_hot
+from vit_jax.data.sources.source import Source, multi_hot
 from vit_jax.errors import UserError
 
 
@@ -42,9 +42,9 @@ class Kind:
 
 
 KINDS = {
-    'jft': Kind({'train': 303_000_000, 'test': 50_000}, 18_291, 1.0, labels=1.26),
-    'imagenet21k': Kind({'train': 14_197_122, 'test': 50_000}, 21_843, 0.5),
-    'imagenet': Kind({'train': 1_281_167, 'validation': 50_000}, 1_000, 0.0, multi_label=False),
+  'jft': Kind({'train': 303_000_000, 'test': 50_000}, 18_291, 1.0, labels=1.26),
+  'imagenet21k': Kind({'train': 14_197_122, 'test': 50_000}, 21_843, 0.5),
+  'imagenet': Kind({'train': 1_281_167, 'validation': 50_000}, 1_000, 0.0, multi_label=False),
 }
 
 _QUALITY = 85  # of the JPEG
@@ -147,10 +147,10 @@ def open_synthetic(path: str, split: str) -> Source:
     return image, multi_hot(labels, kind.classes)
 
   return Source(
-      f'synthetic:{path} ({split})',
-      kind.splits[split_meant],
-      read,
-      tuple(f'class {i}' for i in range(kind.classes)),
-      kind.multi_label,
-      where=lambda i: f'synthetic:{path} ({split}), image {i}',
+    f'synthetic:{path} ({split})',
+    kind.splits[split_meant],
+    read,
+    tuple(f'class {i}' for i in range(kind.classes)),
+    kind.multi_label,
+    where=lambda i: f'synthetic:{path} ({split}), image {i}',
   )

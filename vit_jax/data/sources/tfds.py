@@ -17,8 +17,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from vit_jax.data import example_proto
-from vit_jax.data.sources.base import QUICKSTART, Source, multi_hot
+from vit_jax.data.sources import tf_example
+from vit_jax.data.sources.source import QUICKSTART, Source, multi_hot
 from vit_jax.errors import BadExampleError, UserError, first_line
 
 # What prepare_data leaves: a folder while it is at work, and a file at the very end.
@@ -54,7 +54,7 @@ class _Shards:
     with self._locks[shard]:
       if self._readers[shard] is None:
         self._readers[shard] = ArrayRecordReader(
-            str(self.files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
+          str(self.files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
         )
       try:
         self._readers[shard].seek(place)
@@ -86,7 +86,7 @@ def _read_json(file: epath.Path, root: epath.Path) -> dict[str, Any]:
     return json.loads(file.read_text())
   except (OSError, ValueError) as error:
     raise UserError(
-        f'{root} is not a whole TFDS data set ({file.name}: {first_line(error)}).'
+      f'{root} is not a whole TFDS data set ({file.name}: {first_line(error)}).'
     ) from None
 
 
@@ -100,7 +100,7 @@ def _labels(root: epath.Path, spec: str) -> _Labels:
   key = next((key for key in _KEYS if key in features), None)
   if 'image' not in features or key is None:
     raise UserError(
-        f'{spec} has the features {", ".join(sorted(features))}; image and label are needed.'
+      f'{spec} has the features {", ".join(sorted(features))}; image and label are needed.'
     )
   label, multi_label = features[key], False
   if 'sequence' in label:
@@ -122,12 +122,12 @@ def _file_names(info: dict[str, Any], split: dict[str, Any]) -> list[str]:
   for shard in range(count):
     name = (split.get('filepathTemplate') or _TEMPLATE).replace('${', '{')
     values = {
-        'DATASET': info['name'],
-        'SPLIT': split['name'],
-        'FILEFORMAT': 'array_record',
-        'SHARD_INDEX': f'{shard:0{digits}}',
-        'NUM_SHARDS': f'{count:0{digits}}',
-        'SHARD_X_OF_Y': f'{shard:0{digits}}-of-{count:0{digits}}',
+      'DATASET': info['name'],
+      'SPLIT': split['name'],
+      'FILEFORMAT': 'array_record',
+      'SHARD_INDEX': f'{shard:0{digits}}',
+      'NUM_SHARDS': f'{count:0{digits}}',
+      'SHARD_X_OF_Y': f'{shard:0{digits}}-of-{count:0{digits}}',
     }
     for key, value in values.items():
       name = name.replace(f'{{{key}}}', value)
@@ -146,8 +146,8 @@ def _check_shards(files: list[epath.Path], card: dict[str, Any]) -> None:
       raise UserError(f'The shard {file} is missing; copy or prepare the data again.') from None
     if found != sizes.get(file.name, found):
       raise UserError(
-          f'The shard {file} has {found:,} bytes of {sizes[file.name]:,}; copy or prepare the '
-          'data again.'
+        f'The shard {file} has {found:,} bytes of {sizes[file.name]:,}; copy or prepare the '
+        'data again.'
       )
 
 
@@ -158,18 +158,18 @@ def _is_unfinished(root: epath.Path) -> bool:
 def _info(root: epath.Path) -> dict[str, Any]:
   if _is_unfinished(root):
     raise UserError(
-        f'The preparation of {root} was not finished; run the same prepare_data command again.'
+      f'The preparation of {root} was not finished; run the same prepare_data command again.'
     )
   if not (root / 'features.json').exists():
     raise UserError(
-        f'There is no prepared data set in {root} (no features.json); array_record: takes the '
-        f'folder of a TFDS data set in array_record format, such as …/cifar10/3.0.2; {QUICKSTART}.'
+      f'There is no prepared data set in {root} (no features.json); array_record: takes the '
+      f'folder of a TFDS data set in array_record format, such as …/cifar10/3.0.2; {QUICKSTART}.'
     )
   info = _read_json(root / 'dataset_info.json', root)
   if info.get('fileFormat', 'tfrecord') != 'array_record':
     raise UserError(
-        f'{root} is prepared in the format {info.get("fileFormat", "tfrecord")}; array_record is '
-        "needed: prepare it again with tfds.builder(…, file_format='array_record')."
+      f'{root} is prepared in the format {info.get("fileFormat", "tfrecord")}; array_record is '
+      "needed: prepare it again with tfds.builder(…, file_format='array_record')."
     )
   return info
 
@@ -185,7 +185,7 @@ def _reader(shards: _Shards, labels: _Labels, where: Callable[[int], str]) -> Ca
 
   def read(i: int) -> tuple[bytes, np.ndarray]:
     try:
-      record = example_proto.decode(shards[i], ('image', labels.key))
+      record = tf_example.decode(shards[i], ('image', labels.key))
       (image,), found = record['image'], record.get(labels.key, [])
       if not labels.multi_label:
         (found,) = found
@@ -222,20 +222,20 @@ def _open(root: epath.Path, split: str, spec: str) -> Source:
 
   def named(i: int) -> str:
     try:
-      record = example_proto.decode(shards[i], ('file_name',))
+      record = tf_example.decode(shards[i], ('file_name',))
       return f'{where(i)} ({ascii(record["file_name"][0].decode())[1:-1]})'
     except (RuntimeError, ValueError, OSError, KeyError, IndexError):
       return where(i)
 
   return Source(
-      f'{spec} ({split})',
-      len(shards),
-      _reader(shards, labels, where),
-      labels.class_names,
-      multi_label=labels.multi_label,
-      where=named,
-      fingerprint=f'{len(shards)} in {len(files)}',
-      notes=tuple(card.get('warnings', ())),
+    f'{spec} ({split})',
+    len(shards),
+    _reader(shards, labels, where),
+    labels.class_names,
+    multi_label=labels.multi_label,
+    where=named,
+    fingerprint=f'{len(shards)} in {len(files)}',
+    notes=tuple(card.get('warnings', ())),
   )
 
 
@@ -249,10 +249,10 @@ def _tfds_folder(name: str) -> epath.Path:
     raise UserError(f'TFDS cannot open {name!r} ({first_line(error)}); {QUICKSTART}.') from None
   if not prepared:
     raise UserError(
-        f'The TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it with '
-        f"pip install -e '.[prepare]', then python -c \"import tensorflow_datasets as tfds; "
-        f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()\", "
-        f'or name a folder of images as folder:/path; {QUICKSTART}.'
+      f'The TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it with '
+      f"pip install -e '.[prepare]', then python -c \"import tensorflow_datasets as tfds; "
+      f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()\", "
+      f'or name a folder of images as folder:/path; {QUICKSTART}.'
     )
   return epath.Path(builder.data_path)
 

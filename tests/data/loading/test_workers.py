@@ -1,0 +1,203 @@
+"""Worker processes: the same batches as threads, and nothing left behind."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from tests.helpers import SANDBOX, write_images
+from vit_jax.config import default_config
+from vit_jax.data.loading import loader
+from vit_jax.data.loading.reader import ReadConfig
+from vit_jax.distributed import sharding as mesh_lib
+from vit_jax.errors import BadExampleError, LostPeerError, UserError
+
+pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason='written for eight devices')
+
+
+def augment() -> dict:
+  return default_config().data.augment.to_dict()
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory) -> pathlib.Path:
+  """40 images; two of them are bad: cut short, and empty."""
+  folder = tmp_path_factory.mktemp('images')
+  for split, seed in (('train', 0), ('test', 1)):
+    names = [f'{split}/{name}/{i}.jpg' for name in ('ant', 'bee') for i in range(10)]
+    write_images(folder, dict.fromkeys(names, (20, 24)), seed)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def damaged(images, tmp_path_factory) -> pathlib.Path:
+  """The same, but one image of each split is cut short and one of train is empty."""
+  folder = tmp_path_factory.mktemp('damaged') / 'images'
+  subprocess.run(['cp', '-r', images, folder], check=True)
+  for name in ('train/ant/3.jpg', 'test/bee/0.jpg'):
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+  (folder / 'train/bee/7.jpg').write_bytes(b'')
+  return folder
+
+
+def open_loader(folder, workers, *, max_bad_fraction=1.0, **fields) -> loader.DataLoader:
+  train = ReadConfig(f'folder:{folder}', 'train', (16, 16), seed=3, augment=augment(), **fields)
+  test = ReadConfig(f'folder:{folder}', 'test', (16, 16), **fields)
+  streams = {
+    'train': loader.open_stream(train, 16, max_bad_fraction=max_bad_fraction),
+    'test': loader.open_stream(test, 8, max_bad_fraction=max_bad_fraction),
+  }
+  axes = {'data': 8, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
+  return loader.DataLoader(streams, mesh_lib.make_mesh(ml_collections.ConfigDict(axes)), workers)
+
+
+def read(folder, workers, first=0, last=12, **fields):
+  with open_loader(folder, workers, **fields) as feed:
+    train = [jax.device_get(batch) for batch in feed.batches('train', first, last)]
+    test = [jax.device_get(batch) for batch in feed.batches('test')]
+    return train, test, feed.bad
+
+
+def assert_same(one, two):
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize('workers', [1, 2, 4])
+def test_workers_change_no_batch(workers, images):
+  train, test, bad = read(images, workers)
+  expected_train, expected_test, _ = read(images, 0)
+  assert len(train) == 12 and len(test) == 3 and bad == {'train': {}, 'test': {}}
+  assert_same(train, expected_train)
+  assert_same(test, expected_test)
+  later, _, _ = read(images, workers, first=7)
+  assert_same(later, expected_train[7:])
+
+
+def test_skipped_examples_are_replaced_alike_by_workers(damaged, images):
+  train, test, bad = read(damaged, 2, on_bad_example='skip')
+  expected_train, expected_test, expected_bad = read(damaged, 0, on_bad_example='skip')
+  assert_same(train, expected_train)
+  assert_same(test, expected_test)
+  assert bad == expected_bad
+  assert sorted(m.split('/')[-2:] for m in (x.split()[0] for x in bad['train'].values())) == [
+    ['ant', '3.jpg'],
+    ['bee', '7.jpg'],
+  ]
+  assert sum(batch['mask'].sum() for batch in test) == 19
+  healthy, _, _ = read(images, 0)
+  same = np.concatenate(
+    [(a['image'] == b['image']).all((1, 2, 3)) for a, b in zip(train, healthy, strict=True)]
+  )
+  # Nothing but the places of the bad ones changes: two of twenty.
+  assert 0 < (~same).sum() <= np.ceil(len(same) / 20 + 1) * 2
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_bad_example_ends_the_run_unless_it_is_skipped(workers, damaged):
+  with pytest.raises(BadExampleError, match=r'(3|7)\.jpg cannot be read'):
+    read(damaged, workers)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_too_many_bad_examples_end_the_run(workers, damaged):
+  with pytest.raises(
+    UserError, match=r'\d of 32 examples .* cannot be read .*max_bad_fraction=5.0%'
+  ):
+    read(damaged, workers, on_bad_example='skip', max_bad_fraction=0.05)
+
+
+def test_every_pass_of_the_test_examples_is_judged_by_itself(damaged):
+  with open_loader(
+    damaged, 0, on_bad_example='skip', max_bad_fraction=0.06
+  ) as feed:  # one in 20 is bad
+    for _ in range(3):
+      assert sum(batch['mask'].sum() for batch in feed.batches('test')) == 19
+    assert (len(feed.bad['test']), feed.bad_reads['test']) == (1, 3)
+
+
+def children() -> list[int]:
+  path = pathlib.Path(f'/proc/{os.getpid()}/task')
+  return [int(pid) for task in path.glob('*/children') for pid in task.read_text().split()]
+
+
+def test_nothing_is_left_behind(images):
+  before = len(os.listdir('/proc/self/fd')), children()
+  with open_loader(images, 2) as feed:
+    for _ in zip(range(3), feed.batches('train', 0, 10**9), strict=False):
+      assert len(children()) == len(before[1]) + 2
+  assert (len(os.listdir('/proc/self/fd')), children()) == before
+
+
+def test_a_worker_that_is_killed_ends_the_run(images):
+  with open_loader(images, 1) as feed:
+    batches = feed.batches('train', 0, 10**9)
+    next(batches)
+    os.kill(children()[-1], signal.SIGKILL)
+    with pytest.raises(LostPeerError, match='signal 9'):
+      for _ in batches:
+        pass
+
+
+def test_a_folder_that_changes_while_workers_start_is_noticed(images, tmp_path):
+  subprocess.run(['cp', '-r', images, tmp_path / 'images'], check=True)
+  recipe = ReadConfig(f'folder:{tmp_path}/images', 'train', (16, 16), augment=augment())
+  stream = loader.open_stream(recipe, 16)
+  (tmp_path / 'images/train/ant/0.jpg').unlink()
+  axes = {'data': 8, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
+  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
+  with loader.DataLoader({'train': stream}, mesh, 1) as feed:
+    with pytest.raises(UserError, match='changed while the run was starting'):
+      next(feed.batches('train', 0, 1))
+
+
+READ_FOREVER = """
+import sys
+from tests.data.loading.test_workers import open_loader
+with open_loader(sys.argv[1], 2) as feed:
+  for step, _ in enumerate(feed.batches('train', 0, 10**9)):
+    if step == 3:
+      from tests.data.loading.test_workers import children
+      print(*children(), flush=True)
+"""
+
+
+def is_running(pid: int) -> bool:
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent(how, images):
+  process = subprocess.Popen(
+    [sys.executable, '-c', READ_FOREVER, str(images)],
+    cwd=SANDBOX,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    start_new_session=True,
+  )
+  workers = [int(pid) for pid in process.stdout.readline().split()]
+  assert len(workers) == 2 and all(map(is_running, workers))
+  os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+  _, err = process.communicate(timeout=30)
+  until = time.monotonic() + 10
+  while any(map(is_running, workers)) and time.monotonic() < until:
+    time.sleep(0.01)
+  assert not any(map(is_running, workers))
+  if how == signal.SIGINT:
+    assert err.rstrip().endswith('KeyboardInterrupt') and err.count('Traceback') == 1
+
+
+def test_workers_import_no_jax():
+  code = "import sys, vit_jax.data.loading.workers; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, '-c', code], cwd=SANDBOX).returncode == 0

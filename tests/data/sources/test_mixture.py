@@ -1,0 +1,90 @@
+"""Mixtures: weights, the union of classes, and what does not go together."""
+
+import numpy as np
+import pytest
+
+from vit_jax.data.sources import Source, open_source, split_names
+from vit_jax.data.sources.mixture import is_mixture, open_mixture, parse_mixture
+from vit_jax.errors import UserError
+
+CLASSES = {'pets': ('cat', 'dog'), 'birds': ('owl', 'cat', 'hen'), 'more pets': ('cat', 'dog')}
+SIZES = {'pets': 4, 'birds': 6, 'more pets': 2}
+
+
+def open_part(spec: str, split: str) -> Source:
+  """Labels run through the classes; a spec that ends in '!' is multi-label: two classes each."""
+  name, several = spec.rstrip('!'), spec.endswith('!')
+  classes = CLASSES[name]
+
+  def read(i: int):
+    if not several:
+      return spec.encode(), np.int32(i % len(classes))
+    label = np.zeros(len(classes), np.uint8)
+    label[[i % len(classes), 0]] = 1
+    return spec.encode(), label
+
+  return Source(f'{spec} ({split})', SIZES[name], read, classes, several, fingerprint=spec)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'parts'),
+  [
+    ('3*folder:/a + 1*hf:b', ((3, 'folder:/a'), (1, 'hf:b'))),
+    ('folder:/a + hf:b', ((1, 'folder:/a'), (1, 'hf:b'))),
+    ('0.25 * digits + .75*tfds:x', ((0.25, 'digits'), (0.75, 'tfds:x'))),
+    ('2*digits', ((2, 'digits'),)),
+    ('folder:/a+b,c  +  1e:/x*y', ((1, 'folder:/a+b,c'), (1, '1e:/x*y'))),
+  ],
+)
+def test_what_is_a_mixture(spec, parts):
+  assert is_mixture(spec)
+  assert parse_mixture(spec) == parts
+
+
+@pytest.mark.parametrize('spec', ['digits', 'folder:/a+b', 'folder:/3*x', 'hf:a/b?image=x,y', ''])
+def test_what_is_none(spec):
+  assert not is_mixture(spec)
+
+
+@pytest.mark.parametrize('spec', ['0*digits + digits', '-1*digits', '3*', '3* + digits'])
+def test_bad_parts_end_in_one_sentence(spec):
+  with pytest.raises(UserError, match='is no part of a mixture; each is weight[*]source'):
+    open_source(spec, 'train')
+
+
+def test_parts_follow_each_other():
+  source = open_mixture('3*pets + more pets', 'test', open_part)
+  assert (source.size, source.parts, source.weights) == (6, (4, 2), (3.0, 1.0))
+  assert (source.name, source.class_names) == ('3*pets + more pets (test)', ('cat', 'dog'))
+  assert [source.read(i)[0] for i in range(6)] == [b'pets'] * 4 + [b'more pets'] * 2
+  assert source.describe(4) == 'more pets (test), example 0'
+  assert source.fingerprint != open_mixture('pets', 'test', open_part).fingerprint
+
+
+def test_classes_of_one_name_are_one():
+  source = open_mixture('pets + birds', 'train', open_part)
+  assert source.class_names == ('cat', 'dog', 'owl', 'hen')
+  labels = [source.read(i)[1] for i in range(source.size)]
+  assert all(label.dtype == np.int32 and label.shape == () for label in labels)
+  named = [source.class_names[label] for label in labels]
+  assert named == ['cat', 'dog'] * 2 + ['owl', 'cat', 'hen'] * 2
+
+
+def test_multi_label_classes_of_one_name_are_one():
+  source = open_mixture('pets! + birds!', 'train', open_part)
+  label = source.read(5)[1]
+  assert (label.dtype, list(label)) == (np.uint8, [1, 0, 1, 0])
+  assert list(source.read(1)[1]) == [1, 1, 0, 0]
+
+
+def test_one_label_and_several_do_not_go_together():
+  with pytest.raises(UserError, match='pets .train. has one label .* birds! .train. has several'):
+    open_mixture('pets + birds!', 'train', open_part)
+
+
+def test_each_part_is_opened_with_the_split():
+  source = open_source('2*digits + digits', 'train[:10]+test[:5]')
+  assert (source.parts, source.size, source.num_classes) == ((15, 15), 30, 10)
+  assert split_names('digits + synthetic:imagenet') == ('train',)
+  with pytest.raises(UserError, match='digits has the splits'):
+    open_source('digits + digits', 'validation')

@@ -1,0 +1,155 @@
+"""ImageNet: order and names of its classes, ReaL labels, its tars, its ground truth."""
+
+import io
+import pathlib
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import io as scipy_io
+
+from vit_jax.data import imagenet
+from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
+from vit_jax.prepare.listing import Options, list_examples
+from vit_jax.prepare.pipeline import prepare
+
+TRAIN = {'n01443537': 2, 'n01440764': 1, 'n15075141': 3}  # synset -> images
+TRUTH = ['n15075141', 'n01440764', 'n01443537', 'n01440764']
+PARTIAL = Options(partial=True)
+
+
+def jpeg(seed: int) -> bytes:
+  file = io.BytesIO()
+  pixels = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
+  Image.fromarray(pixels).save(file, 'JPEG')
+  return file.getvalue()
+
+
+def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
+  out = io.BytesIO()
+  with tarfile.open(fileobj=out, mode=mode) as archive:
+    for name, data in files.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+  return out.getvalue()
+
+
+def class_tars() -> dict[str, bytes]:
+  return {
+    f'{synset}.tar': tar({f'{synset}_{i}.JPEG': jpeg(int(synset[1:]) + i) for i in range(count)})
+    for synset, count in TRAIN.items()
+  }
+
+
+def write_tars(root: pathlib.Path) -> None:
+  root.mkdir()
+  (root / imagenet.TRAIN_TAR).write_bytes(tar(class_tars()))
+  names = {f'ILSVRC2012_val_{i + 1:08}.JPEG': jpeg(i) for i in range(len(TRUTH))}
+  (root / imagenet.VAL_TAR).write_bytes(tar(names))
+
+
+def devkit(root: pathlib.Path) -> None:
+  ids = {synset: i + 1 for i, synset in enumerate(reversed(imagenet.synsets()))}
+  table = np.zeros((1000, 1), [('ILSVRC2012_ID', object), ('WNID', object)])
+  for row, (synset, number) in zip(table, ids.items(), strict=True):
+    row[0] = (number, synset)
+  meta = io.BytesIO()
+  scipy_io.savemat(meta, {'synsets': table})
+  folder = 'ILSVRC2012_devkit_t12/data'
+  truth = ''.join(f'{ids[synset]}\n' for synset in TRUTH).encode()
+  files = {
+    f'{folder}/meta.mat': meta.getvalue(),
+    f'{folder}/ILSVRC2012_validation_ground_truth.txt': truth,
+  }
+  (root / 'ILSVRC2012_devkit_t12.tar.gz').write_bytes(tar(files, 'w:gz'))
+
+
+def synset_lines(root: pathlib.Path) -> None:
+  text = ''.join(f'{synset}\n' for synset in TRUTH)
+  (root / 'imagenet_2012_validation_synset_labels.txt').write_text(text)
+
+
+def kaggle(root: pathlib.Path) -> None:
+  rows = [
+    f'ILSVRC2012_val_{i + 1:08},{synset} 1 2 3 4 {synset} 5 6 7 8' for i, synset in enumerate(TRUTH)
+  ]
+  text = '\n'.join(['ImageId,PredictionString', *reversed(rows)])
+  (root / 'LOC_val_solution.csv').write_text(text)
+
+
+def test_order_and_names():
+  synsets, larger = imagenet.synsets(), imagenet.synsets('21k')
+  assert (len(synsets), len(larger)) == (1000, 21843)
+  assert synsets == tuple(sorted(synsets)) and larger == tuple(sorted(larger))
+  names = imagenet.class_names(synsets)
+  assert names[0] == 'tench, Tinca tinca' and names[207] == 'golden retriever'
+  assert names[134] == 'crane (n02012849)' and names[517] == 'crane (n03126707)'
+  for each in (names, imagenet.class_names(larger)):
+    assert len(set(each)) == len(each)
+
+
+def test_real_labels():
+  real = imagenet.real_labels()
+  assert len(real) == 50_000
+  assert sum(not labels for labels in real) == 3163
+  assert real[:3] == ((), (970, 795), (230, 231))
+  assert imagenet.val_number('val/ILSVRC2012_val_00000002.JPEG') == 1
+  assert imagenet.val_number('n01440764_2.JPEG') is None
+
+
+@pytest.mark.parametrize('write', [devkit, synset_lines, kaggle])
+def test_ground_truths(write, tmp_path):
+  write_tars(tmp_path / 'tars')
+  write(tmp_path / 'tars')
+  examples = list_examples(str(tmp_path / 'tars'), PARTIAL).splits['validation']
+  assert [int(examples.read(i)[1]) for i in range(4)] == [999, 0, 1, 0]
+  assert [examples.read(i)[0] for i in range(4)] == [jpeg(i) for i in range(4)]
+
+
+def test_the_tars_become_a_data_set(tmp_path):
+  import tensorflow_datasets as tfds
+
+  write_tars(tmp_path / 'tars')
+  synset_lines(tmp_path / 'tars')
+  prepare(str(tmp_path / 'tars'), tmp_path / 'out', PARTIAL, workers=1, shards=1)
+  train = open_source(f'array_record:{tmp_path}/out', 'train')
+  assert [int(train.read(i)[1]) for i in range(6)] == [0, 1, 1, 999, 999, 999]
+  assert train.read(2)[0] == jpeg(1443538)
+  assert 'n01443537_1.JPEG' in train.describe(2)
+  assert train.class_names == imagenet.class_names(imagenet.synsets())
+  by_tfds = tfds.builder_from_directory(tmp_path / 'out').as_data_source('validation')
+  assert [list(each['real']) for each in by_tfds] == [
+    list(labels) for labels in imagenet.real_labels()[:4]
+  ]
+
+
+def test_incomplete_and_damaged_tars_are_named(tmp_path):
+  write_tars(tmp_path / 'tars')
+  file = tmp_path / 'tars' / imagenet.TRAIN_TAR
+  with pytest.raises(UserError, match='lacks classes: 3 of 1,000'):
+    list_examples(str(file))
+  with pytest.raises(UserError, match='put .*devkit.* beside it'):
+    list_examples(str(tmp_path / 'tars'), PARTIAL)
+  file.write_bytes(file.read_bytes()[:20_000])
+  with pytest.raises(UserError, match=f'{imagenet.TRAIN_TAR} is no whole tar'):
+    list_examples(str(file), PARTIAL)
+
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_imagenet_21k(packed, tmp_path):
+  for name, data in class_tars().items():
+    if packed:
+      (tmp_path / name).write_bytes(data)
+    else:
+      (tmp_path / name[:-4]).mkdir()
+      tarfile.open(fileobj=io.BytesIO(data)).extractall(tmp_path / name[:-4], filter='data')
+  listing = list_examples(str(tmp_path), Options(classes='imagenet21k', splits=('train',)))
+  synsets = imagenet.synsets('21k')
+  assert listing.class_ids == synsets and len(listing.class_names) == 21843
+  labels = {int(listing.splits['train'].read(i)[1]) for i in range(len(listing.splits['train']))}
+  assert labels <= {synsets.index(synset) for synset in TRAIN}
+  found = list_examples(str(tmp_path), Options(classes='found'))
+  assert found.class_names == imagenet.class_names(tuple(sorted(TRAIN)))

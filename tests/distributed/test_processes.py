@@ -1,0 +1,294 @@
+"""Processes: where each stands, how they meet, and that their number changes no number."""
+
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from tests.helpers import SANDBOX, TINY, free_port, losses, start
+from vit_jax.distributed import cluster, rendezvous
+from vit_jax.distributed.cluster import ProcessInfo
+from vit_jax.errors import LostPeerError, UserError
+
+# Where a process stands.
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((None, 2, None), '--coordinator'),
+    ((None, None, 0), '--coordinator'),
+    (('localhost:1', None, 0), '--num_processes'),
+    (('localhost:1', 2, None), '--process_id'),
+    (('localhost:1', 2, 2), 'counts from 0'),
+    (('localhost:1', 2, -1), 'counts from 0'),
+    (('localhost', 2, 1), 'HOST:PORT'),
+    (('localhost:70000', 2, 1), 'HOST:PORT'),
+  ],
+)
+def test_flags_that_do_not_go_together(arguments, message):
+  with pytest.raises(UserError, match=message):
+    cluster.detect_cluster(*arguments, env={})
+
+
+SLURM = {
+  'SLURM_JOB_ID': '4097',
+  'SLURM_NTASKS': '4',
+  'SLURM_PROCID': '2',
+  'SLURM_LOCALID': '0',
+  'SLURM_STEP_NODELIST': 'gpu[08-10],login',
+}
+HOSTS = ('gpu08', 'gpu09', 'gpu10', 'login')
+TPU = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1', 'TPU_SKIP_MDS_QUERY': '1'}
+
+
+@pytest.mark.parametrize(
+  ('env', 'place'),
+  [
+    ({'TPU_SKIP_MDS_QUERY': '1'}, None),  # a laptop
+    (SLURM, ProcessInfo('gpu08:61441', 4, 2, HOSTS)),
+    (SLURM | {'SLURM_NTASKS': '1'}, None),
+    (
+      SLURM | {'SLURM_NTASKS': '9', 'SLURM_STEP_NUM_TASKS': '4', 'JAX_COORDINATOR_PORT': '7'},
+      ProcessInfo('gpu08:7', 4, 2, HOSTS),
+    ),
+    (
+      SLURM | {'SLURM_STEP_NODELIST': 'n', 'SLURM_LOCALID': '2'},  # a GPU each
+      ProcessInfo('n:61441', 4, 2, (), local_device=2),
+    ),
+    (
+      SLURM | {'SLURM_STEP_NODELIST': 'n', 'CUDA_VISIBLE_DEVICES': '0'},
+      ProcessInfo('n:61441', 4, 2),
+    ),
+    # The shell of sbatch, without srun.
+    ({name: SLURM[name] for name in SLURM if name != 'SLURM_STEP_NODELIST'}, None),
+    (TPU, ProcessInfo('a:8482', 2, 1, ('a', 'b'))),
+    (TPU | {'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}, None),
+    (
+      TPU
+      | {
+        'MEGASCALE_NUM_SLICES': '3',
+        'MEGASCALE_SLICE_ID': '2',
+        'MEGASCALE_COORDINATOR_ADDRESS': 'first:8080',
+      },
+      ProcessInfo('first:8482', 6, 5),
+    ),
+  ],
+)
+def test_places_from_the_environment(env, place):
+  env = {'TPU_SKIP_MDS_QUERY': '1', **env}
+  assert cluster.detect_cluster(env=env) == place
+
+
+def test_node_names_of_slurm():
+  assert cluster.node_names('n[1-2,07],m-3,r[1-2]s') == ['n1', 'n2', 'n07', 'm-3', 'r1s', 'r2s']
+
+
+def test_a_tpu_vm_asks_its_metadata_server(monkeypatch):
+  answers = {
+    'worker-network-endpoints': 'w:1:10.0.0.1,w:2:10.0.0.2',
+    'agent-worker-number': '1',
+    'tpu-env': "NAME: 'x'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n",
+  }
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802 - http.server calls it so
+      text = answers.get(self.path.rpartition('/')[2])
+      self.send_response(404 if text is None else 200)
+      self.end_headers()
+      self.wfile.write((text or '').encode())
+
+    def log_message(self, *unused):
+      pass
+
+  monkeypatch.setattr(cluster.importlib.util, 'find_spec', lambda name: True)
+  with http.server.HTTPServer(('127.0.0.1', 0), Handler) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = {'GCE_METADATA_IP': f'127.0.0.1:{server.server_port}'}
+    assert cluster.detect_cluster(env=env) == ProcessInfo('10.0.0.1:8482', 4, 3)
+    del answers['tpu-env']
+    assert cluster.detect_cluster(env=env) == ProcessInfo(
+      '10.0.0.1:8482', 2, 1, ('10.0.0.1', '10.0.0.2')
+    )
+    answers.clear()
+    assert cluster.detect_cluster(env=env) is None
+    server.shutdown()
+
+
+# How they meet: in threads, for no JAX is needed.
+
+
+def meet(*arrivals, timeout=20.0, hosts=()):
+  """Lets processes (id, of how many, facts) meet; returns what each got or raised."""
+  port, results = free_port(), [None] * len(arrivals)
+
+  def arrive(i, process_id, count, facts):
+    place = ProcessInfo(f'127.0.0.1:{port}', count, process_id, hosts)
+    try:
+      results[i] = rendezvous.meet(place, facts, timeout)
+    except (UserError, LostPeerError) as error:
+      results[i] = error
+
+  threads = [threading.Thread(target=arrive, args=(i, *a)) for i, a in enumerate(arrivals)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return results
+
+
+def close(met):
+  for connection in met.connections.values():
+    connection.close()
+
+
+def test_processes_meet():
+  results = meet((2, 3, {}), (0, 3, {'config.seed': 1}), (1, 3, {'config.seed': 1}))
+  assert {str(r) for r in results} == {str(results[0])}
+  assert 'config.seed is 1 on process 0' in str(results[0])
+  assert 'None on process 2' in str(results[0])
+  results = meet(*((i, 3, {'x': [1.5, 'a']}) for i in range(3)))
+  assert len({met.coordinator for met in results}) == 1
+  for met in results:
+    assert len(met.hosts) == 3
+    close(met)
+
+
+@pytest.mark.parametrize(
+  ('arrivals', 'kind', 'expected'),
+  [
+    ([(0, 3), (2, 3)], LostPeerError, r'2 of 3 .* 0 \(.+\), 2 \(.+\); missing: 1 \(b\);'),
+    ([(2, 3)], LostPeerError, r'Process 0 did not answer at 127.0.0.1:\d+ .*process 2'),
+    ([(0, 3), (1, 3), (1, 3)], UserError, r'Several processes have --process_id=1'),
+    ([(0, 2), (1, 3)], UserError, '--num_processes is 2 on process 0 .* 3 on process 1'),
+  ],
+)
+def test_who_does_not_come_is_named(arrivals, kind, expected):
+  results = meet(*((*a, {}) for a in arrivals), timeout=1, hosts=('a', 'b', 'c'))
+  for result in results:
+    assert type(result) is kind
+    assert result.exit_code == {LostPeerError: 76, UserError: 2}[kind]
+  assert re.search(expected, str(results[0]))
+
+
+def test_strangers_and_processes_that_start_again_do_not_disturb():
+  port = free_port()
+  place = ProcessInfo(f'127.0.0.1:{port}', 2, 0)
+  results = []
+  gather = threading.Thread(target=lambda: results.append(rendezvous.meet(place, {}, 20)))
+  gather.start()
+  for greeting in (b'GET / HTTP/1.1\r\n\r\n', b'{"id": 1}\n', b'\xff\xfe\n', b'[]\n'):
+    while True:
+      try:
+        with socket.create_connection(('127.0.0.1', port)) as stranger:
+          stranger.sendall(greeting)
+        break
+      except ConnectionRefusedError:
+        continue
+  results.append(rendezvous.meet(ProcessInfo(f'127.0.0.1:{port}', 2, 1), {}, 20))
+  gather.join()
+  for met in results:
+    close(met)
+  assert len(results) == 2
+
+
+def test_a_taken_port_is_named():
+  with socket.create_server(('127.0.0.1', 0)) as taken:
+    place = ProcessInfo(f'127.0.0.1:{taken.getsockname()[1]}', 2, 0)
+    with pytest.raises(UserError, match='cannot listen at .*Address already in use'):
+      rendezvous.meet(place, {}, 1)
+
+
+# What they read and learn together: real processes.
+
+READ = """
+import hashlib, sys, jax, numpy as np
+from jax.experimental import multihost_utils
+from vit_jax.config import load_config
+from vit_jax.data import loader, reader, sources, transforms
+from vit_jax.distributed import cluster, processes, sharding
+address, count, i = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with processes.distributed_run(cluster.detect_cluster(address, count, i), {}, 60):
+  config = load_config('configs/quickstart.py', ['--config.data.augment.shift=0.1'])
+  augmentation = transforms.Augmentation(**config.data.augment)
+  digits, read = sources.open_source('digits', 'train'), set()
+  def augment(picture, rng):
+    read.add(hashlib.sha256(picture.pixels(None).tobytes()).hexdigest())
+    return transforms.augment(picture, (8, 8), augmentation, rng)
+  examples = reader.Reader(digits, augment, (8, 8, 3), seed=3)
+  stream = loader.Stream(examples, 16, loader.example_order(digits, 3))
+  for sizes in ((8, 1, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2)):
+    config.mesh.update(dict(zip(('data', 'fsdp', 'tensor'), sizes)))
+    digest = hashlib.sha256()
+    read.clear()
+    feed = loader.DataLoader({'train': stream}, mesh.make_mesh(config.mesh), threads=1)
+    for batch in feed.batches('train', 5, 8):
+      whole = multihost_utils.process_allgather(batch, tiled=True)
+      digest.update(np.asarray(whole['image']).tobytes() + np.asarray(whole['label']).tobytes())
+    print('read', sizes, len(read), digest.hexdigest(), flush=True)
+"""
+
+
+def test_batches_are_the_same_bits_on_one_two_and_four_processes():
+  running = {}
+  for count in (1, 2, 4):
+    env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(8 // count), 'JAX_PLATFORMS': 'cpu'}
+    address = f'127.0.0.1:{free_port()}'
+    running[count] = [
+      subprocess.Popen(
+        [sys.executable, '-c', READ, address, str(count), str(i)],
+        cwd=SANDBOX,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(count)
+    ]
+  digests = set()
+  for count, group in running.items():
+    for process in group:
+      out, err = process.communicate(timeout=120)
+      assert process.returncode == 0, err
+      lines = [line.split() for line in out.splitlines() if line.startswith('read')]
+      assert len(lines) == 4
+      digests |= {line[-1] for line in lines}
+      # 3 batches of 16, and each process reads no more than its part.
+      assert {int(line[-2]) for line in lines} == {48 // count}
+  assert len(digests) == 1
+
+
+def test_two_processes_equal_one(tiny_run, tmp_path):
+  """As SLURM would start them."""
+  env = {
+    'SLURM_JOB_ID': '1',
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': '2',
+    'JAX_COORDINATOR_PORT': str(free_port()),
+    'JAX_PLATFORMS': 'cpu',
+  }
+  started = [
+    start(
+      'main',
+      '--config=configs/quickstart.py',
+      *TINY,
+      f'--workdir={tmp_path}',
+      '--config.mesh.fsdp=2',
+      env={**os.environ, **env, 'SLURM_PROCID': str(i)},
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=200) for process in started]
+  assert [process.returncode for process in started] == [0, 0], outputs
+  said = [[line for line in out.splitlines() if 'Gloo' not in line] for out, _ in outputs]
+  assert said[0] and not said[1]  # one of them speaks
+  assert 'process 1 on ' in outputs[0][0] and '2 cpu devices' in outputs[0][0]
+  np.testing.assert_allclose(losses(tmp_path), losses(tiny_run), rtol=1e-5)
+  with np.load(tmp_path / 'model/params.npz') as a, np.load(tiny_run / 'model/params.npz') as b:
+    assert {name: a[name].shape for name in a} == {name: b[name].shape for name in b}

@@ -1,0 +1,158 @@
+"""What several tests share: folders, a tiny run, real processes, small data, a small step."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from vit_jax.models import build
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.training import step as step_lib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / 'tests' / 'golden'
+# The current folder of all tests: it has configs/, and nothing of the user's (conftest.py).
+SANDBOX = pathlib.Path(os.environ['VIT_JAX_TEST_SANDBOX'])
+# A run of seconds: two blocks of width 16 on digits of 8 x 8 pixels.
+TINY = (
+  '--config.total_steps=6',
+  '--config.batch_size=16',
+  '--config.eval_batch_size=120',
+  '--config.log_every=2',
+  '--config.eval_every=3',
+  '--config.checkpoint.every=2',
+  '--config.schedule.warmup_steps=2',
+  '--config.model.width=16',
+  '--config.model.depth=2',
+  '--config.model.mlp_dim=32',
+  '--config.model.num_heads=2',
+  '--config.model.dropout_rate=0.1',
+  '--config.data.image_size=8',
+  '--config.data.threads=2',
+)
+
+
+def start(module: str, *args: str, **kwargs) -> subprocess.Popen:
+  """Starts `python -m vit_jax.<module>` in a real process, in the sandbox."""
+  return subprocess.Popen(
+    [sys.executable, '-m', f'vit_jax.{module}', *map(str, args)],
+    cwd=SANDBOX,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **kwargs,
+  )
+
+
+def run(module: str, *args: str, **kwargs) -> subprocess.CompletedProcess:
+  """Runs `python -m vit_jax.<module>` to its end."""
+  process = start(module, *args, **kwargs)
+  out, err = process.communicate(timeout=300)
+  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def write_images(folder: pathlib.Path, files: dict[str, tuple[int, int]], seed: int = 0) -> None:
+  """Writes random RGB images: {'train/cat/1.png': (height, width), …}."""
+  rng = np.random.default_rng(seed)
+  for name, size in files.items():
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def free_port() -> int:
+  with socket.create_server(('127.0.0.1', 0)) as free:
+    return free.getsockname()[1]
+
+
+def losses(workdir):
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [line[name] for line in lines for name in ('train/loss', 'test/loss') if name in line]
+
+
+TFDS_IMAGES = [
+  np.random.default_rng(i).integers(0, 256, (5 + i, 7, 3), dtype=np.uint8) for i in range(5)
+]
+
+TFDS_LABELS = {'label': [0, 1, 2, 0, 1], 'labels': [[0], [1, 2], [], [0, 2], [1]]}
+
+
+def write_tfds(root: pathlib.Path, key: str) -> None:
+  """Five examples in the format of TFDS, two shards; `key` is 'label' or 'labels'."""
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+  label = tfds.features.ClassLabel(names=['cat', 'dog', 'owl'])
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(),
+      key: label if key == 'label' else tfds.features.Sequence(label),
+    }
+  )
+  root.mkdir(parents=True)
+  features.save_config(root)
+  serializer = ExampleSerializer(features.get_serialized_info())
+  for shard, indices in enumerate(([0, 1, 2], [3, 4])):
+    path = root / f'pets-train.array_record-{shard:05}-of-00002'
+    writer = ArrayRecordWriter(str(path), 'group_size:1')
+    for i in indices:
+      file = io.BytesIO()
+      Image.fromarray(TFDS_IMAGES[i]).save(file, 'PNG')
+      example = {'image': file.getvalue(), key: TFDS_LABELS[key][i]}
+      writer.write(serializer.serialize_example(example))
+    writer.close()
+  split = {
+    'name': 'train',
+    'shardLengths': ['3', '2'],
+    'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+  }
+  info = {'name': 'pets', 'version': '1.0.0', 'fileFormat': 'array_record', 'splits': [split]}
+  (root / 'dataset_info.json').write_text(json.dumps(info))
+
+
+# Most of the time goes into compiling.
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+_RNG = np.random.default_rng(0)
+
+IMAGES = _RNG.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+
+BATCH = {'image': IMAGES, 'label': _RNG.integers(0, 3, 8, dtype=np.int32)}
+
+MULTI_HOT = _RNG.integers(0, 2, (8, 3), dtype=np.uint8)
+
+KEY = jax.random.key(7)
+
+
+def rate(step) -> jax.Array:
+  return 0.1 / (1 + jnp.asarray(step, jnp.float32))
+
+
+def make_model(**fields) -> VisionTransformer:
+  return VisionTransformer(4, 16, 1, 24, 2, num_classes=3, pool='gap', **fields)
+
+
+def first_state(polyak: bool = False) -> step_lib.TrainState:
+  """Starts from normal numbers, so that the gradient reaches everything."""
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda leaf: jnp.float32(rng.normal(0, 0.3, leaf.shape)),
+    build.abstract_params(make_model(), (8, 8)),
+  )
+  optimizer = optax.sgd(rate, momentum=0.9)
+  return step_lib.init_state(make_model(), optimizer, (8, 8), 0, polyak, params)
+
+
+def assert_close(one, two, rtol=1e-5, atol=1e-6):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, two)

@@ -1,0 +1,61 @@
+"""Losses, targets and what counts as correct, against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models.losses import LOSSES, is_correct, targets
+
+LOGITS = np.random.default_rng(0).normal(0, 3, (6, 4)).astype(np.float32)
+LABELS = np.array([0, 3, 1, 2, 2, 0], np.int32)
+MULTI_HOT = np.array(
+  [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1], [1, 0, 1, 0]], np.uint8
+)
+
+
+def softmax(logits, wanted):
+  shares = np.exp(logits.astype(float))
+  return -(wanted * np.log(shares / shares.sum(axis=-1, keepdims=True))).sum(axis=-1)
+
+
+def sigmoid(logits, wanted):
+  share = 1 / (1 + np.exp(-logits.astype(float)))
+  return -(wanted * np.log(share) + (1 - wanted) * np.log(1 - share)).sum(axis=-1)
+
+
+@pytest.mark.parametrize('labels', [LABELS, MULTI_HOT], ids=['classes', 'multi-hot'])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize(('name', 'formula'), [('softmax', softmax), ('sigmoid', sigmoid)])
+def test_losses_are_their_formulas(name, formula, smoothing, labels):
+  ones = np.eye(4)[labels] if labels.ndim == 1 else labels
+  wanted = ones * (1 - smoothing) + smoothing / 4
+  found = targets(jnp.asarray(labels), 4, smoothing)
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, wanted, rtol=1e-6)
+  loss = LOSSES[name](LOGITS, found)
+  assert (loss.shape, loss.dtype) == ((6,), np.float32)
+  np.testing.assert_allclose(loss, formula(LOGITS, wanted), rtol=1e-5)
+
+
+def test_smoothed_class_targets_sum_to_one():
+  found = targets(jnp.asarray(LABELS), 4, 0.3)
+  np.testing.assert_allclose(found.sum(axis=-1), np.ones(6), rtol=1e-6)
+  np.testing.assert_allclose(found.max(axis=-1), np.full(6, 0.7 + 0.3 / 4), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_losses_and_gradients_stay_finite_for_large_logits(name):
+  logits = jnp.float32([[1e4, -1e4, 0.0]])
+  for label in range(3):
+    wanted = targets(jnp.int32([label]), 3)
+    value, gradient = jax.value_and_grad(lambda x, w=wanted: LOSSES[name](x, w).sum())(logits)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_is_correct():
+  logits = jnp.float32([[1, 3, 2], [5, 1, 0], [0, 1, 2]])
+  assert list(is_correct(logits, jnp.int32([1, 1, 2]))) == [True, False, True]
+  assert list(is_correct(logits, jnp.int32([0, 0, 1]))) == [False, True, False]
+  multi_hot = jnp.uint8([[0, 1, 1], [0, 1, 1], [0, 0, 0]])
+  assert list(is_correct(logits, multi_hot)) == [True, False, False]

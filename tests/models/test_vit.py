@@ -1,0 +1,350 @@
+"""The model: parameter counts, names and shapes, pools, regularisation, numeric types."""
+
+import functools
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.models.vit import (
+  EncoderBlock,
+  MultiHeadDotProductAttention,
+  Numerics,
+  VisionTransformer,
+)
+from vit_jax.weights.layouts import released
+
+# Most of the time goes into compiling.
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+TINY = dict(patch_size=4, width=16, depth=2, mlp_dim=24, num_heads=2, num_classes=0)
+ATTENTION = 'MultiHeadDotProductAttention_0'
+BLOCK = {
+  'LayerNorm_0/scale': (16,),
+  'LayerNorm_0/bias': (16,),
+  f'{ATTENTION}/query/kernel': (16, 2, 8),
+  f'{ATTENTION}/query/bias': (2, 8),
+  f'{ATTENTION}/key/kernel': (16, 2, 8),
+  f'{ATTENTION}/key/bias': (2, 8),
+  f'{ATTENTION}/value/kernel': (16, 2, 8),
+  f'{ATTENTION}/value/bias': (2, 8),
+  f'{ATTENTION}/out/kernel': (2, 8, 16),
+  f'{ATTENTION}/out/bias': (16,),
+  'LayerNorm_1/scale': (16,),
+  'LayerNorm_1/bias': (16,),
+  'MlpBlock_0/Dense_0/kernel': (16, 24),
+  'MlpBlock_0/Dense_0/bias': (24,),
+  'MlpBlock_0/Dense_1/kernel': (24, 16),
+  'MlpBlock_0/Dense_1/bias': (16,),
+}
+
+
+def random_images(*shape: int) -> np.ndarray:
+  return np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
+
+
+def random_params(model: VisionTransformer, size: tuple[int, int]):
+  """Normal numbers for all parameters, so that no layer is the identity or zero."""
+  rng = np.random.default_rng(1)
+  draw = lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32)  # noqa: E731
+  return jax.tree.map(draw, build.abstract_params(model, size))
+
+
+@functools.partial(jit, static_argnums=0, static_argnames='deterministic')
+def apply(model, params, images, key=None, deterministic=True):
+  rngs = None if key is None else {'dropout': key}
+  return model.apply({'params': params}, images, deterministic=deterministic, rngs=rngs)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return random_params(VisionTransformer(**TINY), (8, 8))
+
+
+@pytest.mark.parametrize(
+  ('variant', 'patch_size', 'count'),
+  [
+    ('Ti', 16, 5_717_416),
+    ('S', 16, 22_050_664),
+    ('B', 16, 86_567_656),
+    ('B', 32, 88_224_232),
+    ('L', 16, 304_326_632),
+    ('L', 32, 306_535_400),
+    ('H', 14, 632_045_800),
+  ],
+)
+def test_published_sizes_have_their_parameter_counts(variant, patch_size, count):
+  config = config_lib.default_config().model
+  config.variant, config.patch_size = variant, patch_size
+  model = build.model_from_config(config, num_classes=1000)
+  assert build.count_parameters(build.abstract_params(model, (224, 224))) == count
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'choices'),
+  [
+    ('variant', 'XXL', 'Ti, S, B, L, H'),
+    ('pool', 'max', 'token, gap, map'),
+    ('dtype', 'float8', 'auto, float32, bfloat16'),
+    ('num_heads', 5, 'not a multiple of the 5 heads'),
+  ],
+)
+def test_model_config_errors_name_the_choices(field, value, choices):
+  config = config_lib.default_config().model
+  config[field] = value
+  with pytest.raises(UserError, match=choices):
+    build.model_from_config(config, num_classes=10)
+
+
+def test_config_fields_reach_the_model():
+  config = config_lib.default_config().model
+  fields = dict(
+    patch_size=8,
+    width=12,
+    depth=3,
+    mlp_dim=20,
+    num_heads=4,
+    pool='map',
+    pre_logits=6,
+    dropout_rate=0.1,
+    attention_dropout_rate=0.2,
+    stochastic_depth_rate=0.3,
+    head_bias_init=-3.0,
+  )
+  config.update(fields, dtype='bfloat16')
+  model = build.model_from_config(config, num_classes=9)
+  assert {name: getattr(model, name) for name in fields} == fields
+  assert (model.num_classes, model.numerics.dtype) == (9, jnp.bfloat16)
+
+
+def test_names_and_shapes_are_the_released_ones():
+  model = VisionTransformer(**{**TINY, 'num_classes': 5}, pre_logits=12)
+  expected = {
+    'cls': (1, 1, 16),
+    'embedding/kernel': (4, 4, 3, 16),
+    'embedding/bias': (16,),
+    'Transformer/posembed_input/pos_embedding': (1, 5, 16),
+    'Transformer/encoder_norm/scale': (16,),
+    'Transformer/encoder_norm/bias': (16,),
+    'pre_logits/kernel': (16, 12),
+    'pre_logits/bias': (12,),
+    'head/kernel': (12, 5),
+    'head/bias': (5,),
+  }
+  for i in range(2):
+    expected |= {f'Transformer/encoderblock_{i}/{name}': BLOCK[name] for name in BLOCK}
+  found = released.flatten(build.abstract_params(model, (8, 8)))
+  assert {name: leaf.shape for name, leaf in found.items()} == expected
+  assert {leaf.dtype for leaf in found.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
+def test_pool(pool):
+  model = VisionTransformer(**TINY, pool=pool)
+  params = random_params(model, (8, 12))
+  images = random_images(3, 8, 12)
+  features, state = jit(
+    lambda params: model.apply({'params': params}, images, capture_intermediates=True)
+  )(params)
+  tokens = state['intermediates']['Transformer']['__call__'][0]
+  assert features.shape == (3, 16)
+  assert tokens.shape == (3, 7 if pool == 'token' else 6, 16)
+  assert ('cls' in params, 'MAPHead_0' in params) == (pool == 'token', pool == 'map')
+  if pool == 'token':
+    np.testing.assert_allclose(features, tokens[:, 0], atol=1e-5)
+  if pool == 'gap':
+    np.testing.assert_allclose(features, tokens.mean(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
+def test_only_positions_tell_the_order_of_patches(pool):
+  model = VisionTransformer(**TINY, pool=pool)
+  params = random_params(model, (8, 8))
+  images = random_images(2, 8, 8)
+  permuted = np.concatenate([images[:, 4:], images[:, :4]], axis=1)  # rows of patches
+  difference = np.abs(apply(model, params, images) - apply(model, params, permuted))
+  assert difference.max() > 1e-2
+  params['Transformer']['posembed_input']['pos_embedding'] *= 0
+  np.testing.assert_allclose(
+    apply(model, params, images), apply(model, params, permuted), atol=1e-5
+  )
+
+
+def test_examples_do_not_see_each_other(params):
+  model = VisionTransformer(**TINY)
+  images = random_images(3, 8, 8)
+  together = apply(model, params, images)
+  np.testing.assert_allclose(apply(model, params, images[1:2])[0], together[1], atol=1e-5)
+
+
+def test_no_head_gives_the_features_the_head_would_see(params):
+  model = VisionTransformer(**TINY)
+  images = random_images(2, 8, 8)
+  features = apply(model, params, images)
+  head = {'kernel': random_images(16), 'bias': np.float32([1, 2, 3])}
+  logits = apply(model.clone(num_classes=3), {**params, 'head': head}, images)
+  np.testing.assert_allclose(logits, features @ head['kernel'] + head['bias'][None], atol=1e-5)
+
+
+def test_pre_logits_is_a_tanh_layer(params):
+  model = VisionTransformer(**TINY)
+  images = random_images(2, 8, 8)
+  features = np.asarray(apply(model, params, images))
+  layer = {'kernel': random_images(16), 'bias': np.float32([1, 2, 3])}
+  found = apply(model.clone(pre_logits=3), {**params, 'pre_logits': layer}, images)
+  expected = np.tanh(features @ layer['kernel'] + layer['bias'])
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_new_model_starts_with_zero_logits_and_the_given_bias():
+  model = VisionTransformer(**{**TINY, 'num_classes': 3}, head_bias_init=-4.0)
+  images = random_images(2, 8, 8)
+  logits, _ = jit(model.init_with_output)(jax.random.key(0), images)
+  np.testing.assert_array_equal(logits, np.full((2, 3), -4.0))
+
+
+@pytest.mark.parametrize(
+  'field', ['dropout_rate', 'attention_dropout_rate', 'stochastic_depth_rate']
+)
+def test_regularisation_acts_in_training_only(field, params):
+  plain, model = VisionTransformer(**TINY), VisionTransformer(**TINY, **{field: 0.5})
+  images = random_images(8, 8, 8)
+  expected = apply(plain, params, images)
+  np.testing.assert_array_equal(apply(model, params, images), expected)
+  one, again, two = (
+    np.asarray(apply(model, params, images, jax.random.key(seed), deterministic=False))
+    for seed in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(one, again)
+  assert np.abs(one - expected).max() > 1e-2
+  assert np.abs(one - two).max() > 1e-2
+
+
+def test_stochastic_depth_drops_whole_examples_and_scales_the_others():
+  block = EncoderBlock(mlp_dim=24, num_heads=2, stochastic_depth_rate=0.25)
+  x = np.random.default_rng(0).normal(size=(200, 3, 16)).astype(np.float32)
+  params = jit(block.init)(jax.random.key(0), x)
+  second = params['params']['MlpBlock_0']['Dense_1']
+  second.update(jax.tree.map(jnp.zeros_like, second))  # the attention branch alone is left
+  branch = np.asarray(block.apply(params, x)) - x
+  found = block.apply(params, x, 1.0, jax.random.key(1)) - x
+  kept = np.abs(found).max(axis=(1, 2)) > 0
+  assert 0.6 < kept.mean() < 0.9
+  np.testing.assert_allclose(found, kept[:, None, None] * branch / 0.75, atol=1e-5)
+
+
+def test_stochastic_depth_spares_the_first_block():
+  one = VisionTransformer(**{**TINY, 'depth': 1})
+  params = random_params(one, (8, 8))
+  images = random_images(16, 8, 8)
+  model = one.clone(stochastic_depth_rate=0.5)
+  found = apply(model, params, images, jax.random.key(0), deterministic=False)
+  np.testing.assert_array_equal(found, apply(one, params, images))
+
+
+def equations(jaxpr):
+  """All equations of a jaxpr, also those inside of other ones."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+@pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_dtype_reaches_the_blocks_and_the_rest_stays_float32(dtype, pool):
+  numerics = Numerics(jnp.dtype(dtype))
+  model = VisionTransformer(**{**TINY, 'num_classes': 3}, pool=pool, numerics=numerics)
+  images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+  params = build.abstract_params(model, (8, 8))
+  jaxpr = jax.make_jaxpr(model.apply)({'params': params}, images)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+  found = list(equations(jaxpr.jaxpr))
+  products = [
+    str(equation.invars[0].aval.dtype)
+    for equation in found
+    if equation.primitive.name in ('dot_general', 'conv_general_dilated')
+  ]
+  blocks = 3 if pool == 'map' else 2
+  assert products == [dtype] * (1 + 8 * blocks) + ['float32']
+  softmax = {str(e.invars[0].aval.dtype) for e in found if e.primitive.name == 'exp'}
+  assert softmax == {'float32'}
+  assert jaxpr.out_avals[0].dtype == np.float32
+  features = jax.eval_shape(model.clone(num_classes=0).apply, {'params': params}, images)
+  assert features.dtype == np.float32
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(params):
+  images = random_images(2, 8, 8)
+  exact = np.asarray(apply(VisionTransformer(**TINY), params, images))
+  model = VisionTransformer(**TINY, numerics=Numerics(jnp.bfloat16))
+  rough = np.asarray(apply(model, params, images))
+  assert 0 < np.abs(exact - rough).max() < 0.1
+
+
+@pytest.mark.parametrize('attention', ['einsum', 'xla'])
+def test_attention_is_the_formula(attention):
+  rng = np.random.default_rng(0)
+  queries, keys = rng.normal(size=(2, 3, 16)), rng.normal(size=(2, 5, 16))
+  layer = MultiHeadDotProductAttention(num_heads=2, attention=attention)
+  shapes = jax.eval_shape(layer.init, jax.random.key(0), queries, keys)
+  params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape), shapes)
+  p = params['params']
+  out = p['out']['bias']
+  for head in range(2):
+    query, key, value = (
+      x @ p[name]['kernel'][:, head] + p[name]['bias'][head]
+      for name, x in (('query', queries), ('key', keys), ('value', keys))
+    )
+    weights = np.exp(query @ key.transpose(0, 2, 1) / np.sqrt(8))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    out = out + weights @ value @ p['out']['kernel'][head]
+  to_float = functools.partial(jax.tree.map, np.float32)
+  found = layer.apply(to_float(params), *to_float((queries, keys)))
+  np.testing.assert_allclose(found, out, atol=1e-5)
+
+
+def test_constrain_sees_the_tokens_at_every_block_boundary(params):
+  shapes = []
+
+  def constrain(tokens):
+    shapes.append(tokens.shape)
+    return tokens
+
+  model = VisionTransformer(**TINY, constrain=constrain)
+  images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+  jax.eval_shape(lambda images: model.apply({'params': params}, images), images)
+  assert shapes == [(2, 5, 16)] * 3
+
+
+def loss_and_gradients(model, params, images, key):
+  def loss(params):
+    logits = model.apply({'params': params}, images, deterministic=False, rngs={'dropout': key})
+    return jnp.square(logits).sum()
+
+  return jax.value_and_grad(loss)(params)
+
+
+@pytest.fixture(scope='module')
+def plain():
+  rates = dict(dropout_rate=0.2, attention_dropout_rate=0.2, stochastic_depth_rate=0.3)
+  return VisionTransformer(**TINY, **rates)
+
+
+def test_remat_computes_again_what_it_says(plain, params):
+  """More matrix products; a CPU's compiler undoes it, so memory does not show it here."""
+
+  def products(remat):
+    step = functools.partial(loss_and_gradients, plain.clone(remat=remat))
+    lowered = jax.jit(step).lower(params, random_images(4, 8, 8), jax.random.key(0))
+    return lowered.as_text().count('dot_general')
+
+  none, dots, full = (products(remat) for remat in ('none', 'dots', 'full'))
+  attention, dense = 2, 6  # query-key and weights-value; query, key, value, out, and the MLP's
+  assert dots == none + attention * plain.depth
+  # The last dense layers of both branches are needed for no gradient.
+  assert dots < full <= none + (attention + dense) * plain.depth

@@ -1,0 +1,181 @@
+"""The pure train and eval steps: accumulation, averaging, randomness, masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.helpers import (
+  BATCH,
+  IMAGES,
+  KEY,
+  MULTI_HOT,
+  assert_close,
+  first_state,
+  jit,
+  make_model,
+  rate,
+)
+from vit_jax.training import step as step_lib
+
+
+def make_step(accumulation_steps=1, ema_decay=0.0, loss='softmax', smoothing=0.0, **fields):
+  train_step = step_lib.make_train_step(
+    make_model(**fields),
+    optax.sgd(rate, momentum=0.9),
+    rate,
+    loss=loss,
+    label_smoothing=smoothing,
+    accumulation_steps=accumulation_steps,
+    ema_decay=ema_decay,
+  )
+  return jit(train_step)
+
+
+@pytest.fixture(scope='module')
+def state():
+  return first_state()
+
+
+@pytest.fixture(scope='module')
+def plain():
+  return make_step()
+
+
+@pytest.fixture(scope='module')
+def with_dropout():
+  return make_step(dropout_rate=0.5)
+
+
+@pytest.fixture(scope='module')
+def logits(state) -> np.ndarray:
+  images = IMAGES.astype(np.float32) / 127.5 - 1
+  return np.asarray(jit(make_model().apply)({'params': state.params}, images), float)
+
+
+def equal(one, two) -> bool:
+  return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, two)))
+
+
+def test_images_are_scaled_to_minus_one_and_one():
+  found = step_lib.scale_images(jnp.uint8([0, 51, 255]))
+  np.testing.assert_allclose(found, [-1, -0.6, 1], rtol=1e-6)
+  assert found.dtype == np.float32
+
+
+def test_first_state(state):
+  assert (state.step, state.step.dtype) == (0, np.int32)
+  assert state.average is None and state.eval_params is state.params
+  averaging = first_state(polyak=True)
+  assert equal(averaging.average, state.params) and equal(averaging.params, state.params)
+
+
+def test_first_parameters_are_a_function_of_the_seed():
+  optimizer = optax.sgd(0.1)
+  init = jit(lambda seed: step_lib.init_state(make_model(), optimizer, (8, 8), seed, False).params)
+  assert equal(init(0), init(0))
+  assert not equal(init(0)['embedding'], init(1)['embedding'])
+
+
+def test_loss_of_a_step(plain, state, logits):
+  _, metrics = plain(state, BATCH, KEY)
+  shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  expected = -np.log(shares[np.arange(8), BATCH['label']]).mean()
+  np.testing.assert_allclose(metrics['train/loss'], expected, rtol=1e-5)
+
+
+def test_sigmoid_loss_of_smoothed_multi_hot_labels(state, logits):
+  train_step = make_step(loss='sigmoid', smoothing=0.3)
+  _, metrics = train_step(state, {'image': IMAGES, 'label': MULTI_HOT}, KEY)
+  share, wanted = 1 / (1 + np.exp(-logits)), MULTI_HOT * 0.7 + 0.1
+  expected = -(wanted * np.log(share) + (1 - wanted) * np.log(1 - share)).sum(axis=-1).mean()
+  np.testing.assert_allclose(metrics['train/loss'], expected, rtol=1e-5)
+
+
+def test_steps_count_and_learn(plain, state):
+  rates, losses = [], []
+  for i in range(5):
+    state, metrics = plain(state, BATCH, KEY)
+    assert state.step == i + 1
+    rates.append(metrics['train/learning_rate'])
+    losses.append(metrics['train/loss'])
+  np.testing.assert_allclose(rates, 0.1 / np.arange(1, 6), rtol=1e-6)
+  assert losses[-1] < 0.9 * losses[0]
+  assert {value.dtype for value in metrics.values()} == {np.dtype(np.float32)}
+
+
+def test_the_reported_gradient_norm_is_that_of_the_update(plain, state):
+  after, metrics = plain(state, BATCH, KEY)
+  change = jax.tree.map(lambda a, b: np.square((b - a) / 0.1).sum(), state.params, after.params)
+  norm = np.sqrt(sum(jax.tree.leaves(change)))
+  np.testing.assert_allclose(norm, metrics['train/gradient_norm'], rtol=1e-4)
+
+
+def test_step_is_a_pure_function(with_dropout, state):
+  before = jax.tree.map(np.array, state)
+  assert equal(with_dropout(state, BATCH, KEY), with_dropout(state, BATCH, KEY))
+  assert equal(state, before)
+
+
+def test_dropout_differs_by_step_number_and_by_key(with_dropout, state):
+  def loss(state, key):
+    return float(with_dropout(state, BATCH, key)[1]['train/loss'])
+
+  numbers = {loss(state.replace(step=jnp.int32(i)), KEY) for i in range(3)}
+  keys = {loss(state, jax.random.key(i)) for i in range(3)}
+  assert len(numbers) == len(keys) == 3
+
+
+def test_accumulation_gives_the_whole_batch(plain, state):
+  accumulating = make_step(accumulation_steps=4)
+  for _ in range(2):
+    expected, wanted = plain(state, BATCH, KEY)
+    found, metrics = accumulating(state, BATCH, KEY)
+    assert_close(metrics, wanted)
+    assert_close(found.params, expected.params)
+    state = expected
+
+
+def test_accumulated_parts_drop_different_units(with_dropout, state):
+  """Eight parts average out the noise of dropout as well as eight rows do."""
+  accumulating = make_step(accumulation_steps=8, dropout_rate=0.5)
+  same = jax.tree.map(lambda x: np.repeat(x[:1], 8, axis=0), BATCH)
+  keys = [jax.random.key(i) for i in range(30)]
+  parts, rows = (
+    np.std([float(train_step(state, same, key)[1]['train/loss']) for key in keys])
+    for train_step in (accumulating, with_dropout)
+  )
+  assert 0.5 < parts / rows < 1.8  # 2.8 if all parts dropped the same
+
+
+def test_polyak_average_is_its_recurrence():
+  train_step, state = make_step(ema_decay=0.8), first_state(polyak=True)
+  expected = jax.tree.map(np.array, state.average)
+  for _ in range(3):
+    state, _ = train_step(state, BATCH, KEY)
+    expected = jax.tree.map(lambda a, p: 0.8 * a + 0.2 * p, expected, state.params)
+  assert_close(state.average, expected)
+  assert state.eval_params is state.average
+  assert not equal(state.average, state.params)
+
+
+@pytest.mark.parametrize('multi_hot', [False, True])
+def test_eval_step_sums_over_the_mask(multi_hot, state, logits):
+  mask = np.array([1, 1, 0, 1, 0, 1, 1, 0], bool)
+  labels = np.eye(3, dtype=np.uint8)[BATCH['label']] if multi_hot else BATCH['label']
+  eval_step = jit(step_lib.make_eval_step(make_model(dropout_rate=0.5), 'softmax'))
+  found = eval_step(state.params, {'image': IMAGES, 'label': labels, 'mask': mask})
+  shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  losses = -np.log(shares[np.arange(8), BATCH['label']])
+  right = logits.argmax(axis=-1) == BATCH['label']
+  assert (found['examples'], found['correct']) == (5, (right & mask).sum())
+  np.testing.assert_allclose(found['loss'], losses[mask].sum(), rtol=1e-5)
+
+
+def test_what_is_masked_changes_nothing(state):
+  eval_step = jit(step_lib.make_eval_step(make_model(), 'softmax'))
+  batch = BATCH | {'mask': np.arange(8) < 5}
+  other = jax.tree.map(np.copy, batch)
+  other['image'][5:], other['label'][5:] = 0, 1
+  assert equal(eval_step(state.params, batch), eval_step(state.params, other))

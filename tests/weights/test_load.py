@@ -1,0 +1,397 @@
+"""Released checkpoints: golden logits, resizing, the layout on disk, damaged files, `load`."""
+
+import dataclasses
+import io
+import pathlib
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from tests.helpers import GOLDEN
+from vit_jax.classifier import load_params
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights import adapt
+from vit_jax.weights.layouts import released
+
+ARCHITECTURES = {
+  'vit_gap': dict(patch_size=16, pool='gap', pre_logits=0),
+  'vit_patch14': dict(patch_size=14, pool='token', pre_logits=0),
+  'vit_token_prelogits': dict(patch_size=16, pool='token', pre_logits=40),
+}
+POSITIONS = 'Transformer/posembed_input/pos_embedding'
+QUERY = 'Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel'
+
+
+@pytest.fixture(scope='module')
+def golden() -> vit_jax.Classifier:
+  return vit_jax.load(GOLDEN / 'vit_token_prelogits.npz')
+
+
+@pytest.fixture
+def tensors() -> dict[str, np.ndarray]:
+  with np.load(GOLDEN / 'vit_token_prelogits.npz') as archive:
+    return dict(archive)
+
+
+def assert_same_tree(one, two):
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_golden_logits(name):
+  expected = np.load(GOLDEN / f'{name}_expected.npz')
+  vit = vit_jax.load(GOLDEN / f'{name}.npz')
+  logits = vit(expected['images'])
+  assert logits.dtype == np.float32
+  np.testing.assert_allclose(logits, expected['logits'], atol=2e-5)
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_architecture_is_read_off_the_tensors(name):
+  vit = vit_jax.load(GOLDEN / f'{name}.npz')
+  expected = dict(width=48, depth=2, mlp_dim=96, num_heads=3, num_classes=7) | ARCHITECTURES[name]
+  expected |= dict(resnet_width=0, resnet_blocks=())
+  assert build.architecture(vit.model) == expected
+  assert vit.image_size == ((56, 56) if name == 'vit_patch14' else (64, 64))
+  assert vit.labels is None
+
+
+@pytest.mark.parametrize(('old', 'new'), [(14, 24), (16, 37), (24, 14), (7, 12)])
+def test_golden_resized_position_embeddings(old, new):
+  expected = np.load(GOLDEN / f'posemb_{old}_to_{new}.npz')
+  found = adapt.resize_position_embedding(expected['old'], (old, old), (new, new))
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, expected['new'], atol=1e-5)
+
+
+def test_resizing_to_a_rectangle_aligns_corners_and_is_linear():
+  rows, columns = np.meshgrid(np.arange(4.0), np.arange(3.0), indexing='ij')
+  old = np.stack([rows, columns], axis=-1).reshape(1, 12, 2).astype(np.float32)
+  new = adapt.resize_position_embedding(old, (4, 3), (7, 2)).reshape(7, 2, 2)
+  np.testing.assert_allclose(new[..., 0], np.repeat(np.linspace(0, 3, 7)[:, None], 2, axis=1))
+  np.testing.assert_allclose(new[..., 1], np.repeat([[0.0, 2.0]], 7, axis=0))
+
+
+def test_resizing_keeps_the_class_token_and_the_grid_of_the_same_size():
+  old = np.random.default_rng(0).normal(size=(1, 7, 4)).astype(np.float32)
+  np.testing.assert_array_equal(adapt.resize_position_embedding(old, (2, 3), (2, 3)), old)
+  new = adapt.resize_position_embedding(old, (2, 3), (5, 4))
+  assert new.shape == (1, 21, 4)
+  np.testing.assert_array_equal(new[:, 0], old[:, 0])
+
+
+def test_load_resizes_to_a_rectangle(golden):
+  vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', image_size=(96, 32))
+  new = vit.params['Transformer']['posembed_input']['pos_embedding']
+  old = golden.params['Transformer']['posembed_input']['pos_embedding']
+  assert vit.image_size == (96, 32)
+  assert new.shape == (1, 1 + 6 * 2, 48)
+  grids = (old[0, 1:].reshape(4, 4, 48), new[0, 1:].reshape(6, 2, 48))
+  for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+    np.testing.assert_allclose(grids[0][corner], grids[1][corner], atol=1e-6)
+  assert vit(np.zeros((1, 96, 32, 3), np.float32)).shape == (1, 7)
+
+
+@pytest.mark.parametrize('size', [63, (64, 40), 8])
+def test_sizes_that_patches_do_not_tile(size):
+  with pytest.raises(UserError, match='do not tile'):
+    vit_jax.load(GOLDEN / 'vit_gap.npz', image_size=size)
+
+
+def test_round_trip_is_bit_exact_and_published_on_disk(golden, tensors, tmp_path):
+  golden.save(tmp_path / 'copy.npz')
+  with np.load(tmp_path / 'copy.npz') as archive:
+    written = dict(archive)
+  assert_same_tree(written, tensors)
+  assert not (tmp_path / 'copy.npz.part').exists()
+  parts = {name.split('/')[2] for name in written if 'encoderblock_1' in name}
+  assert parts == {'LayerNorm_0', 'LayerNorm_2', 'MlpBlock_3', 'MultiHeadDotProductAttention_1'}
+  assert_same_tree(vit_jax.load(tmp_path / 'copy.npz').params, golden.params)
+
+
+@pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
+def test_any_model_is_written_and_read_back(pool, tmp_path):
+  model = VisionTransformer(4, 16, 2, 24, 2, num_classes=3, pool=pool)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+    build.abstract_params(model, (8, 8)),
+  )
+  released.write_npz(tmp_path / 'x.npz', params)
+  vit = vit_jax.load(tmp_path / 'x.npz')
+  assert vit.model.pool == pool
+  assert_same_tree(vit.params, params)
+
+
+def test_parameters_carry_the_names_of_current_linen(golden):
+  block = golden.params['Transformer']['encoderblock_0']
+  names = {'LayerNorm_0', 'LayerNorm_1', 'MlpBlock_0', 'MultiHeadDotProductAttention_0'}
+  assert set(block) == names
+
+
+def test_a_new_head_is_zero_and_drops_pre_logits(golden):
+  vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', num_classes=5)
+  assert vit.params['head']['kernel'].shape == (48, 5)
+  assert not any(np.any(leaf) for leaf in vit.params['head'].values())
+  assert (vit.model.num_classes, vit.model.pre_logits) == (5, 0)
+  assert set(golden.params) - set(vit.params) == {'pre_logits'}
+  assert_same_tree(vit.params['Transformer'], golden.params['Transformer'])
+
+
+def test_no_head_gives_the_features_below_it(golden):
+  images = np.load(GOLDEN / 'vit_token_prelogits_expected.npz')['images']
+  vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', num_classes=0)
+  head = jax.device_get(golden.params['head'])
+  assert 'head' not in vit.params
+  logits = np.asarray(vit(images)) @ head['kernel'] + head['bias']
+  np.testing.assert_allclose(logits, golden(images), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  ('name', 'channels'), [('vit_gap', 1), ('vit_gap', 6), ('hybrid_stem', 6), ('bit_resnet', 6)]
+)
+def test_weights_of_color_images_serve_other_numbers_of_channels(name, channels, tmp_path):
+  vit = vit_jax.load(GOLDEN / f'{name}.npz')
+  params, report = load_params(GOLDEN / f'{name}.npz', vit.model, vit.image_size, channels=channels)
+  assert f'for {channels} channels' in str(report.resized)
+  gray = np.random.default_rng(0).uniform(-1, 1, (2, *vit.image_size, 1)).astype(np.float32)
+  params['head'] = vit.params['head']
+  other = dataclasses.replace(vit, params=params)
+  assert other.channels == channels
+  # The same in every channel, an image gives what it gave.
+  expected = vit(np.repeat(gray, 3, axis=-1))
+  np.testing.assert_allclose(other(np.repeat(gray, channels, axis=-1)), expected, atol=1e-4)
+  other.save(tmp_path / 'x.npz')
+  again = vit_jax.load(tmp_path / 'x.npz')
+  assert again.channels == channels
+  pixels = again.preprocess(np.zeros((20, 20, channels), np.uint8))
+  assert pixels.shape == (*vit.image_size, channels)
+
+
+class Bomb:
+  """Unpickling it creates a file."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+
+  def __reduce__(self):
+    return pathlib.Path.touch, (self.path,)
+
+
+def truncate(path, tensors):
+  np.savez(path, **tensors)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage(path, tensors):
+  np.savez(path, **tensors)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 0xFF
+  path.write_bytes(data)
+
+
+def remove_block(path, tensors):
+  for name in list(tensors):
+    if 'encoderblock_0/' in name:
+      tensors[name.replace('encoderblock_0/', 'encoderblock_2/')] = tensors[name]
+    if 'encoderblock_1/' in name:
+      del tensors[name]
+  np.savez(path, **tensors)
+
+
+def save_one_array(path, tensors):
+  with path.open('wb') as file:
+    np.save(file, tensors['head/kernel'])
+
+
+def patch_directory(offset, value):
+  def write(path, tensors):
+    np.savez(path, **tensors)
+    data = bytearray(path.read_bytes())
+    data[data.index(b'PK\x01\x02') + offset] = value  # in the first entry of the zip's directory
+    path.write_bytes(data)
+
+  return write
+
+
+def change(name, function):
+  return lambda path, tensors: np.savez(path, **{**tensors, name: function(tensors[name])})
+
+
+DAMAGED = {
+  'missing file': (lambda path, tensors: None, 'There is no model'),
+  'empty file': (lambda path, tensors: path.touch(), 'is empty'),
+  'text': (lambda path, tensors: path.write_text('hello, world\n' * 99), 'x.npz'),
+  'html': (lambda path, tensors: path.write_text('<html>404</html>'), 'x.npz'),
+  'truncated': (truncate, 'truncated'),
+  'a flipped byte': (damage, 'damaged'),
+  'a single array': (save_one_array, 'single array'),
+  'unknown compression': (patch_directory(10, 99), 'unknown way'),
+  'an encrypted zip': (patch_directory(8, 1), 'encrypted'),
+  'a zip of other files': (
+    lambda path, tensors: zipfile.ZipFile(path, 'w').close(),
+    'has no tensors',
+  ),
+  'no block': (
+    lambda path, tensors: np.savez(path, **{'embedding/kernel': np.zeros((4, 4, 3, 8))}),
+    'no Vision Transformer',
+  ),
+  'missing block': (remove_block, 'encoderblock_1/'),
+  'a missing tensor': (
+    lambda path, tensors: np.savez(path, **{n: x for n, x in tensors.items() if n != 'cls'}),
+    'x.npz',
+  ),
+  'transposed kernel': (
+    change('Transformer/encoderblock_1/MlpBlock_3/Dense_0/kernel', np.transpose),
+    r'encoderblock_1/MlpBlock_0/Dense_0/kernel \(file: \(96, 48\), model: \(48, 96\)\)',
+  ),
+  'transposed embedding': (change('embedding/kernel', np.transpose), 'x.npz'),
+  'flat query': (change(QUERY, np.ravel), 'shapes'),
+  'NaN': (change(QUERY, lambda x: np.where(x > 0.05, np.nan, x)), 'finite'),
+  'integers': (change('head/bias', lambda x: x.astype(int)), 'head/bias'),
+  'no square': (change(POSITIONS, lambda x: x[:, :15]), 'no square'),
+}
+
+
+@pytest.mark.parametrize('case', DAMAGED)
+def test_damaged_files_end_in_one_sentence(case, tensors, tmp_path):
+  write, message = DAMAGED[case]
+  write(tmp_path / 'x.npz', tensors)
+  with pytest.raises(UserError, match=message) as caught:
+    vit_jax.load(tmp_path / 'x.npz')
+  assert '\n' not in str(caught.value)
+  assert 'x.npz' in str(caught.value)
+
+
+def test_pickled_objects_are_refused_and_never_run(tensors, tmp_path):
+  bomb = np.array([Bomb(tmp_path / 'exploded')], dtype=object)
+  np.savez(tmp_path / 'x.npz', **tensors, extra=bomb)
+  with pytest.raises(UserError, match='pickled') as caught:
+    vit_jax.load(tmp_path / 'x.npz')
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'exploded').exists()
+  np.load(tmp_path / 'x.npz', allow_pickle=True)['extra']  # it would have worked
+  assert (tmp_path / 'exploded').exists()
+
+
+@pytest.mark.parametrize('labels', [None, ['cat', 'größer dog', '3', '', 'e', 'f', 'g']])
+def test_folder_round_trip(labels, golden, tmp_path):
+  vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', image_size=(32, 96))
+  saved = vit_jax.Classifier(vit.model, vit.params, (32, 96), labels, 0.75, 'sigmoid')
+  saved.save(tmp_path / 'model', 'model')
+  saved.save(tmp_path / 'model', 'model')  # again, in its place
+  for source in (tmp_path / 'model', tmp_path, tmp_path / 'model' / 'params.npz'):
+    found = vit_jax.load(source)
+    assert found.image_size == (32, 96)
+    assert (found.labels, found.crop_fraction, found.loss) == (labels, 0.75, 'sigmoid')
+    assert_same_tree(found.params, vit.params)
+  names = {'params.npz', 'config.json'} | ({'labels.txt'} if labels else set())
+  assert {path.name for path in (tmp_path / 'model').iterdir()} == names
+  assert [path.name for path in tmp_path.iterdir()] == ['model']
+
+
+def test_a_non_square_model_can_be_resized_again_and_given_a_new_head(golden, tmp_path):
+  vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', image_size=(32, 96))
+  vit_jax.Classifier(vit.model, vit.params, (32, 96), list('abcdefg')).save(
+    tmp_path / 'model', 'model'
+  )
+  found = vit_jax.load(tmp_path / 'model', image_size=(64, 48), num_classes=3)
+  positions = found.params['Transformer']['posembed_input']['pos_embedding']
+  old = vit.params['Transformer']['posembed_input']['pos_embedding']
+  np.testing.assert_array_equal(positions, adapt.resize_position_embedding(old, (2, 6), (4, 3)))
+  assert found.labels is None  # they name the classes of the old head
+
+
+def test_weights_to_start_training_from(golden):
+  model = golden.model.clone(num_classes=4, pre_logits=0, dropout_rate=0.1)
+  params, _ = load_params(GOLDEN / 'vit_token_prelogits.npz', model, (32, 96))
+  expected = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', (32, 96), num_classes=4)
+  assert_same_tree(params, expected.params)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'width': 64}, 'width is 48 there, 64 in config.model'),
+    ({'depth': 3, 'pool': 'gap'}, 'depth is 2 there, 3 .*; pool is token there, gap'),
+  ],
+)
+def test_weights_of_another_architecture(fields, message, golden):
+  model = golden.model.clone(**fields)
+  with pytest.raises(UserError, match=message):
+    load_params(GOLDEN / 'vit_token_prelogits.npz', model, (64, 64))
+
+
+@pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
+def test_probabilities(loss, golden):
+  images = np.load(GOLDEN / 'vit_token_prelogits_expected.npz')['images']
+  logits = np.asarray(golden(images), float)
+  expected = {
+    'softmax': np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True),
+    'sigmoid': 1 / (1 + np.exp(-logits)),
+  }[loss]
+  found = dataclasses.replace(golden, loss=loss).probabilities(images)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_folder_with_other_files_is_not_overwritten(golden, tmp_path):
+  (tmp_path / 'thesis.tex').write_text('years of work')
+  with pytest.raises(UserError, match='thesis.tex'):
+    golden.save(tmp_path, 'model')
+  assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+  assert not list(tmp_path.parent.glob('*.part'))
+
+
+def test_a_folder_without_a_model(tmp_path):
+  with pytest.raises(UserError, match='holds no model'):
+    vit_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize('content', ['', '[]', '{"image_size": 64}', '{"crop_fraction": 1.0}'])
+def test_a_damaged_config_json(content, golden, tmp_path):
+  golden.save(tmp_path / 'model', 'model')
+  (tmp_path / 'model' / 'config.json').write_text(content)
+  with pytest.raises(UserError, match='model'):
+    vit_jax.load(tmp_path / 'model')
+
+
+@pytest.mark.parametrize(
+  'images',
+  [
+    np.zeros((1, 64, 64, 3), np.uint8),
+    np.zeros((1, 64, 64, 3), int),
+    np.zeros((64, 64, 3), np.float32),
+    np.zeros((1, 64, 32, 3), np.float32),
+    np.zeros((1, 3, 64, 64), np.float32),
+    np.zeros((1, 64, 64, 4), np.float32),
+  ],
+)
+def test_images_of_another_kind_are_refused(images, golden):
+  with pytest.raises(ValueError, match=r'\(B, 64, 64, 3\)'):
+    golden(images)
+
+
+@pytest.mark.parametrize('kind', [np.float32, np.float64, jnp.float32])
+def test_float_images_are_taken(kind, golden):
+  images = np.load(GOLDEN / 'vit_token_prelogits_expected.npz')['images']
+  np.testing.assert_allclose(golden(kind(images)), golden(images), atol=1e-6)
+
+
+def test_preprocess_takes_bytes_pillow_images_and_arrays(golden):
+  pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+  image, file = Image.fromarray(pixels), io.BytesIO()
+  image.save(file, 'PNG')
+  found = [golden.preprocess(given) for given in (file.getvalue(), image, pixels)]
+  assert (found[0].shape, found[0].dtype) == ((64, 64, 3), np.float32)
+  assert -1 <= found[0].min() < -0.3 < 0.3 < found[0].max() <= 1
+  np.testing.assert_array_equal(found[0], found[1])
+  np.testing.assert_array_equal(found[0], found[2])
+  white = golden.preprocess(np.full((64, 64, 3), 255, np.uint8))
+  np.testing.assert_array_equal(white, np.ones((64, 64, 3)))

@@ -1,0 +1,499 @@
+"""The catalogue: its table, finding names, AugReg's index.csv, downloads from a real server."""
+
+import base64
+import csv
+import dataclasses
+import errno
+import hashlib
+import http.server
+import io
+import os
+import pathlib
+import sys
+import threading
+import urllib.parse
+
+import numpy as np
+import pytest
+
+from vit_jax import catalog as command
+from vit_jax.errors import UserError
+from vit_jax.weights import download, registry
+
+L_16 = 'L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0'
+TI_16 = 'Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0'
+INDEX = """\
+name,ds,final_val,adapt_ds,adapt_resolution,adapt_final_val,filename,adapt_filename
+Ti/16,i21k,0.30,imagenet2012,384,0.79,Ti_16-i21k-300ep-a,Ti_16-i21k-300ep-a--imagenet2012-x-res_384
+Ti/16,i21k,0.31,imagenet2012,224,0.71,Ti_16-i21k-300ep-b,Ti_16-i21k-300ep-b--imagenet2012-x-res_224
+Ti/16,i21k,0.31,imagenet2012,384,0.74,Ti_16-i21k-300ep-b,Ti_16-i21k-300ep-b--imagenet2012-x-res_384
+Ti/16,i21k,0.31,cifar100,384,0.99,Ti_16-i21k-300ep-b,Ti_16-i21k-300ep-b--cifar100-x-res_384
+Ti/16,i21k_30,0.35,imagenet2012,384,0.80,Ti_16-i21k-30ep-c,Ti_16-i21k-30ep-c--imagenet2012-x
+Ti/16,i1k,0.75,imagenet2012,384,0.81,Ti_16-i1k-300ep-d,Ti_16-i1k-300ep-d--imagenet2012-x
+R+Ti/16,i21k,0.39,imagenet2012,384,0.85,R_Ti_16-i21k-300ep-e,R_Ti_16-i21k-300ep-e--imagenet2012-x
+S/32,i21k,nan,imagenet2012,384,0.8,S_32-i21k-300ep-f,S_32-i21k-300ep-f--imagenet2012-x
+S/16,i21k,0.4,imagenet2012,384,0.8,S_16-i21k-/../../g,S_16-i21k-300ep-g--imagenet2012-x
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+  """An empty cache for each test, and no proxy between it and the server."""
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setenv('no_proxy', '*')
+  return tmp_path / 'cache'
+
+
+# The table.
+
+
+def test_table_is_well_formed():
+  with open(pathlib.Path(registry.__file__).with_name('registry.csv'), newline='') as file:
+    names = [row['name'] for row in csv.DictReader(file)]
+  assert len(set(names)) == len(names) == len(registry.CATALOG) > 100
+  entries = list(registry.CATALOG.values())
+  assert len({entry.url for entry in entries}) == len(entries)
+  assert {entry.family for entry in entries} == set(registry.FOLDERS)
+  for name, entry in registry.CATALOG.items():
+    url = urllib.parse.urlsplit(entry.url)
+    file = name.removeprefix(f'{entry.family}/')
+    assert name == entry.name and '/' not in file
+    assert (url.scheme, url.netloc, url.query) == ('https', 'storage.googleapis.com', '')
+    assert urllib.parse.unquote(url.path) == f'/{registry.FOLDERS[entry.family]}/{file}.npz'
+    assert urllib.parse.quote(urllib.parse.unquote(url.path)) == url.path
+    assert (entry.accuracy is None) == (entry.accuracy_source is None)
+    assert entry.accuracy is None or (70 < entry.accuracy < 90 and 'imagenet2012' in entry.data)
+    assert entry.size is None or 30 < entry.size < 4000
+    assert entry.resolution in (160, 224, 384, 480)
+    assert entry.source.split(':')[0].count('/') == 1, 'no <repository>:<file>'
+
+
+def test_published_facts():
+  entry = registry.CATALOG[f'augreg/{L_16}']
+  assert (entry.size, entry.resolution, entry.data) == (1243, 224, 'imagenet21k')
+  assert registry.find('augreg/L_16-imagenet2012').accuracy == 85.59
+  assert registry.CATALOG['imagenet21k+imagenet2012/ViT-L_16-224'].accuracy == 82.7
+  assert registry.CATALOG['imagenet21k+imagenet2012/R50+ViT-B_16'].url == (
+    'https://storage.googleapis.com/vit_models/imagenet21k%2Bimagenet2012/R50%2BViT-B_16.npz'
+  )
+  assert registry.CATALOG['bit/distill/R50x1_224'].url == (
+    'https://storage.googleapis.com/bit_models/distill/R50x1_224.npz'
+  )
+
+
+def test_every_augreg_model_has_short_names():
+  models = 'Ti_16 S_32 S_16 B_32 B_16 B_8 L_16 R_Ti_16 R26_S_32 R50_L_32'.split()
+  for model in models:
+    pretrained = registry.find(f'augreg/{model}')
+    finetuned = registry.find(f'augreg/{model}-imagenet2012')
+    assert pretrained.name.startswith(f'augreg/{model}-i21k-300ep-')
+    assert finetuned.name.startswith(f'{pretrained.name}--imagenet2012-')
+    assert finetuned.resolution == (224 if model == 'B_8' else 384)
+    assert finetuned.accuracy is not None
+
+
+def test_table_is_printed(capsys, monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['catalog'])
+  command.main()
+  _, *lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == len(registry.CATALOG)
+  for line, name in zip(lines, registry.CATALOG, strict=True):
+    assert f' {name} ' in f'{line} '
+  assert any(' 1243 ' in line and line.endswith('augreg/L_16') for line in lines)
+  monkeypatch.setattr(sys, 'argv', ['catalog', 'r50x1_224'])
+  command.main()
+  assert len(capsys.readouterr().out.splitlines()) == 2
+  monkeypatch.setattr(sys, 'argv', ['catalog', 'resnet'])
+  with pytest.raises(UserError, match='No name'):
+    command.main()
+
+
+# Names.
+
+
+@pytest.mark.parametrize('name', ['augreg/L_16', 'bit/distill/x', 'imagenet21k+imagenet2012/x'])
+def test_is_name(name):
+  assert registry.is_name(name)
+
+
+@pytest.mark.parametrize('path', ['ViT-B_16.npz', '/augreg/L_16', 'runs/model', 'augreg', ''])
+def test_is_no_name(path):
+  assert not registry.is_name(path)
+
+
+def test_an_existing_path_is_no_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'sam').mkdir()
+  (tmp_path / 'sam' / 'ViT-B_16').touch()
+  assert not registry.is_name('sam/ViT-B_16')
+  assert registry.is_name('sam/ViT-B_32')
+
+
+def test_cache_folder(monkeypatch):
+  monkeypatch.setenv('VIT_JAX_CACHE', '~/x')
+  assert str(registry.cache_folder()) == os.path.expanduser('~/x')
+  monkeypatch.delenv('VIT_JAX_CACHE')
+  assert str(registry.cache_folder()) == os.path.expanduser('~/.cache/vit_jax')
+  monkeypatch.setenv('VIT_JAX_CACHE', 'gs://bucket/x')
+  with pytest.raises(UserError, match='VIT_JAX_CACHE is gs://bucket/x; it takes a local folder'):
+    registry.cache_folder()
+
+
+def test_find_a_row():
+  entry = registry.CATALOG['imagenet21k/ViT-B_16']
+  assert registry.find('imagenet21k/ViT-B_16') is entry
+  assert registry.find('imagenet21k/ViT-B_16.npz') is entry
+
+
+def test_find_an_augreg_file_that_is_not_in_the_table():
+  entry = registry.find(f'augreg/{TI_16}--cifar100-steps_10k-lr_0.01-res_384')
+  assert entry.source == 'not in table'
+  assert (entry.data, entry.resolution) == ('imagenet21k+cifar100', 384)
+  assert (entry.size, entry.accuracy) == (None, None)
+  assert entry.url.endswith(f'/augreg/{TI_16}--cifar100-steps_10k-lr_0.01-res_384.npz')
+
+
+@pytest.mark.parametrize(
+  ('name', 'close'),
+  [
+    ('augreg/Ti16', 'close are augreg/Ti_16,'),
+    ('imagenet21k/ViT-B16', 'close are imagenet21k/ViT-B_16,'),
+    ('augreg/L_32', 'close are augreg/'),
+    ('sam/Ti_16-i21k-300ep', "no 'sam/Ti_16-i21k-300ep' in the catalogue"),
+    ('augreg/../Ti_16-i21k-300ep', 'in the catalogue'),
+    ('augreg/Ti_16-i21k-300ep?x', 'in the catalogue'),
+    ('', "There is no '' in the catalogue; `python -m"),
+  ],
+)
+def test_unknown_name(name, close):
+  with pytest.raises(UserError, match='lists all names') as error:
+    registry.find(name)
+  assert close in str(error.value)
+
+
+# AugReg's index.csv.
+
+
+@pytest.fixture
+def index(tmp_path) -> pathlib.Path:
+  (tmp_path / 'index.csv').write_text(INDEX)
+  return tmp_path / 'index.csv'
+
+
+@pytest.mark.parametrize(
+  ('name', 'file'),
+  [
+    ('Ti_16', 'Ti_16-i21k-300ep-b'),
+    ('Ti_16-imagenet2012', 'Ti_16-i21k-300ep-b--imagenet2012-x-res_384'),
+    ('R_Ti_16', 'R_Ti_16-i21k-300ep-e'),
+    (L_16, L_16),  # A full name is no choice.
+  ],
+)
+def test_index_chooses(index, name, file):
+  assert registry.find(f'augreg/{name}', index).name == f'augreg/{file}'
+
+
+def test_index_in_the_cache_chooses(index, cache):
+  assert registry.find('augreg/Ti_16').name == f'augreg/{TI_16}'
+  (cache / 'augreg').mkdir(parents=True)
+  index.rename(cache / 'augreg' / 'index.csv')
+  assert registry.find('augreg/Ti_16').name == 'augreg/Ti_16-i21k-300ep-b'
+
+
+@pytest.mark.parametrize('model', ['L_16', 'S_32', 'S_16'])  # Absent, no number, no file name.
+def test_index_without_the_model(index, model):
+  with pytest.raises(UserError, match=f'index.csv is damaged or has no i21k row of {model}'):
+    registry.find(f'augreg/{model}', index)
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'filename\nTi_16-i21k-300ep-a\n', b'ds,filename\ni21k\n', b'filename\n\xff\n']
+)
+def test_damaged_index(index, content):
+  index.write_bytes(content)
+  with pytest.raises(UserError, match='index.csv is damaged'):
+    registry.find('augreg/Ti_16', index)
+
+
+def test_missing_index(tmp_path):
+  with pytest.raises(UserError, match='none.csv cannot be read'):
+    registry.find('augreg/Ti_16', tmp_path / 'none.csv')
+
+
+# Downloads.
+
+
+@dataclasses.dataclass
+class Server:
+  """What the server sends, how it misbehaves, and what it was asked."""
+
+  url: str
+  content: bytes
+  etag: str = '"one"'
+  md5: str | None = None  # None: the right one.
+  one_header: bool = False  # Both hashes in one header.
+  break_after: list[int] = dataclasses.field(default_factory=list)  # Bytes, one a request.
+  statuses: list[int] = dataclasses.field(default_factory=list)  # One a request.
+  knows_ranges: bool = True
+  knows_if_range: bool = True
+  extra_length: int = 0
+  asked: list[tuple[str | None, str | None]] = dataclasses.field(default_factory=list)
+
+  def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+    wanted, condition = handler.headers['Range'], handler.headers['If-Range']
+    self.asked.append((wanted, condition))
+    if self.statuses:
+      handler.send_error(self.statuses.pop(0))
+      return
+    first = 0
+    if wanted and self.knows_ranges and (condition == self.etag or not self.knows_if_range):
+      first = int(wanted.removeprefix('bytes=').removesuffix('-'))
+    body = self.content[first:]
+    handler.send_response(206 if first else 200)
+    if first:
+      end = len(self.content)
+      handler.send_header('Content-Range', f'bytes {first}-{end - 1}/{end}')
+    handler.send_header('Content-Length', str(len(body) + self.extra_length))
+    handler.send_header('ETag', self.etag)
+    md5 = self.md5 or base64.b64encode(hashlib.md5(self.content).digest()).decode()
+    hashes = ['crc32c=AAAAAA==', f'md5={md5}']
+    for value in [','.join(hashes)] if self.one_header else hashes:
+      handler.send_header('x-goog-hash', value)
+    handler.end_headers()
+    handler.wfile.write(body[: self.break_after.pop(0)] if self.break_after else body)
+
+
+def npz(seed: int) -> bytes:
+  file = io.BytesIO()
+  np.savez(file, kernel=np.random.default_rng(seed).integers(0, 256, 300_000, dtype=np.uint8))
+  return file.getvalue()
+
+
+@pytest.fixture
+def server():
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802
+      state.answer(self)
+
+    def log_message(self, *_):
+      pass
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as listener:
+    state = Server(f'http://127.0.0.1:{listener.server_port}/ViT-B_16.npz', npz(0))
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
+    thread.start()
+    yield state
+    listener.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def entry(server) -> registry.Entry:
+  return dataclasses.replace(registry.CATALOG['imagenet21k/ViT-B_16'], url=server.url, size=None)
+
+
+@pytest.fixture
+def target(cache) -> pathlib.Path:
+  return cache / 'imagenet21k' / 'ViT-B_16.npz'
+
+
+def parts(target: pathlib.Path) -> list[str]:
+  return sorted(path.name for path in target.parent.iterdir())
+
+
+def fails(entry: registry.Entry, target: pathlib.Path) -> str:
+  """The one sentence with which the download ends."""
+  with pytest.raises(UserError) as error:
+    download.download(entry, target)
+  assert not target.exists()
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('one_header', [False, True])
+def test_download(server, entry, target, one_header, capsys):
+  server.one_header = one_header
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+  assert parts(target) == ['ViT-B_16.npz']
+  assert server.asked == [(None, None)]
+  assert capsys.readouterr().err == '', 'a progress bar that is on no terminal'
+
+
+def test_progress_bar_on_a_terminal(entry, target, monkeypatch):
+  terminal = io.StringIO()
+  terminal.isatty = lambda: True
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  download.download(entry, target)
+  assert 'imagenet21k/ViT-B_16' in terminal.getvalue()
+  assert '/293k [' in terminal.getvalue()
+
+
+def test_fetch_downloads_once(server, entry, target, monkeypatch):
+  monkeypatch.setitem(registry.CATALOG, entry.name, entry)
+  assert pathlib.Path(registry.fetch(entry.name)) == target
+  assert target.read_bytes() == server.content
+  monkeypatch.setattr(registry, 'download', None)
+  assert pathlib.Path(registry.fetch(entry.name)) == target
+
+
+def test_a_broken_transfer_goes_on(server, entry, target):
+  server.break_after = [1000, 500]
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+  assert server.asked == [(None, None), ('bytes=999-', '"one"'), ('bytes=1498-', '"one"')]
+  assert parts(target) == ['ViT-B_16.npz']
+
+
+def test_a_transfer_that_breaks_three_times_goes_on_in_the_next_call(server, entry, target):
+  server.break_after = [1000, 1000, 1000]
+  message = fails(entry, target)
+  assert 'it breaks off after 2,998 of ' in message
+  assert f'fetch {server.url} by other means and put it at {target}.' in message
+  assert parts(target) == ['ViT-B_16.npz.part', 'ViT-B_16.npz.part.etag']
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+  assert server.asked[-1] == ('bytes=2997-', '"one"')
+
+
+def test_a_server_without_ranges(server, entry, target):
+  server.break_after = [1000]
+  server.knows_ranges = False
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+
+
+@pytest.mark.parametrize('knows_if_range', [True, False])
+def test_a_file_that_has_changed_starts_anew(server, entry, target, knows_if_range):
+  server.break_after = [1000] * 3
+  fails(entry, target)
+  server.content, server.etag, server.knows_if_range = npz(1), '"two"', knows_if_range
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+
+
+def test_a_weak_etag_is_good_for_no_part(server, entry, target):
+  server.etag = 'W/"one"'
+  server.break_after = [1000]
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+  assert server.asked == [(None, None)] * 2
+
+
+def test_a_complete_part_is_not_fetched_again(server, entry, target):
+  server.break_after = [1000] * 3
+  fails(entry, target)
+  part = target.with_name('ViT-B_16.npz.part')
+  part.write_bytes(server.content)
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+  assert server.asked[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
+
+
+def test_a_damaged_part_is_noticed(server, entry, target):
+  server.break_after = [1000] * 3
+  fails(entry, target)
+  target.with_name('ViT-B_16.npz.part').write_bytes(bytes(5000))
+  assert 'came damaged' in fails(entry, target)
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+
+
+def test_wrong_length(server, entry, target):
+  server.extra_length = 10
+  end = len(server.content)
+  assert f'it breaks off after {end:,} of {end + 10:,} bytes' in fails(entry, target)
+
+
+def test_wrong_hash(server, entry, target):
+  server.md5 = 'AAAAAAAAAAAAAAAAAAAAAA=='
+  message = fails(entry, target)
+  assert f'What came from {server.url} came damaged' in message
+  assert f'put the right file at {target}' in message
+  assert parts(target) == []
+
+
+def test_no_npz(server, entry, target):
+  server.content = b'<html>Please log in.</html>'
+  assert 'is no .npz file and was deleted' in fails(entry, target)
+  assert parts(target) == []
+
+
+def test_wrong_size_is_noticed_before_the_download(server, entry, target):
+  server.break_after = [0]
+  entry = dataclasses.replace(entry, size=394)
+  assert 'has 0.3 MiB where 394 MiB were published' in fails(entry, target)
+  assert len(server.asked) == 1
+  assert parts(target) == []
+  download.download(dataclasses.replace(entry, size=2), target)  # Less than 2 MiB away.
+
+
+@pytest.mark.parametrize(('mib', 'ok'), [(1156.9, True), (1162.1, True), (1164, False)])
+def test_large_files_may_differ_by_half_a_percent(entry, mib, ok):
+  entry = dataclasses.replace(entry, size=1157)
+  if ok:
+    download._check_size(entry, int(mib * 2**20))
+  else:
+    with pytest.raises(download._WrongFileError):
+      download._check_size(entry, int(mib * 2**20))
+
+
+def test_not_found_is_asked_for_once(server, entry, target):
+  server.statuses = [404]
+  message = fails(entry, target)
+  assert message == (
+    f'imagenet21k/ViT-B_16 cannot be downloaded (the server answers 404 Not Found); fetch '
+    f'{server.url} by other means and put it at {target}.'
+  )
+  assert len(server.asked) == 1
+  assert parts(target) == []
+
+
+def test_a_busy_server_is_asked_three_times(server, entry, target):
+  server.statuses = [503] * 3
+  assert '503 Service Unavailable' in fails(entry, target)
+  server.statuses = [503] * 2
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+  assert len(server.asked) == 6
+
+
+def test_no_connection(server, entry, target):
+  with http.server.HTTPServer(('127.0.0.1', 0), None) as listener:
+    port = listener.server_port
+  message = fails(dataclasses.replace(entry, url=f'http://127.0.0.1:{port}/x.npz'), target)
+  assert 'Connection refused' in message
+  assert f'fetch http://127.0.0.1:{port}/x.npz by other means and put it at {target}.' in message
+  assert parts(target) == []
+
+
+def test_a_cache_that_cannot_be_written(entry, target):
+  target.parent.parent.mkdir()
+  target.parent.write_text('a file')
+  message = fails(entry, target)
+  assert f'cannot be written to {target.parent} (' in message
+  assert 'set VIT_JAX_CACHE to another folder' in message
+
+
+def test_a_full_disk(server, entry, target, monkeypatch):
+  def full(_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', full)
+    assert 'No space left on device' in fails(entry, target)
+  download.download(entry, target)
+  assert target.read_bytes() == server.content
+  assert server.asked[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
+
+
+@pytest.mark.skipif(download.fcntl is None, reason='no flock on this system')
+def test_four_at_once_download_once(server, entry, target):
+  threads = [threading.Thread(target=download.download, args=(entry, target)) for _ in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert target.read_bytes() == server.content
+  assert parts(target) == ['ViT-B_16.npz']
+  assert len(server.asked) == 1

@@ -1,0 +1,196 @@
+"""From what a user writes to a `Config`: a Python file or a run's config.json, and overrides."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from etils import epath
+from ml_collections import config_dict, config_flags
+
+from vit_jax.config.fields import Section, field_table, flatten
+from vit_jax.config.schema import Config
+from vit_jax.errors import UserError, first_line
+
+# Fields of the config.json of older versions, and what they are called now.
+_RENAMED = {'polyak_decay': 'ema_decay', 'data.most_bad': 'data.max_bad_fraction'}
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Every field with its default, for a config file to override; locked."""
+  return _to_config_dict(Config())
+
+
+def _to_config_dict(section: Section) -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  for each in dataclasses.fields(section):
+    value = getattr(section, each.name)
+    if isinstance(value, Section):
+      value = _to_config_dict(value)
+    elif each.name == 'image_size':  # an int or a pair, where ConfigDict keeps the type
+      value = config_dict.FieldReference(value, field_type=object)
+    config[each.name] = value
+  return config.lock()
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'model.width': 64, …} of nested mappings."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, (dict, ml_collections.ConfigDict)):
+      flat |= _flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def from_config_dict(config: ml_collections.ConfigDict) -> Config:
+  """The typed config; see `from_fields`."""
+  return from_fields(_flatten(config))
+
+
+def from_fields(values: Mapping[str, Any]) -> Config:
+  """The config of flat fields {'model.width': 64, …}; those left out keep their defaults.
+
+  Raises:
+    UserError: naming the field, for one that does not exist, or a value that it cannot have.
+  """
+  for name in values:
+    _check_name(name)
+  return _build(Config(), values)
+
+
+def _build(default: Any, values: Mapping[str, Any], prefix: str = '') -> Any:
+  fields = {}
+  for each in dataclasses.fields(default):
+    value, name = getattr(default, each.name), prefix + each.name
+    if isinstance(value, Section):
+      fields[each.name] = _build(value, values, f'{name}.')
+    else:
+      fields[each.name] = values.get(name, value)
+  return type(default)(**fields)
+
+
+def _check_name(name: str) -> None:
+  known = list(field_table(Config()))
+  if name not in known:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close += [field for field in known if field.endswith('.' + name.rpartition('.')[2])]
+    hint = ', '.join(dict.fromkeys(close)) or 'see python -m vit_jax.main --help'
+    raise UserError(f'There is no config field {name!r}; close ones: {hint}.')
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
+  """Reads a config.
+
+  Args:
+    source: 'configs/x.py', 'configs/x.py:argument', or a run's 'config.json'. Without such a file
+      here, configs/ means the experiments that are installed with the package.
+    overrides: command-line flags '--config.field=value'.
+
+  Raises:
+    UserError: for a file that does not exist or gives no config, a field that does not exist
+      (naming close ones), or a value that a field cannot have.
+  """
+  match = re.fullmatch(r'(.*\.py)(?::(.*))?', source)
+  path = epath.Path(match[1] if match else source)
+  if not match and path.suffix != '.json':
+    raise UserError(f'--config takes a .py or a .json file, not {source!r}.')
+  path = path if path.is_file() else _installed(path)
+  config = _read_python(Path(path), match[2]) if match else _to_config_dict(read_json(path))
+  _apply_overrides(config, overrides)
+  return from_config_dict(config)
+
+
+def _installed(path: epath.Path) -> epath.Path:
+  """The experiment of that name in the checkout or package that this module belongs to."""
+  package = epath.Path(__file__).parent.parent
+  for folder in (package.parent, package):  # a checkout, a wheel
+    if path.parts[:1] == ('configs',) and (folder / path).is_file():
+      return folder / path
+  files = sorted(str(each) for each in Path('configs').glob('*.py') if each.stem != '__init__')
+  hint = f'; there are {", ".join(files)}' if files else ''
+  raise UserError(f'There is no config file {path}{hint}.')
+
+
+def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
+  sys.path.insert(0, str(path.resolve().parent.parent))  # for its `from configs import …`
+  try:
+    spec = importlib.util.spec_from_file_location('vit_jax_config', path)
+    assert spec and spec.loader  # of every .py file
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config() if argument is None else module.get_config(argument)
+  except UserError:
+    raise
+  except Exception as error:  # noqa: BLE001 - a config file can raise anything
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    raise UserError(f'{path} does not give a config: {kind}{error}.') from None
+  finally:
+    sys.path.pop(0)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'{path}: get_config() gives a {type(config).__name__}, not a ConfigDict.')
+  if differing := sorted(field_table(Config()).keys() ^ _flatten(config).keys()):
+    raise UserError(
+      f'{path}: its fields are not those of vit_jax.config.default_config(); the first ones '
+      f'that differ: {", ".join(differing[:3])}.'
+    )
+  return config
+
+
+def read_json(path: epath.Path) -> Config:
+  """Reads the config.json of a run, also of older versions; nothing in it is executed.
+
+  Raises:
+    UserError: for anything else than a JSON object of fields and values of a config.
+  """
+  try:
+    values = _flatten(json.loads(path.read_text()))
+  except (OSError, ValueError, AttributeError, RecursionError) as error:
+    raise UserError(f'{path} is not a JSON object: {first_line(error)}.') from None
+  try:
+    return from_fields({_RENAMED.get(name, name): value for name, value in values.items()})
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
+
+
+def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+  """Sets the fields that `--config.field=value` flags name, with the types they have."""
+  names = set()
+  for flag in overrides:
+    if match := re.match(r'--?(?:no)?config\.([^=]+)', flag):
+      _check_name(match[1])
+      names.add(match[1])
+  argv = ['vit_jax', *overrides]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
+  try:
+    rest = values(argv)[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(
+      f'There is no flag --{error.flagname}; config fields are set as --config.field=value.'
+    ) from None
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UserError(f'A value does not have the type of its config field: {error}.') from None
+  if rest:
+    raise UserError(f'{rest[0]!r} is not a flag; config fields are set as --config.field=value.')
+  for one, other in (('total_steps', 'epochs'), ('epochs', 'total_steps')):
+    if one in names and other not in names:  # setting the length of a run in one unit
+      config[other] = type(config[other])(0)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+  """The config as nested dicts of JSON values."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def json_fields(config: Config) -> dict[str, Any]:
+  """{'model.width': 64, …} with JSON values: tuples are lists."""
+  return json.loads(json.dumps(flatten(config)))

@@ -1,0 +1,398 @@
+"""The typed config: every field with its type, default, documentation and range, once.
+
+A config file gives an `ml_collections.ConfigDict` of the same fields (`default_config`), which
+becomes a `Config` at the edge. Below `train_and_evaluate` a function takes its own section of it
+or plain values.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from vit_jax.config.fields import (
+  FRACTION,
+  NOT_NEGATIVE,
+  POSITIVE,
+  RATE,
+  Range,
+  Section,
+  between,
+  field,
+  interval,
+  section,
+)
+from vit_jax.errors import UserError
+
+Loss = Literal['softmax', 'sigmoid']
+PositionResize = Literal['corners', 'half_pixel']
+OnBadExample = Literal['error', 'skip']
+
+
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+  """An image size in pixels, an int or (height, width), as (height, width).
+
+  Raises:
+    UserError: for anything else.
+  """
+  pair = (size, size) if isinstance(size, int) else size
+  is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+  if not is_pair or not all(type(side) is int and side > 0 for side in pair):
+    raise UserError(f'The image size is {size!r}; it must be pixels, as 224 or (224, 160).')
+  return pair[0], pair[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+  """The architecture, and how it is executed."""
+
+  path: ClassVar[str] = 'model'
+  variant: Literal[
+    'Ti', 'S', 'B', 'L', 'H', 'g', 'R50x1', 'R50x3', 'R101x1', 'R101x3', 'R152x2', 'R152x4'
+  ] = field('B', 'size: a row of vit_jax/models/variants.py')
+  patch_size: int = field(16, 'pixels', POSITIVE)
+  width: int = field(0, "0: the variant's", NOT_NEGATIVE)
+  depth: int = field(0, "blocks; 0: the variant's", NOT_NEGATIVE)
+  mlp_dim: int = field(0, "0: the variant's", NOT_NEGATIVE)
+  num_heads: int = field(0, "0: the variant's", NOT_NEGATIVE)
+  pool: Literal['token', 'gap', 'map'] = field(
+    'token', 'class token, global average pooling or attention pooling'
+  )
+  pre_logits: int = field(0, 'width of the tanh layer before the head; 0: no layer', NOT_NEGATIVE)
+  dropout_rate: float = field(0.0, 'of activations, while training', RATE)
+  attention_dropout_rate: float = field(0.0, 'of attention weights, while training', RATE)
+  stochastic_depth_rate: float = field(0.0, 'of the last block; grows linearly with depth', RATE)
+  head_bias_init: float = field(0.0, "initial value of the head's bias")
+  gelu: Literal['tanh', 'exact'] = field(
+    'tanh', 'tanh approximation (released JAX weights) or exact (most PyTorch weights)'
+  )
+  layer_norm_epsilon: float = field(1e-6, 'added to the variance', POSITIVE)
+  resnet_width: int = field(
+    0, "features of a hybrid's ResNet stem (64 as published); 0: patches of pixels", NOT_NEGATIVE
+  )
+  resnet_blocks: tuple[int, ...] = field((), 'units of each ResNet stage; (): only the stem')
+  remat: Literal['none', 'dots', 'full'] = field(
+    'none',
+    'what the backward pass recomputes: nothing, all but the dense layers, or every block',
+    execution=True,
+  )
+  scan_blocks: bool = field(
+    False, 'compile one block for all: compiles faster, runs slower', execution=True
+  )
+  attention: Literal['einsum', 'xla'] = field(
+    'einsum', "einsum, or xla: jax.nn's, without attention dropout", execution=True
+  )
+  dtype: Literal['auto', 'float32', 'bfloat16'] = field(
+    'auto', 'of matrix products; auto: bfloat16 on accelerators, float32 on CPUs', execution=True
+  )
+
+
+_CROPS = Literal['inception', 'resize', 'random', 'central']
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig(Section):
+  """Random changes to a training image, in the order in which they are applied."""
+
+  path: ClassVar[str] = 'data.augment'
+  crop: _CROPS = field(
+    'inception',
+    'inception (random area and aspect ratio, arXiv 1409.4842), resize (the whole image), '
+    'random or central (resized, then cropped at whole pixels)',
+  )
+  area: tuple[float, float] = field(
+    (0.05, 1.0), 'inception: share of the image', interval(1, 'shares')
+  )
+  resize_small: int = field(
+    0, 'random, central: pixels of the shorter side; 0: just enough', between(0, 2**16)
+  )
+  pad: int = field(0, 'random, central: gray pixels on each side', between(0, 2**12))
+  antialias: bool = field(False, 'when resizing; the released models were trained without')
+  reduced_decoding: bool = field(
+    True, 'decode JPEGs at 1/2, 1/4 or 1/8 of their size where enough pixels remain'
+  )
+  shift: float = field(0.0, 'largest translation, as a share of the image', FRACTION)
+  scale: float = field(0.0, 'largest relative change of size', RATE)
+  rotate: float = field(0.0, 'largest rotation, in degrees', between(0, 360))
+  flip: bool = field(True, 'mirror left and right with probability 1/2')
+  randaugment: Literal['none', 'augreg', 'timm', 'timm_increasing'] = field(
+    'none', 'a published variant of RandAugment (arXiv 1909.13719)'
+  )
+  randaugment_layers: int = field(2, 'operations for each image', between(0, 100))
+  randaugment_magnitude: float = field(
+    10.0, 'timm: 0 to 10; AugReg goes up to 20', between(0, 2**10)
+  )
+  randaugment_std: float = field(0.0, 'timm: of the magnitude', between(0, 2**10))
+  jitter: tuple[float, float, float, float] = field(
+    (0.0, 0.0, 0.0, 0.0),
+    'largest relative changes of brightness, contrast, saturation, and of the hue (up to 0.5)',
+    Range(
+      'four changes, none negative, that of the hue at most 0.5',
+      lambda x: min(x) >= 0 and x[3] <= 0.5,
+    ),
+  )
+  erase_probability: float = field(0.0, 'of erasing a rectangle (arXiv 1708.04896)', FRACTION)
+  erase_area: tuple[float, float] = field(
+    (0.02, 0.33), 'share of the image that it covers', interval(1, 'shares')
+  )
+  erase_ratio: tuple[float, float] = field(
+    (0.3, 3.3), 'its height by its width', interval(math.inf, 'ratios')
+  )
+  erase_noise: bool = field(True, 'fill it with random pixels rather than gray')
+
+  def check_channels(self, channels: int) -> None:
+    """Raises `UserError` if images with that many channels cannot be augmented like this."""
+    for name, needs_colors in (
+      ('randaugment', self.randaugment != 'none'),
+      ('jitter', any(self.jitter[2:])),
+    ):
+      if needs_colors and channels != 3:
+        self.refuse(name, f'it changes colors, but data.channels is {channels}, not 3 (RGB)')
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDataConfig(Section):
+  """The training examples."""
+
+  path: ClassVar[str] = 'data.train'
+  source: str = field(
+    'digits',
+    'digits, folder:/path, array_record:/path, tfds:name, hf:name, webdataset:/path, '
+    'synthetic:jft, or a mixture such as 3*folder:/a + 1*hf:b',
+  )
+  split: str = field('train', "a name, 'train[:98%]', 'train[:800]+validation[:200]'")
+
+
+@dataclasses.dataclass(frozen=True)
+class TestDataConfig(Section):
+  """The test examples."""
+
+  path: ClassVar[str] = 'data.test'
+  source: str = field('digits', 'as data.train.source')
+  split: str = field('test', 'as data.train.split')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+  """Where examples come from, and how they become batches."""
+
+  path: ClassVar[str] = 'data'
+  image_size: int | tuple[int, int] = field(224, 'pixels, or (height, width)')
+  num_classes: int = field(
+    0, 'classes that the data must have; 0: any number', NOT_NEGATIVE, execution=True
+  )
+  crop_fraction: float = field(0.875, 'central share of a test image', between(0.01, 1))
+  channels: int = field(3, '1 (gray), 3 (RGB), 4 (RGBA); any number for arrays', POSITIVE)
+  workers: int = field(
+    -1,
+    'processes that read and augment; 0: threads of this one; -1: one a core, at most 16',
+    Range('-1 (one a core), 0 or positive', lambda x: x >= -1),
+    execution=True,
+  )
+  threads: int = field(
+    0, 'threads without workers; 0: one a core, at most 3', NOT_NEGATIVE, execution=True
+  )
+  on_bad_example: OnBadExample = field(
+    'error',
+    'an unreadable example ends the run (in folders: before it starts), or is skipped: '
+    'replaced in training, left out in tests',
+    execution=True,
+  )
+  max_bad_fraction: float = field(
+    0.01, 'with skip: a larger share of unreadable examples ends the run', FRACTION, execution=True
+  )
+  train: TrainDataConfig = section(TrainDataConfig)
+  test: TestDataConfig = section(TestDataConfig)
+  augment: AugmentConfig = section(AugmentConfig)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if min(self.height_width) < 1:
+      self.refuse('image_size', 'it must be positive')
+    self.augment.check_channels(self.channels)
+
+  @property
+  def height_width(self) -> tuple[int, int]:
+    """The image size as (height, width), in pixels."""
+    size = self.image_size
+    return (size, size) if isinstance(size, int) else size
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of an image in a batch."""
+    return (*self.height_width, self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+  """The update rule."""
+
+  path: ClassVar[str] = 'optimizer'
+  name: Literal['adamw', 'sgd', 'adafactor'] = field(
+    'adamw', 'adamw (Table 3), sgd with momentum (Table 4), adafactor (arXiv 2106.04560)'
+  )
+  b1: float = field(0.9, 'momentum', RATE)
+  b2: float = field(0.999, 'adamw: decay of the second moment', RATE)
+  epsilon: float = field(1e-8, 'adamw', POSITIVE)
+  weight_decay: float = field(0.0, 'times the learning rate, on kernels', NOT_NEGATIVE)
+  clip_norm: float = field(1.0, 'global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig(Section):
+  """The learning rate of each step."""
+
+  path: ClassVar[str] = 'schedule'
+  decay: Literal['cosine', 'linear', 'rsqrt', 'constant'] = field('cosine', 'after the warmup')
+  learning_rate: float = field(1e-3, 'the highest one', NOT_NEGATIVE)
+  warmup_steps: float = field(
+    0.0,
+    'linear warmup; below 1: a share of the run',
+    Range(
+      'a share of the run below 1, or a whole number of steps',
+      lambda x: 0 <= x < math.inf and (x < 1 or x == round(x)),
+    ),
+  )
+  end: float = field(0.0, 'linear: the last learning rate', NOT_NEGATIVE)
+  timescale: float = field(10_000.0, 'rsqrt: steps', POSITIVE)
+  cooldown_steps: int = field(0, 'linearly to zero at the end', NOT_NEGATIVE)
+
+  def resolve_steps(self, total_steps: int) -> 'ScheduleConfig':
+    """The schedule with a whole number of warmup steps.
+
+    Raises:
+      UserError: when the warmup does not end before the run does.
+    """
+    share_or_steps = self.warmup_steps
+    steps = round(share_or_steps * total_steps) if share_or_steps < 1 else share_or_steps
+    if steps >= total_steps:
+      self.refuse(
+        'warmup_steps', f'the run has {total_steps} steps, and the warmup must end before it does'
+      )
+    return dataclasses.replace(self, warmup_steps=float(steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Section):
+  """The checkpoints of a run."""
+
+  path: ClassVar[str] = 'checkpoint'
+  every: int = field(
+    1000, 'steps; 0: ten times a run. The end is always saved', NOT_NEGATIVE, execution=True
+  )
+  keep: int = field(3, 'the last ones; the best one is kept besides', POSITIVE, execution=True)
+
+
+_AXIS = Range('positive, or -1 (the devices that remain)', lambda x: x == -1 or x > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+  """Devices along each axis of the mesh."""
+
+  path: ClassVar[str] = 'mesh'
+  data: int = field(-1, 'copies of the model; -1: the devices that remain', _AXIS, execution=True)
+  fsdp: int = field(1, 'shards of parameters and optimizer state', _AXIS, execution=True)
+  tensor: int = field(1, 'shards of heads and MLPs', _AXIS, execution=True)
+  num_slices: int = field(1, 'TPU slices, which the data axis spans', POSITIVE, execution=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig(Section):
+  """What the steps of a run compute, besides model, optimizer and schedule."""
+
+  seed: int = field(
+    0, 'of initialization, data order, augmentation and dropout', between(0, 2**32 - 1)
+  )
+  total_steps: int = field(10_000, 'updates of the run; 0: by epochs', NOT_NEGATIVE)
+  batch_size: int = field(512, 'global: over all devices and processes', POSITIVE)
+  accumulation_steps: int = field(
+    1, 'micro-batches in each step; the result is that of the whole batch', POSITIVE, execution=True
+  )
+  loss: Loss = field('softmax', 'softmax, or sigmoid (multi-label)')
+  label_smoothing: float = field(0.0, 'share of the label that moves to all classes', RATE)
+  mixup_alpha: float = field(
+    0.0,
+    'of the Beta distribution; 0: off. With CutMix on, each is used in half of the steps',
+    NOT_NEGATIVE,
+  )
+  cutmix_alpha: float = field(0.0, 'of the Beta distribution; 0: off', NOT_NEGATIVE)
+  ema_decay: float = field(
+    0.0, 'of the moving average of the parameters that is evaluated and kept; 0: no average', RATE
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.batch_size % self.accumulation_steps:
+      self.refuse('batch_size', f'accumulation_steps={self.accumulation_steps} must divide it')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(StepConfig):
+  """The run: its length, its batches, what it starts from."""
+
+  epochs: float = field(
+    0.0,
+    'passes over the training data; 0: by total_steps. Setting one resets the other',
+    NOT_NEGATIVE,
+  )
+  eval_batch_size: int = field(0, 'global; 0: the same as batch_size', NOT_NEGATIVE, execution=True)
+  log_every: int = field(50, 'steps', POSITIVE, execution=True)
+  eval_every: int = field(
+    1000, 'steps; 0: ten times a run. The end is always evaluated', NOT_NEGATIVE, execution=True
+  )
+  init_from: str = field(
+    '', 'weights to start from, with a new head: a released name, a file, or the folder of a run'
+  )
+  position_resize: PositionResize = field(
+    'corners', "how init_from's position embeddings are resized; corners: as released"
+  )
+  model: ModelConfig = section(ModelConfig)
+  data: DataConfig = section(DataConfig)
+  optimizer: OptimizerConfig = section(OptimizerConfig)
+  schedule: ScheduleConfig = section(ScheduleConfig)
+  checkpoint: CheckpointConfig = section(CheckpointConfig)
+  mesh: MeshConfig = section(MeshConfig)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if (self.total_steps > 0) == (self.epochs > 0):
+      raise UserError(
+        f'config.total_steps is {self.total_steps} and config.epochs {self.epochs}; one of '
+        'them must be positive, the other 0.'
+      )
+
+  @property
+  def step(self) -> StepConfig:
+    """The fields of `StepConfig` alone."""
+    names = (each.name for each in dataclasses.fields(StepConfig))
+    return StepConfig(**{name: getattr(self, name) for name in names})
+
+  def resolve_steps(self, num_examples: int) -> 'Config':
+    """The config with whole numbers of steps in place of epochs, shares and zeros.
+
+    Args:
+      num_examples: in the training data; read only where the length is given in epochs.
+
+    Raises:
+      UserError: when the warmup does not end before the run does.
+    """
+    total = self.total_steps
+    if not total:
+      total = max(round(self.epochs * num_examples / self.batch_size), 1)
+    tenth = max(total // 10, 1)
+    return dataclasses.replace(
+      self,
+      total_steps=total,
+      epochs=0.0,
+      eval_every=self.eval_every or tenth,
+      eval_batch_size=self.eval_batch_size or self.batch_size,
+      schedule=self.schedule.resolve_steps(total),
+      checkpoint=dataclasses.replace(self.checkpoint, every=self.checkpoint.every or tenth),
+    )
+
+
+def choices(alias: object) -> tuple[str, ...]:
+  """The strings of a Literal such as `Loss`."""
+  return typing.get_args(alias)

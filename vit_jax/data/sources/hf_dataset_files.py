@@ -1,0 +1,119 @@
+"""Data sets of Hugging Face: all splits of one, from the hub or from files on disk."""
+
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Iterable
+from typing import Any
+
+from vit_jax.data.sources.source import QUICKSTART
+from vit_jax.errors import UserError, first_line
+
+_OPTIONS = ('config', 'revision', 'image', 'label')
+_HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w.-]+)?')
+
+
+def _parse(path: str) -> tuple[str, dict[str, str]]:
+  """The name or path, and the options after '?'."""
+  name, _, query = path.partition('?')
+  options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+  if unknown := set(options) - set(_OPTIONS) or (query and not options):
+    raise UserError(
+      f'hf:{path} has the option {"".join(sorted(unknown)[:1]) if options else query}; there '
+      f'are {", ".join(_OPTIONS)}, as in hf:name?image=img&label=fine_label.'
+    )
+  return name, options
+
+
+def _arrow_splits(files: Iterable[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
+  """Arrow files by split: 'cifar10-train-00000-of-00002.arrow', 'test.arrow'; 'data' is train."""
+  splits: dict[str, list[pathlib.Path]] = {}
+  for file in sorted(files):
+    if not file.name.startswith(('cache-', 'indices-', 'tmp', '.')):
+      split = re.sub(r'-\d+-of-\d+$', '', file.stem).rpartition('-')[2]
+      splits.setdefault('train' if split == 'data' else split, []).append(file)
+  return splits
+
+
+def _open_arrow(datasets: Any, file: pathlib.Path) -> Any:
+  try:
+    return datasets.Dataset.from_file(str(file))
+  except Exception as error:  # noqa: BLE001 - Arrow and datasets raise a dozen kinds
+    raise UserError(f'{file} is no whole Arrow file ({first_line(error)}).') from None
+
+
+def _check_parquet(file: pathlib.Path) -> None:
+  """Reads the end of a file, which is where parquet keeps what it holds."""
+  import pyarrow.parquet
+
+  try:
+    pyarrow.parquet.read_metadata(file)
+  except (pyarrow.ArrowException, OSError) as error:
+    raise UserError(f'{file} is no whole parquet file ({first_line(error)}).') from None
+
+
+def _snapshot(root: pathlib.Path) -> pathlib.Path:
+  """The files of a folder of the hub's cache, `datasets--user--name`; else the folder itself."""
+  main = root / 'refs' / 'main'
+  return root / 'snapshots' / main.read_text().strip() if main.is_file() else root
+
+
+def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
+  """All splits of files on disk."""
+  root = _snapshot(root)
+  saved = [root] if (root / 'state.json').exists() else []
+  if (root / 'dataset_dict.json').exists():
+    saved = [state.parent for state in sorted(root.glob('*/state.json'))]
+  arrow = [file for folder in saved or [root] for file in folder.glob('*.arrow')]
+  arrow += [root] * (root.suffix == '.arrow')
+  if saved:
+    for file in arrow:
+      _open_arrow(datasets, file)  # its error names the file
+    return datasets.load_from_disk(str(root))
+  if arrow:
+    return {
+      split: datasets.concatenate_datasets([_open_arrow(datasets, file) for file in files])
+      for split, files in _arrow_splits(arrow).items()
+    }
+  for file in [root] if root.is_file() else root.rglob('*.parquet'):
+    _check_parquet(file)
+  if root.suffix == '.parquet':
+    return datasets.load_dataset('parquet', data_files=str(root))
+  return datasets.load_dataset(str(root), config)
+
+
+def load_splits(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+  """All splits by name, and the options."""
+  try:
+    import datasets
+  except ImportError:
+    raise UserError(
+      f"hf:{path} is read by the package datasets: pip install 'vit_jax[hf]'."
+    ) from None
+  name, options = _parse(path)
+  root = pathlib.Path(name).expanduser()
+  config = options.get('config')
+  if not root.exists() and not _HUB_NAME.fullmatch(name):
+    raise UserError(f'There is no {root}; hf: takes a name on the hub or a path; {QUICKSTART}.')
+  try:
+    if root.exists():
+      found = _load_files(datasets, root, config)
+    else:
+      found = datasets.load_dataset(name, config, revision=options.get('revision'))
+  except UserError:
+    raise
+  except Exception as error:  # noqa: BLE001 - every data set raises errors of its own
+    raise UserError(
+      f'hf:{path} cannot be opened ({first_line(error.__cause__ or error)}); '
+      + (
+        'look at its files.'
+        if root.exists()
+        else (
+          'check its name and the connection, or download it elsewhere and name its folder as '
+          f'hf:/path; {QUICKSTART}.'
+        )
+      )
+    ) from None
+  if isinstance(found, datasets.Dataset):
+    found = {str(found.split or 'train'): found}
+  return dict(found), options

@@ -1,0 +1,70 @@
+"""The metrics of a run as files: metrics.jsonl and TensorBoard events."""
+
+import json
+import math
+import signal
+from collections.abc import Mapping
+
+import tensorboardX
+from etils import epath
+
+from vit_jax import signals
+from vit_jax.files import is_remote, write_text
+
+
+def _truncate(path: epath.Path, step: int) -> None:
+  """Drops the lines past `step`, which will be written again, and a last one cut short."""
+  lines = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)['step'] <= step:
+        lines.append(line + '\n')
+    except (ValueError, KeyError, TypeError):
+      continue
+  write_text(path, ''.join(lines))
+
+
+class MetricsWriter:
+  """Appends to `workdir/metrics.jsonl` and TensorBoard; only one process of a run is enabled."""
+
+  def __init__(self, workdir: epath.Path, first_step: int, enabled: bool):
+    self._file = self._board = self._remote = None
+    if not enabled:
+      return
+    path = workdir / 'metrics.jsonl'
+    if path.exists():
+      _truncate(path, first_step)
+    if is_remote(workdir):  # files cannot grow there, and TensorBoard events are not written
+      self._remote, self._lines = path, path.read_text() if path.exists() else ''
+      return
+    self._file = path.open('a')
+    self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+
+  def __enter__(self) -> 'MetricsWriter':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    with signals.delayed(signal.SIGINT):
+      for file in (self._file, self._board):
+        if file:
+          file.close()
+
+  # Ctrl-C inside TensorBoard's queue would make it wait for itself forever, hence `delayed`.
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes one flat JSON object; NaN and infinity become null."""
+    with signals.delayed(signal.SIGINT):
+      self._write(step, metrics)
+
+  def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    line = json.dumps({'step': step, **values}) + '\n'
+    if self._remote:
+      self._lines += line
+      self._remote.write_text(self._lines)
+    if self._file:
+      self._file.write(line)
+      self._file.flush()
+    if self._board:
+      for name, value in metrics.items():
+        self._board.add_scalar(name, value, step)

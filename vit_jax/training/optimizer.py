@@ -1,0 +1,90 @@
+"""Learning-rate schedules and optimizers (Section 4.1, Tables 3 and 4 of the paper)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax.config import OptimizerConfig, ScheduleConfig
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+def make_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
+  """step -> learning rate (float32): linear warmup times the chosen decay.
+
+  With p = (step - warmup) / (total - warmup), clipped to [0, 1]:
+    constant  base
+    linear    end + (base - end) (1 - p)
+    cosine    base (1 + cos(pi p)) / 2
+    rsqrt     base sqrt(timescale / (timescale + max(step - warmup, 0)))
+
+  The last `cooldown_steps` go linearly to zero (arXiv 2106.04560, Section 3.5).
+
+  Raises:
+    UserError: for a warmup that does not end before the run.
+  """
+  base, warmup = config.learning_rate, config.resolve_steps(total_steps).warmup_steps
+
+  def progress(step: jax.Array) -> jax.Array:
+    return jnp.clip((step - warmup) / (total_steps - warmup), 0, 1)
+
+  def rsqrt(step: jax.Array) -> jax.Array:
+    return base * jnp.sqrt(config.timescale / (config.timescale + jnp.maximum(step - warmup, 0)))
+
+  decays = {
+    'constant': lambda step: jnp.float32(base),
+    'linear': lambda step: config.end + (base - config.end) * (1 - progress(step)),
+    'cosine': lambda step: base * 0.5 * (1 + jnp.cos(jnp.pi * progress(step))),
+    'rsqrt': rsqrt,
+  }
+
+  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    rate = decays[config.decay](step)
+    if warmup:
+      rate = rate * jnp.minimum(1, step / warmup)
+    if config.cooldown_steps:
+      rate = rate * jnp.clip((total_steps - step) / config.cooldown_steps, 0, 1)
+    return jnp.asarray(rate, jnp.float32)
+
+  return schedule
+
+
+def decay_mask(params: Any) -> Any:
+  """True for kernels; biases, norms, the class token and positions are not decayed."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+
+def _adafactor_second_moment_decay(step: jax.Array, exponent: float) -> jax.Array:
+  """1 - t^-0.8, at most 0.999 (arXiv 2106.04560, Section 3.4)."""
+  return jnp.minimum(1 - jnp.asarray(step + 1, jnp.float32) ** -exponent, 0.999)
+
+
+def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
+  """Clipping by global norm, the update rule, decoupled weight decay, the learning rate.
+
+  The decay is multiplied by the learning rate (as in `optax.adamw`), and reaches kernels only.
+
+    adamw      Adam moments in float32 (pretraining, Table 3)
+    sgd        momentum with a bfloat16 accumulator, as in the released code (Table 4)
+    adafactor  factored second moment, bfloat16 momentum (arXiv 2106.04560, Section 3.4)
+  """
+  rules = {
+    'adamw': lambda: [optax.scale_by_adam(config.b1, config.b2, config.epsilon)],
+    'sgd': lambda: [optax.trace(config.b1, accumulator_dtype=jnp.bfloat16)],
+    'adafactor': lambda: [
+      optax.scale_by_factored_rms(
+        min_dim_size_to_factor=32, decay_rate_fn=_adafactor_second_moment_decay
+      ),
+      optax.clip_by_block_rms(1.0),
+      optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16),
+    ],
+  }
+  chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  chain += rules[config.name]()
+  if config.weight_decay:
+    chain.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
+  return optax.chain(*chain, optax.scale_by_learning_rate(schedule))

@@ -1,0 +1,170 @@
+"""What a run prints: devices and data, a progress bar, warnings, results, what to do next."""
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+
+import jax
+import tqdm
+from etils import epath
+
+from vit_jax.config import DataConfig
+from vit_jax.data.loading.loader import DataLoader
+from vit_jax.data.sources import Source
+from vit_jax.distributed import sharding
+from vit_jax.hardware import num_cores
+from vit_jax.models.build import count_parameters
+from vit_jax.text import format_bytes, plural
+from vit_jax.training.program import Program
+from vit_jax.training.throughput import data_wait
+
+_STARVING = 0.2  # share of the time spent waiting for data
+_MAX_NAMED = 5  # bad examples named
+
+
+def describe(program: Program) -> list[str]:
+  """What a run is spread over and how: devices, mesh, batches, parameters."""
+  mesh, step = program.mesh, program.step
+  axes = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+  batch = sharding.batch_sizes(mesh, step.batch_size, step.accumulation_steps)
+  micro = f' in micro-batches of {batch["micro"]}' if step.accumulation_steps > 1 else ''
+  params = sharding.sharded_bytes(program.abstract_state.params)
+  state = sharding.sharded_bytes(program.abstract_state)
+  return [
+    f'{plural(mesh.size, f"{mesh.devices.flat[0].device_kind} device")} of '
+    f'{plural(jax.process_count(), "process")}; mesh {axes}',
+    f'batch {batch["global"]}: {batch["host"]} a host, {batch["device"]} a device{micro}',
+    f'{count_parameters(program.abstract_state.params):,} parameters: '
+    f'{format_bytes(params["sharded"])} sharded, {format_bytes(params["replicated"])} '
+    f'replicated; with the optimizer a device holds {format_bytes(state["device"])}',
+  ]
+
+
+class Progress:
+  """A bar with step, loss, images/s and time left; plain lines where there is no terminal."""
+
+  def __init__(self, program: Program, first_step: int):
+    self._program, self._first_step = program, first_step
+    self._total_steps = program.step.total_steps
+    self._enabled, self._is_terminal = jax.process_index() == 0, sys.stdout.isatty()
+    self._start = time.monotonic()
+    self._num_logs, self._is_starving, self._named_bad = 0, False, set()
+    self._bar = tqdm.tqdm(
+      total=self._total_steps,
+      initial=first_step,
+      dynamic_ncols=True,
+      file=sys.stdout,
+      disable=not (self._enabled and self._is_terminal),
+      bar_format='{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining} left',
+    )
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._bar.close()
+
+  def print(self, line: str) -> None:
+    """Prints a line above the bar, on process 0."""
+    if self._enabled:
+      with tqdm.tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)
+
+  def print_start(self, train: Source, test: Source, workdir: epath.Path) -> None:
+    """Prints what is about to be trained, on what, and where it is written."""
+    for line in describe(self._program):
+      self.print(line)
+    self.print(
+      f'{train.name}: {plural(train.size, "example")} of {train.num_classes:,} classes; '
+      f'{test.name}: {plural(test.size, "example")}'
+    )
+    resuming = f', resuming after step {self._first_step}' if self._first_step else ''
+    self.print(f'workdir {workdir}{resuming}; compiling the first step…')
+
+  def compile_step(self) -> jax.stages.Compiled:
+    """Compiles the train step, and prints how long that took and the memory it needs."""
+    start = time.monotonic()
+    compiled = self._program.lower().compile()
+    seconds, memory = time.monotonic() - start, compiled.memory_analysis()
+    needs = (
+      ''
+      if memory is None
+      else (
+        f'; a device holds {format_bytes(memory.argument_size_in_bytes)} of arguments and '
+        f'{format_bytes(memory.temp_size_in_bytes)} of temporaries'
+      )
+    )
+    self.print(f'the train step was compiled in {seconds:.1f} s{needs}')
+    return compiled
+
+  def update(self) -> None:
+    """Counts one more step."""
+    self._bar.update()
+
+  def print_metrics(self, step: int, metrics: Mapping[str, float], loader: DataLoader) -> None:
+    """Shows loss and speed; names bad examples, and warns once when the devices starve."""
+    rate, wait = metrics['train/images_per_second'], data_wait(metrics)
+    text = f'loss {metrics["train/loss"]:.4f}, {rate:,.0f} images/s, {wait:.0%} waiting for data'
+    if 'train/model_flops_utilization' in metrics:
+      text += f', {metrics["train/model_flops_utilization"]:.0%} of peak'
+    self._bar.set_postfix_str(text)
+    self._name_bad_examples(loader)
+    self._warn_if_starving(wait, rate, loader.num_workers)
+    if not self._is_terminal:
+      elapsed, steps = time.monotonic() - self._start, max(step - self._first_step, 1)
+      left = tqdm.tqdm.format_interval((self._total_steps - step) * elapsed / steps)
+      self.print(f'step {step}/{self._total_steps}, {text}, {left} left')
+
+  def _name_bad_examples(self, loader: DataLoader) -> None:
+    """Names the examples that were skipped since the last time, of many the first few."""
+    for message in (*loader.bad['train'].values(), *loader.bad['test'].values()):
+      if message not in self._named_bad and len(self._named_bad) < _MAX_NAMED:
+        self._named_bad.add(message)
+        is_last = len(self._named_bad) == _MAX_NAMED
+        more = '; more are counted in metrics.jsonl' if is_last else ''
+        self.print(f'skipped: {message}{more}')
+
+  def _warn_if_starving(self, wait: float, rate: float, num_workers: int) -> None:
+    """Warns once when the devices wait for data, and says what to change."""
+    self._num_logs += 1  # during the first interval the queues still fill
+    if self._is_starving or self._num_logs < 2 or wait < _STARVING:
+      return
+    self._is_starving = True
+    cores = num_cores()
+    wanted = min(math.ceil(max(num_workers, 1) / (1 - min(wait, 0.95))), cores)
+    if wanted > num_workers:
+      advice = f'--config.data.workers={wanted} (now {num_workers}, {cores} cores)'
+    else:
+      advice = (
+        f'all {cores} cores are reading; images prepared by python -m vit_jax.prepare_data '
+        'SOURCE TARGET --size=256 are read faster'
+      )
+    self.print(
+      f'the devices wait for data {wait:.0%} of the time: it arrives at {rate:,.0f} images/s, '
+      f'they could take {rate / max(1 - wait, 0.05):,.0f}; {advice}'
+    )
+
+  def print_result(self, step: int, result: Mapping[str, float], loader: DataLoader) -> None:
+    """Prints an evaluation."""
+    num_bad = len(loader.bad['test'])
+    skipped = f' ({num_bad:,} more cannot be read)' if num_bad else ''
+    self.print(
+      f'step {step}/{self._total_steps}, test accuracy {result["accuracy"]:.2%} on '
+      f'{result["examples"]:,} examples{skipped}, test loss {result["loss"]:.4f}'
+    )
+
+  def print_end(self, result: Mapping[str, float], model: epath.Path, data: DataConfig) -> None:
+    """Prints the last lines: the result, where the model is, what to try next."""
+    flags = '' if data.test.split == 'test' else f' --split={shlex.quote(data.test.split)}'
+    flags += ' --on_bad_example=skip' if data.on_bad_example == 'skip' else ''
+    source, name = shlex.quote(data.test.source) + flags, shlex.quote(str(model))
+    seconds = tqdm.tqdm.format_interval(time.monotonic() - self._start)
+    self.print(
+      f'\ndone: {result["accuracy"]:.2%} of {result["examples"]:,} test examples right after '
+      f'{self._total_steps:,} steps ({seconds} in this run)\n'
+      f'model: {model}\n'
+      f'next: python -m vit_jax.evaluate --model={name} --data={source}\n'
+      f'  or: python -m vit_jax.predict --model={name} IMAGE…'
+    )

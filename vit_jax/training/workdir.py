@@ -1,0 +1,75 @@
+"""The folder of a run: found, opened, and one folder for all processes."""
+
+import secrets
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from vit_jax.checkpoints.manager import has_checkpoint
+from vit_jax.config import Config, check_same_run, write_config
+from vit_jax.distributed.processes import broadcast_from_process_0
+from vit_jax.errors import UserError, first_line
+from vit_jax.files import real_path
+from vit_jax.weights.save import check_replaceable
+
+
+def resolve_workdir(workdir: epath.PathLike) -> epath.Path:
+  """The workdir as an absolute path; it need not exist, but must be reachable.
+
+  Raises:
+    UserError: when it is not.
+  """
+  path = real_path(epath.Path(workdir).expanduser())
+  try:
+    path.exists()
+  except ImportError as error:
+    raise UserError(
+      f'The workdir {path} cannot be reached ({first_line(error)}); '
+      "pip install 'vit_jax[gcs]' installs what gs:// needs."
+    ) from None
+  except OSError as error:
+    raise UserError(f'The workdir {path} cannot be reached: {first_line(error)}.') from None
+  return path
+
+
+def open_workdir(config: Config, workdir: epath.Path) -> None:
+  """Creates the workdir with its config.json, or checks that it belongs to this config.
+
+  Raises:
+    UserError: when it cannot be written, holds another run, or is not shared by all hosts.
+  """
+  path = workdir / 'config.json'
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    check_replaceable(workdir / 'model')
+    if path.exists():
+      check_same_run(config, path)
+    elif has_checkpoint(workdir):
+      raise UserError(f'{workdir} has checkpoints but no config.json; choose another --workdir.')
+    if jax.process_index() == 0:
+      write_config(config, path)
+    _check_shared(workdir)
+  except OSError as error:
+    reason = error.strerror or first_line(error)
+    raise UserError(f'The workdir {workdir} cannot be written: {reason}.') from None
+
+
+def _check_shared(workdir: epath.Path) -> None:
+  """Raises `UserError` unless all processes see what process 0 writes."""
+  if jax.process_count() == 1:
+    return
+  probe = workdir / f'.shared_{broadcast_from_process_0(secrets.randbits(31))}'
+  if jax.process_index() == 0:
+    probe.touch()
+  multihost_utils.sync_global_devices('process 0 has written the probe')
+  is_visible = np.ravel(multihost_utils.process_allgather(np.bool_(probe.exists())))
+  if jax.process_index() == 0:
+    probe.unlink()
+  if not is_visible.all():
+    raise UserError(
+      f'The workdir {workdir} is not one folder for all processes: process '
+      f'{is_visible.argmin()} does not see what process 0 writes; name a shared folder with '
+      '--workdir.'
+    )

@@ -1,0 +1,42 @@
+"""Opens a file of tensors, whatever its name is: npz, safetensors or a PyTorch state dict."""
+
+from etils import epath
+
+from vit_jax.errors import UserError, first_line
+from vit_jax.weights.formats.lazy_tensor import DAMAGE, TensorFile, is_special
+from vit_jax.weights.formats.npz_file import read_npz
+from vit_jax.weights.formats.safetensors_file import read_safetensors
+from vit_jax.weights.formats.state_dict import read_state_dict
+
+
+def read_tensors(path: epath.PathLike) -> TensorFile:
+  """Opens a file, whatever its name is; what it is shows in its first bytes.
+
+  Raises:
+    UserError: for a file that is missing, damaged, none of the three containers, or one whose
+      sizes, names or offsets contradict each other.
+  """
+  path = epath.Path(path)
+  try:
+    if is_special(path):
+      raise UserError(f'{path} is a pipe or a device, not a file.')
+    size = path.stat().length
+    with path.open('rb') as file:
+      head = file.read(9)
+      if not head:
+        raise UserError(f'{path} is empty.')
+      if head[:4] in (b'PK\x03\x04', b'PK\x05\x06'):
+        return read_npz(path, file, size)
+      if head[8:9] == b'{':
+        return read_safetensors(path, file, size)
+    if head[:6] == b'\x93NUMPY':
+      raise UserError(f'{path} is a single array, not an npz archive of parameters.')
+    if head[:2] in (b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05'):
+      return read_state_dict(path)
+  except FileNotFoundError:
+    raise UserError(f'There is no model at {path}.') from None
+  except (IsADirectoryError, PermissionError) as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}.') from None
+  except DAMAGE as error:
+    raise UserError(f'{path} is damaged or truncated ({first_line(error)}).') from None
+  raise UserError(f'{path} is no npz, no safetensors and no PyTorch file, or a damaged one.')
