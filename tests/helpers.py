@@ -16,9 +16,12 @@ import optax
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from vit_jax.config import Config
+from vit_jax.distributed import sharding
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import step as step_lib
+from vit_jax.training.program import Program, build_program
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -143,7 +146,7 @@ def make_model(**fields) -> VisionTransformer:
   return VisionTransformer(4, 16, 1, 24, 2, num_classes=3, pool='gap', **fields)
 
 
-def first_state(polyak: bool = False) -> step_lib.TrainState:
+def first_state(use_ema: bool = False) -> step_lib.TrainState:
   """Starts from normal numbers, so that the gradient reaches everything."""
   rng = np.random.default_rng(1)
   params = jax.tree.map(
@@ -151,8 +154,22 @@ def first_state(polyak: bool = False) -> step_lib.TrainState:
     build.abstract_params(make_model(), (8, 8)),
   )
   optimizer = optax.sgd(rate, momentum=0.9)
-  return step_lib.init_state(make_model(), optimizer, (8, 8), 0, polyak, params)
+  return step_lib.init_state(make_model(), optimizer, (8, 8, 3), 0, params, use_ema=use_ema)
 
 
 def assert_close(one, two, rtol=1e-5, atol=1e-6):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, two)
+
+
+def make_program(config: Config, num_classes: int, devices=None) -> Program:
+  """The program of a run, on its mesh of these devices (all of them by default)."""
+  mesh = sharding.make_mesh(config.mesh, devices)
+  return build_program(
+    mesh,
+    config.model,
+    config.optimizer,
+    config.schedule,
+    config.step,
+    config.data.image_shape,
+    num_classes,
+  )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -14,8 +15,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 import vit_jax
-from tests.helpers import GOLDEN, SANDBOX, TINY, run, write_images
+from tests.helpers import GOLDEN, ROOT, SANDBOX, TINY, run, write_images
 from vit_jax import command_line, main
+from vit_jax.config import Config, load_config
+from vit_jax.config.fields import field_table
+from vit_jax.files import cache_folder
 from vit_jax.weights.layouts import released
 
 QUICKSTART = ('--config=configs/quickstart.py', *TINY)
@@ -65,7 +69,7 @@ def test_a_finished_run_can_be_run_again(tiny_run, monkeypatch, capsys):
   before = (tiny_run / 'model/params.npz').read_bytes()
   code, out, err = run_here(monkeypatch, capsys, f'--config={tiny_run}/config.json')
   assert (code, err) == (0, '')
-  assert 'going on after step 6' in out and 'test examples right' in out
+  assert 'resuming after step 6' in out and 'test examples right' in out
   assert (tiny_run / 'model/params.npz').read_bytes() == before
 
 
@@ -189,7 +193,7 @@ def test_an_own_folder_of_images(tmp_path, monkeypatch, capsys):
   assert metrics(tmp_path / 'run')[-1]['test/examples'] == 12
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
+def test_a_non_finite_loss_stops_the_run(tmp_path, monkeypatch, capsys):
   arguments = (
     *QUICKSTART,
     f'--workdir={tmp_path}',
@@ -323,11 +327,11 @@ BAD = {
   ),
   'remat of a ResNet': (
     lambda path: [*QUICKSTART, '--config.model.variant=R50x1', '--config.model.remat=full'],
-    'which a ResNet does not have',
+    "config.model.remat is 'full'; a ResNet does not have it",
   ),
   'weights of another architecture': (
-    lambda path: [*QUICKSTART, '--config.init_from=tests/golden/vit_gap.npz'],
-    'width is 48 there, 16 in config.model',
+    lambda path: [*QUICKSTART, f'--config.init_from={GOLDEN}/vit_gap.npz'],
+    'width is 48 in the file, 16 in the config',
   ),
 }
 
@@ -433,14 +437,17 @@ def test_a_config_file_that_gives_no_config(body, tmp_path, monkeypatch, capsys)
   assert code == 2 and str(path) in err and err.count('\n') == 1
 
 
-def test_a_run_of_an_older_version_goes_on(tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_run_of_an_older_version_is_resumed(tiny_run, tmp_path, monkeypatch, capsys):
   shutil.copytree(tiny_run, tmp_path / 'run')
   path = tmp_path / 'run/config.json'
   config = json.loads(path.read_text())
   del config['optimizer']['epsilon']  # as if it had been added since
+  config['polyak_decay'] = config.pop('ema_decay')  # what older versions called it
+  config['data']['most_bad'] = config['data'].pop('max_bad_fraction')
   path.write_text(json.dumps(config))
   code, out, err = run_here(monkeypatch, capsys, f'--config={path}')
-  assert (code, err) == (0, '') and 'going on after step 6' in out
+  assert (code, err) == (0, '') and 'resuming after step 6' in out
+  assert 'ema_decay' in json.loads(path.read_text())  # translated once
 
 
 def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path, monkeypatch, capsys):
@@ -452,7 +459,7 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path, monkeypatch, capsys):
   arguments = (f'--config={tmp_path}/run/config.json', '--config.checkpoint.every=5')
   code, out, err = run_here(monkeypatch, capsys, *arguments)
   assert (code, err) == (0, '')
-  assert 'checkpoint 6 is damaged' in out and 'going on after step 3' in out
+  assert 'checkpoint 6 is damaged' in out and 'resuming after step 3' in out
   for step in (6, 5, 3):
     (tmp_path / f'run/checkpoints/{step}/manifest.json').write_text('{')
   code, _, err = run_here(monkeypatch, capsys, *arguments)
@@ -480,7 +487,31 @@ def test_a_real_process_ends_in_one_sentence_too():
   assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
 
 
-def test_help_names_the_fields(monkeypatch, capsys):
+def test_help_prints_every_field_with_documentation_and_range(monkeypatch, capsys):
   code, out, _ = run_here(monkeypatch, capsys, '--help')
-  assert code == 0
-  assert '--workdir' in out and '--config.schedule.warmup_steps=0' in out
+  assert code == 0 and '--coordinator HOST:PORT' in out
+  for name, (_, field, _) in field_table(Config()).items():
+    assert f'  --config.{name}=' in out
+    assert field.metadata['doc'][:40] in ' '.join(out.split())
+  assert '[at least 0 and less than 1]' in out and 'config.data.augment: Random changes' in out
+
+
+def test_help_of_one_section(monkeypatch, capsys):
+  code, out, _ = run_here(monkeypatch, capsys, '--help=schedule')
+  assert code == 0 and out.startswith('config.schedule: ')
+  assert '--config.schedule.warmup_steps=0.0' in out and 'optimizer' not in out
+  code, _, err = run_here(monkeypatch, capsys, '--help=schedul')
+  assert code == 2 and 'model, data, optimizer, schedule, checkpoint, mesh' in err
+
+
+def test_experiments_of_the_package_run_from_an_empty_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert load_config('configs/quickstart_finetune.py').data.image_size == 24
+  assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_the_users_is_in_reach():
+  assert pathlib.Path.cwd() == SANDBOX != ROOT
+  assert pathlib.Path('~').expanduser() == SANDBOX / 'home'
+  assert not pathlib.Path('runs').resolve().is_relative_to(ROOT)
+  assert cache_folder().is_relative_to(SANDBOX)

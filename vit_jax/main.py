@@ -30,7 +30,7 @@ class _Help(argparse.Action):
       parser.print_help()
       print(f'\n{config_help()}')
     else:
-      print(config_help(values))
+      print(config_help(str(values)))
     parser.exit()
 
 

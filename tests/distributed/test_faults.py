@@ -18,7 +18,7 @@ from tests.helpers import ROOT, SANDBOX, TINY, free_port, losses, write_images
 from vit_jax import command_line
 from vit_jax.checkpoints import manifest
 from vit_jax.errors import DeviceMemoryError, UserError, memory_explained
-from vit_jax.training import setup
+from vit_jax.training import workdir
 
 ARGUMENTS = (
   *TINY,
@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
 def test_a_bucket_without_what_reads_it(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
   with pytest.raises(UserError, match=r'gs://bucket/run cannot be reached .*vit_jax\[gcs\]'):
-    setup.find_workdir('gs://bucket/run')
+    workdir.resolve_workdir('gs://bucket/run')
 
 
 def test_too_little_memory_is_one_sentence():

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import config as config_lib
+from tests.helpers import make_program
+from vit_jax.config import Config, replace_fields
 from vit_jax.distributed import sharding as mesh_lib
-from vit_jax.training.program import build_program
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='written for eight devices')
 
@@ -28,8 +28,8 @@ RANDOM = {'dropout_rate': 0.2, 'attention_dropout_rate': 0.2, 'stochastic_depth_
 
 def build(choices, rates):
   """The program of `choices`: field -> value, and a mesh of the devices it asks for."""
-  config = config_lib.default_config()
-  config.update_from_flattened_dict(
+  config = replace_fields(
+    Config(),
     {
       'batch_size': BATCH_SIZE,
       'total_steps': STEPS,
@@ -49,10 +49,10 @@ def build(choices, rates):
       'mesh.data': 1,
       **{f'model.{name}': rate for name, rate in rates.items()},
       **choices,
-    }
+    },
   )
   devices = jax.devices()[: config.mesh.data * config.mesh.fsdp * config.mesh.tensor]
-  return build_program(config, mesh_lib.make_mesh(config.mesh, devices), NUM_CLASSES)
+  return make_program(config, NUM_CLASSES, devices)
 
 
 def train(choices, rates=RANDOM):

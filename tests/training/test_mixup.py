@@ -5,12 +5,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
 from tests.helpers import BATCH, KEY, MULTI_HOT, assert_close, first_state, jit, make_model, rate
+from vit_jax.config import MeshConfig, StepConfig
 from vit_jax.distributed import sharding as mesh_lib
 from vit_jax.training import step as step_lib
 from vit_jax.training.mixup import mix
@@ -84,8 +84,7 @@ def test_multi_hot_labels_are_mixed():
 
 def test_devices_change_nothing():
   """Nor do they send more than a row to their neighbour."""
-  axes = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1, num_slices=1))
-  mesh = mesh_lib.make_mesh(axes)
+  mesh = mesh_lib.make_mesh(MeshConfig())
   parts = mesh.devices.size
   assert parts > 1
   batch = {
@@ -104,10 +103,8 @@ def test_devices_change_nothing():
 
 
 def make_step(**fields):
-  fields = dict(loss='softmax', label_smoothing=0.1, accumulation_steps=1) | fields
-  return step_lib.make_train_step(
-    make_model(), optax.sgd(rate, momentum=0.9), rate, ema_decay=0.0, **fields
-  )
+  config = StepConfig(batch_size=8, **({'label_smoothing': 0.1} | fields))
+  return step_lib.make_train_step(make_model(), optax.sgd(rate, momentum=0.9), rate, config)
 
 
 @pytest.fixture(scope='module')

@@ -67,14 +67,14 @@ def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
   code, out, _ = stop_after('step 30/40', tmp_path, workers=2)
   assert code == -signal.SIGKILL
   assert f'checkpoint {newest} is damaged: ' in out and f'newest intact one is {before}' in out
-  assert f'going on after step {before}' in out
+  assert f'resuming after step {before}' in out
   # SIGTERM (preemption): it saves, and says that it is to be started again.
   code, _, err = stop_after('step 32/40', tmp_path, signal.SIGTERM, workers=1)
   assert code == 75
   assert re.search(r'stopped: SIGTERM came; step 3\d is saved', err)
   result = run('main', *ARGUMENTS, f'--workdir={tmp_path}', '--config.data.workers=4')
   assert result.returncode == 0, result.stderr
-  assert 'going on after step' in result.stdout
+  assert 'resuming after step' in result.stdout
   chex.assert_trees_all_equal(params(tmp_path), params(uninterrupted))
   assert curve(tmp_path) == curve(uninterrupted)
 

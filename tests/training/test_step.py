@@ -17,6 +17,9 @@ from tests.helpers import (
   make_model,
   rate,
 )
+from vit_jax.config import StepConfig
+from vit_jax.evaluation.eval_step import make_eval_step
+from vit_jax.models.pixels import scale_pixels
 from vit_jax.training import step as step_lib
 
 
@@ -25,10 +28,13 @@ def make_step(accumulation_steps=1, ema_decay=0.0, loss='softmax', smoothing=0.0
     make_model(**fields),
     optax.sgd(rate, momentum=0.9),
     rate,
-    loss=loss,
-    label_smoothing=smoothing,
-    accumulation_steps=accumulation_steps,
-    ema_decay=ema_decay,
+    StepConfig(
+      batch_size=8,
+      loss=loss,
+      label_smoothing=smoothing,
+      ema_decay=ema_decay,
+      accumulation_steps=accumulation_steps,
+    ),
   )
   return jit(train_step)
 
@@ -59,21 +65,21 @@ def equal(one, two) -> bool:
 
 
 def test_images_are_scaled_to_minus_one_and_one():
-  found = step_lib.scale_images(jnp.uint8([0, 51, 255]))
+  found = scale_pixels(jnp.uint8([0, 51, 255]))
   np.testing.assert_allclose(found, [-1, -0.6, 1], rtol=1e-6)
   assert found.dtype == np.float32
 
 
 def test_first_state(state):
   assert (state.step, state.step.dtype) == (0, np.int32)
-  assert state.average is None and state.eval_params is state.params
-  averaging = first_state(polyak=True)
-  assert equal(averaging.average, state.params) and equal(averaging.params, state.params)
+  assert state.ema_params is None and state.eval_params is state.params
+  averaging = first_state(use_ema=True)
+  assert equal(averaging.ema_params, state.params) and equal(averaging.params, state.params)
 
 
 def test_first_parameters_are_a_function_of_the_seed():
   optimizer = optax.sgd(0.1)
-  init = jit(lambda seed: step_lib.init_state(make_model(), optimizer, (8, 8), seed, False).params)
+  init = jit(lambda seed: step_lib.init_state(make_model(), optimizer, (8, 8, 3), seed).params)
   assert equal(init(0), init(0))
   assert not equal(init(0)['embedding'], init(1)['embedding'])
 
@@ -149,22 +155,22 @@ def test_accumulated_parts_drop_different_units(with_dropout, state):
   assert 0.5 < parts / rows < 1.8  # 2.8 if all parts dropped the same
 
 
-def test_polyak_average_is_its_recurrence():
-  train_step, state = make_step(ema_decay=0.8), first_state(polyak=True)
-  expected = jax.tree.map(np.array, state.average)
+def test_moving_average_is_its_recurrence():
+  train_step, state = make_step(ema_decay=0.8), first_state(use_ema=True)
+  expected = jax.tree.map(np.array, state.ema_params)
   for _ in range(3):
     state, _ = train_step(state, BATCH, KEY)
     expected = jax.tree.map(lambda a, p: 0.8 * a + 0.2 * p, expected, state.params)
-  assert_close(state.average, expected)
-  assert state.eval_params is state.average
-  assert not equal(state.average, state.params)
+  assert_close(state.ema_params, expected)
+  assert state.eval_params is state.ema_params
+  assert not equal(state.ema_params, state.params)
 
 
 @pytest.mark.parametrize('multi_hot', [False, True])
 def test_eval_step_sums_over_the_mask(multi_hot, state, logits):
   mask = np.array([1, 1, 0, 1, 0, 1, 1, 0], bool)
   labels = np.eye(3, dtype=np.uint8)[BATCH['label']] if multi_hot else BATCH['label']
-  eval_step = jit(step_lib.make_eval_step(make_model(dropout_rate=0.5), 'softmax'))
+  eval_step = jit(make_eval_step(make_model(dropout_rate=0.5), 'softmax'))
   found = eval_step(state.params, {'image': IMAGES, 'label': labels, 'mask': mask})
   shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
   losses = -np.log(shares[np.arange(8), BATCH['label']])
@@ -174,7 +180,7 @@ def test_eval_step_sums_over_the_mask(multi_hot, state, logits):
 
 
 def test_what_is_masked_changes_nothing(state):
-  eval_step = jit(step_lib.make_eval_step(make_model(), 'softmax'))
+  eval_step = jit(make_eval_step(make_model(), 'softmax'))
   batch = BATCH | {'mask': np.arange(8) < 5}
   other = jax.tree.map(np.copy, batch)
   other['image'][5:], other['label'][5:] = 0, 1

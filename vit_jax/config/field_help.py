@@ -26,7 +26,9 @@ def config_help(name: str | None = None) -> str:
   if name is None:
     return '\n\n'.join(_section_help(config))
   if name not in section_names():
-    raise UserError(f'There is no config section {name!r}; choose one of {section_names()}.')
+    raise UserError(
+      f'There is no config section {name!r}; choose one of {", ".join(section_names())}.'
+    )
   return '\n\n'.join(_section_help(getattr(config, name)))
 
 

@@ -40,7 +40,9 @@ def _to_config_dict(section: Section) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def _flatten(
+  config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = ''
+) -> dict[str, Any]:
   """{'model.width': 64, …} of nested mappings."""
   flat = {}
   for name, value in config.items():
@@ -183,7 +185,7 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
     raise UserError(f'{rest[0]!r} is not a flag; config fields are set as --config.field=value.')
   for one, other in (('total_steps', 'epochs'), ('epochs', 'total_steps')):
     if one in names and other not in names:  # setting the length of a run in one unit
-      config[other] = type(config[other])(0)
+      config[other] = 0.0 if other == 'epochs' else 0
 
 
 def to_json(config: Config) -> dict[str, Any]:

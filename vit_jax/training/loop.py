@@ -134,8 +134,9 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       return classification.evaluate(program.eval_step, state.eval_params, loader.batches('test'))
 
     batches = meter.time_waiting(loader.batches('train', first_step, total_steps))
-    train_step = progress.compile_step() if first_step < total_steps else None
-    meter.restart()
+    if first_step < total_steps:
+      train_step = progress.compile_step()
+      meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
@@ -158,7 +159,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         _fetch_finite(step, metrics)  # only sound states are saved
         with meter.paused():
-          checkpointer.save(step, state, result and result['accuracy'])
+          checkpointer.save(step, state, None if result is None else result['accuracy'])
       if stopping:
         raise PreemptedError(
           f'received SIGTERM; step {step} is saved, rerun the same command to resume.'

@@ -58,9 +58,11 @@ def decay_mask(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
-def _adafactor_second_moment_decay(step: jax.Array, exponent: float) -> jax.Array:
+def _adafactor_second_moment_decay(
+  step: jax.typing.ArrayLike, exponent: jax.typing.ArrayLike
+) -> jax.Array:
   """1 - t^-0.8, at most 0.999 (arXiv 2106.04560, Section 3.4)."""
-  return jnp.minimum(1 - jnp.asarray(step + 1, jnp.float32) ** -exponent, 0.999)
+  return jnp.minimum(1 - (jnp.asarray(step, jnp.float32) + 1) ** -jnp.asarray(exponent), 0.999)
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -76,7 +76,7 @@ def make_train_step(
   parts = config.accumulation_steps
 
   def loss_fn(params: Any, batch: Batch, key: Array) -> Array:
-    logits = model.apply(
+    logits: Any = model.apply(
       {'params': params}, scale_pixels(batch['image']), deterministic=False, rngs={'dropout': key}
     )
     wanted = targets(batch['label'], model.num_classes, config.label_smoothing)
@@ -96,9 +96,8 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
-    if (
-      config.mixup_alpha or config.cutmix_alpha
-    ):  # the whole batch, so that accumulation changes no partner
+    if config.mixup_alpha or config.cutmix_alpha:
+      # Of the whole batch, so that accumulation changes no partner.
       key, mix_key = jax.random.split(key)
       batch = mix(batch, model.num_classes, config.mixup_alpha, config.cutmix_alpha, mix_key)
     value, grads = gradients(state.params, batch, key)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -77,6 +77,6 @@ class ThroughputMeter:
     return metrics
 
 
-def data_wait(metrics: dict[str, float]) -> float:
+def data_wait(metrics: Mapping[str, float]) -> float:
   """The largest share of time that a process waited for data."""
   return max(value for name, value in metrics.items() if name.startswith('train/data_wait/'))

@@ -1,0 +1,46 @@
+"""What is refused before a run begins, because mesh, model and batch do not go together."""
+
+import jax
+import pytest
+
+from tests.helpers import make_program
+from vit_jax.config import Config, replace_fields
+from vit_jax.errors import UserError
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='written for eight devices')
+
+
+def check(fields: dict) -> None:
+  config = replace_fields(Config(), fields)
+  sizes = [size for size in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) if size > 0]
+  devices = jax.devices() if config.mesh.data == -1 else jax.devices()[: jax.numpy.prod(sizes)]
+  make_program(config, 10, devices)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'model.num_heads': 6, 'mesh.tensor': 4}, 'num_heads is 6, .*tensor=4'),
+    ({'model.mlp_dim': 1026, 'mesh.tensor': 4}, 'mlp_dim is 1026, .*tensor=4'),
+    ({'model.variant': 'R50x1', 'mesh.tensor': 2}, 'a ResNet has no heads'),
+    ({'model.variant': 'R50x1', 'model.remat': 'full'}, 'remat is .full.; a ResNet'),
+    ({'model.variant': 'R50x1', 'model.scan_blocks': True}, 'scan_blocks is True; a R'),
+    ({'model.attention': 'flash'}, 'choose one of einsum, xla'),
+    ({'model.attention': 'xla', 'model.attention_dropout_rate': 0.1}, 'has no dropout'),
+    ({'model.remat': 'some'}, 'choose one of none, dots, full'),
+    ({'batch_size': 12}, 'batch_size is 12, which the 8 '),
+    ({'batch_size': 64, 'accumulation_steps': 16}, 'the micro-batch .* is 4, '),
+    ({'mesh.num_slices': 3}, 'num_slices is 3, but the 8 devices '),
+    ({'mesh.num_slices': 0}, 'num_slices is 0'),
+    ({'mesh.num_slices': 2, 'mesh.fsdp': 8}, 'num_slices is 2, which does not divide data=1'),
+    ({'data.image_size': 225}, 'data.image_size is 225x225 pixels, which patches of 16'),
+  ],
+  ids=str,
+)
+def test_values_that_do_not_go_together_are_refused(fields, message):
+  with pytest.raises(UserError, match=message):
+    check(fields)
+
+
+def test_values_that_go_together_are_accepted():
+  check({'model.num_heads': 12, 'mesh.tensor': 4, 'mesh.num_slices': 2})

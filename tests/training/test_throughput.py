@@ -1,0 +1,117 @@
+"""Images per second, waiting for data and utilization, with a clock that the test moves."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import make_program
+from vit_jax.config import Config, replace_fields
+from vit_jax.hardware import peak_flops
+from vit_jax.models.flops import train_flops
+from vit_jax.training import throughput
+
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='written for eight devices')
+
+
+@pytest.fixture(scope='module')
+def program():
+  fields = {
+    'total_steps': 10,
+    'batch_size': 64,
+    'accumulation_steps': 2,
+    'data.image_size': 8,
+    'model.patch_size': 4,
+    'model.width': 64,
+    'model.depth': 1,
+    'model.mlp_dim': 256,
+    'model.num_heads': 4,
+    'mesh.data': 2,
+    'mesh.fsdp': 2,
+    'mesh.tensor': 2,
+  }
+  return make_program(replace_fields(Config(), fields), 10)
+
+
+class Clock:
+  """Time passes when a test says so."""
+
+  now = 100.0
+
+  def monotonic(self) -> float:
+    return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  clock = Clock()
+  monkeypatch.setattr(throughput, 'time', clock)
+  return clock
+
+
+@pytest.fixture
+def meter(program, clock):
+  del clock  # it is set before the meter starts
+  return throughput.ThroughputMeter(program, 0)
+
+
+def slow_batches(clock, seconds):
+  for i in range(3):
+    clock.now += seconds
+    yield i
+
+
+def test_waiting_for_data_is_measured(meter, clock):
+  assert list(meter.time_waiting(slow_batches(clock, 1))) == [0, 1, 2]
+  clock.now += 1
+  metrics = meter.measure(2, 0)
+  assert metrics['train/data_wait/process_0'] == throughput.data_wait(metrics) == 3 / 4
+  assert metrics['train/images_per_second'] == 2 * 64 / 4
+  clock.now += 1
+  assert meter.measure(4, 0)['train/data_wait/process_0'] == 0
+
+
+def test_pauses_count_neither_as_time_nor_as_waiting(meter, clock):
+  with meter.paused():
+    list(meter.time_waiting(slow_batches(clock, 5)))
+  clock.now += 2
+  metrics = meter.measure(1, 0)
+  assert metrics['train/images_per_second'] == 64 / 2
+  assert metrics['train/data_wait/process_0'] == 0
+
+
+def test_compiling_does_not_count(meter, clock):
+  clock.now += 60
+  meter.restart()
+  clock.now += 2
+  assert meter.measure(1, 0)['train/images_per_second'] == 64 / 2
+
+
+def test_bad_examples_are_counted(meter, clock):
+  clock.now += 1
+  assert 'train/bad_examples' not in meter.measure(1, 0)
+  clock.now += 1
+  assert meter.measure(2, 20)['train/bad_examples'] == 20
+
+
+def test_utilization_is_that_of_the_models_arithmetic(meter, program, clock, monkeypatch):
+  clock.now += 1
+  # A CPU's peak is unknown.
+  assert 'train/model_flops_utilization' not in meter.measure(1, 0)
+  monkeypatch.setattr(throughput, 'peak_flops', lambda device_kind, num_devices: num_devices * 1e9)
+  clock.now += 1
+  utilization = meter.measure(2, 0)['train/model_flops_utilization']
+  np.testing.assert_allclose(utilization, 64 * train_flops(program.model, (8, 8)) / 8e9)
+
+
+@pytest.mark.parametrize(
+  ('device_kind', 'peak'),
+  [
+    ('TPU v3', 61.5e12),  # a core of two
+    ('TPU v5 lite', 197e12),
+    ('NVIDIA H100 80GB HBM3', 989e12),
+    ('NVIDIA A100-SXM4-40GB', 312e12),
+    ('cpu', None),
+  ],
+)
+def test_peaks_of_devices(device_kind, peak):
+  assert peak_flops(device_kind, 4) == (peak and 4 * peak)
