@@ -35,7 +35,12 @@ class _Help(argparse.Action):
 
 
 def main() -> None:
-  parser = command_line.Parser('vit_jax.main', description=__doc__, add_help=False)
+  parser = command_line.Parser(
+    'vit_jax.main',
+    description=__doc__,
+    add_help=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument(
     '-h',
     '--help',

@@ -51,23 +51,25 @@ class ModelConfig(Section):
   variant: Literal[
     'Ti', 'S', 'B', 'L', 'H', 'g', 'R50x1', 'R50x3', 'R101x1', 'R101x3', 'R152x2', 'R152x4'
   ] = field('B', 'size: a row of vit_jax/models/variants.py')
-  patch_size: int = field(16, 'pixels', POSITIVE)
-  width: int = field(0, "0: the variant's", NOT_NEGATIVE)
+  patch_size: int = field(16, 'side of a patch in pixels', POSITIVE)
+  width: int = field(0, "embedding dimension; 0: the variant's", NOT_NEGATIVE)
   depth: int = field(0, "blocks; 0: the variant's", NOT_NEGATIVE)
-  mlp_dim: int = field(0, "0: the variant's", NOT_NEGATIVE)
-  num_heads: int = field(0, "0: the variant's", NOT_NEGATIVE)
+  mlp_dim: int = field(0, "hidden dimension of the MLPs; 0: the variant's", NOT_NEGATIVE)
+  num_heads: int = field(0, "attention heads; 0: the variant's", NOT_NEGATIVE)
   pool: Literal['token', 'gap', 'map'] = field(
     'token', 'class token, global average pooling or attention pooling'
   )
   pre_logits: int = field(0, 'width of the tanh layer before the head; 0: no layer', NOT_NEGATIVE)
-  dropout_rate: float = field(0.0, 'of activations, while training', RATE)
-  attention_dropout_rate: float = field(0.0, 'of attention weights, while training', RATE)
-  stochastic_depth_rate: float = field(0.0, 'of the last block; grows linearly with depth', RATE)
+  dropout_rate: float = field(0.0, 'dropout of activations', RATE)
+  attention_dropout_rate: float = field(0.0, 'dropout of attention weights', RATE)
+  stochastic_depth_rate: float = field(
+    0.0, 'drop rate of the last block; grows linearly with depth', RATE
+  )
   head_bias_init: float = field(0.0, "initial value of the head's bias")
   gelu: Literal['tanh', 'exact'] = field(
     'tanh', 'tanh approximation (released JAX weights) or exact (most PyTorch weights)'
   )
-  layer_norm_epsilon: float = field(1e-6, 'added to the variance', POSITIVE)
+  layer_norm_epsilon: float = field(1e-6, 'epsilon of every LayerNorm', POSITIVE)
   resnet_width: int = field(
     0, "features of a hybrid's ResNet stem (64 as published); 0: patches of pixels", NOT_NEGATIVE
   )
@@ -84,7 +86,9 @@ class ModelConfig(Section):
     'einsum', "einsum, or xla: jax.nn's, without attention dropout", execution=True
   )
   dtype: Literal['auto', 'float32', 'bfloat16'] = field(
-    'auto', 'of matrix products; auto: bfloat16 on accelerators, float32 on CPUs', execution=True
+    'auto',
+    'precision of matrix products; auto: bfloat16 on accelerators, float32 on CPUs',
+    execution=True,
   )
 
 
@@ -108,7 +112,9 @@ class AugmentConfig(Section):
     0, 'random, central: pixels of the shorter side; 0: just enough', between(0, 2**16)
   )
   pad: int = field(0, 'random, central: gray pixels on each side', between(0, 2**12))
-  antialias: bool = field(False, 'when resizing; the released models were trained without')
+  antialias: bool = field(
+    False, 'antialias when resizing; the released models were trained without'
+  )
   reduced_decoding: bool = field(
     True, 'decode JPEGs at 1/2, 1/4 or 1/8 of their size where enough pixels remain'
   )
@@ -123,7 +129,9 @@ class AugmentConfig(Section):
   randaugment_magnitude: float = field(
     10.0, 'timm: 0 to 10; AugReg goes up to 20', between(0, 2**10)
   )
-  randaugment_std: float = field(0.0, 'timm: of the magnitude', between(0, 2**10))
+  randaugment_std: float = field(
+    0.0, 'timm: standard deviation of the magnitude', between(0, 2**10)
+  )
   jitter: tuple[float, float, float, float] = field(
     (0.0, 0.0, 0.0, 0.0),
     'largest relative changes of brightness, contrast, saturation, and of the hue (up to 0.5)',
@@ -132,14 +140,16 @@ class AugmentConfig(Section):
       lambda x: min(x) >= 0 and x[3] <= 0.5,
     ),
   )
-  erase_probability: float = field(0.0, 'of erasing a rectangle (arXiv 1708.04896)', FRACTION)
+  erase_probability: float = field(
+    0.0, 'probability of erasing a rectangle (arXiv 1708.04896)', FRACTION
+  )
   erase_area: tuple[float, float] = field(
-    (0.02, 0.33), 'share of the image that it covers', interval(1, 'shares')
+    (0.02, 0.33), 'share of the image that the rectangle covers', interval(1, 'shares')
   )
   erase_ratio: tuple[float, float] = field(
-    (0.3, 3.3), 'its height by its width', interval(math.inf, 'ratios')
+    (0.3, 3.3), 'aspect ratio of the rectangle, height by width', interval(math.inf, 'ratios')
   )
-  erase_noise: bool = field(True, 'fill it with random pixels rather than gray')
+  erase_noise: bool = field(True, 'fill the rectangle with random pixels rather than gray')
 
   def check_channels(self, channels: int) -> None:
     """Raises `UserError` if images with that many channels cannot be augmented like this."""
@@ -182,8 +192,12 @@ class DataConfig(Section):
   num_classes: int = field(
     0, 'classes that the data must have; 0: any number', NOT_NEGATIVE, execution=True
   )
-  crop_fraction: float = field(0.875, 'central share of a test image', between(0.01, 1))
-  channels: int = field(3, '1 (gray), 3 (RGB), 4 (RGBA); any number for arrays', POSITIVE)
+  crop_fraction: float = field(
+    0.875, 'central share of a test image that is kept', between(0.01, 1)
+  )
+  channels: int = field(
+    3, 'channels of an image: 1 (gray), 3 (RGB), 4 (RGBA); any number for arrays', POSITIVE
+  )
   workers: int = field(
     -1,
     'processes that read and augment; 0: threads of this one; -1: one a core, at most 16',
@@ -200,7 +214,10 @@ class DataConfig(Section):
     execution=True,
   )
   max_bad_fraction: float = field(
-    0.01, 'with skip: a larger share of unreadable examples ends the run', FRACTION, execution=True
+    0.01,
+    'with on_bad_example=skip: a larger share of unreadable examples ends the run',
+    FRACTION,
+    execution=True,
   )
   train: TrainDataConfig = section(TrainDataConfig)
   test: TestDataConfig = section(TestDataConfig)
@@ -232,11 +249,13 @@ class OptimizerConfig(Section):
   name: Literal['adamw', 'sgd', 'adafactor'] = field(
     'adamw', 'adamw (Table 3), sgd with momentum (Table 4), adafactor (arXiv 2106.04560)'
   )
-  b1: float = field(0.9, 'momentum', RATE)
-  b2: float = field(0.999, 'adamw: decay of the second moment', RATE)
-  epsilon: float = field(1e-8, 'adamw', POSITIVE)
-  weight_decay: float = field(0.0, 'times the learning rate, on kernels', NOT_NEGATIVE)
-  clip_norm: float = field(1.0, 'global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
+  b1: float = field(0.9, 'momentum (first-moment decay)', RATE)
+  b2: float = field(0.999, 'adamw: second-moment decay', RATE)
+  epsilon: float = field(1e-8, 'adamw: added to the denominator', POSITIVE)
+  weight_decay: float = field(
+    0.0, 'decoupled, times the learning rate, on kernels only', NOT_NEGATIVE
+  )
+  clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,19 +263,21 @@ class ScheduleConfig(Section):
   """The learning rate of each step."""
 
   path: ClassVar[str] = 'schedule'
-  decay: Literal['cosine', 'linear', 'rsqrt', 'constant'] = field('cosine', 'after the warmup')
-  learning_rate: float = field(1e-3, 'the highest one', NOT_NEGATIVE)
+  decay: Literal['cosine', 'linear', 'rsqrt', 'constant'] = field(
+    'cosine', 'shape of the schedule after the warmup'
+  )
+  learning_rate: float = field(1e-3, 'peak learning rate', NOT_NEGATIVE)
   warmup_steps: float = field(
     0.0,
-    'linear warmup; below 1: a share of the run',
+    'steps of linear warmup; below 1: a share of the run',
     Range(
       'a share of the run below 1, or a whole number of steps',
       lambda x: 0 <= x < math.inf and (x < 1 or x == round(x)),
     ),
   )
-  end: float = field(0.0, 'linear: the last learning rate', NOT_NEGATIVE)
-  timescale: float = field(10_000.0, 'rsqrt: steps', POSITIVE)
-  cooldown_steps: int = field(0, 'linearly to zero at the end', NOT_NEGATIVE)
+  end: float = field(0.0, 'linear: final learning rate', NOT_NEGATIVE)
+  timescale: float = field(10_000.0, 'rsqrt: timescale in steps', POSITIVE)
+  cooldown_steps: int = field(0, 'steps of linear decay to zero at the end', NOT_NEGATIVE)
 
   def resolve_steps(self, total_steps: int) -> 'ScheduleConfig':
     """The schedule with a whole number of warmup steps.
@@ -279,9 +300,14 @@ class CheckpointConfig(Section):
 
   path: ClassVar[str] = 'checkpoint'
   every: int = field(
-    1000, 'steps; 0: ten times a run. The end is always saved', NOT_NEGATIVE, execution=True
+    1000,
+    'steps between checkpoints; 0: ten in a run. The last step is always saved',
+    NOT_NEGATIVE,
+    execution=True,
   )
-  keep: int = field(3, 'the last ones; the best one is kept besides', POSITIVE, execution=True)
+  keep: int = field(
+    3, 'how many of the latest to keep; the best one is kept too', POSITIVE, execution=True
+  )
 
 
 _AXIS = Range('positive, or -1 (the devices that remain)', lambda x: x == -1 or x > 0)
@@ -292,7 +318,7 @@ class MeshConfig(Section):
   """Devices along each axis of the mesh."""
 
   path: ClassVar[str] = 'mesh'
-  data: int = field(-1, 'copies of the model; -1: the devices that remain', _AXIS, execution=True)
+  data: int = field(-1, 'replicas of the model; -1: the devices that remain', _AXIS, execution=True)
   fsdp: int = field(1, 'shards of parameters and optimizer state', _AXIS, execution=True)
   tensor: int = field(1, 'shards of heads and MLPs', _AXIS, execution=True)
   num_slices: int = field(1, 'TPU slices, which the data axis spans', POSITIVE, execution=True)
@@ -303,23 +329,28 @@ class StepConfig(Section):
   """What the steps of a run compute, besides model, optimizer and schedule."""
 
   seed: int = field(
-    0, 'of initialization, data order, augmentation and dropout', between(0, 2**32 - 1)
+    0, 'seeds initialization, data order, augmentation and dropout', between(0, 2**32 - 1)
   )
-  total_steps: int = field(10_000, 'updates of the run; 0: by epochs', NOT_NEGATIVE)
-  batch_size: int = field(512, 'global: over all devices and processes', POSITIVE)
+  total_steps: int = field(10_000, 'optimizer updates; 0: set by epochs', NOT_NEGATIVE)
+  batch_size: int = field(512, 'examples in each step, over all devices and processes', POSITIVE)
   accumulation_steps: int = field(
-    1, 'micro-batches in each step; the result is that of the whole batch', POSITIVE, execution=True
+    1,
+    'micro-batches in each step; gradients are those of the whole batch',
+    POSITIVE,
+    execution=True,
   )
   loss: Loss = field('softmax', 'softmax, or sigmoid (multi-label)')
-  label_smoothing: float = field(0.0, 'share of the label that moves to all classes', RATE)
+  label_smoothing: float = field(0.0, 'share of the target that is spread over all classes', RATE)
   mixup_alpha: float = field(
     0.0,
-    'of the Beta distribution; 0: off. With CutMix on, each is used in half of the steps',
+    'Beta parameter of Mixup; 0: off. With CutMix on, each is drawn with probability 1/2',
     NOT_NEGATIVE,
   )
-  cutmix_alpha: float = field(0.0, 'of the Beta distribution; 0: off', NOT_NEGATIVE)
+  cutmix_alpha: float = field(0.0, 'Beta parameter of CutMix; 0: off', NOT_NEGATIVE)
   ema_decay: float = field(
-    0.0, 'of the moving average of the parameters that is evaluated and kept; 0: no average', RATE
+    0.0,
+    'decay of the moving average of the parameters, which is evaluated and exported; 0: off',
+    RATE,
   )
 
   def __post_init__(self):
@@ -330,17 +361,22 @@ class StepConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Config(StepConfig):
-  """The run: its length, its batches, what it starts from."""
+  """The run: its length, its batches, its loss, its initial weights."""
 
   epochs: float = field(
     0.0,
-    'passes over the training data; 0: by total_steps. Setting one resets the other',
+    'passes over the training data; 0: set by total_steps. Setting one resets the other',
     NOT_NEGATIVE,
   )
-  eval_batch_size: int = field(0, 'global; 0: the same as batch_size', NOT_NEGATIVE, execution=True)
-  log_every: int = field(50, 'steps', POSITIVE, execution=True)
+  eval_batch_size: int = field(
+    0, 'examples in each test batch; 0: batch_size', NOT_NEGATIVE, execution=True
+  )
+  log_every: int = field(50, 'steps between logs', POSITIVE, execution=True)
   eval_every: int = field(
-    1000, 'steps; 0: ten times a run. The end is always evaluated', NOT_NEGATIVE, execution=True
+    1000,
+    'steps between evaluations; 0: ten in a run. The last step is always evaluated',
+    NOT_NEGATIVE,
+    execution=True,
   )
   init_from: str = field(
     '', 'weights to start from, with a new head: a released name, a file, or the folder of a run'
