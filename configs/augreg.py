@@ -15,6 +15,8 @@ Published for those files, fine-tuned to ImageNet at 384 px: Ti/16 78.22 %, S/32
 83.73 %, B/32 83.59 %, B/16 85.49 %, L/16 85.59 %.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs import pretraining
@@ -43,7 +45,7 @@ MODELS = {
 }
 
 
-def apply(config: ml_collections.ConfigDict, preset: str) -> ml_collections.ConfigDict:
+def apply(config: Any, preset: str) -> ml_collections.ConfigDict:
   """Sets RandAugment and mixup of a config to one of PRESETS."""
   if preset not in PRESETS:
     raise ValueError(f'the preset is {preset!r}; choose one of {", ".join(PRESETS)}')

@@ -23,8 +23,11 @@ from vit_jax.errors import UserError, first_line
 _RENAMED = {'polyak_decay': 'ema_decay', 'data.most_bad': 'data.max_bad_fraction'}
 
 
-def default_config() -> ml_collections.ConfigDict:
-  """Every field with its default, for a config file to override; locked."""
+def default_config() -> Any:
+  """Every field with its default, for a config file to override: a locked `ConfigDict`.
+
+  Its type is Any because checkers know no fields of a `ConfigDict`.
+  """
   return _to_config_dict(Config())
 
 

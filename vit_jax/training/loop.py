@@ -134,6 +134,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       return classification.evaluate(program.eval_step, state.eval_params, loader.batches('test'))
 
     batches = meter.time_waiting(loader.batches('train', first_step, total_steps))
+    train_step = program.train_step
     if first_step < total_steps:
       train_step = progress.compile_step()
       meter.restart()
