@@ -1,4 +1,4 @@
-"""The main command, as a user runs it: what a run leaves, goes on from, and refuses."""
+"""The main command, as a user runs it: what a run leaves, resumes from, and refuses."""
 
 import json
 import os
@@ -165,7 +165,7 @@ def test_weights_go_to_their_shards_and_train_the_same(tmp_path, monkeypatch, ca
   np.testing.assert_allclose([x for x in losses[0] if x], [x for x in losses[1] if x], rtol=1e-5)
 
 
-def test_an_own_folder_of_images(tmp_path, monkeypatch, capsys):
+def test_a_users_folder_of_images(tmp_path, monkeypatch, capsys):
   sizes = [(20, 30), (31, 17), (16, 16), (40, 12)]
   for split in ('train', 'val'):
     for name in ('a cat', 'dög'):
@@ -224,7 +224,7 @@ def bad_folder(tmp_path, files):
   )
 
 
-# What is wrong, the arguments that make it so, and what the sentence must contain.
+# A mistake, the arguments that make it, and what the sentence must contain.
 BAD = {
   'no config file': (lambda path: ['--config=configs/nope.py'], 'configs/nope.py'),
   'a config that is neither .py nor .json': (lambda path: ['--config=README.md'], 'README.md'),
@@ -240,19 +240,16 @@ BAD = {
     lambda path: [*QUICKSTART, '--config.data.train.source=cifar'],
     'folder:/path',
   ),
-  'a data set that is not there': (
-    lambda path: ['--config=configs/vit_l16.py'],
-    'configs/quickstart.py',
-  ),
+  'a missing data set': (lambda path: ['--config=configs/vit_l16.py'], 'configs/quickstart.py'),
   'a TFDS data set that is not prepared': (
     lambda path: ['--config=configs/finetune.py:b16,cifar10'],
     "tfds.builder('cifar10'",
   ),
-  'a folder that is not there': (
+  'a missing folder': (
     lambda path: [*QUICKSTART, f'--config.data.train.source=folder:{path}/x'],
     '/x',
   ),
-  'a folder with no image': (lambda path: [*QUICKSTART, *bad_folder(path, [])], 'no image'),
+  'a folder without images': (lambda path: [*QUICKSTART, *bad_folder(path, [])], 'no image'),
   'a folder with one class': (
     lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', 'a/2.png'])],
     '1 class',
@@ -274,7 +271,7 @@ BAD = {
     lambda path: [*QUICKSTART, '--config.data.image_size=18'],
     '16x16',
   ),
-  'a mesh of other than the devices': (
+  'a mesh of another number of devices': (
     lambda path: [*QUICKSTART, '--config.mesh.fsdp=3'],
     '8 devices',
   ),
@@ -283,7 +280,7 @@ BAD = {
     '/dev/null/run',
   ),
   'an empty workdir': (lambda path: [*QUICKSTART, '--workdir='], '--workdir'),
-  'a class whose name is no text': (
+  'a class whose name is not text': (
     lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', os.fsdecode(b'b\xe9/1.png')])],
     'no plain text',
   ),
@@ -336,9 +333,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize('what', BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(what, tmp_path, monkeypatch, capsys):
-  arguments, expected = BAD[what]
+@pytest.mark.parametrize('mistake', BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(mistake, tmp_path, monkeypatch, capsys):
+  arguments, expected = BAD[mistake]
   data = tmp_path / 'data'
   data.mkdir()
   workdir = tmp_path / 'workdir'
@@ -359,7 +356,7 @@ def test_an_unreadable_image_is_named(tmp_path, monkeypatch, capsys):
   assert err.count('\n') == 1 and f'{tmp_path}/b/' in err
 
 
-def test_a_messy_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_a_messy_folder_of_a_user(tmp_path, monkeypatch, capsys):
   """The card comes first; bad images end the run, or are skipped, counted and left out of tests."""
   folder = tmp_path / 'images'
   names = [
@@ -430,7 +427,7 @@ def test_a_config_json_is_parsed_never_executed(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
   'body', ['return None', 'return {}', 'return ConfigDict({"a": 1})', 'return 1 / 0', 'retrun']
 )
-def test_a_config_file_that_gives_no_config(body, tmp_path, monkeypatch, capsys):
+def test_a_config_file_without_a_config_is_refused(body, tmp_path, monkeypatch, capsys):
   path = tmp_path / 'x.py'
   path.write_text(f'from ml_collections import ConfigDict\ndef get_config():\n  {body}\n')
   code, _, err = run_here(monkeypatch, capsys, f'--config={path}')

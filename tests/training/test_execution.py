@@ -1,7 +1,7 @@
 """Execution choices change no parameter and no number beyond rounding.
 
 Ten steps of the real train step, compared with the plainest one: one device, nothing
-rematerialised, every block on its own.
+rematerialized, every block on its own.
 """
 
 import jax
@@ -27,7 +27,7 @@ RANDOM = {'dropout_rate': 0.2, 'attention_dropout_rate': 0.2, 'stochastic_depth_
 
 
 def build(choices, rates):
-  """The program of `choices`: field -> value, and a mesh of the devices it asks for."""
+  """The program of `choices` (field -> value), on a mesh of the devices that it needs."""
   config = replace_fields(
     Config(),
     {
@@ -40,7 +40,7 @@ def build(choices, rates):
       'model.mlp_dim': 256,
       'model.num_heads': 4,
       'model.dtype': 'float32',
-      # Plain gradient descent: what the parameters have moved by is the sum of the gradients.
+      # Plain gradient descent: the parameters move by the sum of the gradients.
       'optimizer.name': 'sgd',
       'optimizer.b1': 0.0,
       'optimizer.clip_norm': 0.0,
@@ -56,7 +56,7 @@ def build(choices, rates):
 
 
 def train(choices, rates=RANDOM):
-  """Losses and gradient norms (STEPS, 2), the parameters at first, and by how much they moved."""
+  """Losses and gradient norms (STEPS, 2), the initial parameters, and their total change."""
   program = build(choices, rates)
   # Most of the time goes into compiling.
   step = program.lower().compile({'xla_backend_optimization_level': 0})
@@ -92,16 +92,16 @@ def plain_without_randomness():
   return train({}, {})
 
 
-def check_same(found, expected, rtol=1e-5):
-  """Curves and sums of gradients; these may differ by the rounding of parameters, too."""
-  np.testing.assert_allclose(found[0], expected[0], rtol=rtol)
-  (_, start, one), (_, same_start, two) = found, expected
-  largest = max(map(np.linalg.norm, two.values()))  # a key's bias has no gradient but rounding
-  for name in two.keys() | one.keys():
+def check_same(actual, expected, rtol=1e-5):
+  """Compares curves and sums of gradients, up to the rounding of parameters."""
+  np.testing.assert_allclose(actual[0], expected[0], rtol=rtol)
+  (_, start, actual_sum), (_, same_start, sums) = actual, expected
+  largest = max(map(np.linalg.norm, sums.values()))  # a key's bias has no gradient but rounding
+  for name in sums.keys() | actual_sum.keys():
     np.testing.assert_array_equal(start[name], same_start[name])
     rounding = STEPS * np.finfo(np.float32).eps * np.linalg.norm(start[name])
-    allowed = rtol * max(np.linalg.norm(two[name]), 0.01 * largest) + rounding
-    assert np.linalg.norm(one[name] - two[name]) <= allowed, name
+    allowed = rtol * max(np.linalg.norm(sums[name]), 0.01 * largest) + rounding
+    assert np.linalg.norm(actual_sum[name] - sums[name]) <= allowed, name
 
 
 SLICES = {'mesh.data': 4, 'mesh.fsdp': 2, 'mesh.num_slices': 2}
@@ -153,7 +153,7 @@ def test_attention_of_jax_nn(choices, plain_without_attention_dropout):
   ids=str,
 )
 def test_accumulation(choices, plain_without_randomness):
-  """Every micro-batch draws masks of its own, so it is compared without any."""
+  """Every micro-batch draws its own dropout masks, so it is compared without dropout."""
   check_same(train(choices, {}), plain_without_randomness)
 
 
@@ -163,16 +163,16 @@ def test_bfloat16_follows_to_its_precision(plain):
   assert 0 < difference < 0.02 * plain[0][:, 0].max()
 
 
-def test_other_randomness_is_told_apart(plain, plain_without_randomness):
+def test_other_randomness_is_detected(plain, plain_without_randomness):
   with pytest.raises(AssertionError):
     check_same(plain, plain_without_randomness)
 
 
 def test_parameters_are_the_same_tree():
   expected = build({}, RANDOM).abstract_state.params
-  found = build({'model.scan_blocks': True, 'model.remat': 'full'}, RANDOM).abstract_state.params
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
+  actual = build({'model.scan_blocks': True, 'model.remat': 'full'}, RANDOM).abstract_state.params
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), actual) == jax.tree.map(
     lambda x: (x.shape, x.dtype), expected
   )
 

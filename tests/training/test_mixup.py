@@ -41,11 +41,11 @@ def blend_of(share: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def test_mixup_blends_images_and_labels_alike():
-  found = mixed({'image': IMAGES, 'label': LABELS}, 0.8, 0.0, KEY)
-  share = found['label'][1, 1]
-  assert 0 < share < 1 and found['image'].dtype == np.float32
-  np.testing.assert_allclose(found['image'], blend_of(share, IMAGES.astype(float)), atol=1e-3)
-  np.testing.assert_allclose(found['label'], blend_of(share, ONE_HOT), atol=1e-6)
+  actual = mixed({'image': IMAGES, 'label': LABELS}, 0.8, 0.0, KEY)
+  share = actual['label'][1, 1]
+  assert 0 < share < 1 and actual['image'].dtype == np.float32
+  np.testing.assert_allclose(actual['image'], blend_of(share, IMAGES.astype(float)), atol=1e-3)
+  np.testing.assert_allclose(actual['label'], blend_of(share, ONE_HOT), atol=1e-6)
 
 
 def test_mixup_shares_are_of_the_beta_distribution():
@@ -56,7 +56,7 @@ def test_mixup_shares_are_of_the_beta_distribution():
   assert abs(labels.var() - 1 / (4 * (2 * 0.4 + 1))) < 0.015
 
 
-def test_cutmix_puts_a_rectangle_of_the_partner_in():
+def test_cutmix_pastes_a_rectangle_of_the_partner():
   shares, labels = draws(0.0, 1.0)
   np.testing.assert_allclose(shares.mean(axis=(1, 2)), labels, atol=1e-5)
   corners = set()
@@ -68,22 +68,22 @@ def test_cutmix_puts_a_rectangle_of_the_partner_in():
       assert not box.any()
       corners.add((rows.min(), columns.min()))
   assert len(corners) > 30
-  assert 0.5 < labels.mean() < 0.75  # less than half is taken, for boxes are cut at the border
+  assert 0.5 < labels.mean() < 0.75  # less than half is replaced: boxes are cut at the border
 
 
-def test_both_ways_take_turns():
+def test_both_together_are_drawn_evenly():
   shares, _ = draws(0.8, 1.0, 400)
   is_cut = [(share == 0).any() or (share == 1).all() for share in shares]
   assert 0.4 < np.mean(is_cut) < 0.6
 
 
 def test_multi_hot_labels_are_mixed():
-  found = mixed({'image': IMAGES, 'label': np.uint8(ONE_HOT)}, 0.8, 0.0, KEY)
-  assert_close(found, mixed({'image': IMAGES, 'label': LABELS}, 0.8, 0.0, KEY))
+  actual = mixed({'image': IMAGES, 'label': np.uint8(ONE_HOT)}, 0.8, 0.0, KEY)
+  assert_close(actual, mixed({'image': IMAGES, 'label': LABELS}, 0.8, 0.0, KEY))
 
 
 def test_devices_change_nothing():
-  """Nor do they send more than a row to their neighbour."""
+  """Nor does a device send more than a row to the next one."""
   mesh = mesh_lib.make_mesh(MeshConfig())
   parts = mesh.devices.size
   assert parts > 1
@@ -115,9 +115,9 @@ def state():
 def test_accumulation_mixes_the_whole_batch(state):
   batch, fields = BATCH | {'label': MULTI_HOT}, dict(mixup_alpha=0.8, cutmix_alpha=1.0)
   expected, wanted = jit(make_step(**fields))(state, batch, KEY)
-  found, metrics = jit(make_step(accumulation_steps=4, **fields))(state, batch, KEY)
+  actual, metrics = jit(make_step(accumulation_steps=4, **fields))(state, batch, KEY)
   assert_close(metrics, wanted)
-  assert_close(found.params, expected.params)
+  assert_close(actual.params, expected.params)
 
 
 def test_the_loss_is_that_of_mixed_and_smoothed_targets(state):
@@ -130,7 +130,7 @@ def test_the_loss_is_that_of_mixed_and_smoothed_targets(state):
   assert math.isclose(metrics['train/loss'], expected, rel_tol=1e-4)
 
 
-def test_every_step_mixes_anew(state):
+def test_every_step_draws_again(state):
   train_step = jit(make_step(mixup_alpha=0.8))
   losses = {
     float(train_step(state.replace(step=jnp.int32(i)), BATCH, KEY)[1]['train/loss'])
@@ -139,7 +139,7 @@ def test_every_step_mixes_anew(state):
   assert len(losses) == 4
 
 
-def test_without_mixing_the_program_is_as_without_the_feature(state):
+def test_without_mixing_the_program_is_unchanged(state):
   plain, off = (
     jax.jit(make_step(**fields)).lower(state, BATCH, KEY).as_text()
     for fields in ({}, {'mixup_alpha': 0.0, 'cutmix_alpha': 0.0})

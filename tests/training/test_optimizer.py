@@ -62,20 +62,20 @@ def test_schedules_are_their_formulas(decay, formula, cooldown, warmup):
   if cooldown:
     expected = expected * np.clip((TOTAL - STEPS) / cooldown, 0, 1)
   rate = schedule(decay=decay, end=0.01, cooldown_steps=cooldown, warmup_steps=warmup)
-  found = jax.jit(jax.vmap(rate))(STEPS)
-  assert found.dtype == np.float32
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+  actual = jax.jit(jax.vmap(rate))(STEPS)
+  assert actual.dtype == np.float32
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-8)
   np.testing.assert_allclose(rate(7), expected[7], rtol=1e-5)  # a Python int will do
 
 
 def test_the_landmarks_of_a_schedule():
   cosine = schedule(decay='cosine')
-  found = [float(cosine(step)) for step in (0, 5, 10, 25, 40)]
-  np.testing.assert_allclose(found, [0, 0.1, 0.2, 0.1, 0], atol=1e-7)
+  actual = [float(cosine(step)) for step in (0, 5, 10, 25, 40)]
+  np.testing.assert_allclose(actual, [0, 0.1, 0.2, 0.1, 0], atol=1e-7)
 
 
 @pytest.mark.parametrize('warmup', [40, 41, -1])
-def test_a_warmup_that_does_not_end(warmup):
+def test_a_warmup_that_does_not_end_is_refused(warmup):
   with pytest.raises(UserError, match='config.schedule.warmup_steps'):
     schedule(warmup_steps=warmup)
 
@@ -104,8 +104,8 @@ def test_decay_is_decoupled_times_the_rate_and_on_kernels(name, params):
   opt = optimizer(name=name, weight_decay=0.25)
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = jax.jit(opt.update)(zeros, opt.init(params), params)
-  found, given = released.flatten(updates), released.flatten(params)
-  for tensor, update in found.items():
+  actual, given = released.flatten(updates), released.flatten(params)
+  for tensor, update in actual.items():
     expected = -0.1 * 0.25 * given[tensor] if tensor.endswith('kernel') else 0 * given[tensor]
     np.testing.assert_allclose(update, expected, rtol=1e-5)
 
@@ -120,18 +120,18 @@ def follow(opt: optax.GradientTransformation, params, steps: int = 3):
 
 def test_adamw_is_that_of_optax(params):
   fields = dict(b1=0.8, b2=0.95, weight_decay=0.1)
-  found, _ = follow(optimizer(name='adamw', epsilon=1e-6, **fields), params)
+  actual, _ = follow(optimizer(name='adamw', epsilon=1e-6, **fields), params)
   expected, _ = follow(optax.adamw(0.1, eps=1e-6, mask=decay_mask, **fields), params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
 
 
 def test_sgd_has_momentum_in_bfloat16(params):
-  found, state = follow(optimizer(name='sgd', b1=0.5), params, steps=2)
+  actual, state = follow(optimizer(name='sgd', b1=0.5), params, steps=2)
   first, second = (normal_like(params, seed=seed) for seed in (1, 2))
   expected = jax.tree.map(lambda p, g, h: p - 0.1 * (g + (h + 0.5 * g)), params, first, second)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), found, expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), actual, expected)
   assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype(jnp.bfloat16)}
-  assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+  assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
 
 
 def test_adafactor_factors_large_kernels_and_reduces_a_loss():

@@ -56,7 +56,7 @@ def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
   """With other numbers of worker processes each time."""
   assert stop_after('step 14/40', tmp_path)[0] == -signal.SIGKILL
   assert not (tmp_path / 'model').exists()
-  # The newest checkpoint is damaged meanwhile: the one before it is used, and the log says so.
+  # The newest checkpoint is damaged meanwhile: the one before it is restored, and the log says so.
   *_, before, newest = sorted(
     int(child.name) for child in (tmp_path / 'checkpoints').iterdir() if child.name.isdecimal()
   )
@@ -68,7 +68,7 @@ def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
   assert code == -signal.SIGKILL
   assert f'checkpoint {newest} is damaged: ' in out and f'newest intact one is {before}' in out
   assert f'resuming after step {before}' in out
-  # SIGTERM (preemption): it saves, and says that it is to be started again.
+  # SIGTERM (preemption): it saves, and asks to be rerun.
   code, _, err = stop_after('step 32/40', tmp_path, signal.SIGTERM, workers=1)
   assert code == 75
   assert re.search(r'stopped: SIGTERM came; step 3\d is saved', err)
@@ -89,8 +89,8 @@ def test_killed_before_the_first_checkpoint(tmp_path):
 def test_another_seed_gives_other_parameters(uninterrupted, tmp_path):
   result = run('main', *ARGUMENTS, f'--workdir={tmp_path}', '--config.seed=1')
   assert result.returncode == 0, result.stderr
-  expected, found = params(uninterrupted), params(tmp_path)
-  assert not np.array_equal(expected['embedding/kernel'], found['embedding/kernel'])
+  expected, actual = params(uninterrupted), params(tmp_path)
+  assert not np.array_equal(expected['embedding/kernel'], actual['embedding/kernel'])
 
 
 def test_last_and_best_checkpoints_are_kept(uninterrupted):

@@ -1,4 +1,4 @@
-"""The pure train and eval steps: accumulation, averaging, randomness, masks."""
+"""The pure train step: accumulation, moving average, randomness."""
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +65,9 @@ def equal(one, two) -> bool:
 
 
 def test_images_are_scaled_to_minus_one_and_one():
-  found = scale_pixels(jnp.uint8([0, 51, 255]))
-  np.testing.assert_allclose(found, [-1, -0.6, 1], rtol=1e-6)
-  assert found.dtype == np.float32
+  actual = scale_pixels(jnp.uint8([0, 51, 255]))
+  np.testing.assert_allclose(actual, [-1, -0.6, 1], rtol=1e-6)
+  assert actual.dtype == np.float32
 
 
 def test_first_state(state):
@@ -137,9 +137,9 @@ def test_accumulation_gives_the_whole_batch(plain, state):
   accumulating = make_step(accumulation_steps=4)
   for _ in range(2):
     expected, wanted = plain(state, BATCH, KEY)
-    found, metrics = accumulating(state, BATCH, KEY)
+    actual, metrics = accumulating(state, BATCH, KEY)
     assert_close(metrics, wanted)
-    assert_close(found.params, expected.params)
+    assert_close(actual.params, expected.params)
     state = expected
 
 
@@ -171,12 +171,12 @@ def test_eval_step_sums_over_the_mask(multi_hot, state, logits):
   mask = np.array([1, 1, 0, 1, 0, 1, 1, 0], bool)
   labels = np.eye(3, dtype=np.uint8)[BATCH['label']] if multi_hot else BATCH['label']
   eval_step = jit(make_eval_step(make_model(dropout_rate=0.5), 'softmax'))
-  found = eval_step(state.params, {'image': IMAGES, 'label': labels, 'mask': mask})
+  actual = eval_step(state.params, {'image': IMAGES, 'label': labels, 'mask': mask})
   shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
   losses = -np.log(shares[np.arange(8), BATCH['label']])
   right = logits.argmax(axis=-1) == BATCH['label']
-  assert (found['examples'], found['correct']) == (5, (right & mask).sum())
-  np.testing.assert_allclose(found['loss'], losses[mask].sum(), rtol=1e-5)
+  assert (actual['examples'], actual['correct']) == (5, (right & mask).sum())
+  np.testing.assert_allclose(actual['loss'], losses[mask].sum(), rtol=1e-5)
 
 
 def test_what_is_masked_changes_nothing(state):
