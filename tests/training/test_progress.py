@@ -36,7 +36,7 @@ def program():
 def test_description(program):
   devices, batch, parameters = progress_lib.describe(program)
   assert devices == '8 cpu devices of 1 process; mesh data 2 x fsdp 2 x tensor 2'
-  assert batch == 'batch 64: 64 a host, 16 a device in micro-batches of 8'
+  assert batch == 'batch 64: 64 per host, 16 per device in micro-batches of 8'
   assert ' parameters: ' in parameters
 
 

@@ -71,7 +71,7 @@ def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
   # SIGTERM (preemption): it saves, and asks to be rerun.
   code, _, err = stop_after('step 32/40', tmp_path, signal.SIGTERM, workers=1)
   assert code == 75
-  assert re.search(r'stopped: SIGTERM came; step 3\d is saved', err)
+  assert re.search(r'stopped: received SIGTERM; step 3\d is saved', err)
   result = run('main', *ARGUMENTS, f'--workdir={tmp_path}', '--config.data.workers=4')
   assert result.returncode == 0, result.stderr
   assert 'resuming after step' in result.stdout

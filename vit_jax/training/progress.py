@@ -35,10 +35,10 @@ def describe(program: Program) -> list[str]:
   return [
     f'{plural(mesh.size, f"{mesh.devices.flat[0].device_kind} device")} of '
     f'{plural(jax.process_count(), "process")}; mesh {axes}',
-    f'batch {batch["global"]}: {batch["host"]} a host, {batch["device"]} a device{micro}',
+    f'batch {batch["global"]}: {batch["host"]} per host, {batch["device"]} per device{micro}',
     f'{count_parameters(program.abstract_state.params):,} parameters: '
     f'{format_bytes(params["sharded"])} sharded, {format_bytes(params["replicated"])} '
-    f'replicated; with the optimizer a device holds {format_bytes(state["device"])}',
+    f'replicated; with the optimizer each device holds {format_bytes(state["device"])}',
   ]
 
 
@@ -92,7 +92,7 @@ class Progress:
       ''
       if memory is None
       else (
-        f'; a device holds {format_bytes(memory.argument_size_in_bytes)} of arguments and '
+        f'; each device holds {format_bytes(memory.argument_size_in_bytes)} of arguments and '
         f'{format_bytes(memory.temp_size_in_bytes)} of temporaries'
       )
     )
