@@ -1,17 +1,17 @@
-"""Pretrains as the AugReg models were (arXiv 2106.10270), and its presets for any config.
+"""Pretrains as in AugReg (arXiv 2106.10270); offers its augmentation presets to any config.
 
   python -m vit_jax.main --config=configs/augreg.py:b16
   python -m vit_jax.main --config=configs/augreg.py:b16,light1,imagenet --config.data.train.source=…
 
 The argument is model[,preset[,data]]: one of MODELS, one of PRESETS (or best), imagenet21k or
-imagenet. Another config takes a preset so: `augreg.apply(config, 'medium1')`.
+imagenet. To use a preset in another config: `augreg.apply(config, 'medium1')`.
 
-Adam, batch 4096, 300 epochs, 10,000 warmup steps, cosine decay from 1e-3, global norm clipped at
-1, sigmoid loss (big_vision/configs/vit_i21k.py, vit_i1k.py). The best preset and weight decay on
-ImageNet-21k are those in the names of the released files (README of
+Adam, batch 4096, 300 epochs, 10,000 warmup steps, cosine decay from 1e-3, gradients clipped at
+global norm 1, sigmoid loss (big_vision/configs/vit_i21k.py, vit_i1k.py). The best preset and
+weight decay on ImageNet-21k are those in the names of the released files (README of
 google-research/vision_transformer), on ImageNet those of vit_i1k.py.
 
-Published for those files, fine-tuned to ImageNet at 384 px: Ti/16 78.22 %, S/32 79.58 %, S/16
+Published for those files, fine-tuned on ImageNet at 384 px: Ti/16 78.22 %, S/32 79.58 %, S/16
 83.73 %, B/32 83.59 %, B/16 85.49 %, L/16 85.59 %.
 """
 
@@ -22,8 +22,8 @@ import ml_collections
 from configs import pretraining
 from vit_jax.config import default_config
 
-# name: (layers and magnitude of RandAugment, alpha of mixup). Light1 is not nothing: at magnitude
-# 0 colours and sharpness change most.
+# name: (layers and magnitude of RandAugment, alpha of mixup). light1 is not the identity: at
+# magnitude 0, colors and sharpness change the most.
 PRESETS = {
   'none': (0, 0, 0.0),
   'light1': (2, 0, 0.0),
@@ -57,8 +57,8 @@ def apply(config: Any, preset: str) -> ml_collections.ConfigDict:
 
 
 def get_config(argument='b16'):
-  given = argument.split(',')
-  model, preset, data = given + ['b16', 'best', 'imagenet21k'][len(given) :]
+  values = argument.split(',')
+  model, preset, data = values + ['b16', 'best', 'imagenet21k'][len(values) :]
   if model not in MODELS or data not in ('imagenet21k', 'imagenet'):
     raise ValueError(
       f'the argument is {argument!r}, not model[,preset[,data]]; the models are '
@@ -80,11 +80,11 @@ def get_config(argument='b16'):
   if data == 'imagenet21k':
     source, preset = 'array_record:data/imagenet21k', best_21k if preset == 'best' else preset
     config.optimizer.weight_decay = weight_decay
-    config.model.head_bias_init = -10.0  # each class starts improbable: e^-10
+    config.model.head_bias_init = -10.0  # each class starts with probability e^-10
   else:
     source, preset = 'tfds:imagenet2012', best if preset == 'best' else preset
     config.optimizer.weight_decay = 0.1
-    config.model.head_bias_init = -6.9  # e^-6.9: a thousandth
+    config.model.head_bias_init = -6.9  # e^-6.9: 1/1000
   config.data.train.source = config.data.test.source = source
   config.data.test.split = 'validation'
   return apply(config, preset)

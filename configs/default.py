@@ -1,6 +1,6 @@
 """Every field with its default; the other configs override a few of them.
 
-python -m vit_jax.main --help          all fields: what they mean, and their ranges
+python -m vit_jax.main --help          all fields with documentation and range
 python -m vit_jax.main --help=model    those of one section
 """
 

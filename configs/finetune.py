@@ -1,15 +1,15 @@
-"""Fine-tunes a released or an own ViT as the paper does (arXiv 2010.11929, Table 4).
+"""Fine-tunes a released ViT, or your own, as in the paper (arXiv 2010.11929, Table 4).
 
   python -m vit_jax.main --config=configs/finetune.py:b16,cifar10
   python -m vit_jax.main --config=configs/finetune.py:ti16,folder:/my/images
 
-The argument is model,dataset: one of MODELS, and one of DATASETS or any data source (own images:
-docs/own_images.md). The released weights in MODELS are downloaded once; --config.init_from=FILE
-takes others.
+The argument is model,dataset: one of MODELS, and one of DATASETS or any data source (your own
+images: docs/own_images.md). The released weights in MODELS are downloaded once;
+--config.init_from=FILE uses others.
 
 For DATASETS, Table 4: SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping
-at global norm 1, 384 px. The learning rate is swept there (see DATASETS); here it is the third of
-the four.
+at global norm 1, 384 px. The paper sweeps the learning rate (see DATASETS); the default here is
+the third of the four.
 
 Published for the released ImageNet-21k checkpoints (README of google-research/vision_transformer,
 dropout 0.0): B/16 CIFAR-10 99.02 %, CIFAR-100 92.06 %, ImageNet 84.53 %; L/16 99.13 %, 92.91 %,
@@ -18,7 +18,7 @@ dropout 0.0): B/16 CIFAR-10 99.02 %, CIFAR-100 92.06 %, ImageNet 84.53 %; L/16 9
 
 from vit_jax.config import default_config
 
-# name: (variant, pixels of a token, units of the stages of a hybrid's ResNet, a released file)
+# name: (variant, pixels per token, units per ResNet stage of a hybrid, released file)
 MODELS = {
   'ti16': ('Ti', 16, None, 'augreg/Ti_16'),
   's32': ('S', 32, None, 'augreg/S_32'),
@@ -28,7 +28,7 @@ MODELS = {
   'l32': ('L', 32, None, 'imagenet21k/ViT-L_32'),
   'l16': ('L', 16, None, 'imagenet21k/ViT-L_16'),
   'h14': ('H', 14, None, 'imagenet21k/ViT-H_14'),
-  # Published as /16, but stem and patches of 8 features make it 32 pixels a token.
+  # Published as /16, but the stem and its 8 x 8 patches of features make it 32 pixels per token.
   'r_ti16': ('Ti', 32, (), 'augreg/R_Ti_16'),
   'r26_s32': ('S', 32, (2, 2, 2, 2), 'augreg/R26_S_32'),
   'r50_b16': ('B', 16, (3, 4, 9), 'imagenet21k/R50+ViT-B_16'),
@@ -38,7 +38,7 @@ MODELS = {
   'r152x4': ('R152x4', 32, None, 'bit/BiT-M-R152x4'),
 }
 
-# name: (source, train split, test split, steps, learning rates that the paper sweeps)
+# name: (source, train split, test split, steps, the learning rates that the paper sweeps)
 DATASETS = {
   'cifar10': ('tfds:cifar10', 'train', 'test', 10_000, (0.001, 0.003, 0.01, 0.03)),
   'cifar100': ('tfds:cifar100', 'train', 'test', 10_000, (0.001, 0.003, 0.01, 0.03)),
@@ -64,14 +64,14 @@ def start_from(model):
   return config
 
 
-def own_data(model, source):
-  """Somebody's own images: a small batch, and as many steps as there are images for."""
+def custom_data(model, source):
+  """A config for any data source: a small batch, and steps that follow from its size."""
   config = start_from(model)
   config.data.train.source = config.data.test.source = source
   config.total_steps, config.epochs = 0, 20.0
   config.batch_size = 32
   config.log_every = 10
-  config.eval_every = config.checkpoint.every = 0  # ten times a run
+  config.eval_every = config.checkpoint.every = 0  # ten times per run
   config.data.image_size = 224
   config.data.augment.area = (0.3, 1.0)
   config.optimizer.name = 'sgd'
@@ -92,7 +92,7 @@ def get_config(argument='b16,cifar10'):
       'folder:/path'
     )
   if dataset not in DATASETS:
-    return own_data(model, dataset)
+    return custom_data(model, dataset)
   source, train, test, steps, learning_rates = DATASETS[dataset]
 
   config = start_from(model)

@@ -1,15 +1,15 @@
-"""The pretraining hyper-parameters of the paper (arXiv 2010.11929, Table 3 and its caption).
+"""The pretraining hyperparameters of the paper (arXiv 2010.11929, Table 3 and its caption).
 
-The size files (vit_b16.py, vit_l16.py, vit_h14.py) name a column of it; their argument names the
-data: jft, imagenet21k or imagenet. Mesh and remat are the least that fits all slices of
-benchmarks/plans/: for B/16 and L/16 the defaults, every device with a whole model that keeps all.
+vit_b16.py, vit_l16.py and vit_h14.py each select a model; their argument selects the data: jft,
+imagenet21k or imagenet. Mesh and remat are the cheapest that fit all slices of benchmarks/plans/:
+for B/16 and L/16 the defaults, in which every device holds a full model and keeps all activations.
 """
 
 from typing import Any
 
 from vit_jax.config import default_config
 
-# Images in the training split: Section 4.1 of the paper (JFT-300M: 303 million).
+# Images in the training split, from Section 4.1 of the paper (JFT-300M: 303 million).
 EXAMPLES = {'jft': 303_000_000, 'imagenet21k': 14_197_122, 'imagenet': 1_281_167}
 # Released heads have 21,843 classes for ImageNet-21k; JFT-300M has 18,291 (arXiv 1707.02968).
 NUM_CLASSES = {'jft': 18_291, 'imagenet21k': 21_843, 'imagenet': 1_000}
@@ -29,7 +29,7 @@ def get_config(
   config.checkpoint.every = 1000
   config.model.variant = variant
   config.model.patch_size = patch_size
-  # While pretraining the head has one hidden layer (Section 3.1), as wide as the released ones.
+  # In pretraining the head has one hidden layer (Section 3.1), as wide as in the released models.
   config.model.pre_logits = {'B': 768, 'L': 1024, 'H': 1280}[variant]
   config.data.image_size = IMAGE_SIZE
   config.data.num_classes = NUM_CLASSES[data]
@@ -37,13 +37,13 @@ def get_config(
   config.optimizer.name = 'adamw'
   config.optimizer.clip_norm = 0.0
 
-  # Neither JFT-300M nor the splits of ImageNet-21k are public under one name: put yours here.
+  # Neither JFT-300M nor the splits of ImageNet-21k are public under one name: set your own here.
   source = 'tfds:imagenet2012' if data == 'imagenet' else f'array_record:data/{data}'
   config.data.train.source = config.data.test.source = source
   config.data.test.split = 'validation'
   if data != 'imagenet':
-    config.loss = 'sigmoid'  # several labels an image
-    config.model.head_bias_init = -10.0  # each class starts improbable: e^-10
+    config.loss = 'sigmoid'  # several labels per image
+    config.model.head_bias_init = -10.0  # each class starts with probability e^-10
   if data == 'jft':
     config.schedule.learning_rate, config.schedule.decay = jft_learning_rate, 'linear'
     config.optimizer.weight_decay = 0.1

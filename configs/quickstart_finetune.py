@@ -1,4 +1,4 @@
-"""Fine-tunes the quickstart's model at 24 instead of 16 pixels, with a new head.
+"""Fine-tunes the quickstart's model at 24 px instead of 16, with a new head.
 
   python -m vit_jax.main --config=configs/quickstart_finetune.py
 
@@ -17,5 +17,5 @@ def get_config():
   config.checkpoint.every = 250
   config.data.image_size = 24
   config.schedule.learning_rate = 1e-3
-  config.schedule.warmup_steps = 0.1  # of the run
+  config.schedule.warmup_steps = 0.1  # a share of the run
   return config

@@ -1,4 +1,4 @@
-"""A small ViT from scratch on a folder of small images (32 px), for a machine without accelerator.
+"""Trains a small ViT from scratch on a folder of small images (32 px); no accelerator needed.
 
   python -m vit_jax.main --config=configs/small_images.py:folder:/path/to/cifar10
 
@@ -34,5 +34,5 @@ def get_config(source='folder:data/cifar10'):
 
   config.optimizer.weight_decay = 0.05
   config.schedule.learning_rate = 1e-3
-  config.schedule.warmup_steps = 1 / 16  # of the run
+  config.schedule.warmup_steps = 1 / 16  # a share of the run
   return config

@@ -1,9 +1,9 @@
-"""Pretrains ViT-B/16 with the hyper-parameters of the paper's Table 3.
+"""Pretrains ViT-B/16 with the hyperparameters of the paper's Table 3.
 
   python -m vit_jax.main --config=configs/vit_b16.py
   python -m vit_jax.main --config=configs/vit_b16.py:imagenet --config.data.train.source=…
 
-The data is jft, imagenet21k (the default) or imagenet. Published, fine-tuned to ImageNet at 384 px
+The data is jft, imagenet21k (the default) or imagenet. Published, fine-tuned on ImageNet at 384 px
 (Table 5): 84.15 % (JFT, 7 epochs), 83.97 % (ImageNet-21k), 77.91 % (ImageNet).
 """
 

@@ -1,11 +1,11 @@
-"""Pretrains ViT-H/14 with the hyper-parameters of the paper's Table 3.
+"""Pretrains ViT-H/14 with the hyperparameters of the paper's Table 3.
 
   python -m vit_jax.main --config=configs/vit_h14.py
   python -m vit_jax.main --config=configs/vit_h14.py:imagenet --config.data.train.source=…
 
-The data is jft, imagenet21k (the default) or imagenet. Table 3 has no row of its own for H/14 on
-ImageNet-21k: it takes L/16's. Published, fine-tuned to ImageNet at 518 px (Table 2): 88.55 % (JFT,
-14 epochs, 2.5k TPUv3-core-days); at 384 px (Table 5): 85.13 % (ImageNet-21k).
+The data is jft, imagenet21k (the default) or imagenet. Table 3 has no row for H/14 on
+ImageNet-21k, so L/16's is used. Published, fine-tuned on ImageNet at 518 px (Table 2): 88.55 %
+(JFT, 14 epochs, 2.5k TPUv3-core-days); at 384 px (Table 5): 85.13 % (ImageNet-21k).
 """
 
 from configs import pretraining
@@ -19,7 +19,7 @@ def get_config(data='imagenet21k'):
     epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
     jft_learning_rate=3e-4,
   )
-  # The least that fits all slices of benchmarks/plans/; fewer than 16 chips need another fsdp.
+  # The cheapest that fits all slices of benchmarks/plans/; fewer than 16 chips need another fsdp.
   config.mesh.fsdp = 16
   config.model.remat = 'dots'
   return config

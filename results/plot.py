@@ -1,4 +1,4 @@
-"""Draws curve.png beside each metrics.jsonl: `python results/plot.py results/*/metrics.jsonl`."""
+"""Plots a curve.png beside each metrics.jsonl: `python results/plot.py results/*/metrics.jsonl`."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 
 def plot(path: pathlib.Path) -> None:
-  """Losses on the left, test accuracy on the right, over steps."""
+  """Plots losses (left) and test accuracy (right) over steps, to curve.png beside `path`."""
   lines = [json.loads(line) for line in path.read_text().splitlines()]
   figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
   for axes, name in ((left, 'train/loss'), (left, 'test/loss'), (right, 'test/accuracy')):

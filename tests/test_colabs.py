@@ -1,4 +1,4 @@
-"""The notebooks in colabs/: short, stored clean, running from top to bottom in a real kernel."""
+"""The notebooks in colabs/ are short, stored without outputs, and run in a real kernel."""
 
 import json
 import os
@@ -21,10 +21,10 @@ each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path
 
 
 def execute(path, workdir):
-  """The notebook with its outputs, run as if it had been opened in colabs/ of a checkout."""
+  """Runs a notebook as if opened in colabs/ of a checkout; returns it with its outputs."""
   notebook = nbformat.read(path, as_version=4)
   notebook.cells.append(nbformat.v4.new_code_cell(LAST_CELL))
-  # Without folders of installed kernels there is one kernel: this very Python.
+  # Without kernel folders the only kernel is the Python that runs this test.
   kernels = KernelSpecManager(kernel_dirs=[])
   client = NotebookClient(
     notebook,
@@ -41,7 +41,7 @@ def execute(path, workdir):
   return client.execute(cleanup_kc=True, env=env)
 
 
-def printed(cell):
+def stream_text(cell):
   return ''.join(output.text for output in cell.outputs if output.output_type == 'stream')
 
 
@@ -49,12 +49,12 @@ def has_image(cell):
   return any('image/png' in output.get('data', {}) for output in cell.outputs)
 
 
-def test_there_are_notebooks():
+def test_the_quickstart_notebook_exists():
   assert ROOT / 'colabs' / 'quickstart.ipynb' in NOTEBOOKS
 
 
 @each_notebook
-def test_is_short_and_stored_without_outputs(path):
+def test_notebook_is_short_and_stored_without_outputs(path):
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   assert len(notebook.cells) <= MAX_CELLS
@@ -69,22 +69,22 @@ def test_is_short_and_stored_without_outputs(path):
 
 
 @each_notebook
-def test_runs_from_top_to_bottom(path, tmp_path):
+def test_notebook_runs_from_top_to_bottom(path, tmp_path):
   notebook = execute(path, tmp_path / 'run')
   cells = {cell.id: cell for cell in notebook.cells if cell.cell_type == 'code'}
   for cell in cells.values():
-    assert 'Warning' not in printed(cell)
+    assert 'Warning' not in stream_text(cell)
   if path.stem == 'quickstart':
     check_quickstart(cells, tmp_path / 'run')
 
 
 def check_quickstart(cells, workdir):
   assert has_image(cells['curve']) and has_image(cells['digits'])
-  text = printed(cells['predict'])
-  right, total = map(int, re.search(r'(\d+) of (\d+) test digits', text).groups())
-  assert total == 360 and right / total > 0.2, text  # guessing gives 0.1
+  text = stream_text(cells['predict'])
+  correct, total = map(int, re.search(r'(\d+) of (\d+) test digits', text).groups())
+  assert total == 360 and correct / total > 0.2, text  # guessing gives 0.1
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   last = [line for line in map(json.loads, lines) if 'test/accuracy' in line][-1]
   assert last['step'] == STEPS and last['test/examples'] == total
-  assert last['test/accuracy'] == pytest.approx(right / total, abs=1e-6)
+  assert last['test/accuracy'] == pytest.approx(correct / total, abs=1e-6)
   assert (workdir / 'model' / 'params.npz').exists()
