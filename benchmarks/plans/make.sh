@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the tables beside this file, one a model: pretraining on JFT at batch 4096, 224 px.
+# Makes the tables in this folder, one a model: pretraining on JFT at batch 4096, 224 px.
 #
 #   bash benchmarks/plans/make.sh [b16 l16 h14 g14]
 #
-# Takes libtpu (pip install 'vit_jax[tpu]'), but no TPU. FLAGS='--config.…' sets further fields.
+# Needs libtpu (pip install 'vit_jax[tpu]'), but no TPU. FLAGS='--config.…' sets further fields.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
