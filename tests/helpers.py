@@ -156,3 +156,12 @@ def first_state(polyak: bool = False) -> step_lib.TrainState:
 
 def assert_close(one, two, rtol=1e-5, atol=1e-6):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, two)
+
+
+def random_params(model, image_size: tuple[int, int], scale: float = 0.3):
+  """Normal numbers for all parameters, so that no layer is the identity or zero."""
+  rng = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda leaf: rng.normal(0, scale, leaf.shape).astype(np.float32),
+    build.abstract_params(model, image_size),
+  )

@@ -58,12 +58,6 @@ def equal(one, two) -> bool:
   return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, two)))
 
 
-def test_images_are_scaled_to_minus_one_and_one():
-  found = step_lib.scale_images(jnp.uint8([0, 51, 255]))
-  np.testing.assert_allclose(found, [-1, -0.6, 1], rtol=1e-6)
-  assert found.dtype == np.float32
-
-
 def test_first_state(state):
   assert (state.step, state.step.dtype) == (0, np.int32)
   assert state.average is None and state.eval_params is state.params
@@ -158,24 +152,3 @@ def test_polyak_average_is_its_recurrence():
   assert_close(state.average, expected)
   assert state.eval_params is state.average
   assert not equal(state.average, state.params)
-
-
-@pytest.mark.parametrize('multi_hot', [False, True])
-def test_eval_step_sums_over_the_mask(multi_hot, state, logits):
-  mask = np.array([1, 1, 0, 1, 0, 1, 1, 0], bool)
-  labels = np.eye(3, dtype=np.uint8)[BATCH['label']] if multi_hot else BATCH['label']
-  eval_step = jit(step_lib.make_eval_step(make_model(dropout_rate=0.5), 'softmax'))
-  found = eval_step(state.params, {'image': IMAGES, 'label': labels, 'mask': mask})
-  shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-  losses = -np.log(shares[np.arange(8), BATCH['label']])
-  right = logits.argmax(axis=-1) == BATCH['label']
-  assert (found['examples'], found['correct']) == (5, (right & mask).sum())
-  np.testing.assert_allclose(found['loss'], losses[mask].sum(), rtol=1e-5)
-
-
-def test_what_is_masked_changes_nothing(state):
-  eval_step = jit(step_lib.make_eval_step(make_model(), 'softmax'))
-  batch = BATCH | {'mask': np.arange(8) < 5}
-  other = jax.tree.map(np.copy, batch)
-  other['image'][5:], other['label'][5:] = 0, 1
-  assert equal(eval_step(state.params, batch), eval_step(state.params, other))
