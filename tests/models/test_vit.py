@@ -295,7 +295,7 @@ def test_attention_is_its_formula(attention):
   np.testing.assert_allclose(result, out, atol=1e-5)
 
 
-def test_constrain_is_applied_to_the_tokens_between_blocks(params):
+def test_constrain_is_applied_to_the_tokens_at_block_boundaries(params):
   shapes = []
 
   def constrain(tokens):

@@ -61,7 +61,7 @@ def model_from_config(
   Args:
     config: the model section.
     num_classes: outputs of the head; 0: no head.
-    constrain: applied to the tokens between blocks, to shard them.
+    constrain: applied to the tokens at block boundaries, to shard them.
     platform: where the model will run; None: this process's default backend.
 
   Raises:
@@ -161,7 +161,7 @@ def model_from_tensors(
     ) from None
   except (ValueError, IndexError):
     raise UserError(
-      f'{source}: its tensors do not have the shapes of a Vision Transformer.'
+      f'{source}: its tensors do not have the shapes of a Vision Transformer or BiT.'
     ) from None
 
 

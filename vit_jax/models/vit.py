@@ -264,7 +264,7 @@ class VisionTransformer(nn.Module):
       results only by rounding.
     remat: a key of REMAT.
     scan_blocks: run the blocks as a loop, which compiles one block instead of all.
-    constrain: applied to the tokens (B, N, D) between blocks, to shard them.
+    constrain: applied to the tokens (B, N, D) at block boundaries, to shard them.
   """
 
   patch_size: int

@@ -117,7 +117,7 @@ def prepare_backend(topologies: Sequence[Topology]) -> None:
   any_tpu = any(topology.chip for topology in topologies)
   if any_tpu and importlib.util.find_spec('libtpu') is None:
     raise UserError(
-      'Compiling for TPUs takes their compiler, libtpu, which is not installed; '
+      'Compiling for TPUs needs their compiler, libtpu, which is not installed; '
       "pip install 'vit_jax[tpu]' installs it."
     )
   os.environ |= {
@@ -140,8 +140,8 @@ def prepare_backend(topologies: Sequence[Topology]) -> None:
     pass
 
 
-def get_devices(topology: Topology, num_slices: int = 1) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
-  """Returns the devices of `num_slices` slices.
+def get_devices(topology: Topology, num_slices: int = 1) -> Sequence[Any]:
+  """Returns the `jax.Device`s of `num_slices` slices.
 
   Raises:
     UserError: for a topology that the compiler does not know, or more CPU devices than this
