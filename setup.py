@@ -3,6 +3,6 @@
 import setuptools
 
 setuptools.setup(
-    packages=[*setuptools.find_packages(include=['vit_jax', 'vit_jax.*']), 'vit_jax.configs'],
-    package_dir={'vit_jax.configs': 'configs'},
+  packages=[*setuptools.find_packages(include=['vit_jax', 'vit_jax.*']), 'vit_jax.configs'],
+  package_dir={'vit_jax.configs': 'configs'},
 )

@@ -173,3 +173,12 @@ def make_program(config: Config, num_classes: int, devices=None) -> Program:
     config.data.image_shape,
     num_classes,
   )
+
+
+def random_params(model, image_size: tuple[int, int], scale: float = 0.3):
+  """Normal numbers for all parameters, so that no layer is the identity or zero."""
+  rng = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda leaf: rng.normal(0, scale, leaf.shape).astype(np.float32),
+    build.abstract_params(model, image_size),
+  )

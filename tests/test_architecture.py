@@ -27,8 +27,8 @@ LAYERS = (
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 COMMANDS = [name for name in LAYERS[-1] if name != 'command_line']
 MODULES = {
-    '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
-    for path in PACKAGE.rglob('*.py')
+  '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+  for path in PACKAGE.rglob('*.py')
 }
 
 
@@ -63,11 +63,11 @@ def test_every_module_has_a_layer():
 
 def test_imports_run_one_way():
   upward = [
-      f'{module} -> {imported}'
-      for module, imports in GRAPH.items()
-      if module != 'vit_jax'
-      for imported in imports
-      if layer(imported) > layer(module)
+    f'{module} -> {imported}'
+    for module, imports in GRAPH.items()
+    if module != 'vit_jax'
+    for imported in imports
+    if layer(imported) > layer(module)
   ]
   assert not upward
 

@@ -1,26 +1,24 @@
-"""Analytic operation counts: against published ones, and against what XLA counts."""
+"""FLOPs from sizes, against published counts and against those of XLA."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax import config as config_lib
+from vit_jax.config import ModelConfig
 from vit_jax.models import build
 from vit_jax.models.flops import forward_flops, recomputed_flops, train_flops
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
 
 
-def model_of(variant: str, patch_size: int = 16, **fields):
-  config = config_lib.default_config().model
-  config.update({'variant': variant, 'patch_size': patch_size, **fields})
-  return build.model_from_config(config, 1000)
+def model_of(variant: str, patch_size: int = 16):
+  return build.model_from_config(ModelConfig(variant=variant, patch_size=patch_size), 1000)
 
 
-# GFLOPS, by which multiply-adds are meant, in the tables of pytorch.org/vision/stable/models
-# (two more digits: `_ops` in torchvision/models/vision_transformer.py and resnet.py).
+# GFLOPS, counted as multiply-adds, in the tables of pytorch.org/vision/stable/models (with two more
+# digits: `_ops` in torchvision/models/vision_transformer.py and resnet.py).
 @pytest.mark.parametrize(
-  ('model', 'size', 'published'),
+  ('model', 'size', 'gigaflops'),
   [
     (model_of('B'), 224, 17.56),
     (model_of('B', 32), 224, 4.41),
@@ -31,16 +29,15 @@ def model_of(variant: str, patch_size: int = 16, **fields):
     (model_of('R50x1'), 224, 4.09),
   ],
 )
-def test_published_counts(model, size, published):
-  found = forward_flops(model, (size, size)) / 2e9
-  assert found == pytest.approx(published, rel=2e-3)
+def test_forward_flops_are_the_published_ones(model, size, gigaflops):
+  assert forward_flops(model, (size, size)) / 2e9 == pytest.approx(gigaflops, rel=2e-3)
 
 
 def xla_flops(function, *args) -> float:
   return jax.jit(function).lower(*args).compile().cost_analysis()['flops']
 
 
-def abstract(model, size):
+def abstract_arguments(model, size):
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *size, 3)))
   return params, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
 
@@ -48,7 +45,7 @@ def abstract(model, size):
 WIDE = dict(patch_size=8, width=256, depth=2, mlp_dim=512, num_heads=4, num_classes=50)
 
 
-# XLA counts all that is elementwise too, and no padding.
+# XLA counts elementwise operations too, and no padding.
 @pytest.mark.parametrize(
   ('model', 'size', 'tolerance'),
   [
@@ -64,26 +61,27 @@ WIDE = dict(patch_size=8, width=256, depth=2, mlp_dim=512, num_heads=4, num_clas
     (BiTResNet(64, (1, 2, 1), num_classes=7), (64, 90), 0.06),
   ],
 )
-def test_what_xla_counts(model, size, tolerance):
-  found = xla_flops(model.apply, *abstract(model, size))
-  assert forward_flops(model, size) == pytest.approx(found, rel=tolerance)
+def test_forward_flops_are_those_that_xla_counts(model, size, tolerance):
+  counted = xla_flops(model.apply, *abstract_arguments(model, size))
+  assert forward_flops(model, size) == pytest.approx(counted, rel=tolerance)
 
 
-def test_backward_and_what_it_repeats():
-  size, counted, model = (128, 128), {}, {}
+def test_train_and_recomputed_flops_are_those_that_xla_counts():
+  size, counted, models = (128, 128), {}, {}
   for remat in ('none', 'dots', 'full'):
-    model[remat] = VisionTransformer(**WIDE | {'depth': 3}, remat=remat)
-    params, images = abstract(model[remat], size)
+    models[remat] = VisionTransformer(**WIDE | {'depth': 3}, remat=remat)
+    params, images = abstract_arguments(models[remat], size)
 
-    def loss(params, images, model=model[remat]):
+    def loss(params, images, model=models[remat]):
       return model.apply(params, images, deterministic=False).sum()
 
     counted[remat] = xla_flops(jax.grad(loss), params, images)
-  one = forward_flops(model['none'], size)
-  assert train_flops(model['none'], size) == 3 * one
-  assert 3 * one == pytest.approx(counted['none'], rel=0.01)
-  assert recomputed_flops(model['none'], size) == 0
+  forward = forward_flops(models['none'], size)
+  assert train_flops(models['none'], size) == 3 * forward
+  assert 3 * forward == pytest.approx(counted['none'], rel=0.01)
+  recomputed = {remat: recomputed_flops(model, size) for remat, model in models.items()}
+  assert recomputed['none'] == 0
   for remat in ('dots', 'full'):
-    more = counted[remat] - counted['none']
-    assert recomputed_flops(model[remat], size) == pytest.approx(more, abs=0.015 * one)
-  assert recomputed_flops(model['dots'], size) < recomputed_flops(model['full'], size) < one
+    extra = counted[remat] - counted['none']
+    assert recomputed[remat] == pytest.approx(extra, abs=0.015 * forward)
+  assert recomputed['dots'] < recomputed['full'] < forward

@@ -1,4 +1,4 @@
-"""The model: parameter counts, names and shapes, pools, regularisation, numeric types."""
+"""The model: parameter counts, names and shapes, pools, regularization, dtypes."""
 
 import functools
 
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import config as config_lib
+from tests.helpers import jit, random_params
+from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import (
@@ -19,8 +20,6 @@ from vit_jax.models.vit import (
 )
 from vit_jax.weights.layouts import released
 
-# Most of the time goes into compiling.
-jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 TINY = dict(patch_size=4, width=16, depth=2, mlp_dim=24, num_heads=2, num_classes=0)
 ATTENTION = 'MultiHeadDotProductAttention_0'
 BLOCK = {
@@ -47,13 +46,6 @@ def random_images(*shape: int) -> np.ndarray:
   return np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
 
 
-def random_params(model: VisionTransformer, size: tuple[int, int]):
-  """Normal numbers for all parameters, so that no layer is the identity or zero."""
-  rng = np.random.default_rng(1)
-  draw = lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32)  # noqa: E731
-  return jax.tree.map(draw, build.abstract_params(model, size))
-
-
 @functools.partial(jit, static_argnums=0, static_argnames='deterministic')
 def apply(model, params, images, key=None, deterministic=True):
   rngs = None if key is None else {'dropout': key}
@@ -78,30 +70,26 @@ def params():
   ],
 )
 def test_published_sizes_have_their_parameter_counts(variant, patch_size, count):
-  config = config_lib.default_config().model
-  config.variant, config.patch_size = variant, patch_size
+  config = ModelConfig(variant=variant, patch_size=patch_size)
   model = build.model_from_config(config, num_classes=1000)
   assert build.count_parameters(build.abstract_params(model, (224, 224))) == count
 
 
 @pytest.mark.parametrize(
-  ('field', 'value', 'choices'),
+  ('field', 'value', 'message'),
   [
-    ('variant', 'XXL', 'Ti, S, B, L, H'),
-    ('pool', 'max', 'token, gap, map'),
-    ('dtype', 'float8', 'auto, float32, bfloat16'),
-    ('num_heads', 5, 'not a multiple of the 5 heads'),
+    ('variant', 'XXL', 'choose one of Ti, S, B, L, H'),
+    ('pool', 'max', 'choose one of token, gap, map'),
+    ('dtype', 'float8', 'choose one of auto, float32, bfloat16'),
+    ('num_heads', 5, 'width=768 is not a multiple of num_heads=5'),
   ],
 )
-def test_model_config_errors_name_the_choices(field, value, choices):
-  config = config_lib.default_config().model
-  config[field] = value
-  with pytest.raises(UserError, match=choices):
-    build.model_from_config(config, num_classes=10)
+def test_a_wrong_model_config_is_one_sentence(field, value, message):
+  with pytest.raises(UserError, match=message):
+    build.model_from_config(ModelConfig(**{field: value}), num_classes=10)
 
 
 def test_config_fields_reach_the_model():
-  config = config_lib.default_config().model
   fields = dict(
     patch_size=8,
     width=12,
@@ -115,8 +103,7 @@ def test_config_fields_reach_the_model():
     stochastic_depth_rate=0.3,
     head_bias_init=-3.0,
   )
-  config.update(fields, dtype='bfloat16')
-  model = build.model_from_config(config, num_classes=9)
+  model = build.model_from_config(ModelConfig(**fields, dtype='bfloat16'), num_classes=9)
   assert {name: getattr(model, name) for name in fields} == fields
   assert (model.num_classes, model.numerics.dtype) == (9, jnp.bfloat16)
 
@@ -137,13 +124,13 @@ def test_names_and_shapes_are_the_released_ones():
   }
   for i in range(2):
     expected |= {f'Transformer/encoderblock_{i}/{name}': BLOCK[name] for name in BLOCK}
-  found = released.flatten(build.abstract_params(model, (8, 8)))
-  assert {name: leaf.shape for name, leaf in found.items()} == expected
-  assert {leaf.dtype for leaf in found.values()} == {np.dtype(np.float32)}
+  params = released.flatten(build.abstract_params(model, (8, 8)))
+  assert {name: leaf.shape for name, leaf in params.items()} == expected
+  assert {leaf.dtype for leaf in params.values()} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
-def test_pool(pool):
+def test_pool_selects_the_features_among_the_tokens(pool):
   model = VisionTransformer(**TINY, pool=pool)
   params = random_params(model, (8, 12))
   images = random_images(3, 8, 12)
@@ -161,7 +148,7 @@ def test_pool(pool):
 
 
 @pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
-def test_only_positions_tell_the_order_of_patches(pool):
+def test_only_position_embeddings_encode_the_order_of_patches(pool):
   model = VisionTransformer(**TINY, pool=pool)
   params = random_params(model, (8, 8))
   images = random_images(2, 8, 8)
@@ -174,14 +161,14 @@ def test_only_positions_tell_the_order_of_patches(pool):
   )
 
 
-def test_examples_do_not_see_each_other(params):
+def test_examples_of_a_batch_are_independent(params):
   model = VisionTransformer(**TINY)
   images = random_images(3, 8, 8)
-  together = apply(model, params, images)
-  np.testing.assert_allclose(apply(model, params, images[1:2])[0], together[1], atol=1e-5)
+  features = apply(model, params, images)
+  np.testing.assert_allclose(apply(model, params, images[1:2])[0], features[1], atol=1e-5)
 
 
-def test_no_head_gives_the_features_the_head_would_see(params):
+def test_without_a_head_the_result_is_its_input(params):
   model = VisionTransformer(**TINY)
   images = random_images(2, 8, 8)
   features = apply(model, params, images)
@@ -195,12 +182,12 @@ def test_pre_logits_is_a_tanh_layer(params):
   images = random_images(2, 8, 8)
   features = np.asarray(apply(model, params, images))
   layer = {'kernel': random_images(16), 'bias': np.float32([1, 2, 3])}
-  found = apply(model.clone(pre_logits=3), {**params, 'pre_logits': layer}, images)
+  pre_logits = apply(model.clone(pre_logits=3), {**params, 'pre_logits': layer}, images)
   expected = np.tanh(features @ layer['kernel'] + layer['bias'])
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(pre_logits, expected, atol=1e-5)
 
 
-def test_a_new_model_starts_with_zero_logits_and_the_given_bias():
+def test_initial_logits_are_the_initial_bias_of_the_head():
   model = VisionTransformer(**{**TINY, 'num_classes': 3}, head_bias_init=-4.0)
   images = random_images(2, 8, 8)
   logits, _ = jit(model.init_with_output)(jax.random.key(0), images)
@@ -210,48 +197,48 @@ def test_a_new_model_starts_with_zero_logits_and_the_given_bias():
 @pytest.mark.parametrize(
   'field', ['dropout_rate', 'attention_dropout_rate', 'stochastic_depth_rate']
 )
-def test_regularisation_acts_in_training_only(field, params):
+def test_regularization_acts_in_training_only(field, params):
   plain, model = VisionTransformer(**TINY), VisionTransformer(**TINY, **{field: 0.5})
   images = random_images(8, 8, 8)
   expected = apply(plain, params, images)
   np.testing.assert_array_equal(apply(model, params, images), expected)
-  one, again, two = (
+  first, same_seed, other_seed = (
     np.asarray(apply(model, params, images, jax.random.key(seed), deterministic=False))
     for seed in (1, 1, 2)
   )
-  np.testing.assert_array_equal(one, again)
-  assert np.abs(one - expected).max() > 1e-2
-  assert np.abs(one - two).max() > 1e-2
+  np.testing.assert_array_equal(first, same_seed)
+  assert np.abs(first - expected).max() > 1e-2
+  assert np.abs(first - other_seed).max() > 1e-2
 
 
 def test_stochastic_depth_drops_whole_examples_and_scales_the_others():
   block = EncoderBlock(mlp_dim=24, num_heads=2, stochastic_depth_rate=0.25)
   x = np.random.default_rng(0).normal(size=(200, 3, 16)).astype(np.float32)
   params = jit(block.init)(jax.random.key(0), x)
-  second = params['params']['MlpBlock_0']['Dense_1']
-  second.update(jax.tree.map(jnp.zeros_like, second))  # the attention branch alone is left
+  last_layer = params['params']['MlpBlock_0']['Dense_1']
+  last_layer.update(jax.tree.map(jnp.zeros_like, last_layer))  # only attention changes x
   branch = np.asarray(block.apply(params, x)) - x
-  found = block.apply(params, x, 1.0, jax.random.key(1)) - x
-  kept = np.abs(found).max(axis=(1, 2)) > 0
+  dropped = block.apply(params, x, 1.0, jax.random.key(1)) - x
+  kept = np.abs(dropped).max(axis=(1, 2)) > 0
   assert 0.6 < kept.mean() < 0.9
-  np.testing.assert_allclose(found, kept[:, None, None] * branch / 0.75, atol=1e-5)
+  np.testing.assert_allclose(dropped, kept[:, None, None] * branch / 0.75, atol=1e-5)
 
 
-def test_stochastic_depth_spares_the_first_block():
-  one = VisionTransformer(**{**TINY, 'depth': 1})
-  params = random_params(one, (8, 8))
+def test_stochastic_depth_never_drops_the_first_block():
+  plain = VisionTransformer(**{**TINY, 'depth': 1})
+  params = random_params(plain, (8, 8))
   images = random_images(16, 8, 8)
-  model = one.clone(stochastic_depth_rate=0.5)
-  found = apply(model, params, images, jax.random.key(0), deterministic=False)
-  np.testing.assert_array_equal(found, apply(one, params, images))
+  model = plain.clone(stochastic_depth_rate=0.5)
+  features = apply(model, params, images, jax.random.key(0), deterministic=False)
+  np.testing.assert_array_equal(features, apply(plain, params, images))
 
 
-def equations(jaxpr):
-  """All equations of a jaxpr, also those inside of other ones."""
+def all_equations(jaxpr):
+  """Yields the equations of a jaxpr and of the jaxprs inside it."""
   for equation in jaxpr.eqns:
     yield equation
     for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      yield from equations(inner)
+      yield from all_equations(inner)
 
 
 @pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
@@ -263,15 +250,15 @@ def test_dtype_reaches_the_blocks_and_the_rest_stays_float32(dtype, pool):
   params = build.abstract_params(model, (8, 8))
   jaxpr = jax.make_jaxpr(model.apply)({'params': params}, images)
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-  found = list(equations(jaxpr.jaxpr))
+  equations = list(all_equations(jaxpr.jaxpr))
   products = [
     str(equation.invars[0].aval.dtype)
-    for equation in found
+    for equation in equations
     if equation.primitive.name in ('dot_general', 'conv_general_dilated')
   ]
   blocks = 3 if pool == 'map' else 2
   assert products == [dtype] * (1 + 8 * blocks) + ['float32']
-  softmax = {str(e.invars[0].aval.dtype) for e in found if e.primitive.name == 'exp'}
+  softmax = {str(e.invars[0].aval.dtype) for e in equations if e.primitive.name == 'exp'}
   assert softmax == {'float32'}
   assert jaxpr.out_avals[0].dtype == np.float32
   features = jax.eval_shape(model.clone(num_classes=0).apply, {'params': params}, images)
@@ -282,12 +269,12 @@ def test_bfloat16_agrees_with_float32_to_its_precision(params):
   images = random_images(2, 8, 8)
   exact = np.asarray(apply(VisionTransformer(**TINY), params, images))
   model = VisionTransformer(**TINY, numerics=Numerics(jnp.bfloat16))
-  rough = np.asarray(apply(model, params, images))
-  assert 0 < np.abs(exact - rough).max() < 0.1
+  rounded = np.asarray(apply(model, params, images))
+  assert 0 < np.abs(exact - rounded).max() < 0.1
 
 
 @pytest.mark.parametrize('attention', ['einsum', 'xla'])
-def test_attention_is_the_formula(attention):
+def test_attention_is_its_formula(attention):
   rng = np.random.default_rng(0)
   queries, keys = rng.normal(size=(2, 3, 16)), rng.normal(size=(2, 5, 16))
   layer = MultiHeadDotProductAttention(num_heads=2, attention=attention)
@@ -304,11 +291,11 @@ def test_attention_is_the_formula(attention):
     weights /= weights.sum(axis=-1, keepdims=True)
     out = out + weights @ value @ p['out']['kernel'][head]
   to_float = functools.partial(jax.tree.map, np.float32)
-  found = layer.apply(to_float(params), *to_float((queries, keys)))
-  np.testing.assert_allclose(found, out, atol=1e-5)
+  result = layer.apply(to_float(params), *to_float((queries, keys)))
+  np.testing.assert_allclose(result, out, atol=1e-5)
 
 
-def test_constrain_sees_the_tokens_at_every_block_boundary(params):
+def test_constrain_is_applied_to_the_tokens_at_block_boundaries(params):
   shapes = []
 
   def constrain(tokens):
@@ -335,8 +322,8 @@ def plain():
   return VisionTransformer(**TINY, **rates)
 
 
-def test_remat_computes_again_what_it_says(plain, params):
-  """More matrix products; a CPU's compiler undoes it, so memory does not show it here."""
+def test_remat_recomputes_the_products_that_it_does_not_save(plain, params):
+  """Counts matrix products, because a CPU's compiler undoes remat, so memory does not show it."""
 
   def products(remat):
     step = functools.partial(loss_and_gradients, plain.clone(remat=remat))
@@ -346,5 +333,5 @@ def test_remat_computes_again_what_it_says(plain, params):
   none, dots, full = (products(remat) for remat in ('none', 'dots', 'full'))
   attention, dense = 2, 6  # query-key and weights-value; query, key, value, out, and the MLP's
   assert dots == none + attention * plain.depth
-  # The last dense layers of both branches are needed for no gradient.
+  # No gradient needs the results of the last dense layers of the two branches.
   assert dots < full <= none + (attention + dense) * plain.depth

@@ -1,4 +1,4 @@
-"""Topologies by name, collectives read from compiled programs, and refusals for memory."""
+"""Topologies by name, collectives parsed from compiled programs, and refusals for memory."""
 
 import jax
 import jax.numpy as jnp
@@ -6,19 +6,19 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import config as config_lib
-from vit_jax.distributed import sharding as mesh_lib
+from vit_jax.config import MeshConfig, ModelConfig, OptimizerConfig, ScheduleConfig, StepConfig
+from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
-from vit_jax.planning import compile, topologies
-from vit_jax.planning.collectives import Collective, collectives
-from vit_jax.planning.topologies import parse_topology
+from vit_jax.planning.collectives import Collective, count_collectives
+from vit_jax.planning.compile import argument_bytes, compile_program
+from vit_jax.planning.topologies import get_devices, parse_topology
 from vit_jax.training.program import build_program
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason='written for eight devices')
 
 
 @pytest.mark.parametrize(
-  ('name', 'sides', 'num_chips'),
+  ('name', 'shape', 'num_chips'),
   [
     ('v5e:16x16', (16, 16), 256),
     ('v4:4x4x8', (4, 4, 8), 128),
@@ -43,20 +43,20 @@ pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason='written for eig
     ('tpu7x:4x4x4', (4, 4, 4), 64),
   ],
 )
-def test_topologies_by_name(name, sides, num_chips):
+def test_a_name_gives_the_shape_and_number_of_chips(name, shape, num_chips):
   topology = parse_topology(name)
-  assert (topology.sides, topology.num_chips) == (sides, num_chips)
+  assert (topology.shape, topology.num_chips) == (shape, num_chips)
 
 
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('v9:2x2', 'known are v2, v3, v4, v5e, v5p, v6e'),
-    ('v5e', 'known are'),
-    ('cpu:0', 'known are'),
-    ('', 'known are'),
-    ('v5e:4x4x4', '2 sides'),
-    ('v4:4x4', '3 sides'),
+    ('v9:2x2', 'not a topology; use v2, v3, v4, v5e, v5p, v6e'),
+    ('v5e', 'not a topology; use'),
+    ('cpu:0', 'not a topology; use'),
+    ('', 'not a topology; use'),
+    ('v5e:4x4x4', '2 dimensions'),
+    ('v4:4x4', '3 dimensions'),
     ('v5e:3x4', 'the first two of them even'),
     ('v5e:0x4', 'the first two of them even'),
     ('v5e-48', 'power of two'),
@@ -64,37 +64,37 @@ def test_topologies_by_name(name, sides, num_chips):
     ('v5e:32x32', 'the largest slice of v5e has 256'),
   ],
 )
-def test_what_is_no_topology(name, message):
+def test_a_wrong_topology_is_one_sentence(name, message):
   with pytest.raises(UserError, match=message):
     parse_topology(name)
 
 
-def test_more_cpu_devices_than_there_are():
-  with pytest.raises(UserError, match='has 8 CPU devices'):
-    topologies.devices(parse_topology('cpu:9'))
-  assert topologies.devices(parse_topology('cpu:3')) == jax.devices()[:3]
+def test_cpu_topologies_use_the_devices_of_this_process():
+  with pytest.raises(UserError, match='cpu:9 needs more than the 8 CPU devices'):
+    get_devices(parse_topology('cpu:9'))
+  assert get_devices(parse_topology('cpu:3')) == jax.devices()[:3]
 
 
 def compiled_text(function, *shapes):
-  """The optimized HLO of `function`, run per device on (8, …) arrays split over their rows."""
+  """The optimized HLO of `function`, which maps over the rows of (8, …) arrays, one a device."""
   mesh = jax.make_mesh((2, 4), ('a', 'b'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-  split = NamedSharding(mesh, P(('a', 'b')))
+  by_row = NamedSharding(mesh, P(('a', 'b')))
   mapped = jax.shard_map(
     function, mesh=mesh, in_specs=P(('a', 'b')), out_specs=P(('a', 'b')), check_vma=False
   )
-  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split) for shape in shapes]
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=by_row) for shape in shapes]
   return jax.jit(mapped).lower(*arrays).compile().as_text()
 
 
-def test_collectives_of_a_program():
+def test_each_kind_of_collective_is_counted_with_its_bytes():
   def function(x):  # (1, 1000) a device
-    everything = jax.lax.all_gather(x, ('a', 'b'), tiled=True)  # (8, 1000)
-    part = jax.lax.psum_scatter(everything, 'b', tiled=True)  # (2, 1000), over groups of 4
-    moved = jax.lax.ppermute(part, 'a', [(0, 1), (1, 0)])
-    return jax.lax.psum(moved, 'a')
+    gathered = jax.lax.all_gather(x, ('a', 'b'), tiled=True)  # (8, 1000)
+    scattered = jax.lax.psum_scatter(gathered, 'b', tiled=True)  # (2, 1000), over groups of 4
+    permuted = jax.lax.ppermute(scattered, 'a', [(0, 1), (1, 0)])
+    return jax.lax.psum(permuted, 'a')
 
-  found = {row.kind: row for row in collectives(compiled_text(function, (8, 1000)), 8)}
-  assert found == {
+  rows = {row.kind: row for row in count_collectives(compiled_text(function, (8, 1000)), 8)}
+  assert rows == {
     'all-gather': Collective('all-gather', 1, 7 * 4000),
     'reduce-scatter': Collective('reduce-scatter', 1, 32_000 * 3 // 4),
     'collective-permute': Collective('collective-permute', 1, 8000),
@@ -102,7 +102,7 @@ def test_collectives_of_a_program():
   }
 
 
-def test_collectives_in_loops_are_counted_each_time_round():
+def test_collectives_in_loops_count_once_an_iteration():
   def inner(x, _):
     return jnp.sin(jax.lax.psum(x, 'b')), None
 
@@ -113,18 +113,18 @@ def test_collectives_in_loops_are_counted_each_time_round():
   def function(x):
     return jax.lax.scan(outer, x, length=3)[0]
 
-  (found,) = collectives(compiled_text(function, (8, 1000)), 8)
-  assert found.count == 3 * (5 + 1)
-  assert found.bytes == 3 * (5 * 2 * 4000 * 3 // 4 + 2 * 4000 * 7 // 8)
+  (row,) = count_collectives(compiled_text(function, (8, 1000)), 8)
+  assert row.count == 3 * (5 + 1)
+  assert row.bytes == 3 * (5 * 2 * 4000 * 3 // 4 + 2 * 4000 * 7 // 8)
 
 
-def test_a_program_without_collectives():
-  assert collectives(compiled_text(jnp.sin, (8, 1000)), 8) == ()
+def test_a_program_without_collectives_has_no_rows():
+  assert count_collectives(compiled_text(jnp.sin, (8, 1000)), 8) == ()
 
 
-# What the TPU compiler makes of them, in the form in which libtpu 0.0.42.1 prints it: an
-# all-gather that goes on while other fusions compute, each of which names it again; one on a
-# SparseCore; a reduce-scatter that is a fusion; a loop whose rounds only its condition tells.
+# Collectives as the TPU compiler (libtpu 0.0.42.1) prints them: an asynchronous all-gather that is
+# named again by each fusion that computes meanwhile; one on a SparseCore; a reduce-scatter that is
+# a fusion; a loop whose number of iterations is only in its condition.
 TPU_TEXT = """
 HloModule jit_step, is_scheduled=true
 
@@ -185,41 +185,35 @@ ENTRY %main (p.6: bf16[4,8]) -> bf16[4,8] {
 """  # noqa: E501
 
 
-def test_collectives_as_a_tpu_runs_them():
-  assert collectives(TPU_TEXT, 64) == (
+def test_collectives_of_a_tpu_program():
+  assert count_collectives(TPU_TEXT, 64) == (
     Collective('reduce-scatter', 12, 12 * (256 + 64) * 15 // 16),
     Collective('all-gather', 13, 13 * 3 * 64),
     Collective('all-reduce', 1, 4),
   )
 
 
-TINY = {
-  'batch_size': 16,
-  'model.width': 64,
-  'model.depth': 1,
-  'model.mlp_dim': 256,
-  'model.num_heads': 2,
-  'model.patch_size': 4,
-  'data.image_size': 8,
-}
+def tiny_program(**mesh: int):
+  mesh_config = MeshConfig(**mesh)
+  return build_program(
+    sharding.make_mesh(mesh_config, get_devices(parse_topology('cpu:8'), mesh_config.num_slices)),
+    ModelConfig(width=64, depth=1, mlp_dim=256, num_heads=2, patch_size=4),
+    OptimizerConfig(),
+    ScheduleConfig(),
+    StepConfig(batch_size=16),
+    image_shape=(8, 8, 3),
+    num_classes=10,
+  )
 
 
-def tiny_program(topology: str, **mesh: int):
-  config = config_lib.default_config()
-  config.update_from_flattened_dict(TINY)
-  config.mesh.update(mesh)
-  devices = topologies.devices(parse_topology(topology), config.mesh.num_slices)
-  return build_program(config, mesh_lib.make_mesh(config.mesh, devices), 10)
-
-
-def test_a_compiled_step():
-  program = tiny_program('cpu:8', fsdp=4)
-  step = compile.compile_program(program)
+def test_a_compiled_step_has_programs_memory_and_collectives():
+  program = tiny_program(fsdp=4)
+  step = compile_program(program)
   assert step.refusal is None and step.seconds > 0
-  assert 'stablehlo' in step.text and 'ENTRY' in step.optimized
+  assert 'stablehlo' in step.stablehlo and 'ENTRY' in step.hlo
   memory = step.memory
-  # Arguments may have the step's key, too; in place of most of them comes the new state.
-  assert 0 <= memory.arguments - compile.argument_bytes(program) <= 16
+  # The arguments may include the step's key; the new state reuses most of their memory.
+  assert 0 <= memory.arguments - argument_bytes(program) <= 16
   assert memory.temporaries > 0
   assert 0 <= memory.outputs - memory.aliased < memory.arguments / 10
   assert memory.needed > memory.arguments + memory.temporaries - 1
@@ -227,10 +221,10 @@ def test_a_compiled_step():
 
 
 class Refused:
-  """A program that the compiler refuses with a given message."""
+  """A program that the compiler refuses with a certain message."""
 
   def __init__(self, message: str):
-    program = tiny_program('cpu:8')
+    program = tiny_program()
     self.abstract_state, self.abstract_batch = program.abstract_state, program.abstract_batch
     self.mesh, self.message = program.mesh, message
 
@@ -262,10 +256,10 @@ class Refused:
     ('RESOURCE_EXHAUSTED: something else', None, False),
   ],
 )
-def test_refusals_for_memory(message, temporaries, with_arguments):
+def test_a_refusal_for_memory_gives_its_sizes(message, temporaries, with_arguments):
   program = Refused(message)
-  step = compile.compile_program(program)
-  arguments = compile.argument_bytes(program)
+  step = compile_program(program)
+  arguments = argument_bytes(program)
   assert step.refusal == message
   assert step.memory.arguments == arguments > 0
   if temporaries is None:
@@ -274,6 +268,6 @@ def test_refusals_for_memory(message, temporaries, with_arguments):
     assert step.memory.needed == temporaries + (0 if with_arguments else arguments)
 
 
-def test_other_failures_of_the_compiler():
-  with pytest.raises(UserError, match='The compiler failed: INTERNAL: no luck'):
-    compile.compile_program(Refused('INTERNAL: no luck'))
+def test_other_failures_of_the_compiler_are_user_errors():
+  with pytest.raises(UserError, match='The compiler failed: INTERNAL: unknown opcode'):
+    compile_program(Refused('INTERNAL: unknown opcode'))

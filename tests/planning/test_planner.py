@@ -1,6 +1,7 @@
-"""The plan command: it compiles what `main` runs, says what that needs, and what would fit."""
+"""The plan command compiles the train step of `main`, reports what it needs and what would fit."""
 
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,95 +14,97 @@ from tests.helpers import TINY, run, start
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.planning import planner, report
-from vit_jax.planning.compile import argument_bytes
+from vit_jax.planning.compile import Memory, argument_bytes
+from vit_jax.planning.planner import Labels
 from vit_jax.planning.topologies import parse_topology
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason='written for eight devices')
 
 CONFIG = '--config=configs/quickstart.py'
-# Wide enough that parameters are split; dropout, so that the step's key counts.
-SPLIT = ('--config.mesh.fsdp=2', '--config.model.width=64', '--config.model.mlp_dim=256')
-HERE = parse_topology('cpu:8')
+# Wide enough for parameters to be sharded; with dropout (TINY), so that the step's key counts.
+SHARDED = ('--config.mesh.fsdp=2', '--config.model.width=64', '--config.model.mlp_dim=256')
+CPU_8 = parse_topology('cpu:8')
+LABELS = Labels(10)
 ONE_STEP = ('--config.total_steps=1', '--config.schedule.warmup_steps=0')
 
 
-def tiny(*overrides: str):
+def tiny_config(*overrides: str):
   return load_config('configs/quickstart.py', [*TINY, *overrides])
 
 
 def train_steps(folder: pathlib.Path) -> list[str]:
-  """The lowered train steps that a process dumped, without the lines of code they come from."""
+  """The lowered train steps that a process dumped, without source locations."""
   texts = [path.read_text() for path in sorted(folder.glob('*jit_train_step*'))]
   lines = [[line for line in text.splitlines() if line[:4] != '#loc'] for text in texts]
   return [re.sub(r' loc\(.*?\)', '', '\n'.join(text)) for text in lines]
 
 
 def test_plan_compiles_what_main_runs(tmp_path):
-  def process(name: str, *args: str, **env: str):
+  def start_command(name: str, *args: str, **env: str):
     env = os.environ | {'JAX_DUMP_IR_TO': str(tmp_path / name)} | env
-    return start(name, CONFIG, *TINY, *SPLIT, *ONE_STEP, *args, env=env)
+    return start(name, CONFIG, *TINY, *SHARDED, *ONE_STEP, *args, env=env)
 
   cpus = {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'}
-  for each in (
-    process('main', f'--workdir={tmp_path}/run', **cpus),
-    process('plan', '--topology=cpu:8'),
+  for process in (
+    start_command('main', f'--workdir={tmp_path}/run', **cpus),
+    start_command('plan', '--topology=cpu:8'),
   ):
-    _, error = each.communicate(timeout=300)
-    assert each.returncode == 0, error
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
   (main,), (plan,) = train_steps(tmp_path / 'main'), train_steps(tmp_path / 'plan')
   assert 'module @jit_train_step' in main and len(main) > 10_000
   assert plan == main
 
 
 @pytest.mark.parametrize(
-  'other', ['model.remat=full', 'model.scan_blocks=True', 'mesh.fsdp=4', 'optimizer.b1=0.8']
+  'override', ['model.remat=full', 'model.scan_blocks=True', 'mesh.fsdp=4', 'optimizer.b1=0.8']
 )
-def test_another_config_is_another_program(other):
-  """So the test above would see a difference."""
+def test_another_config_is_another_program(override):
+  """So the test above would notice a difference."""
   texts = {
-    planner.build_for(tiny(*SPLIT, *overrides), HERE, (10, False)).lower().as_text()
-    for overrides in ((), (f'--config.{other}',))
+    planner.build_for(tiny_config(*SHARDED, *overrides), CPU_8, LABELS).lower().as_text()
+    for overrides in ((), (f'--config.{override}',))
   }
   assert len(texts) == 2
 
 
-def test_json():
+def test_json_has_batches_mesh_memory_and_collectives():
   flags = ('--config.accumulation_steps=2', '--config.model.depth=1', '--json')
-  plan = run('plan', CONFIG, *TINY, *flags, '--topology=cpu:4')
-  assert plan.returncode == 0, plan.stderr
-  found = json.loads(plan.stdout)
-  assert 'compiling for cpu:4' in plan.stderr
-  batches = [found[f'{what}_batch'] for what in ('global', 'host', 'device', 'micro')]
+  result = run('plan', CONFIG, *TINY, *flags, '--topology=cpu:4')
+  assert result.returncode == 0, result.stderr
+  plan = json.loads(result.stdout)
+  assert 'compiling for cpu:4' in result.stderr
+  batches = [plan[f'{unit}_batch'] for unit in ('global', 'host', 'device', 'micro')]
   assert batches == [16, 16, 4, 2]
-  assert found['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
-  assert found['fits'] is found['limit'] is found['min_step_seconds'] is None
-  assert found['memory']['needed'] > found['memory']['arguments'] > 0
+  assert plan['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
+  assert plan['fits'] is plan['limit'] is plan['min_step_seconds'] is None
+  assert plan['memory']['needed'] > plan['memory']['arguments'] > 0
   # Data parallel: the gradients, once a micro-batch or once a step, and the loss.
-  (reduced,) = (row for row in found['collectives'] if row['kind'] == 'all-reduce')
-  gradients = 4 * found['parameters'] * 2 * 3 / 4
+  (reduced,) = (row for row in plan['collectives'] if row['kind'] == 'all-reduce')
+  gradients = 4 * plan['parameters'] * 2 * 3 / 4
   assert gradients <= reduced['bytes'] <= 2 * gradients + 1000
 
 
-def test_sweep(tmp_path):
+def test_a_sweep_prints_a_table_and_writes_it(tmp_path):
   out = tmp_path / 'table.csv'
   flags = ('--config.model.depth=1', '--sweep=cpu:2,cpu:3,cpu:4', f'--out={out}')
-  sweep = run('plan', CONFIG, *TINY, *flags)
-  assert sweep.returncode == 0, sweep.stderr
+  result = run('plan', CONFIG, *TINY, *flags)
+  assert result.returncode == 0, result.stderr
   rows = list(csv.DictReader(out.read_text().splitlines()))
   assert [(row['topology'], row['mesh'], row['per_device']) for row in rows] == [
     ('cpu:2', '2x1x1', '8'),
     ('cpu:4', '4x1x1', '4'),
   ]
-  assert 'cpu:3 is left out: config.batch_size is 16' in sweep.stderr
-  assert sweep.stdout.count('\n') == 3 and 'cpu:4' in sweep.stdout
+  assert 'cpu:3 is left out: batch_size is 16' in result.stderr
+  assert result.stdout.count('\n') == 3 and 'cpu:4' in result.stdout
 
 
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (('--topology=v9:2x2',), "'v9:2x2' is no topology; known are v2, v3"),
+    (('--topology=v9:2x2',), "'v9:2x2' is not a topology; use v2, v3"),
     (('--topology=cpu:3',), 'which the 3 parts of the mesh'),
-    (('--topology=cpu:4', '--out=x.csv'), '--out goes with --sweep'),
+    (('--topology=cpu:4', '--out=x.csv'), '--out needs --sweep'),
     (('--sweep=cpu:3,cpu:5',), 'none of these topologies'),
     (
       ('--topology=cpu:4', '--config.data.train.source=folder:/nowhere'),
@@ -110,7 +113,7 @@ def test_sweep(tmp_path):
     ((), 'one of the arguments --topology --sweep is required'),
   ],
 )
-def test_mistakes(args, message):
+def test_a_users_mistake_is_one_sentence(args, message):
   result = run('plan', CONFIG, *TINY, *args)
   assert result.returncode == 2
   assert result.stderr.splitlines()[-1].startswith('error: ')
@@ -118,7 +121,7 @@ def test_mistakes(args, message):
   assert result.stdout == ''
 
 
-def test_without_libtpu_one_sentence_says_so(tmp_path):
+def test_a_missing_libtpu_is_one_sentence(tmp_path):
   blocked = 'import sys; sys.modules["libtpu"] = None'  # as if it were not installed
   (tmp_path / 'sitecustomize.py').write_text(blocked + '\n')
   path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
@@ -129,77 +132,76 @@ def test_without_libtpu_one_sentence_says_so(tmp_path):
   assert line.startswith('error: ') and 'libtpu, which is not installed; pip install' in line
 
 
-class TestNeighbours:
-  classes = (10, False)
-
-  def of(self, limit: int, *overrides: str):
-    return list(planner.fallback_configs(tiny(*overrides), HERE, self.classes, limit))
+class TestFallbackConfigs:
+  def changes(self, limit: int, *overrides: str):
+    return list(planner.fallback_configs(tiny_config(*overrides), CPU_8, LABELS, limit))
 
   def test_the_cheapest_come_first(self):
-    assert self.of(2**40, '--config.batch_size=32') == [
+    assert self.changes(2**40, '--config.batch_size=32') == [
       {'model.remat': 'dots'},
       {'model.remat': 'full'},
       *({'model.remat': 'full', 'mesh.fsdp': size} for size in (2, 4, 8)),
       *({'model.remat': 'full', 'mesh.fsdp': 8, 'accumulation_steps': n} for n in (2, 4)),
     ]
 
-  def test_data_makes_room_for_fsdp(self):
+  def test_fsdp_grows_at_the_expense_of_data(self):
     overrides = '--config.mesh.data=4', '--config.mesh.fsdp=2', '--config.model.remat=dots'
-    assert self.of(2**40, *overrides) == [
+    assert self.changes(2**40, *overrides) == [
       {'model.remat': 'full'},
       {'model.remat': 'full', 'mesh.fsdp': 4, 'mesh.data': 2},
       {'model.remat': 'full', 'mesh.fsdp': 8, 'mesh.data': 1},
       {'model.remat': 'full', 'mesh.fsdp': 8, 'mesh.data': 1, 'accumulation_steps': 2},
     ]
 
-  def test_parameters_that_do_not_fit_are_split_first(self):
+  def test_parameters_that_do_not_fit_are_sharded_first(self):
     def arguments(fsdp: int) -> int:
-      config = tiny(*SPLIT, f'--config.mesh.fsdp={fsdp}')
-      return argument_bytes(planner.build_for(config, HERE, self.classes))
+      config = tiny_config(*SHARDED, f'--config.mesh.fsdp={fsdp}')
+      return argument_bytes(planner.build_for(config, CPU_8, LABELS))
 
-    assert self.of(arguments(4) + 1, *SPLIT)[:3] == [
+    assert self.changes(arguments(4) + 1, *SHARDED)[:3] == [
       {'mesh.fsdp': 4},
       {'mesh.fsdp': 4, 'model.remat': 'dots'},
       {'mesh.fsdp': 4, 'model.remat': 'full'},
     ]
-    assert self.of(arguments(8), *SPLIT) == []  # eight devices are too few
+    assert self.changes(arguments(8), *SHARDED) == []  # eight devices are too few
 
   def test_a_resnet_has_no_remat(self):
-    found = self.of(2**40, '--config.model.variant=R50x1', '--config.model.width=0')
-    assert found[0] == {'mesh.fsdp': 2} and not any('model.remat' in way for way in found)
+    candidates = self.changes(2**40, '--config.model.variant=R50x1', '--config.model.width=0')
+    assert candidates[0] == {'mesh.fsdp': 2}
+    assert not any('model.remat' in changes for changes in candidates)
 
-  def test_the_first_that_fits_is_found(self):
+  def test_the_first_that_fits_is_returned(self):
     # On a CPU only smaller micro-batches change what a step this small needs.
     overrides = ['--config.batch_size=256', '--config.model.remat=full', '--config.mesh.fsdp=8']
-    config, tried = tiny(*overrides), []
-    plan = planner.make_plan(config, HERE, self.classes, limit=2**40)
+    config, tried = tiny_config(*overrides), []
+    plan = planner.make_plan(config, CPU_8, LABELS, limit=2**40)
     assert plan.fits
     limit = plan.memory.needed - 1
-    plan = planner.make_plan(config, HERE, self.classes, limit)
+    plan = planner.make_plan(config, CPU_8, LABELS, limit)
     assert plan.fits is False and plan.bytes_over_limit == 1
     assert 'does not fit by 0.00 MiB' in report.page(plan)
-    found = planner.first_that_fits(config, HERE, self.classes, limit, tried.append)
-    assert found is tried[-1] and found.fits and found.memory.needed <= limit
-    assert found.flags == '--config.accumulation_steps=2'
-    assert found.micro_batch == plan.micro_batch // 2
-    assert found.flags in report.attempt(found)
+    fallback = planner.find_fallback(config, CPU_8, LABELS, limit, tried.append)
+    assert fallback is tried[-1] and fallback.fits and fallback.memory.needed <= limit
+    assert fallback.flags == '--config.accumulation_steps=2'
+    assert fallback.micro_batch == plan.micro_batch // 2
+    assert fallback.flags in report.fallback_line(fallback)
 
 
-def test_classes_are_counted_or_named():
-  assert planner.classes_of(tiny()) == (10, False)
-  config = tiny('--config.data.train.source=array_record:/nowhere')
+def test_classes_are_counted_or_set_by_the_user():
+  assert planner.read_labels(tiny_config()) == (10, False)
+  config = tiny_config('--config.data.train.source=array_record:/nowhere')
   with pytest.raises(UserError, match='--config.data.num_classes=N'):
-    planner.classes_of(config)
-  config.data.num_classes = 7
-  assert planner.classes_of(config) == (7, False)
+    planner.read_labels(config)
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_classes=7))
+  assert planner.read_labels(config) == (7, False)
 
 
-def test_floor_and_chip_hours():
+def test_minimum_step_time_and_chip_hours():
   """The paper's H/14 on JFT, by hand."""
   config = load_config('configs/vit_h14.py:jft')
   topology = parse_topology('v3-256')
   forward = 2 * 167.29e9 + 2 * 1280 * 1280 + 2 * 1280 * (18_291 - 1000)  # test_flops.py
-  floor = 3 * forward * 4096 / (128 * 123e12)
+  min_step_seconds = 3 * forward * 4096 / (128 * 123e12)
   plan = planner.Plan(
     topology=topology,
     changes={},
@@ -213,44 +215,48 @@ def test_floor_and_chip_hours():
     host_batch=128,
     device_batch=16,
     micro_batch=16,
-    memory=planner.Memory(1, 1),
+    memory=Memory(1, 1),
     limit=2**34,
     fits=True,
     collectives=(),
     train_flops=3 * int(forward) * 4096,
     recomputed_flops=0,
-    min_step_seconds=floor,
+    min_step_seconds=min_step_seconds,
     total_steps=config.total_steps,
     compile_seconds=1.0,
-    text='',
   )
   assert topology.num_chips == 128 and topology.chip.peak_flops == 123e12
   days = 2 * plan.hours * 128 / 24
-  # Table 2 of the paper: 2.5k TPUv3-core-days, so the floor is well under it, and not absurdly.
+  # Table 2 of the paper: 2.5k TPUv3-core-days, so the bound is below it, but not far below.
   assert 500 < days < 2500
   assert 'a core' in report.page(plan)
 
 
-def test_a_slice_that_is_not_there():
+def test_a_plan_of_an_absent_slice():
   pytest.importorskip('libtpu')
-  args = (*SPLIT, '--config.model.depth=3', '--config.model.scan_blocks=True', '--topology=v5e:2x2')
+  args = (
+    *SHARDED,
+    '--config.model.depth=3',
+    '--config.model.scan_blocks=True',
+    '--topology=v5e:2x2',
+  )
   result = run('plan', CONFIG, *TINY, *args, '--json')
   assert result.returncode == 0, result.stderr
-  assert result.stderr.count('\n') == 1  # what is going on; the compiler itself is quiet
-  found = json.loads(result.stdout)
-  assert found['fits'] is True and found['limit'] == int(15.75 * 2**30)
-  gathered = {row['kind']: row['bytes'] for row in found['collectives']}['all-gather']
-  # The kernels of the MLPs are split in two, and gathered as bfloat16, forward and backward.
-  split = 3 * 2 * 64 * 256
-  assert split <= gathered <= 4 * split
-  assert found['min_step_seconds'] == found['train_flops'] / (4 * 197e12)
+  assert result.stderr.count('\n') == 1  # the progress; the compiler itself is quiet
+  plan = json.loads(result.stdout)
+  assert plan['fits'] is True and plan['limit'] == int(15.75 * 2**30)
+  gathered = {row['kind']: row['bytes'] for row in plan['collectives']}['all-gather']
+  # The kernels of the MLPs are sharded in two, and gathered as bfloat16, forward and backward.
+  shards = 3 * 2 * 64 * 256
+  assert shards <= gathered <= 4 * shards
+  assert plan['min_step_seconds'] == plan['train_flops'] / (4 * 197e12)
 
 
-def test_a_slice_that_is_too_small():
+def test_a_run_that_does_not_fit_exits_with_code_4():
   pytest.importorskip('libtpu')
   args = ('--config.batch_size=1048576', '--config.data.image_size=64', '--topology=v2:2x2')
   result = run('plan', CONFIG, *TINY, *args, '--json', '--no_fallback')
   assert result.returncode == 4 and 'does not fit v2:2x2' in result.stderr
-  found = json.loads(result.stdout)
-  assert found['fits'] is False and found['bytes_over_limit'] > 0 and found['collectives'] == []
-  assert found['limit'] == int(7.48 * 2**30)
+  plan = json.loads(result.stdout)
+  assert plan['fits'] is False and plan['bytes_over_limit'] > 0 and plan['collectives'] == []
+  assert plan['limit'] == int(7.48 * 2**30)

@@ -18,8 +18,6 @@ from tests.helpers import (
   rate,
 )
 from vit_jax.config import StepConfig
-from vit_jax.evaluation.eval_step import make_eval_step
-from vit_jax.models.pixels import scale_pixels
 from vit_jax.training import step as step_lib
 
 
@@ -62,12 +60,6 @@ def logits(state) -> np.ndarray:
 
 def equal(one, two) -> bool:
   return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, two)))
-
-
-def test_images_are_scaled_to_minus_one_and_one():
-  actual = scale_pixels(jnp.uint8([0, 51, 255]))
-  np.testing.assert_allclose(actual, [-1, -0.6, 1], rtol=1e-6)
-  assert actual.dtype == np.float32
 
 
 def test_first_state(state):
@@ -164,24 +156,3 @@ def test_moving_average_is_its_recurrence():
   assert_close(state.ema_params, expected)
   assert state.eval_params is state.ema_params
   assert not equal(state.ema_params, state.params)
-
-
-@pytest.mark.parametrize('multi_hot', [False, True])
-def test_eval_step_sums_over_the_mask(multi_hot, state, logits):
-  mask = np.array([1, 1, 0, 1, 0, 1, 1, 0], bool)
-  labels = np.eye(3, dtype=np.uint8)[BATCH['label']] if multi_hot else BATCH['label']
-  eval_step = jit(make_eval_step(make_model(dropout_rate=0.5), 'softmax'))
-  actual = eval_step(state.params, {'image': IMAGES, 'label': labels, 'mask': mask})
-  shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-  losses = -np.log(shares[np.arange(8), BATCH['label']])
-  right = logits.argmax(axis=-1) == BATCH['label']
-  assert (actual['examples'], actual['correct']) == (5, (right & mask).sum())
-  np.testing.assert_allclose(actual['loss'], losses[mask].sum(), rtol=1e-5)
-
-
-def test_what_is_masked_changes_nothing(state):
-  eval_step = jit(make_eval_step(make_model(), 'softmax'))
-  batch = BATCH | {'mask': np.arange(8) < 5}
-  other = jax.tree.map(np.copy, batch)
-  other['image'][5:], other['label'][5:] = 0, 1
-  assert equal(eval_step(state.params, batch), eval_step(state.params, other))

@@ -14,21 +14,24 @@ def evaluate(
   """Scores every example once.
 
   Args:
-    eval_step: (params, batch) -> {'examples', 'correct', 'loss'}, sums over one batch.
+    eval_step: (params, batch) -> {'examples', 'correct', 'loss'}, sums over the batch.
     params: the parameter tree.
-    batches: padded and masked, from `data.loader.DataLoader`.
+    batches: padded and masked, as `DataLoader` yields them.
 
   Returns:
-    {'accuracy': share in [0, 1], 'loss': mean, 'examples': how many were scored}
+    {'accuracy': in [0, 1], 'loss': mean over the examples, 'examples': number of examples}
+
+  Raises:
+    UserError: if no example can be read.
   """
-  sums = {'examples': 0, 'correct': 0, 'loss': 0.0}
+  totals = {'examples': 0, 'correct': 0, 'loss': 0.0}
   for batch in batches:
-    part = jax.device_get(eval_step(params, batch))
-    sums = {name: total + part[name].item() for name, total in sums.items()}
-  if not sums['examples']:
+    sums = jax.device_get(eval_step(params, batch))
+    totals = {name: total + sums[name].item() for name, total in totals.items()}
+  if not totals['examples']:
     raise UserError('None of the test examples can be read, so there is nothing to score.')
   return {
-    'accuracy': sums['correct'] / sums['examples'],
-    'loss': sums['loss'] / sums['examples'],
-    'examples': sums['examples'],
+    'accuracy': totals['correct'] / totals['examples'],
+    'loss': totals['loss'] / totals['examples'],
+    'examples': totals['examples'],
   }

@@ -1,7 +1,7 @@
-"""The step that scores one batch; `jit` and shardings are put around it elsewhere."""
+"""The step that scores one batch; callers add `jit` and shardings."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,19 @@ from vit_jax.models.pixels import scale_pixels
 def make_eval_step(
   model: Model, loss: str
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-  """Returns eval_step(params, batch) -> sums over the examples with batch['mask'].
+  """Returns eval_step(params, batch) -> sums over the examples that batch['mask'] selects.
 
-  {'examples': int32, 'correct': int32, 'loss': float32}, all scalars.
+  The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, classes), 'mask': (B,)
+  bool}; the sums are scalars {'examples': int32, 'correct': int32, 'loss': float32}.
+
+  Args:
+    model: that gives the logits.
+    loss: a key of LOSSES.
   """
 
   def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     mask = batch['mask']
-    logits = model.apply({'params': params}, scale_pixels(batch['image']))
+    logits = cast(jax.Array, model.apply({'params': params}, scale_pixels(batch['image'])))
     losses = LOSSES[loss](logits, targets(batch['label'], model.num_classes))
     return {
       'examples': mask.sum(dtype=jnp.int32),

@@ -1,4 +1,4 @@
-"""From a config or from checkpoint tensors to a model, and its parameter shapes."""
+"""Builds models from a config or from checkpoint tensors, and their abstract parameters."""
 
 import functools
 import re
@@ -19,38 +19,29 @@ Model = VisionTransformer | BiTResNet
 GELUS = ('tanh', 'exact')
 RELEASED_NUMERICS = Numerics()
 MAX_DEPTH = 1000  # blocks
-_MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet; each unit is traced
-MAX_PIXELS = 2**16  # a side
+_MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
+MAX_IMAGE_SIDE = 2**16  # pixels
 _ATTENTION = 'MultiHeadDotProductAttention_0'
-# The fields of a model that its parameters determine.
 _ARCHITECTURE = {
   VisionTransformer: (
-    'patch_size',
-    'width',
-    'depth',
-    'mlp_dim',
-    'num_heads',
-    'num_classes',
-    'pool',
-    'pre_logits',
-    'resnet_width',
-    'resnet_blocks',
-  ),
+    'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
+    'resnet_blocks'
+  ).split(),
   BiTResNet: ('width', 'blocks', 'num_classes'),
 }
 
 
 def architecture(model: Model) -> dict[str, Any]:
-  """The fields of a model that its parameters determine."""
+  """The fields of a model that determine its parameters, and can be read off them."""
   return {name: getattr(model, name) for name in _ARCHITECTURE[type(model)]}
 
 
 def resolve_dtype(name: str, platform: str | None = None) -> Any:
-  """'float32', 'bfloat16', or 'auto': bfloat16 on accelerators, float32 on a CPU.
+  """The dtype of a name in the config.
 
   Args:
-    name: one of these.
-    platform: 'cpu', 'gpu', 'tpu'; None: where this process computes.
+    name: 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators, float32 on a CPU.
+    platform: 'cpu', 'gpu' or 'tpu'; None: this process's default backend.
   """
   return {
     'auto': jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16,
@@ -65,16 +56,16 @@ def model_from_config(
   constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
   platform: str | None = None,
 ) -> Model:
-  """Builds what the config describes: a row of a table of variants, and what overrides it.
+  """Builds the variant that the config names, with the fields that the config overrides.
 
   Args:
     config: the model section.
-    num_classes: outputs of the head; 0 leaves it away.
-    constrain: applied to the tokens at block boundaries; says how they are sharded.
-    platform: where the model will run, if not here.
+    num_classes: outputs of the head; 0: no head.
+    constrain: applied to the tokens at block boundaries, to shard them.
+    platform: where the model will run; None: this process's default backend.
 
   Raises:
-    UserError: for sizes that do not go together.
+    UserError: for incompatible sizes or options.
   """
   dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
@@ -109,12 +100,14 @@ def _resnet_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> BiTResNet:
   for name, default in (('remat', 'none'), ('scan_blocks', False)):
-    if getattr(config, name) != default:
-      config.refuse(name, 'a ResNet does not have it')
-  row = RESNET_VARIANTS[config.variant]
+    if (value := getattr(config, name)) != default:
+      raise UserError(
+        f'{name}={value} is for encoder blocks, which a ResNet does not have; set it to {default}.'
+      )
+  variant = RESNET_VARIANTS[config.variant]
   return BiTResNet(
-    width=config.resnet_width or row.width,
-    blocks=config.resnet_blocks or row.blocks,
+    width=config.resnet_width or variant.width,
+    blocks=config.resnet_blocks or variant.blocks,
     num_classes=num_classes,
     head_bias_init=config.head_bias_init,
     dtype=dtype,
@@ -123,23 +116,23 @@ def _resnet_from_config(
 
 
 def _check_sizes(model: VisionTransformer) -> None:
-  """Raises `UserError` for sizes that do not go together."""
+  """Raises `UserError` for incompatible sizes."""
   if model.width % model.num_heads:
     raise UserError(f'width={model.width} is not a multiple of num_heads={model.num_heads}.')
   if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
     raise UserError(
-      f'resnet_width is {model.resnet_width}; a ResNet needs a positive multiple of 32.'
+      f'resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of 32.'
     )
   if model.attention != 'einsum' and model.attention_dropout_rate:
     raise UserError(
-      f'attention={model.attention} has no dropout; set attention_dropout_rate to 0, or use '
-      'attention=einsum.'
+      f'attention={model.attention} has no dropout; set attention_dropout_rate to 0, or attention '
+      'to einsum.'
     )
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:
     raise UserError(
-      f'patch_size is {model.patch_size}; with these resnet_blocks it must be a multiple of '
-      f'{stride} pixels.'
+      f'patch_size is {model.patch_size}; with {len(model.resnet_blocks)} resnet_blocks it must be '
+      f'a multiple of {stride} pixels.'
     )
 
 
@@ -149,12 +142,12 @@ def model_from_tensors(
   """Reads the architecture off parameter names and shapes.
 
   Args:
-    tensors: {'embedding/kernel': array, …} with current linen names (promise 1 of the design).
-    source: where the tensors come from, for the error message.
-    numerics: what the tensors do not tell.
+    tensors: {'embedding/kernel': array, …}, with current linen names.
+    source: of the tensors, for error messages.
+    numerics: of a Transformer; they cannot be read off the tensors.
 
   Raises:
-    UserError: when the tensors are not those of a model here.
+    UserError: if they are not the tensors of a `VisionTransformer` or `BiTResNet`.
   """
   try:
     if any(0 in tensor.shape for tensor in tensors.values()):
@@ -164,12 +157,11 @@ def model_from_tensors(
     return _vit_from_tensors(tensors, numerics)
   except KeyError as error:
     raise UserError(
-      f'{source} is no Vision Transformer or BiT in a layout that is known here: it has no '
-      f'tensor {error}.'
+      f'{source} is not a Vision Transformer or BiT in a known layout: it has no tensor {error}.'
     ) from None
   except (ValueError, IndexError):
     raise UserError(
-      f'{source}: its tensors do not have the shapes of a Vision Transformer.'
+      f'{source}: its tensors do not have the shapes of a Vision Transformer or BiT.'
     ) from None
 
 
@@ -181,7 +173,7 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
   resnet_width, resnet_blocks = 0, ()
   if 'conv_root/kernel' in tensors:
     resnet_width = tensors['conv_root/kernel'].shape[3]
-    resnet_blocks = _units(tensors)
+    resnet_blocks = _units_of_stages(tensors)
     if resnet_width < 32 or resnet_width % 32:
       raise ValueError(resnet_width)
   if columns != patch or width != num_heads * head_dim:
@@ -190,12 +182,12 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
   return VisionTransformer(
     patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
     width=width,
-    depth=_count(tensors, r'Transformer/encoderblock_(\d+)/'),
+    depth=_count_modules(tensors, r'Transformer/encoderblock_(\d+)/'),
     mlp_dim=mlp_dim,
     num_heads=num_heads,
-    num_classes=_outputs(tensors, 'head/kernel'),
+    num_classes=_num_outputs(tensors, 'head/kernel'),
     pool=pool,
-    pre_logits=_outputs(tensors, 'pre_logits/kernel'),
+    pre_logits=_num_outputs(tensors, 'pre_logits/kernel'),
     resnet_width=resnet_width,
     resnet_blocks=resnet_blocks,
     numerics=numerics,
@@ -206,77 +198,93 @@ def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:
   width = tensors['root_block/conv_root/kernel'].shape[3]
   if width < 32 or width % 32:
     raise ValueError(width)
-  return BiTResNet(width, _units(tensors), num_classes=_outputs(tensors, 'head/kernel'))
+  return BiTResNet(
+    width, _units_of_stages(tensors), num_classes=_num_outputs(tensors, 'head/kernel')
+  )
 
 
-def _outputs(tensors: Mapping[str, Any], name: str) -> int:
-  """The columns of a kernel, 0 where there is none."""
+def _num_outputs(tensors: Mapping[str, Any], name: str) -> int:
+  """The number of columns of a kernel, 0 without that kernel."""
   if name not in tensors:
     return 0
-  _, outputs = tensors[name].shape
-  return outputs
+  _, num_outputs = tensors[name].shape
+  return num_outputs
 
 
-def _count(tensors: Mapping[str, Any], pattern: str) -> int:
-  """How many different first groups the pattern finds at the start of names."""
+def _count_modules(tensors: Mapping[str, Any], pattern: str) -> int:
+  """The number of distinct first groups of a pattern that matches the start of names."""
   count = len({match[1] for name in tensors if (match := re.match(pattern, name))})
   if count > MAX_DEPTH:
     raise ValueError(count)
   return count
 
 
-def _units(tensors: Mapping[str, Any]) -> tuple[int, ...]:
+def _units_of_stages(tensors: Mapping[str, Any]) -> tuple[int, ...]:
   """The number of units in each stage of a ResNet."""
-  stages = _count(tensors, r'block(\d+)/')
-  if stages > _MAX_STAGES:
-    raise ValueError(stages)
-  units = tuple(_count(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(stages))
+  num_stages = _count_modules(tensors, r'block(\d+)/')
+  if num_stages > _MAX_STAGES:
+    raise ValueError(num_stages)
+  units = tuple(_count_modules(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(num_stages))
   if sum(units) > _MAX_UNITS:
     raise ValueError(units)
   return units
 
 
 def input_kernel(names: Container[str]) -> str:
-  """Which of the parameters (by linen name) sees the pixels: its third axis is the channels."""
+  """The name of the kernel that is applied to the pixels; its third axis is the channels.
+
+  Args:
+    names: of all parameters, as current linen has them.
+  """
   kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel')
   return next(name for name in kernels if name in names)
 
 
-def check_image_size(image_size: tuple[int, int], model: Model, what: str) -> None:
-  """Raises `UserError` unless the model takes images of that size."""
+def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> None:
+  """Raises `UserError` unless the model takes images of (height, width) pixels.
+
+  Args:
+    image_size: (height, width) in pixels.
+    model: that takes the images.
+    name: of the size, for error messages.
+  """
   height, width = image_size
-  if max(height, width) > MAX_PIXELS:
-    raise UserError(f'{what} is too large; at most {MAX_PIXELS} pixels a side are taken.')
-  if isinstance(model, BiTResNet):  # takes any size that its strides leave something of
+  if max(height, width) > MAX_IMAGE_SIDE:
+    raise UserError(
+      f'{name} is {height}x{width} pixels; use at most {MAX_IMAGE_SIDE} pixels a side.'
+    )
+  if isinstance(model, BiTResNet):
     if min(height, width) < 1:
-      raise UserError(f'{what} is {height}x{width} pixels; both must be positive.')
+      raise UserError(f'{name} is {height}x{width} pixels; both sides must be positive.')
     return
   patch = model.patch_size
   if min(height, width) < patch or height % patch or width % patch:
     raise UserError(
-      f'{what} is {height}x{width} pixels, which patches of {patch} pixels do not tile; '
-      f'{max(height // patch, 1) * patch}x{max(width // patch, 1) * patch} would do.'
+      f'{name} is {height}x{width} pixels, which patches of {patch}x{patch} pixels do not tile; '
+      f'use {max(height // patch, 1) * patch}x{max(width // patch, 1) * patch}.'
     )
 
 
 def patch_grid(image_size: tuple[int, int], model: Model) -> tuple[int, int] | None:
-  """(rows, columns) of patches; None for a model without them."""
+  """(rows, columns) of patches in an image of (height, width) pixels; None for a ResNet."""
   if isinstance(model, BiTResNet):
     return None
   return image_size[0] // model.patch_size, image_size[1] // model.patch_size
 
 
 def abstract_params(model: Model, image_size: tuple[int, int], channels: int = 3) -> Any:
-  """The parameter tree of `model` as `ShapeDtypeStruct`s; nothing is allocated."""
-  return jax.tree.map(lambda leaf: leaf, _abstract_params(model, image_size, channels))  # a copy
+  """The parameter tree of `model` as `ShapeDtypeStruct`s; allocates nothing."""
+  # pyright takes linen modules for unhashable, because they are not declared frozen.
+  params = _abstract_params(model, image_size, channels)  # pyright: ignore[reportArgumentType]
+  return jax.tree.map(lambda leaf: leaf, params)  # a copy, because the cache keeps this tree
 
 
 @functools.lru_cache(maxsize=64)
 def _abstract_params(model: Model, image_size: tuple[int, int], channels: int) -> Any:
-  """All blocks of a Transformer are alike, so one is traced and stands for all."""
+  """Traces only one block of a Transformer, because all of them have the same parameters."""
   images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
-  one = model.clone(depth=1) if isinstance(model, VisionTransformer) else model
-  params = jax.eval_shape(one.init, jax.random.key(0), images)['params']
+  traced = model.clone(depth=1) if isinstance(model, VisionTransformer) else model
+  params = jax.eval_shape(traced.init, jax.random.key(0), images)['params']
   if isinstance(model, VisionTransformer):
     block = params['Transformer'].pop('encoderblock_0')
     params['Transformer'] |= {f'encoderblock_{i}': block for i in range(model.depth)}

@@ -1,19 +1,19 @@
-"""The classification head, which all models have in common."""
+"""The classification head of all models."""
 
 import flax.linen as nn
 import jax
 
 
 def classify(x: jax.Array, num_classes: int, bias_init: float) -> jax.Array:
-  """A linear layer that starts at zero; to be called inside a compact method.
+  """Applies a linear layer with a zero-initialized kernel; call it inside a compact method.
 
   Args:
     x: (B, D) features, float32.
-    num_classes: C; 0 gives the features themselves.
-    bias_init: first value of the bias.
+    num_classes: C; 0: no layer.
+    bias_init: initial value of the bias.
 
   Returns:
-    (B, C) logits, float32.
+    (B, C) logits, float32; without a layer the features.
   """
   if not num_classes:
     return x

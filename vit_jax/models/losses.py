@@ -1,4 +1,4 @@
-"""Losses: logits (B, C) float32 and targets (B, C) float32 -> (B,) float32, one an example."""
+"""Losses, one value an example: logits and targets (B, C) float32 -> (B,) float32."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ Loss = Callable[[Array, Array], Array]
 def targets(labels: Array, num_classes: int, label_smoothing: float = 0.0) -> Array:
   """Labels (B,) int or multi-hot (B, C) -> targets (B, C) float32.
 
-  Smoothing moves a share of each class's probability evenly to all classes
-  (arXiv 1512.00567, Section 7).
+  Smoothing spreads the share `label_smoothing` evenly over all classes (arXiv 1512.00567,
+  Section 7).
   """
   if labels.ndim == 1:
     labels = jax.nn.one_hot(labels, num_classes)
@@ -27,7 +27,7 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 def sigmoid_cross_entropy(logits: Array, targets: Array) -> Array:
-  """The binary cross-entropies of all classes, summed (multi-label data, Appendix B.1)."""
+  """The sum of the binary cross-entropies of all classes (multi-label data, Appendix B.1)."""
   positive, negative = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
   return -jnp.sum(targets * positive + (1 - targets) * negative, axis=-1)
 
@@ -36,7 +36,12 @@ LOSSES: dict[str, Loss] = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_
 
 
 def is_correct(logits: Array, labels: Array) -> Array:
-  """Whether the top class is the label, or one of the labels of a multi-hot row: (B,) bool."""
+  """Whether the top class is the label, or one of several: (B,) bool.
+
+  Args:
+    logits: (B, C).
+    labels: (B,) int or multi-hot (B, C).
+  """
   top = jnp.argmax(logits, axis=-1)
   if labels.ndim == 1:
     return top == labels

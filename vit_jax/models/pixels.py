@@ -1,4 +1,4 @@
-"""The range of pixels that all models take."""
+"""The pixel scaling of all models."""
 
 from typing import TypeVar
 
@@ -9,5 +9,8 @@ PixelArray = TypeVar('PixelArray', np.ndarray, jax.Array)
 
 
 def scale_pixels(images: PixelArray) -> PixelArray:
-  """Any shape, [0, 255] -> float32 in [-1, 1]; NumPy stays NumPy."""
+  """Scales pixels of any shape and dtype from [0, 255] to float32 in [-1, 1].
+
+  NumPy arrays stay NumPy arrays.
+  """
   return images.astype(np.float32) / 127.5 - 1.0

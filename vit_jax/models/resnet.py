@@ -1,8 +1,8 @@
-"""ResNets with group normalization and standardized weights: the hybrids' stem, and BiT.
+"""ResNets with group normalization and weight standardization: hybrid stems and BiT.
 
-The stem and stages under the hybrid models are post-activation ("v1.5": the stride is in the
-3x3 convolution) as released with arXiv 2010.11929 and 2106.10270; BiT (arXiv 1912.11370), the
-paper's baseline, is a pre-activation ResNet-v2. Both have the parameter names of their releases.
+The stem and stages of hybrid models are post-activation ("v1.5": the stride is in the 3x3
+convolution), as released with arXiv 2010.11929 and 2106.10270. BiT (arXiv 1912.11370), the paper's
+baseline, is a pre-activation ResNet-v2. Both keep the parameter names of their releases.
 
 Shapes: B batch, H W image or feature map, F features, C classes.
 """
@@ -21,14 +21,14 @@ Padding = str | Sequence[tuple[int, int]]
 
 
 class StdConv(nn.Module):
-  """Convolution whose kernel is standardized over all but its last axis (arXiv 1903.10520).
+  """Convolution with a kernel standardized over all but its last axis (arXiv 1903.10520).
 
   (B, H, W, F) -> (B, H/stride, W/stride, features), without a bias.
 
   Attributes:
     features, kernel_size, stride: of the convolution.
-    padding: 'SAME', or pixels for each side.
-    epsilon: added to the standard deviation, or, when `in_variance`, to the variance.
+    padding: 'SAME', or ((top, bottom), (left, right)) pixels.
+    epsilon: added to the standard deviation, or to the variance if `in_variance`.
   """
 
   features: int
@@ -59,7 +59,7 @@ class StdConv(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-  """Bottleneck, normalization after each convolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+  """Post-activation bottleneck: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
 
   features: int
   stride: int = 1
@@ -84,15 +84,16 @@ class ResidualUnit(nn.Module):
 
 
 class Stage(nn.Module):
-  """Units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features).
+  """The units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features).
 
   Attributes:
     unit: `ResidualUnit` or `BiTUnit`.
-    unit_name: the released name of a unit, with a place for its number from 1.
-    num_units, features, stride: how many, how wide, and the stride of the first.
+    unit_name: format string of the released names; takes a unit's number, from 1.
+    num_units, features: number and width of the units.
+    stride: of the first unit.
   """
 
-  unit: type[nn.Module]
+  unit: 'type[ResidualUnit] | type[BiTUnit]'
   unit_name: str
   num_units: int
   features: int
@@ -108,12 +109,12 @@ class Stage(nn.Module):
 
 
 def hybrid_features(images: Array, width: int, blocks: Sequence[int], dtype: Any) -> Array:
-  """The ResNet under a hybrid model (Section 3.1); to be called inside a compact method.
+  """Applies the ResNet of a hybrid model (Section 3.1); call it inside a compact method.
 
   Args:
     images: (B, H, W, 3).
     width: features of the stem, 64 in all releases.
-    blocks: units of each stage; none leaves only the stem.
+    blocks: units of each stage; (): only the stem.
     dtype: of the convolutions.
 
   Returns:
@@ -124,14 +125,13 @@ def hybrid_features(images: Array, width: int, blocks: Sequence[int], dtype: Any
   x = nn.max_pool(x, (3, 3), strides=(2, 2), padding='SAME')
   for i, num_units in enumerate(blocks):
     stride = 1 if i == 0 else 2
-    x = Stage(ResidualUnit, 'unit{}', num_units, width * 2**i, stride, dtype, name=f'block{i + 1}')(
-      x
-    )
+    features, name = width * 2**i, f'block{i + 1}'
+    x = Stage(ResidualUnit, 'unit{}', num_units, features, stride, dtype, name=name)(x)
   return x
 
 
 def hybrid_stride(blocks: Sequence[int]) -> int:
-  """Pixels between the features of a hybrid's ResNet."""
+  """The stride, in pixels, of the features of a hybrid's ResNet."""
   return 4 * 2 ** max(len(blocks) - 1, 0)
 
 
@@ -147,27 +147,28 @@ class BiTUnit(nn.Module):
     def conv(size: int, features: int, name: str, stride: int = 1) -> StdConv:
       return bit_conv(features, size, stride, self.dtype, name)
 
-    def normed(x: Array, name: str) -> Array:
+    def norm_relu(x: Array, name: str) -> Array:
       return nn.relu(bit_norm(self.dtype, name)(x))
 
     residual, wide = x, 4 * self.features
-    x = normed(x, 'gn1')
+    x = norm_relu(x, 'gn1')
     if residual.shape[-1] != wide or self.stride != 1:
       residual = conv(1, wide, 'conv_proj', self.stride)(x)
     x = conv(1, self.features, 'conv1')(x)
-    x = conv(3, self.features, 'conv2', self.stride)(normed(x, 'gn2'))
-    x = conv(1, wide, 'conv3')(normed(x, 'gn3'))
+    x = conv(3, self.features, 'conv2', self.stride)(norm_relu(x, 'gn2'))
+    x = conv(1, wide, 'conv3')(norm_relu(x, 'gn3'))
     return x + residual
 
 
 def bit_conv(features: int, size: int, stride: int, dtype: Any, name: str) -> StdConv:
-  """A convolution of BiT: the same padding on both sides whatever the stride."""
-  padding = [((size - 1) // 2,) * 2] * 2
+  """A convolution of BiT, padded equally on both sides whatever the stride."""
+  pad = (size - 1) // 2
+  padding = ((pad, pad), (pad, pad))
   return StdConv(features, size, stride, padding, 1e-10, True, dtype, name=name)
 
 
 def bit_norm(dtype: Any, name: str) -> nn.GroupNorm:
-  """Group normalization of BiT: 32 groups, epsilon 1e-5, the variance in two passes."""
+  """Group normalization of BiT: 32 groups, epsilon 1e-5, two-pass variance."""
   return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
 
 
@@ -180,7 +181,8 @@ class BiTRoot(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     x = bit_conv(self.features, 7, 2, self.dtype, 'conv_root')(x)
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+    padding: Any = ((1, 1), (1, 1))  # flax declares a string
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
 
 
 class BiTResNet(nn.Module):
@@ -189,10 +191,10 @@ class BiTResNet(nn.Module):
   Attributes:
     width: features of the stem; 64 times the factor in the name (R50x3: 192).
     blocks: units of each stage.
-    num_classes: C; 0 leaves the head away, and (B, features) come out.
-    head_bias_init: first value of the head's bias.
+    num_classes: C; 0: no head, and the result is the (B, features) before it.
+    head_bias_init: initial value of the head's bias.
     dtype: of the convolutions; normalization statistics and the head stay float32.
-    constrain: applied to the features (B, H, W, F) between stages; says how they are sharded.
+    constrain: applied to the features (B, H, W, F) between stages, to shard them.
   """
 
   width: int
@@ -204,7 +206,7 @@ class BiTResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
-    del deterministic  # nothing here is random
+    del deterministic  # the model has no dropout
     x = self.constrain(BiTRoot(self.width, self.dtype, name='root_block')(images))
     for i, num_units in enumerate(self.blocks):
       stride = 1 if i == 0 else 2

@@ -1,11 +1,11 @@
-"""The sizes of the Vision Transformer: one table, each row with its source."""
+"""The published sizes of Vision Transformers and BiT ResNets, with their sources."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """The size of an encoder; the patch size is chosen apart (B/16 is `B` with 16 px patches)."""
+  """The size of an encoder, without the patch size: B/16 is `B` with patches of 16 pixels."""
 
   width: int
   depth: int
@@ -28,13 +28,13 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class ResNetVariant:
-  """The size of a BiT ResNet: features of the stem, units of each of the four stages."""
+  """The size of a BiT ResNet: features of its stem, and units of each of its four stages."""
 
   width: int
   blocks: tuple[int, ...]
 
 
-# arXiv 1912.11370 (BiT): the architectures of its released files, R<layers>x<width factor>.
+# arXiv 1912.11370 (BiT): the released architectures, R<layers>x<width factor>.
 RESNET_VARIANTS = {
   'R50x1': ResNetVariant(64, (3, 4, 6, 3)),
   'R50x3': ResNetVariant(192, (3, 4, 6, 3)),

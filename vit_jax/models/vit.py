@@ -1,13 +1,13 @@
 """The Vision Transformer (arXiv 2010.11929, Section 3.1) as linen modules.
 
-Parameter names and shapes are the released ones, under the names current linen gives them.
+Parameters have the released shapes, and the names that current linen gives the released tree.
 
 Shapes: B batch, H W image, P patch size, N tokens, D width, K heads, M mlp_dim, C classes.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -23,12 +23,12 @@ DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N,
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-  """What changes the numbers but no parameter.
+  """Options that change the outputs but not the parameters.
 
   Attributes:
     dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32.
-    approximate_gelu: the tanh approximation, as the released JAX weights were trained with;
-      PyTorch's are mostly trained with the exact GELU.
+    approximate_gelu: use the tanh approximation, as the released JAX weights do; most PyTorch
+      weights were trained with the exact GELU.
     layer_norm_epsilon: 1e-6 in the released JAX code and in timm, 1e-12 in Transformers.
   """
 
@@ -37,16 +37,16 @@ class Numerics:
   layer_norm_epsilon: float = 1e-6
 
   def layer_norm(self, name: str | None = None) -> nn.LayerNorm:
-    """A LayerNorm of these numerics."""
+    """A LayerNorm with this epsilon and dtype."""
     return nn.LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
 
 
 def dropout(
   x: Array, rate: float | Array, key: Array | None, broadcast_dims: Sequence[int] = ()
 ) -> Array:
-  """Zeroes a share `rate` of `x` and scales the rest up; without a key nothing happens.
+  """Zeroes a share `rate` of `x` and scales up the rest; without a key returns `x`.
 
-  The key is an argument so that blocks draw the same numbers however they are executed.
+  The key is an argument, so that the draws do not depend on how blocks are executed.
   """
   if key is None or (isinstance(rate, float) and rate == 0):
     return x
@@ -55,8 +55,8 @@ def dropout(
   return jnp.where(jax.random.bernoulli(key, keep, shape), x / keep, 0).astype(x.dtype)
 
 
-def _split(key: Array | None, parts: int) -> Sequence[Array | None]:
-  return [None] * parts if key is None else jax.random.split(key, parts)
+def _split_key(key: Array | None, count: int) -> Array | list[None]:
+  return [None] * count if key is None else jax.random.split(key, count)
 
 
 class MlpBlock(nn.Module):
@@ -68,7 +68,7 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, key: Array | None = None) -> Array:
-    width, keys = x.shape[-1], _split(key, 2)
+    width, keys = x.shape[-1], _split_key(key, 2)
     dense = dict(
       dtype=self.numerics.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
@@ -81,26 +81,26 @@ class MlpBlock(nn.Module):
     return dropout(x, self.dropout_rate, keys[1])
 
 
-def _einsum_attention(query: Array, keys: Array, value: Array, drop: DropWeights) -> Array:
-  """The softmax in float32; heads before tokens, which is the faster order on a CPU."""
-  query, keys, value = (jnp.swapaxes(x, 1, 2) for x in (query, keys, value))  # (B, K, N, D/K)
-  logits = jnp.einsum('bknd,bkld->bknl', query * query.shape[-1] ** -0.5, keys)
+def _einsum_attention(query: Array, key: Array, value: Array, drop: DropWeights) -> Array:
+  """Softmax in float32; heads before tokens, which is the faster order on a CPU."""
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # (B, K, N, D/K)
+  logits = jnp.einsum('bknd,bkld->bknl', query * query.shape[-1] ** -0.5, key)
   weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)  # (B, K, N, L)
   return jnp.einsum('bknl,bkld->bnkd', drop(weights), value)
 
 
-def _xla_attention(query: Array, keys: Array, value: Array, drop: DropWeights) -> Array:
-  """That of jax.nn, which has no dropout."""
+def _xla_attention(query: Array, key: Array, value: Array, drop: DropWeights) -> Array:
+  """The attention of jax.nn, which has no dropout."""
   del drop
-  return jax.nn.dot_product_attention(query, keys, value, implementation='xla')
+  return jax.nn.dot_product_attention(query, key, value, implementation='xla')
 
 
-# (B, N, K, D/K) queries, keys and values -> (B, N, K, D/K).
+# Query, key, value (B, N, K, D/K) -> (B, N, K, D/K).
 ATTENTION = {'einsum': _einsum_attention, 'xla': _xla_attention}
 
 
 class MultiHeadDotProductAttention(nn.Module):
-  """Attention of `queries` (B, N, D) to `inputs` (B, L, D) (Appendix A)."""
+  """Attention of `queries` (B, N, D) to `inputs` (B, L, D): (B, N, D) (Appendix A)."""
 
   num_heads: int
   dropout_rate: float = 0.0
@@ -127,9 +127,9 @@ class MultiHeadDotProductAttention(nn.Module):
 class EncoderBlock(nn.Module):
   """Pre-norm attention and MLP, each with a residual (Equations 2 and 3): (B, N, D) -> same.
 
-  `relative_depth` is 0 for the first block and 1 for the last. With probability
-  `relative_depth * stochastic_depth_rate` a branch is dropped for a whole example (arXiv
-  1603.09382, Section 3).
+  Stochastic depth (arXiv 1603.09382, Section 3) drops a branch of an example with probability
+  `relative_depth * stochastic_depth_rate`; `relative_depth` is 0 for the first block and 1 for
+  the last.
   """
 
   mlp_dim: int
@@ -144,7 +144,7 @@ class EncoderBlock(nn.Module):
   def __call__(
     self, x: Array, relative_depth: float | Array = 1.0, key: Array | None = None
   ) -> Array:
-    keys = _split(key, 5)
+    keys = _split_key(key, 5)
 
     def drop_branch(branch: Array, key: Array | None) -> Array:
       rate = self.stochastic_depth_rate and self.stochastic_depth_rate * relative_depth
@@ -162,11 +162,11 @@ class EncoderBlock(nn.Module):
     return x + drop_branch(y, keys[4])
 
 
-# What the backward pass keeps of a block's forward pass (None: all of it); the rest is computed
-# again.
+# The results of a block's forward pass that are saved for the backward pass (None: all); the others
+# are recomputed.
 REMAT = {
   'none': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # of the dense layers
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the dense layers
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -182,10 +182,10 @@ class PositionEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Position embeddings, `depth` blocks and a last LayerNorm: (B, N, D) -> same."""
+  """Position embeddings, `depth` blocks and a final LayerNorm: (B, N, D) -> same."""
 
   depth: int
-  block: dict[str, Any]  # the fields of all blocks
+  block_fields: dict[str, Any]  # of every `EncoderBlock`
   dropout_rate: float
   numerics: Numerics
   remat: str
@@ -194,10 +194,11 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, key: Array | None = None) -> Array:
-    first_key, block_key = _split(key, 2)
+    embedding_key, block_key = _split_key(key, 2)
     x = PositionEmbedding(name='posembed_input')(x)
-    x = self.constrain(dropout(x, self.dropout_rate, first_key))
-    keys, depths = _split(block_key, self.depth), np.linspace(0, 1, self.depth, dtype=np.float32)
+    x = self.constrain(dropout(x, self.dropout_rate, embedding_key))
+    keys = _split_key(block_key, self.depth)
+    depths = np.linspace(0, 1, self.depth, dtype=np.float32)  # relative
     if self.scan_blocks and not self.is_initializing():
       x = self._scan(x, depths, keys)
     else:
@@ -205,23 +206,24 @@ class Encoder(nn.Module):
       if policy is not None:
         block = nn.remat(EncoderBlock, policy=policy)
       for i in range(self.depth):
-        x = block(**self.block, name=f'encoderblock_{i}')(x, depths[i], keys[i])
+        x = block(**self.block_fields, name=f'encoderblock_{i}')(x, depths[i], keys[i])
         x = self.constrain(x)
     return self.numerics.layer_norm('encoder_norm')(x)
 
-  def _scan(self, x: Array, depths: np.ndarray, keys: Any) -> Array:
-    """The blocks as one loop over their parameters, which are stacked here, not in the state."""
-    block, policy = EncoderBlock(**self.block, parent=None), REMAT[self.remat]
+  def _scan(self, x: Array, depths: np.ndarray, keys: Array | list[None]) -> Array:
+    """Runs the blocks as one loop; stacks their parameters here, not in the state."""
+    block, policy = EncoderBlock(**self.block_fields, parent=None), REMAT[self.remat]
     params = [self.variables['params'][f'encoderblock_{i}'] for i in range(self.depth)]
 
-    def body(x: Array, layer: tuple[Any, Array, Array | None]) -> tuple[Array, None]:
+    def body(x: Array, layer: tuple[Any, Any, Array | None]) -> tuple[Array, None]:
       params, *arguments = layer
-      return self.constrain(block.apply({'params': params}, x, *arguments)), None
+      x = cast(Array, block.apply({'params': params}, x, *arguments))
+      return self.constrain(x), None
 
     if policy is not None:
       body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    return jax.lax.scan(body, x, (stacked, depths, None if keys[0] is None else keys))[0]
+    return jax.lax.scan(body, x, (stacked, depths, None if isinstance(keys, list) else keys))[0]
 
 
 class MAPHead(nn.Module):
@@ -246,25 +248,23 @@ class MAPHead(nn.Module):
 class VisionTransformer(nn.Module):
   """Images (B, H, W, 3) float in [-1, 1] -> logits (B, C) float32.
 
-  With `num_classes=0` the features before the head come out instead: (B, D), or
-  (B, pre_logits) float32.
-
   Attributes:
-    patch_size: P, the pixels of a token; it must divide H and W.
+    patch_size: P, the side of a patch in pixels; must divide H and W.
     width, depth, mlp_dim, num_heads: the size (Table 1 of the paper).
-    num_classes: C; 0 leaves the head away.
+    num_classes: C; 0: no head, and the result is the features before it, (B, D) or
+      (B, pre_logits) float32.
     pool: 'token' (class token), 'gap' (global average pooling) or 'map' (attention pooling).
-    pre_logits: width of the tanh layer before the head (Section 3.1); 0 leaves it away.
-    dropout_rate, attention_dropout_rate, stochastic_depth_rate: in [0, 1), while training.
-    head_bias_init: first value of the head's bias; about -log(C) suits sigmoid losses.
-    resnet_width: features of the stem of a hybrid model's ResNet; 0: patches of pixels.
-    resnet_blocks: units of each of its stages; none leaves only the stem (R+Ti/16).
+    pre_logits: width of the tanh layer before the head (Section 3.1); 0: no layer.
+    dropout_rate, attention_dropout_rate, stochastic_depth_rate: in [0, 1); for training.
+    head_bias_init: initial value of the head's bias; about -log(C) suits sigmoid losses.
+    resnet_width: features of the stem of a hybrid's ResNet; 0: patches of pixels.
+    resnet_blocks: units of each ResNet stage; (): only the stem (R+Ti/16).
     numerics: dtype, GELU and LayerNorm epsilon.
-    attention: a key of ATTENTION; like the next two it changes memory and time, no number but
-      by rounding.
+    attention: a key of ATTENTION. Like remat and scan_blocks, it changes memory and time, and
+      results only by rounding.
     remat: a key of REMAT.
-    scan_blocks: run the blocks as a loop that is compiled once.
-    constrain: applied to the tokens at block boundaries; says how they are sharded.
+    scan_blocks: run the blocks as a loop, which compiles one block instead of all.
+    constrain: applied to the tokens (B, N, D) at block boundaries, to shard them.
   """
 
   patch_size: int
@@ -300,7 +300,7 @@ class VisionTransformer(nn.Module):
     if self.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
       x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)  # (B, N + 1, D)
-    block = dict(
+    block_fields = dict(
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
       dropout_rate=self.dropout_rate,
@@ -312,7 +312,7 @@ class VisionTransformer(nn.Module):
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
     x = Encoder(
       self.depth,
-      block,
+      block_fields,
       self.dropout_rate,
       self.numerics,
       self.remat,

@@ -1,6 +1,6 @@
-"""Which collectives a compiled program runs, and how many bytes they bring to a device.
+"""The collectives that a compiled program runs, and the bytes they bring to a device.
 
-Read from the text of XLA's optimized HLO, as one device runs it.
+Parsed from the text of XLA's optimized HLO, which is the program of one device.
 """
 
 import dataclasses
@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator
 
 _KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-_BITS = {'pred': 8, 'bf': 16, 'f': 0, 's': 0, 'u': 0}  # 0: in the name, as f32
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = (.*?[\])}]) ([a-z][a-z0-9-]*)\((.*)')
-_ARRAY = re.compile(r'\b(pred|bf|f|s|u|c)(\d*)(?:e\d\w*)?\[([\d,]*)\]')
+_ARRAY = re.compile(r'\b(pred|bf|f|s|u|c)(\d*)(?:e\d\w*)?\[([\d,]*)\]')  # pred[2], f8e4m3fn[2,3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +19,11 @@ class Collective:
   """All collectives of one kind.
 
   Attributes:
-    kind: 'all-gather', …
-    count: how often a device starts one in a call of the program.
-    bytes: what a device receives by them in a call, in a ring: of an array of S bytes among g
-      devices, (g - 1) / g S in an all-gather, reduce-scatter or all-to-all, twice that in an
-      all-reduce, and S in a permutation.
+    kind: 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all' or 'collective-permute'.
+    count: how many a device starts in one call of the program.
+    bytes: what a device receives through them in one call, if they run as rings: of an array of S
+      bytes over g devices, (g - 1) / g S in an all-gather, reduce-scatter or all-to-all, twice
+      that in an all-reduce, and S in a permute.
   """
 
   kind: str
@@ -40,28 +39,33 @@ class _Instruction:
   rest: str  # operands and attributes
 
 
-def collectives(text: str, num_devices: int) -> tuple[Collective, ...]:
-  """What the program `text` runs, loops counted as often as they go round; largest first.
+_Computations = dict[str, list[_Instruction]]  # by name
+
+
+def count_collectives(hlo: str, num_devices: int) -> tuple[Collective, ...]:
+  """The collectives of a program, one row a kind, in descending order of bytes.
+
+  Those in a loop count once an iteration.
 
   Args:
-    text: `compiled.as_text()`.
-    num_devices: of the program.
+    hlo: `compiled.as_text()`.
+    num_devices: that the program runs on.
   """
-  found: dict[str, list[float]] = {}
-  computations, entry = _parse(text)
+  counts: dict[str, int] = {}
+  num_bytes: dict[str, float] = {}
+  computations, entry = _parse(hlo)
   for kind, times, size in _walk(computations, entry, 1, num_devices, set()):
-    total = found.setdefault(kind, [0, 0.0])
-    total[0] += times
-    total[1] += times * size
-  rows = [Collective(kind, int(count), round(size)) for kind, (count, size) in found.items()]
+    counts[kind] = counts.get(kind, 0) + times
+    num_bytes[kind] = num_bytes.get(kind, 0) + times * size
+  rows = [Collective(kind, counts[kind], round(num_bytes[kind])) for kind in counts]
   return tuple(sorted(rows, key=lambda row: -row.bytes))
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-  """{name of a computation: its instructions}, and the name of the first to run."""
-  computations: dict[str, list[_Instruction]] = {}
+def _parse(hlo: str) -> tuple[_Computations, str]:
+  """All computations, and the name of the entry computation."""
+  computations: _Computations = {}
   entry, current = '', []
-  for line in text.splitlines():
+  for line in hlo.splitlines():
     if match := _INSTRUCTION.match(line):
       current.append(_Instruction(*match.groups()))
     elif match := _COMPUTATION.match(line):
@@ -71,17 +75,17 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _walk(
-  computations: dict[str, list[_Instruction]],
-  name: str,
-  times: int,
-  num_devices: int,
-  running: set[str],
+  computations: _Computations, name: str, times: int, num_devices: int, running: set[str]
 ) -> Iterator[tuple[str, int, float]]:
-  """(kind, how often, bytes received each time) of the collectives under a computation.
+  """Yields (kind, how often, bytes received each time) for the collectives of a computation.
 
   Args:
-    running: channels of collectives that are under way; a TPU program names them again in each
-      fusion that computes meanwhile.
+    computations: of the program.
+    name: of the computation.
+    times: how often it runs.
+    num_devices: that the program runs on.
+    running: asynchronous collectives under way; a TPU program names them again in each fusion
+      that computes meanwhile.
   """
   body = computations[name]
   shapes = {instruction.name: instruction.shape for instruction in body}
@@ -96,19 +100,19 @@ def _walk(
         running.add(key)
       elif key in running and 'fus' in name:
         continue
-      if name.startswith('all-reduce-scatter'):  # a fusion of the two, on a TPU
+      if name.startswith('all-reduce-scatter'):  # a TPU fuses the two
         kind = 'reduce-scatter'
       operands = re.findall(r'%?([\w.-]+)', re.sub(r'/\*.*?\*/', '', rest.split(')')[0]))
-      size = sum(_bytes(shapes.get(operand, '')) for operand in operands)
-      yield kind, times, _received(kind, size, _group_size(rest, num_devices))
+      size = sum(_num_bytes(shapes.get(operand, '')) for operand in operands)
+      yield kind, times, _received_bytes(kind, size, _group_size(rest, num_devices))
     elif opcode not in ('async-done', 'async-update'):
-      again = times * (_trip_count(rest, computations) if opcode == 'while' else 1)
-      for called in _called(opcode, rest):
-        yield from _walk(computations, called, again, num_devices, running)
+      iterations = _trip_count(rest, computations) if opcode == 'while' else 1
+      for called in _called_computations(opcode, rest):
+        yield from _walk(computations, called, times * iterations, num_devices, running)
 
 
-def _called(opcode: str, rest: str) -> list[str]:
-  """Computations that an instruction runs; not those that only combine two numbers."""
+def _called_computations(opcode: str, rest: str) -> list[str]:
+  """Names of the computations an instruction runs, without those that only reduce two scalars."""
   attributes = {
     'while': 'body',
     'call': 'to_apply',
@@ -121,44 +125,45 @@ def _called(opcode: str, rest: str) -> list[str]:
   return names
 
 
-def _trip_count(rest: str, computations: dict[str, list[_Instruction]]) -> int:
-  """How often a loop goes round; once if that cannot be told."""
+def _trip_count(rest: str, computations: _Computations) -> int:
+  """The number of iterations of a loop; 1 if the text does not give it."""
   if match := re.search(r'known_trip_count"?[:=]\s*\{"?n"?[:=]"?(\d+)', rest):
     return int(match[1])
-  # On a TPU only the condition tells: the loops of `lax.scan` count up to a constant.
-  condition = computations[re.search(r'condition=%?([\w.-]+)', rest)[1]]
+  # On a TPU only the condition gives it: the loops of `lax.scan` count up to a constant.
+  match = re.search(r'condition=%?([\w.-]+)', rest)
+  condition = computations[match[1]] if match else []
   limits = [i.rest for i in condition if i.opcode == 'constant' and i.shape.startswith('s32[]')]
   return int(limits[0].split(')')[0]) if len(limits) == 1 else 1
 
 
-def _bytes(shape: str) -> float:
-  """Of an array, or of all arrays of a tuple: 'bf16[16,768]{1,0:T(8,128)}'."""
+def _num_bytes(shape: str) -> float:
+  """Bytes of an array or of all arrays of a tuple, such as 'bf16[16,768]{1,0:T(8,128)}'."""
   total = 0.0
-  for letters, digits, sides in _ARRAY.findall(shape):
-    bits = int(digits) if digits else _BITS[letters]
-    total += bits / 8 * math.prod(int(side) for side in sides.split(',') if side)
+  for letters, digits, sizes in _ARRAY.findall(shape):
+    bits = 8 if letters == 'pred' else int(digits or 0)
+    total += bits / 8 * math.prod(int(size) for size in sizes.split(',') if size)
   return total
 
 
 def _group_size(rest: str, num_devices: int) -> int:
-  """How many devices take part in one of the groups of a collective."""
+  """The number of devices in one replica group of a collective."""
   if match := re.search(r'replica_groups=\{\{([\d,]*)\}', rest):
     return len(match[1].split(','))
   if match := re.search(r'replica_groups=\[\d+,(\d+)\]', rest):
     return int(match[1])
   if match := re.search(r'replica_groups=mesh\[(.*?)\].*?\{([^{}]*)\}', rest):
-    sides = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])  # a part of an axis: 'x':(1)2
-    return math.prod(int(part) if part else sides[name] for name, part in axes)
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])  # 'x':(1)2 is 2 devices along x
+    return math.prod(int(subset) if subset else sizes[name] for name, subset in axes)
   return num_devices
 
 
-def _received(kind: str, size: float, group: int) -> float:
-  """Bytes that a device receives, of operands of `size` bytes (see `Collective`)."""
+def _received_bytes(kind: str, size: float, group_size: int) -> float:
+  """Bytes that a device receives for operands of `size` bytes; see `Collective`."""
   if kind == 'all-gather':
-    return size * (group - 1)
+    return size * (group_size - 1)
   if kind == 'all-reduce':
-    return 2 * size * (group - 1) / group
+    return 2 * size * (group_size - 1) / group_size
   if kind == 'collective-permute':
     return size
-  return size * (group - 1) / group
+  return size * (group_size - 1) / group_size

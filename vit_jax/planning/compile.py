@@ -1,15 +1,15 @@
-"""Compiling a program ahead of time, for devices that need not be there, and what comes of it."""
+"""Compiles a train step ahead of time, for devices that need not exist, and measures it."""
 
 import dataclasses
 import re
 import time
-from typing import Any
 
 import jax
 
 from vit_jax.distributed.sharding import sharded_bytes
 from vit_jax.errors import UserError, first_line
-from vit_jax.planning.collectives import Collective, collectives
+from vit_jax.planning.collectives import Collective, count_collectives
+from vit_jax.training.program import Program
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _SIZE = r'([\d.]+)([KMGT]?)B?'
@@ -17,14 +17,14 @@ _SIZE = r'([\d.]+)([KMGT]?)B?'
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of one device.
+  """Memory of one device, in bytes.
 
   Attributes:
     arguments: the state and the batch.
-    temporaries: what else is needed at once; None when the compiler gave up before it knew.
+    temporaries: intermediate results; None if the compiler gave up before it knew.
     outputs: the new state and the metrics.
-    aliased: of the outputs, what takes the place of arguments.
-    peak: the compiler's own estimate of the most that is live; may be far under the sum.
+    aliased: the outputs that reuse the memory of arguments.
+    peak: the compiler's own estimate of the most that is live; may be far below the sum.
   """
 
   arguments: int
@@ -35,7 +35,7 @@ class Memory:
 
   @property
   def needed(self) -> int | None:
-    """Arguments, temporaries, and outputs that have a place of their own."""
+    """Arguments, temporaries, and the outputs that reuse no argument's memory."""
     if self.temporaries is None:
       return None
     return self.arguments + self.temporaries + self.outputs - self.aliased
@@ -43,43 +43,45 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-  """A program compiled for its mesh, or refused for want of memory.
+  """A train step that was compiled for its mesh, or refused for lack of memory.
 
   Attributes:
-    text: the lowered program (StableHLO), before the compiler of the devices.
-    optimized: the compiled program (HLO), as one device runs it; empty when refused.
+    stablehlo: the lowered program, before the devices' compiler.
+    hlo: the compiled program of one device; '' if refused.
     memory: of one device.
-    collectives: a row a kind; empty when refused.
-    refusal: the compiler's sentence when the program does not fit; else None.
-    seconds: that lowering and compiling took.
+    collectives: of one device and step, one row a kind; empty if refused.
+    refusal: the compiler's message if the program does not fit, else None.
+    seconds: spent on lowering and compiling.
   """
 
-  text: str
-  optimized: str
+  stablehlo: str
+  hlo: str
   memory: Memory
   collectives: tuple[Collective, ...]
   refusal: str | None
   seconds: float
 
 
-def compile_program(program: Any) -> CompiledStep:
-  """Compiles the train step of a `vit_jax.training.program.Program` for its mesh.
+def compile_program(program: Program) -> CompiledStep:
+  """Compiles the train step of `program` for its mesh.
 
   Raises:
-    UserError: when the compiler fails for another reason than memory.
+    UserError: if the compiler fails for a reason other than memory, or does not report it.
   """
-  began = time.perf_counter()
+  start = time.perf_counter()
   lowered = program.lower()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise UserError(f'The compiler failed: {first_line(error)}.') from None
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     memory = _refused_memory(str(error), argument_bytes(program))
     return CompiledStep(lowered.as_text(), '', memory, (), first_line(error), seconds)
-  seconds = time.perf_counter() - began
-  stats = compiled.memory_analysis()
+  seconds = time.perf_counter() - start
+  stats, hlo = compiled.memory_analysis(), compiled.as_text()
+  if stats is None or hlo is None:
+    raise UserError('The compiler of these devices reports neither memory nor HLO.')
   memory = Memory(
     arguments=stats.argument_size_in_bytes,
     temporaries=stats.temp_size_in_bytes,
@@ -87,24 +89,23 @@ def compile_program(program: Any) -> CompiledStep:
     aliased=stats.alias_size_in_bytes,
     peak=getattr(stats, 'peak_memory_in_bytes', None),
   )
-  optimized = compiled.as_text()
-  found = collectives(optimized, program.mesh.size)
-  return CompiledStep(lowered.as_text(), optimized, memory, found, None, seconds)
+  collectives = count_collectives(hlo, program.mesh.size)
+  return CompiledStep(lowered.as_text(), hlo, memory, collectives, None, seconds)
 
 
-def argument_bytes(program: Any) -> int:
-  """What a device holds of the state and the batch, without the compiler's padding."""
+def argument_bytes(program: Program) -> int:
+  """Bytes of the state and the batch on one device, without the compiler's padding."""
   return sharded_bytes((program.abstract_state, program.abstract_batch))['device']
 
 
 def _refused_memory(message: str, arguments: int) -> Memory:
-  """The figures in a refusal; it tells the sum, or only the temporaries."""
+  """Reads the sizes in a refusal, which gives either the sum or only the temporaries."""
   if match := re.search(rf'[Uu]sed {_SIZE} of {_SIZE} hbm', message):
-    return Memory(arguments, max(_size(match[1], match[2]) - arguments, 0))
+    return Memory(arguments, max(_parse_size(match[1], match[2]) - arguments, 0))
   if match := re.search(rf'temporaries \({_SIZE}\) exceeds', message):
-    return Memory(arguments, _size(match[1], match[2]))
+    return Memory(arguments, _parse_size(match[1], match[2]))
   return Memory(arguments, None)
 
 
-def _size(number: str, unit: str) -> int:
+def _parse_size(number: str, unit: str) -> int:
   return int(float(number) * _UNITS[unit])

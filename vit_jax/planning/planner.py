@@ -1,8 +1,8 @@
-"""What a run would need on given devices: its train step, compiled for them, and arithmetic."""
+"""What a run needs on a topology: its train step compiled for those devices, and its FLOPs."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from vit_jax.config import Config, MeshConfig, flatten, replace_fields
 from vit_jax.data.sources import open_source
@@ -12,40 +12,45 @@ from vit_jax.models import flops
 from vit_jax.models.build import count_parameters
 from vit_jax.models.variants import VARIANTS
 from vit_jax.models.vit import REMAT
-from vit_jax.planning import topologies
 from vit_jax.planning.collectives import Collective
-from vit_jax.planning.compile import Memory, argument_bytes, compile_program
-from vit_jax.planning.topologies import Topology
+from vit_jax.planning.compile import CompiledStep, Memory, argument_bytes, compile_program
+from vit_jax.planning.topologies import Topology, get_devices
 from vit_jax.training.preflight import check_num_classes
 from vit_jax.training.program import Program, build_program
 
-_REMAT = tuple(REMAT)  # in the order of what they compute again, the least first
-_DOUBLINGS = 4  # of fsdp and of accumulation_steps, at most
+_REMAT = tuple(REMAT)  # in ascending order of recomputation
+_MAX_DOUBLINGS = 4  # of fsdp and of accumulation_steps
+
+
+class Labels(NamedTuple):
+  """The labels of a data set; an example of a multi-label one can have several classes."""
+
+  num_classes: int
+  multi_label: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a config means on a topology.
+  """What a config needs on a topology.
 
   Attributes:
     topology: the devices.
-    changes: config fields that differ from what was asked for, with their values.
+    changes: {config field: value} where the plan differs from the config that was asked for.
     mesh: {axis: devices along it}.
     num_slices, num_chips, num_devices, num_hosts: of the whole run.
     parameters: of the model.
-    global_batch, host_batch, device_batch, micro_batch: examples a step; that a host reads; that
-      a device holds; that it computes with at once.
-    memory: bytes of one device.
-    limit: bytes of HBM a device's program can have; None: not known.
-    fits: whether it has room; None where no limit is known.
-    collectives: of one device and step, a row a kind; empty when it does not fit.
-    train_flops, recomputed_flops: of a step on all devices, forward and backward; and what
-      rematerialisation adds.
-    min_step_seconds: a step takes at least this long, for its matrix products alone at the chips'
-      peak; None where no peak is known.
+    global_batch, host_batch, device_batch, micro_batch: examples of a step: in total; read by a
+      host; held by a device; computed with at once by a device.
+    memory: of one device.
+    limit: bytes of HBM that one device's program can use; None if no limit is known.
+    fits: whether the memory suffices; None if no limit is known.
+    collectives: of one device and step, one row a kind; empty if the step does not fit.
+    train_flops, recomputed_flops: of a step on all devices: forward and backward pass, and what
+      rematerialization adds.
+    min_step_seconds: lower bound of a step's time, from its matrix products alone at the chips'
+      peak; None if no peak is known.
     total_steps: of the run.
-    compile_seconds: lowering and compiling, here.
-    text: the lowered train step (StableHLO).
+    compile_seconds: spent on lowering and compiling.
   """
 
   topology: Topology
@@ -69,61 +74,65 @@ class Plan:
   min_step_seconds: float | None
   total_steps: int
   compile_seconds: float
-  text: str
 
   @property
   def bytes_over_limit(self) -> int | None:
-    """Bytes over the limit; None when the compiler gave up before it knew."""
+    """Needed bytes minus the limit; None if either is unknown."""
     needed = self.memory.needed
     return None if needed is None or self.limit is None else needed - self.limit
 
   @property
   def hours(self) -> float | None:
-    """The run takes at least this long."""
+    """Lower bound of the run's time, in hours; None if no peak is known."""
     return self.min_step_seconds and self.min_step_seconds * self.total_steps / 3600
 
   @property
+  def chip_hours(self) -> float | None:
+    """`hours` times the number of chips."""
+    return self.hours and self.hours * self.num_chips
+
+  @property
   def flags(self) -> str:
-    """The changes, as flags of a command."""
+    """The changes as command-line flags."""
     return ' '.join(f'--config.{name}={value}' for name, value in self.changes.items())
 
 
-def classes_of(config: Config) -> tuple[int, bool]:
-  """(number of classes, whether an example can have several) of the training data.
+def read_labels(config: Config) -> Labels:
+  """The labels of the training data.
 
-  Where there is no such data here the config names the number, and an example has one.
+  Where the data cannot be opened, `config.data.num_classes` counts, with one class an example.
 
   Raises:
-    UserError: when neither tells.
+    UserError: if that is not set either, or is not what the data has.
   """
   try:
     train = open_source(config.data.train.source, config.data.train.split)
   except UserError as error:
     if config.data.num_classes:
-      return config.data.num_classes, False
+      return Labels(config.data.num_classes)
     raise UserError(
-      'The training data cannot be opened to count its classes; name them with '
+      'The training data cannot be opened to count its classes; set their number with '
       f'--config.data.num_classes=N. ({error})'
     ) from None
   check_num_classes(config.data.num_classes, train)
-  return train.num_classes, train.multi_label
+  return Labels(train.num_classes, train.multi_label)
 
 
 def resolve_steps(config: Config) -> Config:
-  """The config with its steps; the training data is opened only if they are given in epochs."""
-  size = 0
+  """`config.resolve_steps`; opens the training data only if the length is given in epochs."""
+  num_examples = 0
   if config.epochs > 0:
-    size = open_source(config.data.train.source, config.data.train.split).size
-  return config.resolve_steps(size)
+    num_examples = open_source(config.data.train.source, config.data.train.split).size
+  return config.resolve_steps(num_examples)
 
 
-def build_for(config: Config, topology: Topology, classes: tuple[int, bool]) -> Program:
-  """The program that a run of `config` on `topology` would build; nothing is compiled.
+def build_for(config: Config, topology: Topology, labels: Labels) -> Program:
+  """The program of a run of `config` on `topology`; nothing is compiled.
 
   Raises:
-    UserError: for a config that cannot run there.
+    UserError: for a config that cannot run on it.
   """
-  devices = topologies.devices(topology, config.mesh.num_slices)
+  devices = get_devices(topology, config.mesh.num_slices)
   mesh = sharding.make_mesh(config.mesh, devices)
   sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
   return build_program(
@@ -133,130 +142,145 @@ def build_for(config: Config, topology: Topology, classes: tuple[int, bool]) -> 
     config.schedule,
     config.step,
     config.data.image_shape,
-    *classes,
+    *labels,
   )
 
 
 def make_plan(
   config: Config,
   topology: Topology,
-  classes: tuple[int, bool],
+  labels: Labels,
   limit: int | None = None,
   changes: dict[str, Any] | None = None,
 ) -> Plan:
   """Compiles the train step of `config` for `topology`.
 
   Args:
-    config: all fields of configs/default.py.
-    topology: after `topologies.prepare`.
-    classes: see `classes_of`.
-    limit: bytes a device has; None: as the topology says.
-    changes: fields of `config` to set first.
+    config: after `resolve_steps`.
+    topology: after `topologies.prepare_backend`.
+    labels: of the training data.
+    limit: bytes of HBM that one device's program can use; None: those of the topology.
+    changes: {field: value} to replace in `config` first.
 
   Raises:
-    UserError: for a config that cannot run there.
+    UserError: for a config that cannot run on it.
   """
   changes = changes or {}
   config = replace_fields(config, changes)
-  program = build_for(config, topology, classes)
+  program = build_for(config, topology, labels)
   step = compile_program(program)
-  devices = list(program.mesh.devices.flat)
-  slices = 1 if topology.chip is None else config.mesh.num_slices
   limit = topology.usable_bytes if limit is None else limit
-  per_image = (flops.train_flops, flops.recomputed_flops)
-  train, again = (f(program.model, program.image_shape[:2]) * config.batch_size for f in per_image)
-  chips = topology.num_chips * slices
-  peak = topology.chip and topology.chip.peak_flops * chips
-  batch = sharding.batch_sizes(program.mesh, config.batch_size, config.accumulation_steps)
-  if step.refusal is not None:
-    fits = False
-  else:
-    fits = None if limit is None else step.memory.needed <= limit
+  num_slices = 1 if topology.chip is None else config.mesh.num_slices
+  num_chips = topology.num_chips * num_slices
+  image_size = program.image_shape[:2]
+  train_flops = flops.train_flops(program.model, image_size) * config.batch_size
+  recomputed_flops = flops.recomputed_flops(program.model, image_size) * config.batch_size
+  peak = None if topology.chip is None else topology.chip.peak_flops * num_chips
+  batch_sizes = sharding.batch_sizes(program.mesh, config.batch_size, config.accumulation_steps)
+  devices = list(program.mesh.devices.flat)
   return Plan(
     topology=topology,
     changes=changes,
     mesh=dict(program.mesh.shape),
-    num_slices=slices,
-    num_chips=chips,
+    num_slices=num_slices,
+    num_chips=num_chips,
     num_devices=len(devices),
     num_hosts=len({device.process_index for device in devices}),
     parameters=count_parameters(program.abstract_state.params),
-    **{f'{what}_batch': size for what, size in batch.items()},
+    global_batch=batch_sizes['global'],
+    host_batch=batch_sizes['host'],
+    device_batch=batch_sizes['device'],
+    micro_batch=batch_sizes['micro'],
     memory=step.memory,
     limit=limit,
-    fits=fits,
+    fits=_fits(step, limit),
     collectives=step.collectives,
-    train_flops=train,
-    recomputed_flops=again,
-    min_step_seconds=None if peak is None else (train + again) / peak,
+    train_flops=train_flops,
+    recomputed_flops=recomputed_flops,
+    min_step_seconds=None if peak is None else (train_flops + recomputed_flops) / peak,
     total_steps=config.total_steps,
     compile_seconds=step.seconds,
-    text=step.text,
   )
 
 
-def fallback_configs(
-  config: Config, topology: Topology, classes: tuple[int, bool], limit: int
-) -> Iterator[dict[str, Any]]:
-  """Changes that need less memory, by what they cost, the least first.
+def _fits(step: CompiledStep, limit: int | None) -> bool | None:
+  """Whether one device has the memory; None if no limit is known."""
+  if step.refusal is not None:
+    return False
+  needed = step.memory.needed
+  return None if limit is None or needed is None else needed <= limit
 
-  More rematerialisation; then parameters split further (fsdp); then smaller micro-batches. Where
-  the arguments alone do not fit, they are split first. Only what can run is named.
+
+def fallback_configs(
+  config: Config, topology: Topology, labels: Labels, limit: int
+) -> Iterator[dict[str, Any]]:
+  """Yields changes to `config` that need less memory, in ascending order of their cost.
+
+  More rematerialization; then more shards of the parameters (fsdp); then smaller micro-batches.
+  Where the arguments alone exceed `limit`, they are sharded first. Changes that cannot run are
+  left out.
   """
 
-  def runs(changes: dict[str, Any]) -> bool:
-    return _arguments_fit(config, changes, topology, classes, limit)
+  def can_run(changes: dict[str, Any]) -> bool:
+    return _arguments_fit(config, changes, topology, labels, limit)
 
-  splits = [split for split in _splits(config.mesh) if runs(split)]
-  if not splits:
+  meshes = [mesh for mesh in _doubled_fsdp(config.mesh) if can_run(mesh)]
+  if not meshes:
     return
   remats = [{}]  # a ResNet has none
   if config.model.variant in VARIANTS:
     remats = [{'model.remat': name} for name in _REMAT[_REMAT.index(config.model.remat) :]]
-  ways = [splits[0] | remat for remat in remats]
-  ways += [split | remats[-1] for split in splits[1:]]
-  for i in range(1, _DOUBLINGS + 1):
-    ways.append(ways[-1] | {'accumulation_steps': config.accumulation_steps * 2**i})
+  candidates = [meshes[0] | remat for remat in remats]
+  candidates += [mesh | remats[-1] for mesh in meshes[1:]]
+  for i in range(1, _MAX_DOUBLINGS + 1):
+    accumulation_steps = config.accumulation_steps * 2**i
+    candidates.append(candidates[-1] | {'accumulation_steps': accumulation_steps})
   fields = flatten(config)
-  for way in ways:
-    changes = {name: value for name, value in way.items() if value != fields[name]}
-    if changes and runs(changes):
+  for candidate in candidates:
+    changes = {name: value for name, value in candidate.items() if value != fields[name]}
+    if changes and can_run(changes):
       yield changes
 
 
-def first_that_fits(
+def find_fallback(
   config: Config,
   topology: Topology,
-  classes: tuple[int, bool],
+  labels: Labels,
   limit: int,
-  say: Callable[[Plan], None] = lambda plan: None,
+  on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> Plan | None:
-  """Compiles the fallback_configs of a config that does not fit, and gives the first that does."""
-  for changes in fallback_configs(config, topology, classes, limit):
-    plan = make_plan(config, topology, classes, limit, changes)
-    say(plan)
+  """Compiles the fallback configs of a config that does not fit; returns the first that fits.
+
+  Args:
+    config, topology, labels: as for `make_plan`.
+    limit: bytes of HBM that one device's program can use.
+    on_plan: called with each plan as soon as it is compiled.
+  """
+  for changes in fallback_configs(config, topology, labels, limit):
+    plan = make_plan(config, topology, labels, limit, changes)
+    on_plan(plan)
     if plan.fits:
       return plan
   return None
 
 
-def _splits(mesh: MeshConfig) -> Iterator[dict[str, int]]:
-  """fsdp as it is, doubled, doubled again…; data makes room for it."""
-  for i in range(_DOUBLINGS + 1):
-    split = {'mesh.fsdp': mesh.fsdp * 2**i}
+def _doubled_fsdp(mesh: MeshConfig) -> Iterator[dict[str, int]]:
+  """Yields fsdp as it is, doubled, doubled again, …, at the expense of the data axis."""
+  for i in range(_MAX_DOUBLINGS + 1):
+    changes = {'mesh.fsdp': mesh.fsdp * 2**i}
     if mesh.data > 0:
       if mesh.data % 2**i:
         return
-      split['mesh.data'] = mesh.data // 2**i
-    yield split
+      changes['mesh.data'] = mesh.data // 2**i
+    yield changes
 
 
 def _arguments_fit(
-  config: Config, changes: dict[str, Any], topology: Topology, classes: tuple[int, bool], limit: int
+  config: Config, changes: dict[str, Any], topology: Topology, labels: Labels, limit: int
 ) -> bool:
-  """Whether the state and the batch have room, which takes no compiling; False: it cannot run."""
+  """Whether the changed config can run, and its state and batch fit; compiles nothing."""
   try:
-    program = build_for(replace_fields(config, changes), topology, classes)
+    program = build_for(replace_fields(config, changes), topology, labels)
   except UserError:
     return False
   return argument_bytes(program) < limit

@@ -15,7 +15,7 @@ from etils import epath
 
 from vit_jax.config import height_width
 from vit_jax.errors import UserError, first_line
-from vit_jax.models.build import MAX_PIXELS
+from vit_jax.models.build import MAX_IMAGE_SIDE
 from vit_jax.models.losses import LOSSES
 from vit_jax.weights.formats.lazy_tensor import FACTS, Tensor, read_text
 
@@ -74,7 +74,7 @@ class ModelMetadata:
 
   def __post_init__(self):
     right = {
-      'image_size': max(self.image_size or (1,)) <= MAX_PIXELS,
+      'image_size': max(self.image_size or (1,)) <= MAX_IMAGE_SIDE,
       'loss': self.loss in LOSSES,
       'crop_fraction': 0 < self.crop_fraction <= 1,
       'gelu': self.gelu in ('tanh', 'exact'),

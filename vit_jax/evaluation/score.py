@@ -1,0 +1,64 @@
+"""Scores a loaded model on a split of a data set, on all local devices."""
+
+from typing import Any
+
+import jax
+import tqdm
+
+from vit_jax.classifier import Classifier
+from vit_jax.config import MeshConfig, OnBadExample
+from vit_jax.data.loading.loader import DataLoader, open_stream
+from vit_jax.data.loading.reader import ReadConfig
+from vit_jax.data.sources import check_same_classes, open_source
+from vit_jax.distributed import sharding
+from vit_jax.errors import UserError
+from vit_jax.evaluation import classification
+from vit_jax.evaluation.eval_step import make_eval_step
+
+
+def score(
+  model: Classifier, data: str, split: str, batch_size: int, on_bad_example: OnBadExample = 'error'
+) -> dict[str, Any]:
+  """Scores every example of a split once, preprocessed as the model expects.
+
+  Args:
+    model: with or without labels.
+    data: a data source, such as 'folder:/path'.
+    split: a split of the source.
+    batch_size: over all devices; changes no result.
+    on_bad_example: whether an unreadable image ends the evaluation or is left out.
+
+  Returns:
+    {'data': name of the source} and the metrics of `classification.evaluate`.
+
+  Raises:
+    UserError: for data that cannot be read, or whose classes are not the model's; for a batch
+      size that the devices do not divide.
+  """
+  source = open_source(data, split)
+  if model.labels is not None:
+    check_same_classes(model.labels, source.class_names, source.name)
+  elif source.num_classes != model.model.num_classes:
+    raise UserError(
+      f'{source.name} has {source.num_classes} classes, but the model has '
+      f'{model.model.num_classes}.'
+    )
+  mesh = sharding.make_mesh(MeshConfig())
+  sharding.check_batch_size(mesh, batch_size, '--batch_size')
+  config = ReadConfig(
+    data,
+    split,
+    model.image_size,
+    channels=model.channels,
+    crop_fraction=model.crop_fraction,
+    on_bad_example=on_bad_example,
+  )
+  stream = open_stream(config, batch_size, source)
+  params = jax.device_put(model.params, sharding.replicated(mesh))
+  eval_step = jax.jit(make_eval_step(model.model, model.loss))
+  with DataLoader({'test': stream}, mesh) as loader:
+    batches = tqdm.tqdm(
+      loader.batches('test'), total=stream.steps, unit='batch', leave=False, disable=None
+    )
+    metrics = classification.evaluate(eval_step, params, batches)
+  return {'data': source.name, **metrics}
