@@ -22,7 +22,7 @@ def score(
   split: str,
   image_size: int | tuple[int, int] | None,
   batch_size: int,
-  on_bad_example: str = 'error',
+  on_bad_example: OnBadExample = 'error',
 ) -> dict[str, float]:
   """Accuracy, loss and number of examples of a model on a split, over all local devices.
 
@@ -52,7 +52,7 @@ def score(
   params = jax.device_put(vit.params, sharding.replicated(mesh))
   eval_step = jax.jit(make_eval_step(vit.model, vit.loss))
   with DataLoader({'test': stream}, mesh) as feed:
-    batches = command_line.progress(feed.batches('test'), total=stream.steps, unit='batch')
+    batches = command_line.progress(feed.batches('test'), total=stream.num_batches, unit='batch')
     result = classification.evaluate(eval_step, params, batches)
   return {'model': model, 'data': source.name, **result}
 
