@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-cv2.setNumThreads(
-  0
-)  # examples are processed in parallel; threads inside an operation would compete
+# Examples are processed in parallel: threads inside an operation would compete with each other.
+cv2.setNumThreads(0)
 Matrix = Sequence[Sequence[float]]  # (2, 3)
 _LEVELS = np.arange(256, dtype=np.float32)
 _SMOOTHING_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # Pillow's SMOOTH

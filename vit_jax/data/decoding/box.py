@@ -23,7 +23,8 @@ class Box(NamedTuple):
 
   def padded(self, margin: int) -> 'Box':
     """The box with a margin on all sides; it may reach beyond the image."""
-    return Box(self.left - margin, self.top - margin, self.right + margin, self.bottom + margin)
+    left, top, right, bottom = self
+    return Box(left - margin, top - margin, right + margin, bottom + margin)
 
   def shifted(self, x: int, y: int) -> 'Box':
     """The box moved right by `x` and down by `y`."""
@@ -31,12 +32,13 @@ class Box(NamedTuple):
 
   def enlarged(self, factor: int) -> 'Box':
     """The same box of an image that is `factor` times as large."""
-    return Box(*(side * factor for side in self))
+    left, top, right, bottom = self
+    return Box(left * factor, top * factor, right * factor, bottom * factor)
 
   def reduced(self, factor: int) -> 'Box':
     """The smallest box that covers this one in an image reduced to 1/`factor`."""
-    left, top = self.left // factor, self.top // factor
-    return Box(left, top, -(-self.right // factor), -(-self.bottom // factor))
+    left, top, right, bottom = self
+    return Box(left // factor, top // factor, -(-right // factor), -(-bottom // factor))
 
 
 def crop_pixels(pixels: np.ndarray, box: Box | None) -> np.ndarray:

@@ -39,7 +39,7 @@ _MAX_WORKERS = 16  # by default: a host may run several processes that each star
 _CHUNK = 32  # rows of one task: small enough to balance a batch over the workers
 _NUM_PREFETCHED = 2  # batches placed on the devices ahead of the consumer
 _NUM_READING = 3  # batches being read meanwhile
-_NUM_SLOTS = _NUM_READING + _NUM_PREFETCHED + 1  # and the batch that is being placed
+_NUM_SLOTS = _NUM_READING + _NUM_PREFETCHED + 1  # and the one handed to the consumer
 _MIN_EXAMPLES_TO_CHECK = 1000  # of fewer examples the share of bad ones says little
 
 
