@@ -78,9 +78,7 @@ def test_compiling_says_what_it_took(config, program, capsys):
   assert compiled.memory_analysis().argument_size_in_bytes > 0
 
 
-LOADER = types.SimpleNamespace(
-  bad_examples={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=0
-)
+LOADER = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=0)
 
 
 class Clock:
@@ -161,9 +159,7 @@ def test_a_run_that_starves_says_so_once_with_the_numbers_to_change(
   progress, clock, capsys, monkeypatch
 ):
   monkeypatch.setattr(progress, 'num_cores', lambda: 16)
-  feed = types.SimpleNamespace(
-    bad_examples={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2
-  )
+  feed = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2)
   starve(progress, clock, [1], feed)
   assert 'wait' not in capsys.readouterr().out.replace('waiting', '')  # queues were still empty
   starve(progress, clock, [2, 3, 4], feed)
@@ -175,9 +171,7 @@ def test_a_run_that_starves_says_so_once_with_the_numbers_to_change(
 
 def test_with_all_cores_reading_preparing_is_what_is_left(progress, clock, capsys, monkeypatch):
   monkeypatch.setattr(progress, 'num_cores', lambda: 2)
-  feed = types.SimpleNamespace(
-    bad_examples={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2
-  )
+  feed = types.SimpleNamespace(bad={'train': {}, 'test': {}}, bad_reads={'train': 0}, num_workers=2)
   starve(progress, clock, [1, 2], feed)
   assert 'prepare_data SOURCE TARGET --size=256' in capsys.readouterr().out
 
@@ -185,7 +179,7 @@ def test_with_all_cores_reading_preparing_is_what_is_left(progress, clock, capsy
 def test_bad_examples_are_named_and_counted(progress, clock, capsys):
   bad = {i: f'{i}.jpg cannot be read.' for i in range(3)}
   feed = types.SimpleNamespace(
-    bad_examples={'train': bad, 'test': {}}, bad_reads={'train': 3}, num_workers=2
+    bad={'train': bad, 'test': {}}, bad_reads={'train': 3}, num_workers=2
   )
   clock.now += 1
   assert progress.log(1, 1.0, feed)['train/bad_examples'] == 3
