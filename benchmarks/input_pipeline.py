@@ -1,20 +1,20 @@
-"""Times the input pipeline, from files to arrays on the device, beside tf.data in the same run.
+"""Benchmarks the input pipeline, from files to arrays on the device, against tf.data.
 
   python benchmarks/input_pipeline.py --images=imagenet_samples.tar
 
-224-px inception crops and flips in batches of 128, of photos as they are and of the same photos
-prepared with `prepare_data --size=256`. Each row is measured in a process of its own, all rows in
-turn in each round, so that other work on the machine disturbs all alike. The rows:
+224-px inception crops and flips in batches of 128, of photos and of the same photos prepared with
+`prepare_data --size=256`. Each row is measured in its own process, and each round measures all
+rows in turn, so that other work on the machine affects all of them alike. The rows:
 
-  what each step of the way gave (decoding, resizing, threads, workers), on the photos;
-  the same on photos of four times the size, where reduced decoding matters;
+  photos: each optimization in turn (decoding, resizing, threads, workers);
+  photos of four times the size, where reduced decoding matters;
   prepared data with threads and with workers;
-  tf.data on both, with one thread a core and with AUTOTUNE, in an environment of its own
-  (--tensorflow=PYTHON, made with pip where it is not given).
+  tf.data on both, with one thread a core and with AUTOTUNE, in a Python environment with TensorFlow
+  (--tensorflow=PYTHON; without it one is made with pip).
 
-Medians of the rounds with the lowest and highest go to
-benchmarks/results/input_pipeline_<date>.csv. `--soak=N` reads N batches instead and writes memory,
-open files and processes every hundredth of the way.
+Medians, minima and maxima of the rounds are written to
+benchmarks/results/input_pipeline_<date>.csv. `--soak=N` reads N batches instead and records memory,
+open files and processes a hundred times.
 """
 
 import argparse
@@ -34,6 +34,8 @@ import tarfile
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,11 +45,11 @@ TENSORFLOW = 'tensorflow-cpu>=2.20'
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One way to read: which data, decoded how, by what."""
+  """A configuration to measure."""
 
   name: str
   data: str = 'photos'
-  decoder: str = 'part'  # pillow, whole (libjpeg-turbo) or part
+  decoder: str = 'crop'  # pillow, whole (libjpeg-turbo) or crop
   antialias: bool = False
   reduced: bool = True
   workers: int = 0
@@ -72,24 +74,25 @@ def rows(cores: int) -> list[Row]:
 
 
 def make_data(tar: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
-  """The photos in folders of classes, four times as large, and prepared: {name: source}."""
+  """Writes the photos as folders, four times as large, and prepared: {name: source}."""
   from PIL import Image
 
   with tarfile.open(tar) as archive:
     for member in archive:
       if member.isfile():
         data, name = archive.extractfile(member).read(), pathlib.Path(member.name).name
-        for kind in ('photos', 'large'):
-          (folder / kind / 'test').mkdir(parents=True, exist_ok=True)  # so train is all of train
-          path = folder / kind / 'train' / name.split('_')[0] / name
+        for version in ('photos', 'large'):
+          # An empty test split, so that all photos are for training.
+          (folder / version / 'test').mkdir(parents=True, exist_ok=True)
+          path = folder / version / 'train' / name.split('_')[0] / name
           path.parent.mkdir(parents=True, exist_ok=True)
-          if kind == 'photos':
+          if version == 'photos':
             path.write_bytes(data)
           else:
             with Image.open(io.BytesIO(data)) as image:
               large = image.convert('RGB').resize((4 * image.width, 4 * image.height))
               large.save(path, 'JPEG', quality=92)
-          for i in range(1, COPIES):  # links: shuffling so few as 200 is not what is to be timed
+          for i in range(1, COPIES):  # links, so that shuffling 200 photos is not what is timed
             os.link(path, path.with_name(f'{i}_{name}'))
   command = [
     sys.executable,
@@ -109,7 +112,7 @@ def make_data(tar: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
 
 
 def unpack(source: str, folder: pathlib.Path) -> None:
-  """The prepared images as files, for tf.data cannot read ArrayRecord."""
+  """Writes prepared images as files, because tf.data cannot read ArrayRecord."""
   from vit_jax.data.sources import open_source
 
   examples = open_source(source, 'train')
@@ -119,80 +122,77 @@ def unpack(source: str, folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(row: Row, source: str):
-  """Batches of that row, endless."""
-  import ml_collections
-
-  from vit_jax.config import default_config
+def open_batches(row: Row, source: str) -> Iterator[Iterator[dict[str, Any]]]:
+  """Yields the endless batches of a row."""
+  from vit_jax.config import AugmentConfig, MeshConfig
   from vit_jax.data.decoding import images, turbojpeg
   from vit_jax.data.loading import loader
   from vit_jax.data.loading.reader import ReadConfig
-  from vit_jax.distributed import sharding as mesh_lib
+  from vit_jax.distributed import sharding
 
   if row.decoder == 'pillow':
-    images._SIMPLEJPEG = {}
+    images._SIMPLEJPEG_COLORSPACES = {}
   if row.decoder == 'whole':
     turbojpeg.decode_box = lambda *args: None
-  augment = default_config().data.augment.to_dict()
-  augment |= {'antialias': row.antialias, 'reduced_decoding': row.reduced}
-  recipe = ReadConfig(source, 'train', (row.size, row.size), augment=augment)
-  axes = {'data': -1, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
-  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
-  stream = loader.open_stream(recipe, BATCH_SIZE)
-  with loader.DataLoader({'train': stream}, mesh, row.workers, row.threads) as feed:
-    yield feed.batches('train', 0, 10**9)
+  augment = AugmentConfig(antialias=row.antialias, reduced_decoding=row.reduced)
+  config = ReadConfig(source, 'train', (row.size, row.size), augment=augment)
+  streams = {'train': loader.open_stream(config, BATCH_SIZE)}
+  mesh = sharding.make_mesh(MeshConfig())
+  with loader.DataLoader(streams, mesh, row.workers, row.threads) as data_loader:
+    yield data_loader.batches('train', 0, 10**9)
 
 
 def measure(row: Row, source: str, seconds: float) -> float:
-  """Images/s, after ten batches."""
+  """Measures images/s after ten batches of warmup."""
   import jax
 
-  with opened(row, source) as batches:
+  with open_batches(row, source) as batches:
     for _ in range(10):
       next(batches)
-    count, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds:
+    num_images, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
       jax.block_until_ready(next(batches))
-      count += BATCH_SIZE
-    return count / elapsed
+      num_images += BATCH_SIZE
+    return num_images / elapsed
 
 
-def state() -> dict[str, int]:
-  """Of this process and those it has started: memory (kB), open files, processes."""
-  me, found = os.getpid(), {'memory_kB': 0, 'open_files': 0, 'processes': 0}
+def resource_usage() -> dict[str, int]:
+  """Memory (kB), open files and processes of this process and its children."""
+  parent, usage = os.getpid(), {'memory_kB': 0, 'open_files': 0, 'processes': 0}
   children = [
     int(pid)
-    for task in pathlib.Path(f'/proc/{me}/task').glob('*/children')
+    for task in pathlib.Path(f'/proc/{parent}/task').glob('*/children')
     for pid in task.read_text().split()
   ]
-  for pid in (me, *children):
-    status = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text()
-    found['memory_kB'] += int(status.split('Pss:')[1].split()[0])
-    found['open_files'] += len(os.listdir(f'/proc/{pid}/fd'))
-    found['processes'] += 1
-  return found
+  for pid in (parent, *children):
+    memory = pathlib.Path(f'/proc/{pid}/smaps_rollup').read_text()
+    usage['memory_kB'] += int(memory.split('Pss:')[1].split()[0])
+    usage['open_files'] += len(os.listdir(f'/proc/{pid}/fd'))
+    usage['processes'] += 1
+  return usage
 
 
-def soak(row: Row, source: str, batches: int, out: pathlib.Path) -> None:
-  """Reads that many batches and writes the state of the processes on the way."""
-  with opened(row, source) as feed, out.open('w', newline='') as file:
-    began, writer = time.perf_counter(), None
-    for i in range(1, batches + 1):
-      next(feed)
-      if i % max(batches // 100, 1) == 0:
-        found = {'batches': i, 'seconds': round(time.perf_counter() - began, 1), **state()}
-        writer = writer or csv.DictWriter(file, found, lineterminator='\n')
+def soak(row: Row, source: str, num_batches: int, out: pathlib.Path) -> None:
+  """Reads `num_batches` and records the resource usage a hundred times."""
+  with open_batches(row, source) as batches, out.open('w', newline='') as file:
+    start, writer = time.perf_counter(), None
+    for i in range(1, num_batches + 1):
+      next(batches)
+      if i % max(num_batches // 100, 1) == 0:
+        seconds = round(time.perf_counter() - start, 1)
+        record = {'batches': i, 'seconds': seconds, **resource_usage()}
+        writer = writer or csv.DictWriter(file, record, lineterminator='\n')
         if file.tell() == 0:
           writer.writeheader()
-        writer.writerow(found)
+        writer.writerow(record)
         file.flush()
-        print(found, flush=True)
+        print(record, flush=True)
 
 
-def tensorflow(given: str | None, folder: pathlib.Path) -> str:
-  """A Python that has TensorFlow."""
-  if given:
-    return given
+def tensorflow_python(python: str | None, folder: pathlib.Path) -> str:
+  """Returns `python`, or a new one in `folder` with TensorFlow installed."""
+  if python:
+    return python
   venv.create(folder / 'tensorflow', with_pip=True)
   python = str(folder / 'tensorflow' / 'bin' / 'python')
   subprocess.run([python, '-m', 'pip', 'install', '--quiet', TENSORFLOW], check=True)
@@ -202,8 +202,8 @@ def tensorflow(given: str | None, folder: pathlib.Path) -> str:
 def run_rounds(
   args: argparse.Namespace, folder: pathlib.Path
 ) -> dict[tuple[str, str], list[float]]:
-  """{(name, data): images/s of each round}."""
-  sources, python = make_data(args.images, folder), tensorflow(args.tensorflow, folder)
+  """Measures all rows in turn: {(name, data): images/s of each round}."""
+  sources, python = make_data(args.images, folder), tensorflow_python(args.tensorflow, folder)
   unpack(sources['prepared'], folder / 'unpacked')
   cores = len(os.sched_getaffinity(0))
   commands = {
@@ -223,33 +223,35 @@ def run_rounds(
       script = str(ROOT / 'benchmarks' / 'input_pipeline_tf.py')
       name = f'tf.data, {threads} threads' if threads else 'tf.data, AUTOTUNE'
       commands[name, data] = [python, script, str(files), str(threads), str(args.seconds)]
-  found = {key: [] for key in commands}
+  speeds: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
   environment = {**os.environ, 'JAX_PLATFORMS': args.platform}
   for round_ in range(args.rounds):
     for key, command in commands.items():
       run = subprocess.run(command, env=environment, capture_output=True, text=True)
       if run.returncode:
         sys.exit(run.stderr)
-      found[key].append(float(run.stdout.split()[-1]))
-      print(f'round {round_ + 1}: {key[0]} ({key[1]}): {found[key][-1]:,.0f}', flush=True)
-  return found
+      speeds[key].append(float(run.stdout.split()[-1]))
+      print(f'round {round_ + 1}: {key[0]} ({key[1]}): {speeds[key][-1]:,.0f}', flush=True)
+  return speeds
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--images', type=pathlib.Path, help='a tar of photos, <class>_<name>.JPEG')
+  parser.add_argument(
+    '--images', type=pathlib.Path, help='a tar of photos named <class>_<name>.JPEG'
+  )
   parser.add_argument('--tensorflow', help='a Python with TensorFlow')
-  parser.add_argument('--seconds', type=float, default=10, help='of each measurement')
+  parser.add_argument('--seconds', type=float, default=10, help='duration of each measurement')
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--platform', default='cpu', help='of the devices: cpu, cuda or tpu')
-  parser.add_argument('--soak', type=int, help='read so many batches of prepared data instead')
-  parser.add_argument('--workers', type=int, default=2, help='of --soak')
-  parser.add_argument('--size', type=int, default=224, help='of the images of --soak, pixels')
+  parser.add_argument('--platform', default='cpu', help='JAX platform: cpu, cuda or tpu')
+  parser.add_argument('--soak', type=int, help='read this number of batches from --source instead')
+  parser.add_argument('--workers', type=int, default=2, help='--soak: worker processes')
+  parser.add_argument('--size', type=int, default=224, help='--soak: image size in pixels')
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
   parser.add_argument('--row', help=argparse.SUPPRESS)
-  parser.add_argument('--source', help='--soak: read this')
+  parser.add_argument('--source', help='--soak: data source')
   args = parser.parse_args()
   if args.row:
     print(measure(Row(**json.loads(args.row)), args.source, args.seconds))
@@ -260,47 +262,38 @@ def main() -> None:
     soak(row, args.source, args.soak, args.out / f'input_pipeline_soak_{date}.csv')
     return
   with tempfile.TemporaryDirectory() as folder:
-    found = run_rounds(args, pathlib.Path(folder))
-  baseline = {
-    data: max(
-      statistics.median(v)
-      for (name, of), v in found.items()
-      if of == data and name.startswith('tf.data')
-    )
+    speeds = run_rounds(args, pathlib.Path(folder))
+  write_results(speeds, args.out / f'input_pipeline_{date}.csv')
+
+
+def write_results(speeds: dict[tuple[str, str], list[float]], path: pathlib.Path) -> None:
+  """Prints the median of each row beside the best tf.data, and writes all of it as CSV."""
+  medians = {key: statistics.median(values) for key, values in speeds.items()}
+  baselines = {
+    data: max(m for (name, on), m in medians.items() if on == data and name.startswith('tf.data'))
     for data in ('photos', 'prepared')
   }
-  with (args.out / f'input_pipeline_{date}.csv').open('w', newline='') as file:
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(
-      [
-        'what',
-        'data',
-        'images_per_second',
-        'lowest',
-        'highest',
-        'times_the_best_tf_data',
-        'cores',
-        'machine',
-        'python',
-      ]
+  records = []
+  for (name, data), median in medians.items():
+    ratio = f'{median / baselines[data]:.2f}' if data in baselines else ''
+    print(f'{name:45}{data:10}{median:8,.0f} images/s  {ratio}')
+    records.append(
+      {
+        'what': name,
+        'data': data,
+        'images_per_second': round(median),
+        'lowest': round(min(speeds[name, data])),
+        'highest': round(max(speeds[name, data])),
+        'times_the_best_tf_data': ratio,
+        'cores': len(os.sched_getaffinity(0)),
+        'machine': platform.machine(),
+        'python': platform.python_version(),
+      }
     )
-    for (name, data), speeds in found.items():
-      middle = statistics.median(speeds)
-      share = f'{middle / baseline[data]:.2f}' if data in baseline else ''
-      writer.writerow(
-        [
-          name,
-          data,
-          round(middle),
-          round(min(speeds)),
-          round(max(speeds)),
-          share,
-          len(os.sched_getaffinity(0)),
-          platform.machine(),
-          platform.python_version(),
-        ]
-      )
-      print(f'{name:45}{data:10}{middle:8,.0f} images/s  {share}')
+  with path.open('w', newline='') as file:
+    writer = csv.DictWriter(file, records[0], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(records)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""The tf.data side of input_pipeline.py, for an environment with TensorFlow; prints images/s.
+"""Measures tf.data for input_pipeline.py, in an environment with TensorFlow; prints images/s.
 
   python benchmarks/input_pipeline_tf.py FOLDER THREADS SECONDS
 
-The usual pipeline: decode_and_crop_jpeg of an inception box, bilinear resize to 224, flip, uint8
-batches of 128 as NumPy arrays. THREADS 0 means AUTOTUNE.
+The standard pipeline: decode_and_crop_jpeg of an inception box, bilinear resize to 224, flip, uint8
+batches of 128 as NumPy arrays. THREADS=0 means AUTOTUNE.
 """
 
 import glob
@@ -17,7 +17,7 @@ import tensorflow as tf  # noqa: E402
 BATCH_SIZE, SIZE = 128, 224
 
 
-def example(path):
+def load_example(path):
   data = tf.io.read_file(path)
   begin, size, _ = tf.image.sample_distorted_bounding_box(
     tf.io.extract_jpeg_shape(data),
@@ -36,16 +36,16 @@ def main() -> None:
   folder, threads, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
   files = sorted(glob.glob(f'{folder}/**/*.*', recursive=True))
   data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
-  data = data.map(example, num_parallel_calls=threads or tf.data.AUTOTUNE)
+  data = data.map(load_example, num_parallel_calls=threads or tf.data.AUTOTUNE)
   data = data.batch(BATCH_SIZE, drop_remainder=True).prefetch(2)
   batches = data.as_numpy_iterator()
-  for _ in range(10):  # AUTOTUNE needs a while
+  for _ in range(10):  # warmup, also of AUTOTUNE
     next(batches)
-  count, began = 0, time.perf_counter()
-  while (elapsed := time.perf_counter() - began) < seconds:
+  num_images, start = 0, time.perf_counter()
+  while (elapsed := time.perf_counter() - start) < seconds:
     next(batches)
-    count += BATCH_SIZE
-  print(count / elapsed)
+    num_images += BATCH_SIZE
+  print(num_images / elapsed)
 
 
 if __name__ == '__main__':

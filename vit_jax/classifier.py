@@ -13,7 +13,7 @@ from PIL import Image
 
 from vit_jax.config import height_width
 from vit_jax.data.augmentation import transforms
-from vit_jax.data.decoding.images import decode_image, of_pillow
+from vit_jax.data.decoding.images import decode_image, pillow_to_array
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.pixels import scale_pixels
@@ -143,7 +143,7 @@ class Classifier:
     if isinstance(image, (bytes, bytearray)):
       image = decode_image(bytes(image), name, self.channels)
     elif isinstance(image, Image.Image):
-      image = of_pillow(image, self.channels)
+      image = pillow_to_array(image, self.channels)
     shape = np.shape(image)
     if getattr(image, 'dtype', None) != np.uint8 or len(shape) != 3 or shape[2] != self.channels:
       raise ValueError(

@@ -76,7 +76,9 @@ def metrics(wait: float, images_per_second: float = 16.0) -> dict[str, float]:
 
 
 def make_loader(num_workers=0, bad=()):
-  return types.SimpleNamespace(bad={'train': dict(bad), 'test': {}}, num_workers=num_workers)
+  return types.SimpleNamespace(
+    bad_examples={'train': dict(bad), 'test': {}}, num_workers=num_workers
+  )
 
 
 def test_a_starving_run_warns_once_with_the_number_to_change(progress, capsys, monkeypatch):

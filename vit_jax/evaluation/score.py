@@ -58,7 +58,7 @@ def score(
   eval_step = jax.jit(make_eval_step(model.model, model.loss))
   with DataLoader({'test': stream}, mesh) as loader:
     batches = tqdm.tqdm(
-      loader.batches('test'), total=stream.steps, unit='batch', leave=False, disable=None
+      loader.batches('test'), total=stream.num_batches, unit='batch', leave=False, disable=None
     )
     metrics = classification.evaluate(eval_step, params, batches)
   return {'data': source.name, **metrics}

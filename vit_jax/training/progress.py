@@ -119,7 +119,7 @@ class Progress:
 
   def _name_bad_examples(self, loader: DataLoader) -> None:
     """Names the examples that were skipped since the last time, of many the first few."""
-    for message in (*loader.bad['train'].values(), *loader.bad['test'].values()):
+    for message in (*loader.bad_examples['train'].values(), *loader.bad_examples['test'].values()):
       if message not in self._named_bad and len(self._named_bad) < _MAX_NAMED:
         self._named_bad.add(message)
         is_last = len(self._named_bad) == _MAX_NAMED
@@ -148,7 +148,7 @@ class Progress:
 
   def print_result(self, step: int, result: Mapping[str, float], loader: DataLoader) -> None:
     """Prints an evaluation."""
-    num_bad = len(loader.bad['test'])
+    num_bad = len(loader.bad_examples['test'])
     skipped = f' ({num_bad:,} more cannot be read)' if num_bad else ''
     self.print(
       f'step {step}/{self._total_steps}, test accuracy {result["accuracy"]:.2%} on '

@@ -1,4 +1,4 @@
-"""The operations on one image, against published ones, and the policies that draw them."""
+"""The operations of RandAugment against published implementations, and its policies."""
 
 import numpy as np
 import pytest
@@ -15,21 +15,21 @@ IMAGE = GOLDEN.pop('image')
 BEFORE = IMAGE.copy()
 
 
-class Fixed:
-  """A generator that always draws the same: the positive sign, or the negative one."""
+class ConstantRandom:
+  """A generator that always draws the same number: below 0.5 a positive sign, else a negative."""
 
-  def __init__(self, draw: float):
-    self.draw = draw
+  def __init__(self, number: float):
+    self.number = number
 
   def random(self) -> float:
-    return self.draw
+    return self.number
 
 
 def rng(seed: int) -> np.random.Generator:
   return np.random.default_rng(seed)
 
 
-def same(a: np.ndarray, b: np.ndarray) -> bool:
+def is_same(a: np.ndarray, b: np.ndarray) -> bool:
   return a.shape == b.shape and bool((a == b).all())
 
 
@@ -37,22 +37,22 @@ def name_of(op) -> str:
   return getattr(op, 'func', op).__name__.lstrip('_')
 
 
-def apply(policy: str, name: str, level: float, draw: float = 0.0) -> np.ndarray:
-  """One row of a table at a magnitude."""
-  ((op, argument),) = (row for row in ra.POLICIES[policy] if name_of(row[0]) == name)
-  return op(IMAGE, *argument(level, IMAGE, Fixed(draw)))
+def apply(policy: str, name: str, magnitude: float, random: float = 0.0) -> np.ndarray:
+  """Applies one operation of a policy."""
+  ((op, draw_arguments),) = (row for row in ra.POLICIES[policy] if name_of(row[0]) == name)
+  return op(IMAGE, *draw_arguments(magnitude, IMAGE, ConstantRandom(random)))
 
 
 @pytest.mark.parametrize('name', GOLDEN)
-def test_augreg_operations_are_the_published_ones(name):
-  op, _, level = name.partition('-')
-  # Ours turns the other way; the sign is random.
-  draw = 0.9 if op == 'rotate' else 0.0
-  found = apply('augreg', op, float(level or 0), draw)
+def test_augreg_operations_equal_the_published_ones(name):
+  op, _, magnitude = name.partition('-')
+  # Ours rotates the other way; the sign is random.
+  random = 0.9 if op == 'rotate' else 0.0
+  actual = apply('augreg', op, float(magnitude or 0), random)
   expected = GOLDEN[name].astype(int)
-  most = 3 if op in ('color', 'sharpness') else 0  # a rounding, magnified up to 3.7 times
-  assert np.abs(found - expected).max() <= most
-  assert np.abs(found - expected).mean() < 0.6
+  tolerance = 3 if op in ('color', 'sharpness') else 0  # rounding, magnified up to 3.7 times
+  assert np.abs(actual - expected).max() <= tolerance
+  assert np.abs(actual - expected).mean() < 0.6
 
 
 PILLOW = {
@@ -90,11 +90,11 @@ PILLOW = {
 
 
 @pytest.mark.parametrize('name', PILLOW)
-def test_timm_operations_are_pillows(name):
-  function, level = PILLOW[name]
+def test_timm_operations_equal_those_of_pillow(name):
+  function, magnitude = PILLOW[name]
   expected = np.asarray(function(Image.fromarray(IMAGE))).astype(int)
-  found = apply('timm', name, level)
-  inside = np.abs(found - expected)[2:-2, 2:-2]  # at borders OpenCV blends with the gray
+  actual = apply('timm', name, magnitude)
+  inside = np.abs(actual - expected)[2:-2, 2:-2]  # OpenCV blends the border with the gray
   if name in ('rotate', 'translate_x', 'translate_y'):
     assert np.quantile(inside, 0.97) <= 1
   else:
@@ -102,36 +102,36 @@ def test_timm_operations_are_pillows(name):
 
 
 def test_increasing_operations_grow_with_the_magnitude():
-  def changes(name, level):
-    return np.abs(apply('timm_increasing', name, level).astype(int) - IMAGE).mean()
+  def changes(name, magnitude):
+    return np.abs(apply('timm_increasing', name, magnitude).astype(int) - IMAGE).mean()
 
   for name in ('posterize', 'solarize', 'color', 'contrast', 'brightness', 'sharpness'):
-    weak, medium, strong = (changes(name, level) for level in (0, 5, 10))
+    weak, medium, strong = (changes(name, magnitude) for magnitude in (0, 5, 10))
     assert weak <= medium < strong
     if name != 'posterize':  # keeps four bits at least
       assert weak < 1
 
 
-def test_arguments_go_either_way():
+def test_geometric_arguments_have_either_sign():
   for name in ('rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y'):
-    assert not same(apply('augreg', name, 3, 0.0), apply('augreg', name, 3, 0.9))
+    assert not is_same(apply('augreg', name, 3, 0.0), apply('augreg', name, 3, 0.9))
 
 
-def test_cutout_is_a_square_around_its_centre():
-  found = ops.cutout(IMAGE, 5, 0.5, 0.01)
+def test_cutout_is_a_square_around_its_center():
+  filled = ops.cutout(IMAGE, 5, 0.5, 0.01)
   expected = IMAGE.copy()
   expected[15:25, :5] = 128
-  assert same(found, expected)
+  assert is_same(filled, expected)
 
 
-def test_a_third_of_the_colour_circle_leads_from_red_to_green():
+def test_a_third_of_the_color_wheel_leads_from_red_to_green():
   red = np.zeros((4, 4, 3), np.uint8) + np.uint8([200, 0, 0])
   for turns, expected in ((1 / 3, [0, 200, 0]), (-1 / 3, [0, 0, 200]), (0.5, [0, 200, 200])):
     assert np.abs(ops.hue(red, turns).astype(int) - expected).max() <= 5
 
 
 @pytest.mark.parametrize('policy', ra.POLICIES)
-def test_every_operation_of_a_policy_comes_equally_often(policy, monkeypatch):
+def test_every_operation_of_a_policy_is_equally_frequent(policy, monkeypatch):
   counts, table = {}, ra.POLICIES[policy]
 
   def counting(i):
@@ -141,7 +141,7 @@ def test_every_operation_of_a_policy_comes_equally_often(policy, monkeypatch):
 
     return op
 
-  rows = tuple((counting(i), argument) for i, (_, argument) in enumerate(table))
+  rows = tuple((counting(i), draw_arguments) for i, (_, draw_arguments) in enumerate(table))
   monkeypatch.setitem(ra.POLICIES, policy, rows)
   generator = rng(0)
   for _ in range(1500):
@@ -152,42 +152,42 @@ def test_every_operation_of_a_policy_comes_equally_often(policy, monkeypatch):
   assert max(counts.values()) < 2.2 * min(counts.values())
 
 
-def test_timm_magnitudes_are_normal_and_cut_at_ten(monkeypatch):
-  levels = []
-  row = (lambda image, level: image, lambda level, *_: (levels.append(level) or level,))
+def test_timm_magnitudes_are_normal_and_clipped_at_ten(monkeypatch):
+  magnitudes = []
+  row = (lambda image, x: image, lambda x, *_: (magnitudes.append(x) or x,))
   monkeypatch.setitem(ra.POLICIES, 'timm', (row,))
   generator = rng(0)
   for magnitude, std in ((5, 0.5), (10, 1.0)):
-    levels.clear()
+    magnitudes.clear()
     for _ in range(600):
       ra.randaugment(IMAGE, 'timm', 2, magnitude, std, generator)
     if magnitude == 5:
-      assert abs(np.mean(levels) - 5) < 0.1 and abs(np.std(levels) - 0.5) < 0.1
-  assert max(levels) == 10 and 0.4 < np.mean(np.array(levels) == 10) < 0.6
+      assert abs(np.mean(magnitudes) - 5) < 0.1 and abs(np.std(magnitudes) - 0.5) < 0.1
+  assert max(magnitudes) == 10 and 0.4 < np.mean(np.array(magnitudes) == 10) < 0.6
 
 
 @pytest.mark.parametrize('policy', ra.POLICIES)
 def test_randaugment_is_a_function_of_image_and_rng(policy):
   results = set()
   for seed in range(60):
-    one, again = (ra.randaugment(IMAGE, policy, 2, 9, 0.5, rng(seed)) for _ in range(2))
-    assert same(one, again) and (one.shape, one.dtype) == (IMAGE.shape, np.uint8)
-    results.add(one.tobytes())
+    first, second = (ra.randaugment(IMAGE, policy, 2, 9, 0.5, rng(seed)) for _ in range(2))
+    assert is_same(first, second) and (first.shape, first.dtype) == (IMAGE.shape, np.uint8)
+    results.add(first.tobytes())
   assert len(results) > 35
-  assert same(IMAGE, BEFORE)
+  assert is_same(IMAGE, BEFORE)
 
 
-def test_no_layers_change_nothing():
-  assert same(ra.randaugment(IMAGE, 'augreg', 0, 9, 0, rng(0)), IMAGE)
+def test_zero_layers_change_nothing():
+  assert is_same(ra.randaugment(IMAGE, 'augreg', 0, 9, 0, rng(0)), IMAGE)
 
 
 @pytest.mark.parametrize('preset', augreg.PRESETS)
-def test_presets_go_into_any_config(preset):
+def test_presets_apply_to_any_config(preset):
   config = augreg.apply(default.get_config(), preset)
   layers, magnitude, alpha = augreg.PRESETS[preset]
-  found = config.data.augment
-  assert found.randaugment == ('none' if preset == 'none' else 'augreg')
-  assert (found.randaugment_layers, found.randaugment_magnitude) == (layers, magnitude)
+  augment = config.data.augment
+  assert augment.randaugment == ('none' if preset == 'none' else 'augreg')
+  assert (augment.randaugment_layers, augment.randaugment_magnitude) == (layers, magnitude)
   assert config.mixup_alpha == alpha
 
 
@@ -200,7 +200,7 @@ def test_presets_go_into_any_config(preset):
     ('l16,strong2,imagenet', (93_835, 0.1, 20, 0.8, 1000)),
   ],
 )
-def test_the_augreg_recipe(argument, expected):
+def test_augreg_configs_have_the_published_values(argument, expected):
   config = augreg.get_config(argument)
   assert expected == (
     config.total_steps,
@@ -212,6 +212,6 @@ def test_the_augreg_recipe(argument, expected):
 
 
 @pytest.mark.parametrize('argument', ['b99', 'b16,loud', 'b16,best,jft', 'b16,best,imagenet,x'])
-def test_recipes_that_are_not_there(argument):
+def test_unknown_augreg_configs_are_rejected(argument):
   with pytest.raises(ValueError):
     augreg.get_config(argument)

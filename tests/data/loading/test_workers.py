@@ -1,4 +1,4 @@
-"""Worker processes: the same batches as threads, and nothing left behind."""
+"""Worker processes read the same batches as threads and leave nothing behind."""
 
 import os
 import pathlib
@@ -8,27 +8,22 @@ import sys
 import time
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
 from tests.helpers import SANDBOX, write_images
-from vit_jax.config import default_config
+from vit_jax.config import AugmentConfig, MeshConfig
 from vit_jax.data.loading import loader
 from vit_jax.data.loading.reader import ReadConfig
-from vit_jax.distributed import sharding as mesh_lib
+from vit_jax.distributed import sharding
 from vit_jax.errors import BadExampleError, LostPeerError, UserError
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason='written for eight devices')
 
 
-def augment() -> dict:
-  return default_config().data.augment.to_dict()
-
-
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> pathlib.Path:
-  """40 images; two of them are bad: cut short, and empty."""
+  """40 images, half of them for tests."""
   folder = tmp_path_factory.mktemp('images')
   for split, seed in (('train', 0), ('test', 1)):
     names = [f'{split}/{name}/{i}.jpg' for name in ('ant', 'bee') for i in range(10)]
@@ -38,7 +33,7 @@ def images(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def damaged(images, tmp_path_factory) -> pathlib.Path:
-  """The same, but one image of each split is cut short and one of train is empty."""
+  """The same, but one image of each split is truncated and one for training is empty."""
   folder = tmp_path_factory.mktemp('damaged') / 'images'
   subprocess.run(['cp', '-r', images, folder], check=True)
   for name in ('train/ant/3.jpg', 'test/bee/0.jpg'):
@@ -49,29 +44,30 @@ def damaged(images, tmp_path_factory) -> pathlib.Path:
 
 
 def open_loader(folder, workers, *, max_bad_fraction=1.0, **fields) -> loader.DataLoader:
-  train = ReadConfig(f'folder:{folder}', 'train', (16, 16), seed=3, augment=augment(), **fields)
+  train = ReadConfig(
+    f'folder:{folder}', 'train', (16, 16), seed=3, augment=AugmentConfig(), **fields
+  )
   test = ReadConfig(f'folder:{folder}', 'test', (16, 16), **fields)
   streams = {
     'train': loader.open_stream(train, 16, max_bad_fraction=max_bad_fraction),
     'test': loader.open_stream(test, 8, max_bad_fraction=max_bad_fraction),
   }
-  axes = {'data': 8, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
-  return loader.DataLoader(streams, mesh_lib.make_mesh(ml_collections.ConfigDict(axes)), workers)
+  return loader.DataLoader(streams, sharding.make_mesh(MeshConfig()), workers)
 
 
 def read(folder, workers, first=0, last=12, **fields):
-  with open_loader(folder, workers, **fields) as feed:
-    train = [jax.device_get(batch) for batch in feed.batches('train', first, last)]
-    test = [jax.device_get(batch) for batch in feed.batches('test')]
-    return train, test, feed.bad
+  with open_loader(folder, workers, **fields) as data_loader:
+    train = [jax.device_get(batch) for batch in data_loader.batches('train', first, last)]
+    test = [jax.device_get(batch) for batch in data_loader.batches('test')]
+    return train, test, data_loader.bad_examples
 
 
-def assert_same(one, two):
-  jax.tree.map(np.testing.assert_array_equal, one, two)
+def assert_same(actual, expected):
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.parametrize('workers', [1, 2, 4])
-def test_workers_change_no_batch(workers, images):
+def test_workers_read_the_same_batches_as_threads(workers, images):
   train, test, bad = read(images, workers)
   expected_train, expected_test, _ = read(images, 0)
   assert len(train) == 12 and len(test) == 3 and bad == {'train': {}, 'test': {}}
@@ -81,23 +77,21 @@ def test_workers_change_no_batch(workers, images):
   assert_same(later, expected_train[7:])
 
 
-def test_skipped_examples_are_replaced_alike_by_workers(damaged, images):
+def test_workers_replace_bad_examples_like_threads(damaged, images):
   train, test, bad = read(damaged, 2, on_bad_example='skip')
   expected_train, expected_test, expected_bad = read(damaged, 0, on_bad_example='skip')
   assert_same(train, expected_train)
   assert_same(test, expected_test)
   assert bad == expected_bad
-  assert sorted(m.split('/')[-2:] for m in (x.split()[0] for x in bad['train'].values())) == [
-    ['ant', '3.jpg'],
-    ['bee', '7.jpg'],
-  ]
+  files = [message.split()[0] for message in bad['train'].values()]
+  assert sorted(file.split('/')[-2:] for file in files) == [['ant', '3.jpg'], ['bee', '7.jpg']]
   assert sum(batch['mask'].sum() for batch in test) == 19
   healthy, _, _ = read(images, 0)
-  same = np.concatenate(
+  is_same = np.concatenate(
     [(a['image'] == b['image']).all((1, 2, 3)) for a, b in zip(train, healthy, strict=True)]
   )
-  # Nothing but the places of the bad ones changes: two of twenty.
-  assert 0 < (~same).sum() <= np.ceil(len(same) / 20 + 1) * 2
+  # Only the rows of the bad examples change: two of twenty.
+  assert 0 < (~is_same).sum() <= np.ceil(len(is_same) / 20 + 1) * 2
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -109,18 +103,18 @@ def test_a_bad_example_ends_the_run_unless_it_is_skipped(workers, damaged):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_too_many_bad_examples_end_the_run(workers, damaged):
   with pytest.raises(
-    UserError, match=r'\d of 32 examples .* cannot be read .*max_bad_fraction=5.0%'
+    UserError, match=r'\d of 32 examples .* cannot be read: .*max_bad_fraction=5.0%'
   ):
     read(damaged, workers, on_bad_example='skip', max_bad_fraction=0.05)
 
 
-def test_every_pass_of_the_test_examples_is_judged_by_itself(damaged):
+def test_the_bad_fraction_is_checked_for_each_pass_alone(damaged):
   with open_loader(
     damaged, 0, on_bad_example='skip', max_bad_fraction=0.06
-  ) as feed:  # one in 20 is bad
+  ) as data_loader:  # one in 20 is bad
     for _ in range(3):
-      assert sum(batch['mask'].sum() for batch in feed.batches('test')) == 19
-    assert (len(feed.bad['test']), feed.bad_reads['test']) == (1, 3)
+      assert sum(batch['mask'].sum() for batch in data_loader.batches('test')) == 19
+    assert (len(data_loader.bad_examples['test']), data_loader.bad_reads['test']) == (1, 3)
 
 
 def children() -> list[int]:
@@ -128,17 +122,17 @@ def children() -> list[int]:
   return [int(pid) for task in path.glob('*/children') for pid in task.read_text().split()]
 
 
-def test_nothing_is_left_behind(images):
+def test_closing_leaves_no_processes_or_open_files(images):
   before = len(os.listdir('/proc/self/fd')), children()
-  with open_loader(images, 2) as feed:
-    for _ in zip(range(3), feed.batches('train', 0, 10**9), strict=False):
+  with open_loader(images, 2) as data_loader:
+    for _ in zip(range(3), data_loader.batches('train', 0, 10**9), strict=False):
       assert len(children()) == len(before[1]) + 2
   assert (len(os.listdir('/proc/self/fd')), children()) == before
 
 
 def test_a_worker_that_is_killed_ends_the_run(images):
-  with open_loader(images, 1) as feed:
-    batches = feed.batches('train', 0, 10**9)
+  with open_loader(images, 1) as data_loader:
+    batches = data_loader.batches('train', 0, 10**9)
     next(batches)
     os.kill(children()[-1], signal.SIGKILL)
     with pytest.raises(LostPeerError, match='signal 9'):
@@ -146,23 +140,22 @@ def test_a_worker_that_is_killed_ends_the_run(images):
         pass
 
 
-def test_a_folder_that_changes_while_workers_start_is_noticed(images, tmp_path):
+def test_a_folder_that_changes_while_workers_start_is_an_error(images, tmp_path):
   subprocess.run(['cp', '-r', images, tmp_path / 'images'], check=True)
-  recipe = ReadConfig(f'folder:{tmp_path}/images', 'train', (16, 16), augment=augment())
-  stream = loader.open_stream(recipe, 16)
+  config = ReadConfig(f'folder:{tmp_path}/images', 'train', (16, 16), augment=AugmentConfig())
+  stream = loader.open_stream(config, 16)
   (tmp_path / 'images/train/ant/0.jpg').unlink()
-  axes = {'data': 8, 'fsdp': 1, 'tensor': 1, 'num_slices': 1}
-  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
-  with loader.DataLoader({'train': stream}, mesh, 1) as feed:
+  mesh = sharding.make_mesh(MeshConfig())
+  with loader.DataLoader({'train': stream}, mesh, 1) as data_loader:
     with pytest.raises(UserError, match='changed while the run was starting'):
-      next(feed.batches('train', 0, 1))
+      next(data_loader.batches('train', 0, 1))
 
 
 READ_FOREVER = """
 import sys
 from tests.data.loading.test_workers import open_loader
-with open_loader(sys.argv[1], 2) as feed:
-  for step, _ in enumerate(feed.batches('train', 0, 10**9)):
+with open_loader(sys.argv[1], 2) as data_loader:
+  for step, _ in enumerate(data_loader.batches('train', 0, 10**9)):
     if step == 3:
       from tests.data.loading.test_workers import children
       print(*children(), flush=True)
@@ -176,8 +169,8 @@ def is_running(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_their_parent(how, images):
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent(number, images):
   process = subprocess.Popen(
     [sys.executable, '-c', READ_FOREVER, str(images)],
     cwd=SANDBOX,
@@ -188,16 +181,32 @@ def test_workers_end_with_their_parent(how, images):
   )
   workers = [int(pid) for pid in process.stdout.readline().split()]
   assert len(workers) == 2 and all(map(is_running, workers))
-  os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+  if number == signal.SIGINT:
+    os.killpg(process.pid, number)
+  else:
+    process.send_signal(number)
   _, err = process.communicate(timeout=30)
-  until = time.monotonic() + 10
-  while any(map(is_running, workers)) and time.monotonic() < until:
+  deadline = time.monotonic() + 10
+  while any(map(is_running, workers)) and time.monotonic() < deadline:
     time.sleep(0.01)
   assert not any(map(is_running, workers))
-  if how == signal.SIGINT:
+  if number == signal.SIGINT:
     assert err.rstrip().endswith('KeyboardInterrupt') and err.count('Traceback') == 1
 
 
+def test_workers_ignore_signals_from_their_first_moment(images):
+  with open_loader(images, 2) as data_loader:
+    for pid in children()[-2:]:  # Python has only just started
+      os.kill(pid, signal.SIGINT)
+      os.kill(pid, signal.SIGTERM)
+    assert len(list(data_loader.batches('train', 0, 3))) == 3
+  assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_workers_import_no_jax():
-  code = "import sys, vit_jax.data.loading.workers; sys.exit('jax' in sys.modules)"
-  assert subprocess.run([sys.executable, '-c', code], cwd=SANDBOX).returncode == 0
+  code = """
+import sys, vit_jax.data.loading.worker_main
+sys.exit(', '.join({'jax', 'flax', 'orbax', 'tensorflow'} & set(sys.modules)) or 0)
+"""
+  result = subprocess.run([sys.executable, '-c', code], cwd=SANDBOX, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr

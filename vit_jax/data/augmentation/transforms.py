@@ -1,9 +1,9 @@
-"""What happens to one image on its way into a batch: crops, flips, colours, erased parts.
+"""Image transforms for training (`augment`) and for tests (`central_crop`).
 
-All takes and gives (H, W, C) uint8. Training images are resized without antialiasing, as those
-the released models were trained with (google-research/vision_transformer, input_pipeline.py);
-`AugmentConfig.antialias` chooses otherwise. Test images always are antialiased: the accuracies of
-the released weights are reproduced so.
+Images are (H, W, C) uint8. Training images are resized without antialiasing unless
+`AugmentConfig.antialias` is set, as in the training of the released models
+(google-research/vision_transformer, input_pipeline.py). Test images are always antialiased, which
+reproduces the accuracies of the released weights.
 """
 
 import math
@@ -14,103 +14,128 @@ import numpy as np
 from vit_jax.config import AugmentConfig
 from vit_jax.data.augmentation import image_ops as ops
 from vit_jax.data.augmentation.randaugment import randaugment
-from vit_jax.data.decoding.images import Box, LazyImage, of_pixels
+from vit_jax.data.decoding.box import Box
+from vit_jax.data.decoding.images import LazyImage
 
 
 def inception_box(
   height: int, width: int, area: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-  """A crop of random size, aspect ratio (3/4 to 4/3) and place; all of it if none is found.
+  """Draws a crop of random area, aspect ratio (3/4 to 4/3) and position.
 
-  As `tf.image.sample_distorted_bounding_box` draws it: the ratio, then the height, evenly between
-  the least and the most that area and image allow. So small crops are more frequent than if the
-  area were drawn evenly: of a 500 x 375 image the mean is 34 %.
+  Like `tf.image.sample_distorted_bounding_box`, it draws the ratio, then the height uniformly from
+  those that the area and the image allow. So small crops are more frequent than with a uniform
+  area: of a 500 x 375 image the mean is 34 %.
+
+  Args:
+    height, width: of the image, in pixels.
+    area: smallest and largest share of the image.
+    rng: the only source of randomness.
+
+  Returns:
+    The crop; after 100 draws that do not fit, the whole image.
   """
-  least, most = area[0] * height * width, area[1] * height * width
+  min_area, max_area = area[0] * height * width, area[1] * height * width
   for _ in range(100):
     ratio = rng.uniform(3 / 4, 4 / 3)
-    tallest = min(round(math.sqrt(most / ratio)), height, int((width + 0.499) / ratio))
-    h = int(rng.integers(min(round(math.sqrt(least / ratio)), tallest), tallest + 1))
+    max_height = min(round(math.sqrt(max_area / ratio)), height, int((width + 0.499) / ratio))
+    min_height = min(round(math.sqrt(min_area / ratio)), max_height)
+    h = int(rng.integers(min_height, max_height + 1))
     w = round(h * ratio)
-    if least <= h * w <= most and 0 < h <= height and 0 < w <= width:
+    if min_area <= h * w <= max_area and 0 < h <= height and 0 < w <= width:
       left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-      return left, top, left + w, top + h
-  return 0, 0, width, height
+      return Box(left, top, left + w, top + h)
+  return Box(0, 0, width, height)
 
 
-def _covering_crop(
-  picture: LazyImage,
+def _crop_resized(
+  image: LazyImage,
   size: tuple[int, int],
   cover: tuple[float, float],
-  place: Callable[[int], int],
+  choose_offset: Callable[[int], int],
   antialias: bool,
   pad: int = 0,
 ) -> np.ndarray:
-  """Resizes, keeping the aspect ratio, until `cover` is just covered; then cuts out `size`.
+  """Resizes an image, keeping its aspect ratio, until it just covers `cover`; crops it to `size`.
 
-  `place` takes the number of pixels that are too many and says where to begin.
+  Args:
+    image: is decoded only as far as needed.
+    size: (height, width) of the crop.
+    cover: (height, width) that the resized image covers.
+    choose_offset: number of excess pixels -> how many of them come before the crop.
+    antialias: when resizing.
+    pad: gray pixels added on each side before the crop.
   """
-  limit = 8 * min(picture.height, picture.width)  # of a long, thin image a part is enough
-  height, width = min(picture.height, limit), min(picture.width, limit)
-  top, left = place(picture.height - height), place(picture.width - width)
-  image = picture.pixels((left, top, left + width, top + height))
-  # With a border, or a smaller `cover`, no less than what is cut out.
-  sides = [max(cover[i], size[i] - 2 * pad) for i in (0, 1)]
-  zoom = max(sides[0] / height, sides[1] / width)
-  image = ops.resize(
-    image,
-    (max(round(height * zoom), size[0] - 2 * pad), max(round(width * zoom), size[1] - 2 * pad)),
-    antialias,
-  )
+  max_side = 8 * min(image.height, image.width)  # of a long, thin image a part is enough
+  height, width = min(image.height, max_side), min(image.width, max_side)
+  top, left = choose_offset(image.height - height), choose_offset(image.width - width)
+  pixels = image.pixels(Box(left, top, left + width, top + height))
+  # With padding, or a smaller `cover`, at least as much as is cropped.
+  min_height, min_width = size[0] - 2 * pad, size[1] - 2 * pad
+  zoom = max(max(cover[0], min_height) / height, max(cover[1], min_width) / width)
+  resized = max(round(height * zoom), min_height), max(round(width * zoom), min_width)
+  pixels = ops.resize(pixels, resized, antialias)
   if pad:
-    image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), constant_values=ops.FILL)
-  top, left = place(image.shape[0] - size[0]), place(image.shape[1] - size[1])
-  return image[top : top + size[0], left : left + size[1]]
+    pixels = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), constant_values=ops.FILL)
+  top, left = choose_offset(pixels.shape[0] - size[0]), choose_offset(pixels.shape[1] - size[1])
+  return pixels[top : top + size[0], left : left + size[1]]
 
 
 def crop(
-  picture: LazyImage, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
+  image: LazyImage, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-  """The part of a picture that `config.crop` says, as (*size, C); only that much is decoded."""
+  """Crops and resizes an image by `config.crop` to (*size, C); decodes only what is needed."""
   if config.crop in ('inception', 'resize'):
     box = None
     if config.crop == 'inception':
-      box = inception_box(picture.height, picture.width, config.area, rng)
-    image = picture.pixels(box, size if config.reduced_decoding else None)
-    return ops.resize(image, size, config.antialias)
+      box = inception_box(image.height, image.width, config.area, rng)
+    pixels = image.pixels(box, size if config.reduced_decoding else None)
+    return ops.resize(pixels, size, config.antialias)
   shorter = config.resize_small or min(size)
   cover = shorter * size[0] / min(size), shorter * size[1] / min(size)
-  places = {'random': lambda free: int(rng.integers(free + 1)), 'central': lambda free: free // 2}
-  return _covering_crop(picture, size, cover, places[config.crop], config.antialias, config.pad)
+  offsets = {
+    'random': lambda excess: int(rng.integers(excess + 1)),
+    'central': lambda excess: excess // 2,
+  }
+  return _crop_resized(image, size, cover, offsets[config.crop], config.antialias, config.pad)
 
 
 def random_affine(
   image: np.ndarray, shift: float, scale: float, rotate: float, rng: np.random.Generator
 ) -> np.ndarray:
-  """A random translation, scaling and rotation about the centre; the border is repeated."""
+  """Translates, scales and rotates at random about the center; the border is repeated.
+
+  Args:
+    image: (H, W, C) uint8.
+    shift: largest translation, as a share of height and width.
+    scale: largest relative change of size.
+    rotate: largest rotation, in degrees.
+    rng: the only source of randomness.
+  """
   height, width = image.shape[:2]
   degrees = rng.uniform(-rotate, rotate)
   zoom = 1 + rng.uniform(-scale, scale)
   dx, dy = rng.uniform(-shift, shift) * width, rng.uniform(-shift, shift) * height
-  return ops.warp(image, ops.turn(height, width, degrees, zoom, dx, dy), smooth=True, edge=True)
+  matrix = ops.affine_matrix(height, width, degrees, zoom, dx, dy)
+  return ops.warp_affine(image, matrix, bilinear=True, replicate_border=True)
 
 
 def color_jitter(
   image: np.ndarray, strengths: tuple[float, ...], rng: np.random.Generator
 ) -> np.ndarray:
-  """Changes of brightness, contrast, saturation and hue, in random order, as torchvision has it."""
-  changes = (ops.brightness, ops.contrast, ops.color)
+  """Changes brightness, contrast, saturation and hue in random order, like torchvision."""
+  operations = (ops.brightness, ops.contrast, ops.color)
   for i in rng.permutation(4):
     strength = strengths[i]
     if strength and i == 3:
       image = ops.hue(image, rng.uniform(-strength, strength))
     elif strength:
-      image = changes[i](image, rng.uniform(max(1 - strength, 0), 1 + strength))
+      image = operations[i](image, rng.uniform(max(1 - strength, 0), 1 + strength))
   return image
 
 
 def random_erase(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-  """A random rectangle replaced by gray or noise; nothing if ten rectangles do not fit."""
+  """Fills a random rectangle with gray or noise; nothing after ten draws that do not fit."""
   height, width, channels = image.shape
   for _ in range(10):
     target = height * width * rng.uniform(*config.erase_area)
@@ -127,21 +152,27 @@ def random_erase(image: np.ndarray, config: AugmentConfig, rng: np.random.Genera
 
 
 def augment(
-  picture: LazyImage, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
+  image: LazyImage, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-  """A training example as (*size, C) uint8; all randomness comes from `rng`.
+  """Makes a training example: (*size, C) uint8.
+
+  Args:
+    image: is decoded only as far as needed.
+    size: (height, width), pixels.
+    config: the random changes.
+    rng: the only source of randomness.
 
   Raises:
-    BadExampleError: when the picture is damaged.
+    BadExampleError: for a damaged image.
   """
-  image = crop(picture, size, config, rng)
+  pixels = crop(image, size, config, rng)
   if config.shift or config.scale or config.rotate:
-    image = random_affine(image, config.shift, config.scale, config.rotate, rng)
+    pixels = random_affine(pixels, config.shift, config.scale, config.rotate, rng)
   if config.flip and rng.random() < 0.5:
-    image = ops.flip(image)
+    pixels = ops.flip(pixels)
   if config.randaugment != 'none':
-    image = randaugment(
-      image,
+    pixels = randaugment(
+      pixels,
       config.randaugment,
       config.randaugment_layers,
       config.randaugment_magnitude,
@@ -149,22 +180,19 @@ def augment(
       rng,
     )
   if any(config.jitter):
-    image = color_jitter(image, config.jitter, rng)
+    pixels = color_jitter(pixels, config.jitter, rng)
   if rng.random() < config.erase_probability:
-    image = random_erase(image, config, rng)
-  return np.ascontiguousarray(image)
+    pixels = random_erase(pixels, config, rng)
+  return np.ascontiguousarray(pixels)
 
 
-def central_crop(
-  picture: LazyImage | np.ndarray, size: tuple[int, int], fraction: float
-) -> np.ndarray:
-  """A test example: the central part, `fraction` of what fits, as (*size, C) uint8.
+def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
+  """Makes a test example: the central `fraction` of an image, as (*size, C) uint8.
 
-  The image is resized until it covers `size / fraction`, then the centre of `size` is cut out
-  (with 0.875 and 224 px: shorter side to 256, centre 224).
+  The image is resized until it covers `size / fraction`, then cropped at its center (0.875 and
+  224 pixels: the shorter side becomes 256).
   """
-  if isinstance(picture, np.ndarray):
-    picture = of_pixels(picture)
   cover = round(size[0] / fraction), round(size[1] / fraction)
-  image = _covering_crop(picture, size, cover, lambda free: free // 2, antialias=True)
-  return np.ascontiguousarray(image)
+  lazy_image = LazyImage.from_array(image)
+  pixels = _crop_resized(lazy_image, size, cover, lambda excess: excess // 2, antialias=True)
+  return np.ascontiguousarray(pixels)

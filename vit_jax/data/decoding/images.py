@@ -1,7 +1,7 @@
-"""Bytes to pixels: any image file to (H, W, C) uint8, as much of it as is needed.
+"""Decodes image files to (H, W, C) uint8: only the part, and only the resolution, that is needed.
 
-JPEG, the bulk of all data, is decoded by libjpeg-turbo (simplejpeg); all else, and what that
-refuses, by Pillow.
+JPEG, the bulk of all data, is decoded by libjpeg-turbo (simplejpeg); other formats, and files that
+libjpeg-turbo rejects, by Pillow.
 """
 
 import dataclasses
@@ -16,18 +16,19 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_jax.data.decoding import jpeg_tiles, turbojpeg
+from vit_jax.data.decoding.box import Box, crop_pixels
 from vit_jax.errors import BadExampleError
 
-# Names that count as images, compared in lower case.
+# Suffixes of image files, in lower case.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
-# Larger images are refused: a few kilobytes can claim to be gigabytes of pixels.
+# Larger images are rejected: a file of a few kilobytes can claim gigabytes of pixels.
 MAX_PIXELS = 178_956_970  # Pillow's limit: a quarter of a gigabyte in 24 bits, times 2
-warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # we have our own
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # MAX_PIXELS instead
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 ORIENTATION = 0x0112  # EXIF tag
-_SOS = b'\xda'  # the marker after which a JPEG has no more blocks of facts
-# What Pillow raises for bytes that are no image.
-_NO_IMAGE = (
+_SOS = b'\xda'  # start of scan: a JPEG has no metadata segments after this marker
+# What Pillow raises for bytes that are not an image.
+_PILLOW_ERRORS = (
   UnidentifiedImageError,
   Image.DecompressionBombError,
   OSError,
@@ -37,21 +38,19 @@ _NO_IMAGE = (
   EOFError,
   struct.error,
 )
-_LARGE = 2**20  # bytes
-_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # channels -> Pillow's name
-_SIMPLEJPEG = {1: 'GRAY', 3: 'RGB'}
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+_LARGE_FILE = 2**20  # bytes
+_PILLOW_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
+_SIMPLEJPEG_COLORSPACES = {1: 'GRAY', 3: 'RGB'}
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyImage:
-  """An image that is decoded when it is known what is needed of it.
+  """An image that is decoded only once it is known which pixels are needed.
 
   Attributes:
     height, width: pixels, upright.
     decode: (box, reduction) -> (H, W, C) uint8; see `pixels`.
-    can_reduce: whether decoding at a half, a quarter or an eighth of the size saves time.
+    can_reduce: whether decoding at 1/2, 1/4 or 1/8 of the size is faster.
   """
 
   height: int
@@ -59,46 +58,37 @@ class LazyImage:
   decode: Callable[[Box | None, int], np.ndarray]
   can_reduce: bool = False
 
-  def pixels(self, box: Box | None = None, enough: tuple[int, int] | None = None) -> np.ndarray:
-    """The part in a box (all without one) as (H, W, C) uint8.
+  @classmethod
+  def from_array(cls, pixels: np.ndarray) -> 'LazyImage':
+    """Wraps pixels that are already decoded: (H, W, C) uint8."""
+    height, width = pixels.shape[:2]
+    return cls(height, width, lambda box, reduction: crop_pixels(pixels, box))
+
+  def pixels(self, box: Box | None = None, min_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes a box of the image, or all of it, to (H, W, C) uint8.
 
     Args:
-      box: in pixels of the image.
-      enough: (height, width) that the part will be resized to. If it is at least twice as large,
-        a JPEG is decoded at 1/2, 1/4 or 1/8, but never to less than that; the low frequencies
-        of its blocks are all that is computed then.
+      box: in pixels of the full-size image.
+      min_size: (height, width) that is needed. A JPEG of at least twice that size is decoded at
+        1/2, 1/4 or 1/8, but never below `min_size`: only the low frequencies of its blocks are
+        computed, which is faster.
 
     Raises:
-      BadExampleError: when the image is damaged.
+      BadExampleError: for a damaged image.
     """
-    left, top, right, bottom = box or (0, 0, self.width, self.height)
-    for reduction in (8, 4, 2) if enough and self.can_reduce else ():
-      if (bottom - top) // reduction >= enough[0] and (right - left) // reduction >= enough[1]:
-        reduced = (
-          left // reduction,
-          top // reduction,
-          -(-right // reduction),
-          -(-bottom // reduction),
-        )
-        return self.decode(reduced, reduction)
+    if min_size and self.can_reduce:
+      full = box or Box(0, 0, self.width, self.height)
+      for reduction in (8, 4, 2):
+        if full.height // reduction >= min_size[0] and full.width // reduction >= min_size[1]:
+          return self.decode(full.reduced(reduction), reduction)
     return self.decode(box, 1)
 
 
-def cut(pixels: np.ndarray, box: Box | None) -> np.ndarray:
-  """The part of an array of pixels that lies in a box; all of it without one."""
-  if box is None:
-    return pixels
-  left, top, right, bottom = box
-  return pixels[top:bottom, left:right]
+def _convert_mode(image: Image.Image, channels: int = 3) -> Image.Image:
+  """Converts any Pillow image to 1, 3 or 4 channels.
 
-
-def of_pixels(pixels: np.ndarray) -> LazyImage:
-  """A picture that is decoded already: (H, W, C) uint8."""
-  return LazyImage(*pixels.shape[:2], lambda box, reduction: cut(pixels, box))
-
-
-def to_mode(image: Image.Image, channels: int = 3) -> Image.Image:
-  """Any Pillow image with that many channels: 16-bit is scaled, transparency laid over white."""
+  16-bit images are scaled to 8 bits; transparency is blended over white.
+  """
   if image.mode.startswith('I') or image.mode == 'F':  # 16- or 32-bit grayscale
     pixels = np.asarray(image).astype(np.float32)
     if image.mode.startswith('I'):
@@ -109,137 +99,157 @@ def to_mode(image: Image.Image, channels: int = 3) -> Image.Image:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image)
-  return image.convert(_MODES[channels])
+  return image.convert(_PILLOW_MODES[channels])
 
 
-def of_pillow(image: Image.Image, channels: int = 3) -> np.ndarray:
-  """Any Pillow image as (H, W, channels) uint8."""
-  return np.asarray(to_mode(image, channels)).reshape(image.height, image.width, channels)
+def pillow_to_array(image: Image.Image, channels: int = 3) -> np.ndarray:
+  """Converts any Pillow image to (H, W, channels) uint8."""
+  return np.asarray(_convert_mode(image, channels)).reshape(image.height, image.width, channels)
 
 
-def _with_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
-  """An array of pixels with `channels` channels; gray becomes color and color gray."""
+def _convert_channels(pixels: np.ndarray, channels: int, name: object) -> np.ndarray:
+  """Converts an array of pixels between gray, RGB and RGBA.
+
+  Raises:
+    BadExampleError: when it is not an image, or cannot have that many channels.
+  """
   if pixels.ndim == 2:
     pixels = pixels[..., None]
   if pixels.ndim != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-    raise BadExampleError(f'{name} is {pixels.dtype}{list(pixels.shape)}, no (H, W, C) uint8.')
+    raise BadExampleError(
+      f'{name} is {pixels.dtype}{list(pixels.shape)}; an image array must be (H, W, C) uint8.'
+    )
   if pixels.shape[2] == channels:
     return pixels
-  if pixels.shape[2] in _MODES and channels in _MODES:
-    one = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-    return of_pillow(Image.fromarray(one), channels)
+  if pixels.shape[2] in _PILLOW_MODES and channels in _PILLOW_MODES:
+    gray_or_color = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    return pillow_to_array(Image.fromarray(gray_or_color), channels)
   if pixels.shape[2] == 1:
     return np.repeat(pixels, channels, axis=2)
-  raise BadExampleError(f'{name} has {pixels.shape[2]} channels, config.data.channels={channels}.')
+  raise BadExampleError(
+    f'{name} has {pixels.shape[2]} channels and cannot be converted to channels={channels}; '
+    f'set channels={pixels.shape[2]}.'
+  )
 
 
-def open_image(data: bytes | np.ndarray, name: str, channels: int = 3) -> LazyImage:
-  """Opens JPEG, PNG, WebP, GIF or BMP, turned upright as its EXIF tag says.
+def open_image(data: bytes | np.ndarray, name: object, channels: int = 3) -> LazyImage:
+  """Opens a JPEG, PNG, WebP, GIF or BMP, rotated upright by its EXIF orientation.
 
-  Grayscale, CMYK, palette, alpha and 16-bit images come out with the same channels, too; of an
-  animation the first frame.
+  Grayscale, CMYK, palette, alpha and 16-bit images are converted to the same channels; an
+  animation yields its first frame.
 
   Args:
     data: the content of a file, or (H, W, C) uint8.
-    name: what to call it in an error message.
-    channels: of the pixels: 1 (gray), 3 (RGB) or 4 (RGBA); any number for arrays that have it.
+    name: its `str` names the image in error messages.
+    channels: of the pixels: 1 (gray), 3 (RGB) or 4 (RGBA); an array may keep any other number.
 
   Raises:
-    BadExampleError: when it is no image; only decoding shows whether it is a whole one.
+    BadExampleError: for data that is not an image; a truncated one may be noticed only when it is
+      decoded.
   """
   if isinstance(data, np.ndarray):
-    return of_pixels(_with_channels(data, channels, name))
-  if channels not in _MODES:
-    raise BadExampleError(f'{name} is an image file, which cannot have {channels} channels.')
-  if channels in _SIMPLEJPEG and data[:2] == b'\xff\xd8' and _is_upright(data):
-    try:
-      height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):  # KeyError: a colorspace it has no name for
-      colors = ''
-    if colors in ('YCbCr', 'Gray', 'RGB') and height * width <= MAX_PIXELS:
+    return LazyImage.from_array(_convert_channels(data, channels, name))
+  if channels not in _PILLOW_MODES:
+    raise BadExampleError(
+      f'{name} is an image file, which cannot have {channels} channels; set channels to 1, 3 or 4.'
+    )
+  if channels in _SIMPLEJPEG_COLORSPACES and data[:2] == b'\xff\xd8' and _is_upright(data):
+    size = _simplejpeg_size(data)
+    if size is not None:
       decode = functools.partial(_decode_jpeg, data, name, channels)
-      return LazyImage(height, width, decode, can_reduce=True)
-  return of_pixels(_decode(data, name, channels))
+      return LazyImage(*size, decode, can_reduce=True)
+  return LazyImage.from_array(_decode_with_pillow(data, name, channels))
+
+
+def _simplejpeg_size(jpeg: bytes) -> tuple[int, int] | None:
+  """(height, width) of a JPEG that simplejpeg decodes correctly; None for any other."""
+  try:
+    height, width, colorspace, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
+  except (ValueError, KeyError):  # KeyError: a colorspace that simplejpeg has no name for
+    return None
+  height, width = int(height), int(width)
+  is_supported = colorspace in ('YCbCr', 'Gray', 'RGB') and height * width <= MAX_PIXELS
+  return (height, width) if is_supported else None
 
 
 def _is_upright(jpeg: bytes) -> bool:
-  """Whether it is shown as it is stored; Pillow is asked only where there is an EXIF block."""
-  at = 2
-  while jpeg[at : at + 1] == b'\xff' and jpeg[at + 1 : at + 2] != _SOS:
-    if jpeg[at + 4 : at + 10] == b'Exif\0\0':
+  """Returns True if the pixels are stored upright; Pillow reads the EXIF segment, if any."""
+  offset = 2
+  while jpeg[offset : offset + 1] == b'\xff' and jpeg[offset + 1 : offset + 2] != _SOS:
+    if jpeg[offset + 4 : offset + 10] == b'Exif\0\0':
       break
     # A marker may be preceded by any number of bytes 0xFF.
-    is_fill = jpeg[at + 1 : at + 2] == b'\xff'
-    at += 1 if is_fill else 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    is_fill = jpeg[offset + 1 : offset + 2] == b'\xff'
+    offset += 1 if is_fill else 2 + int.from_bytes(jpeg[offset + 2 : offset + 4])
   else:
     return True
   try:
     with Image.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
       return image.getexif().get(ORIENTATION, 1) == 1
-  except _NO_IMAGE:
-    return False  # it is looked at again, and its fault named
+  except _PILLOW_ERRORS:
+    return False  # Pillow then decodes the file and reports what is wrong
 
 
 def _decode_jpeg(
-  data: bytes, name: str, channels: int, box: Box | None, reduction: int
+  data: bytes, name: object, channels: int, box: Box | None, reduction: int
 ) -> np.ndarray:
-  """A part of a JPEG, at a fraction of its size."""
-  tiles, shifted = data, box
+  """Decodes a JPEG at 1/`reduction` of its size; `box` is in pixels of the reduced image."""
+  tiles, tiles_box = data, box
   if box is not None:
-    left, top, right, bottom = box
-    needed = [(side - turbojpeg.MARGIN) * reduction for side in (left, top)]
-    needed += [(side + turbojpeg.MARGIN) * reduction for side in (right, bottom)]
-    if cut_out := jpeg_tiles.cut_box(data, needed):
-      tiles, x, y = cut_out
-      x, y = x // reduction, y // reduction
-      shifted = left - x, top - y, right - x, bottom - y
-    part = turbojpeg.decode_box(tiles, shifted, channels, reduction)
-    if part is not None:
-      return part
+    needed = box.padded(turbojpeg.MARGIN).enlarged(reduction)
+    if cropped := jpeg_tiles.crop(data, needed):
+      tiles, x, y = cropped
+      tiles_box = box.shifted(-(x // reduction), -(y // reduction))
+    assert tiles_box is not None
+    pixels = turbojpeg.decode_box(tiles, tiles_box, channels, reduction)
+    if pixels is not None:
+      return pixels
   try:
     height, width, _, _ = simplejpeg.decode_jpeg_header(tiles)
-    least = -(-height // reduction), -(-width // reduction)
     pixels = simplejpeg.decode_jpeg(
-      tiles, _SIMPLEJPEG[channels], min_height=least[0], min_width=least[1]
+      tiles,
+      _SIMPLEJPEG_COLORSPACES[channels],
+      min_height=-(-int(height) // reduction),
+      min_width=-(-int(width) // reduction),
     )
-    return cut(pixels, shifted)
-  except (ValueError, KeyError):  # it refuses harmless flaws, too; Pillow tells them from damage
-    pixels = _decode(data, name, channels)
-  if box is not None and reduction > 1:
-    box = tuple(side * reduction for side in box)
-  return cut(pixels, box)
+    return crop_pixels(pixels, tiles_box)
+  except (ValueError, KeyError):  # simplejpeg rejects harmless flaws, too; Pillow only damage
+    pixels = _decode_with_pillow(data, name, channels)
+  return crop_pixels(pixels, box and box.enlarged(reduction))
 
 
-def _decode(data: bytes, name: str, channels: int) -> np.ndarray:
-  """Any image, by Pillow."""
+def _decode_with_pillow(data: bytes, name: object, channels: int) -> np.ndarray:
+  """Decodes a whole image of any format."""
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
         raise BadExampleError(
-          f'{name} has {image.width:,} x {image.height:,} pixels; at most {MAX_PIXELS:,} are read.'
+          f'{name} has {image.width:,} x {image.height:,} pixels; the limit is {MAX_PIXELS:,}.'
         )
-      return of_pillow(ImageOps.exif_transpose(image), channels)
-  except _NO_IMAGE as error:
+      return pillow_to_array(ImageOps.exif_transpose(image), channels)
+  except _PILLOW_ERRORS as error:
     reason = str(error).rstrip('.')
     if isinstance(error, UnidentifiedImageError):
       reason = 'not a known image format' if data else 'the file is empty'
     if isinstance(error, Image.DecompressionBombError):
-      reason = f'it claims to have more than the {MAX_PIXELS:,} pixels that are read at most'
+      reason = f'it claims more pixels than the limit of {MAX_PIXELS:,}'
     raise BadExampleError(f'{name} cannot be read as an image: {reason}.') from None
 
 
 def decode_image(data: bytes, name: str, channels: int = 3) -> np.ndarray:
-  """All pixels of an image file, as `open_image` gives them: (H, W, channels) uint8."""
-  return open_image(data, name, channels).pixels(None)
+  """Decodes an image file to (H, W, channels) uint8; see `open_image`."""
+  return open_image(data, name, channels).pixels()
 
 
 def check_image(data: bytes, name: str) -> None:
-  """Raises `BadExampleError` for bytes that hold no whole image.
+  """Raises `BadExampleError` for a damaged or truncated image file.
 
-  A JPEG is decoded at an eighth of its size, which reads all of it but computes little. Of one of
-  more than a megabyte, header and end are enough.
+  A JPEG is decoded at 1/8 of its size, which reads the whole file but computes little. Of a JPEG
+  larger than 1 MiB only the header and the end are checked.
   """
-  picture = open_image(data, name)
-  if picture.can_reduce and len(data) > _LARGE and data[-64:].rstrip(b'\0').endswith(b'\xff\xd9'):
+  image = open_image(data, name)
+  if (
+    image.can_reduce and len(data) > _LARGE_FILE and data[-64:].rstrip(b'\0').endswith(b'\xff\xd9')
+  ):
     return
-  picture.decode(None, 8 if picture.can_reduce else 1)
+  image.decode(None, 8 if image.can_reduce else 1)

@@ -1,8 +1,8 @@
-"""The part of a JPEG that is needed, by libjpeg-turbo's own C interface (TurboJPEG 3).
+"""Decodes a box of a JPEG through libjpeg-turbo's C interface (TurboJPEG 3).
 
-Reading with only crops decoded is a third faster than with whole images (README.md, Reading),
-and gives the same pixels. The library is the system's, or the one that the `turbojpeg` package
-brings; where there is none, `images.py` decodes whole images with simplejpeg.
+Decoding only the crop makes reading a third faster than decoding whole images (README.md,
+Reading) and yields the same pixels. The library is the system's or the one in the `turbojpeg`
+package; without either, `images.py` decodes whole images with simplejpeg.
 """
 
 import ctypes
@@ -14,15 +14,15 @@ import threading
 
 import numpy as np
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+from vit_jax.data.decoding.box import Box
 
-# From turbojpeg.h: enum values of the interface, which are stable within version 3.
+# Enum values of turbojpeg.h, stable within version 3.
 _INIT_DECOMPRESS = 1
 _SUBSAMP, _WIDTH = 4, 5  # TJPARAM_…
 _BLOCK_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # TJSAMP_… -> pixels of an iMCU
 _PIXEL_FORMAT = {1: 6, 3: 0}  # channels -> TJPF_GRAY, TJPF_RGB
-# With so many pixels more to both sides, colors at the border of the crop are interpolated from
-# the same neighbors as in the whole image.
+# Pixels decoded on each side of a crop, so that the colors at its border are interpolated from the
+# same neighbors as in the whole image.
 MARGIN = 2
 
 
@@ -35,7 +35,7 @@ class _Fraction(ctypes.Structure):
 
 
 def _candidates() -> list[str]:
-  """Files that may be the library, the system's first."""
+  """Possible paths of the library, the system's first."""
   files = ['libturbojpeg.so.0', 'libturbojpeg.dylib', '/opt/homebrew/lib/libturbojpeg.dylib']
   spec = importlib.util.find_spec('turbojpeg')
   if spec and spec.origin:
@@ -45,7 +45,7 @@ def _candidates() -> list[str]:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-  """TurboJPEG 3 or later, with the signatures of what is called here."""
+  """Loads TurboJPEG 3 or later and declares the functions used below; None if not installed."""
   for file in _candidates():
     try:
       library = ctypes.CDLL(file)
@@ -64,20 +64,20 @@ def _library() -> ctypes.CDLL | None:
   return None
 
 
-_local = threading.local()  # a decompressor may not be used by two threads at once
+_local = threading.local()  # a decompressor must not be shared by threads
 
 
 def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.ndarray | None:
-  """The pixels of a JPEG in a box: (bottom - top, right - left, channels) uint8.
+  """Decodes a box of a JPEG to (box.height, box.width, channels) uint8.
 
   Args:
     data: a file with gray or YCbCr pixels.
-    box: lies within the image, or within the reduced one.
+    box: in pixels of the reduced image, and within it.
     channels: 1 (gray) or 3 (RGB).
-    reduction: 1, 2, 4 or 8: the image is decoded at that fraction of its height and width.
+    reduction: decode at 1/`reduction` of height and width: 1, 2, 4 or 8.
 
   Returns:
-    None when it cannot tell: without the library, and for data that is not flawless.
+    The pixels; None without the library, and for any error or warning of the decoder.
   """
   library = _library()
   if library is None:
@@ -92,15 +92,14 @@ def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.n
     return None
   if library.tj3SetScalingFactor(handle, _Fraction(1, reduction)):
     return None
-  left, top, right, bottom = box
   block //= reduction
-  first = max(left - MARGIN, 0) // block * block  # a region begins at a block
-  last = min(right + MARGIN, -(-library.tj3Get(handle, _WIDTH) // reduction))
-  if library.tj3SetCroppingRegion(handle, _Region(first, top, last - first, bottom - top)):
+  left = max(box.left - MARGIN, 0) // block * block  # a region must begin at a block
+  right = min(box.right + MARGIN, -(-library.tj3Get(handle, _WIDTH) // reduction))
+  if library.tj3SetCroppingRegion(handle, _Region(left, box.top, right - left, box.height)):
     return None
-  pixels = np.empty((bottom - top, last - first, channels), np.uint8)
+  pixels = np.empty((box.height, right - left, channels), np.uint8)
   if library.tj3Decompress8(
     handle, data, len(data), pixels.ctypes.data, 0, _PIXEL_FORMAT[channels]
   ):
     return None
-  return pixels[:, left - first : right - first]
+  return pixels[:, box.left - left : box.right - left]

@@ -1,17 +1,18 @@
-"""The order of examples, batches, and their way to the devices.
+"""Reads examples in order, in batches, and places the batches on the devices.
 
-Promise: which example, with which augmentation, sits at which place of which global batch is a
-pure function of (seed, step). The training data is one endless sequence of positions; the batch
-at step t holds the positions [t * batch_size, (t + 1) * batch_size). So there is no iterator
-state to save, and the numbers of processes, devices, workers and threads change nothing.
+Promise: which example, with which augmentation, is in which row of which global batch is a pure
+function of (seed, step). The training data is one endless sequence of positions; the batch of step
+t holds the positions [t * batch_size, (t + 1) * batch_size). So there is no iterator state to save,
+and the numbers of processes, devices, workers and threads change nothing.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain.python as grain
@@ -22,7 +23,8 @@ from jax.sharding import Mesh
 from vit_jax.config import DataConfig
 from vit_jax.data.loading import shared_memory
 from vit_jax.data.loading.reader import ReadConfig, Reader, make_reader
-from vit_jax.data.loading.workers import Shared, Worker
+from vit_jax.data.loading.shared_memory import Slot
+from vit_jax.data.loading.workers import SharedStream, Worker
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
@@ -30,71 +32,83 @@ from vit_jax.hardware import num_cores
 
 Batch = dict[str, jax.Array]
 
-# More threads wait for the interpreter's lock: on 16 cores an earlier pipeline read 828 images/s
-# with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16. Workers do not.
-_MOST_THREADS = 3
+# More threads contend for the interpreter's lock: on 16 cores an earlier pipeline read 828 images/s
+# with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16. Worker processes do not.
+_MAX_THREADS = 3
 _MAX_WORKERS = 16  # by default: a host may run several processes that each start as many
-_CHUNK = 32  # rows of one task: short enough to share a batch out evenly
-_ON_DEVICES = 2  # batches that are placed ahead of the consumer
-_AHEAD = 3  # batches that are being read meanwhile
-_JUDGED_FROM = 1000  # examples; before that a share of bad ones says little
+_CHUNK = 32  # rows of one task: small enough to balance a batch over the workers
+_NUM_PREFETCHED = 2  # batches placed on the devices ahead of the consumer
+_NUM_READING = 3  # batches being read meanwhile
+_NUM_SLOTS = _NUM_READING + _NUM_PREFETCHED + 1  # and the one handed to the consumer
+_MIN_EXAMPLES_TO_CHECK = 1000  # of fewer examples the share of bad ones says little
 
 
 def example_order(source: Source, seed: int) -> grain.MapDataset:
-  """Position in the endless sequence -> index of an example; each epoch is a new permutation.
+  """Maps positions in the endless sequence to indices of examples; each epoch is a permutation.
 
   Grain computes the permutation index by index (a Feistel network), so its memory does not grow
-  with the data. A weighted mixture draws from the permutations of its parts in fixed proportion.
+  with the data. A weighted mixture interleaves the permutations of its sources in fixed proportion.
   """
   if not source.weights:
     return grain.MapDataset.range(source.size).seed(seed).shuffle().repeat()
-  ends = np.cumsum(source.parts)
-  parts = [
-    grain.MapDataset.range(int(end) - size, int(end)).seed(seed + 2**16 * i).shuffle().repeat()
-    for i, (size, end) in enumerate(zip(source.parts, ends, strict=True))
+  stops = np.cumsum(source.parts)
+  orders = [
+    grain.MapDataset.range(int(stop) - size, int(stop)).seed(seed + 2**16 * i).shuffle().repeat()
+    for i, (size, stop) in enumerate(zip(source.parts, stops, strict=True))
   ]
   total = sum(source.weights)
-  return grain.MapDataset.mix(parts, [weight / total for weight in source.weights])
+  return grain.MapDataset.mix(orders, [weight / total for weight in source.weights])
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """Batches to be read: of which examples, in which order.
+  """A sequence of batches that a `DataLoader` can read.
 
   Attributes:
     reader: of single examples.
     batch_size: global.
     order: position -> index, for training; None reads every example once, in order (tests).
-    recipe: what `reader` was made from, if it is to be read by worker processes.
-    max_bad_fraction: the share of bad examples from which on the run is ended.
+    config: what `reader` was made from, which worker processes need.
+    max_bad_fraction: a larger share of bad examples ends the run.
   """
 
   reader: Reader
   batch_size: int
   order: grain.MapDataset | None = None
-  recipe: ReadConfig | None = None
+  config: ReadConfig | None = None
   max_bad_fraction: float = 1.0
 
   @property
-  def steps(self) -> int:
-    """Of tests: how many batches hold every example."""
+  def num_batches(self) -> int:
+    """The number of batches that hold every example once."""
     return -(-self.reader.source.size // self.batch_size)
 
-  def index(self, position: int) -> int:
-    """The example at a position; -1 for the padding of the last test batch."""
-    if self.order is not None:
-      return self.order[position]
-    return position if position < self.reader.source.size else -1
+  def example_index(self, position: int) -> int:
+    """The index of the example at a position; -1 for the padding of the last test batch."""
+    if self.order is None:
+      return position if position < self.reader.source.size else -1
+    index = self.order[position]
+    assert index is not None  # no filters
+    return int(index)
 
 
 def open_stream(
-  recipe: ReadConfig, batch_size: int, source: Source | None = None, max_bad_fraction: float = 1.0
+  config: ReadConfig, batch_size: int, source: Source | None = None, max_bad_fraction: float = 1.0
 ) -> Stream:
-  """The stream of a recipe, for training or tests as the recipe is; see `Stream`."""
-  reader = make_reader(recipe, source)
-  training = recipe.augment is not None
-  order = example_order(reader.source, recipe.seed) if training else None
-  return Stream(reader, batch_size, order, recipe, max_bad_fraction)
+  """Opens a stream for training if the config has augmentation, else for tests.
+
+  Args:
+    config: how to read.
+    batch_size: global.
+    source: what the config names, if it is already open.
+    max_bad_fraction: a larger share of bad examples ends the run.
+
+  Raises:
+    UserError: as `open_source`.
+  """
+  reader = make_reader(config, source)
+  order = example_order(reader.source, config.seed) if config.augment is not None else None
+  return Stream(reader, batch_size, order, config, max_bad_fraction)
 
 
 def open_streams(
@@ -106,8 +120,8 @@ def open_streams(
   test_batch_size: int,
   seed: int,
 ) -> dict[str, Stream]:
-  """The streams of a run: {'train', 'test'}, of sources that are open already."""
-  reads = ReadConfig(
+  """Opens the streams of a run, {'train', 'test'}, from its sources."""
+  train_config = ReadConfig(
     config.train.source,
     config.train.split,
     config.height_width,
@@ -116,21 +130,21 @@ def open_streams(
     augment=config.augment,
     on_bad_example=config.on_bad_example,
   )
-  test_reads = dataclasses.replace(
-    reads,
+  test_config = dataclasses.replace(
+    train_config,
     source=config.test.source,
     split=config.test.split,
     augment=None,
     crop_fraction=config.crop_fraction,
   )
   return {
-    'train': open_stream(reads, batch_size, train, config.max_bad_fraction),
-    'test': open_stream(test_reads, test_batch_size, test, config.max_bad_fraction),
+    'train': open_stream(train_config, batch_size, train, config.max_bad_fraction),
+    'test': open_stream(test_config, test_batch_size, test, config.max_bad_fraction),
   }
 
 
 def num_workers(config: DataConfig) -> int:
-  """How many processes read the data: by default one a core, none for data in memory."""
+  """The number of worker processes: by default one a core, none for data in memory."""
   if config.workers >= 0:
     return config.workers
   is_in_memory = config.train.source == 'digits'
@@ -138,61 +152,59 @@ def num_workers(config: DataConfig) -> int:
 
 
 class DataLoader:
-  """Threads, or worker processes, that read streams and place their batches on the devices.
+  """Reads streams with threads or worker processes and places their batches on the devices.
 
-  Close it (`with DataLoader(…) as feed:`): it ends what it has started.
+  A context manager that ends the threads and processes it has started.
+
+  Attributes:
+    bad_examples: {stream: {index: error message}} of the examples that could not be read.
+    bad_reads: {stream: how often such an example was read}.
+    num_workers: worker processes.
   """
 
   def __init__(self, streams: Mapping[str, Stream], mesh: Mesh, workers: int = 0, threads: int = 0):
-    """Starts `workers` processes, or `threads` threads (0: one a core, at most three)."""
+    """Starts `workers` processes; if 0, `threads` threads (0: one a core, at most three)."""
     self._streams, self._mesh = streams, mesh
     self._rows = {
       name: sharding.local_rows(mesh, stream.batch_size) for name, stream in streams.items()
     }
-    self.bad: dict[str, dict[int, str]] = {name: {} for name in streams}  # index -> message
-    self.bad_reads = dict.fromkeys(streams, 0)  # how often one came up
+    self.bad_examples: dict[str, dict[int, str]] = {name: {} for name in streams}
+    self.bad_reads = dict.fromkeys(streams, 0)
     self.num_workers = workers
     self._workers: list[Worker] = []
-    self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    self._slots = self._start_workers(workers) if workers else self._own_slots()
-    threads = workers or threads or min(num_cores(), _MOST_THREADS)
+    self._idle_workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    self._slots = self._start_workers(workers) if workers else self._private_slots()
+    threads = workers or threads or min(num_cores(), _MAX_THREADS)
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='data')
 
-  def _own_slots(self) -> dict[str, list[dict[str, np.ndarray]]]:
+  def _private_slots(self) -> dict[str, list[Slot]]:
     return {
-      name: [
-        {
-          key: np.empty((len(self._rows[name]), *shape), dtype)
-          for key, (shape, dtype) in stream.reader.shapes.items()
-        }
-        for _ in range(_AHEAD + _ON_DEVICES + 1)
-      ]
+      name: shared_memory.private_slots(stream.reader.shapes, len(self._rows[name]), _NUM_SLOTS)
       for name, stream in self._streams.items()
     }
 
-  def _start_workers(self, count: int) -> dict[str, list[dict[str, np.ndarray]]]:
-    shared, offset = [], 0
+  def _start_workers(self, count: int) -> dict[str, list[Slot]]:
+    """Starts worker processes; returns the slots that they write into."""
+    shared, offset = {}, 0
     for name, stream in self._streams.items():
-      part = Shared(
-        stream.recipe,
-        stream.reader.source.fingerprint,
-        len(self._rows[name]),
-        _AHEAD + _ON_DEVICES + 1,
-        offset,
-      )
-      shared.append(part)
-      offset += part.count * shared_memory.slot_bytes(stream.reader.shapes, part.rows)
+      if stream.config is None:
+        raise ValueError(f'The stream {name!r} needs a ReadConfig to be read by worker processes.')
+      rows, fingerprint = len(self._rows[name]), stream.reader.source.fingerprint
+      shared[name] = SharedStream(stream.config, fingerprint, rows, _NUM_SLOTS, offset)
+      offset += _NUM_SLOTS * shared_memory.slot_bytes(stream.reader.shapes, rows)
     file = shared_memory.anonymous_file(offset)
     try:
       for _ in range(count):
-        self._workers.append(Worker(shared, file))
-        self._idle.put(self._workers[-1])
+        self._workers.append(Worker(list(shared.values()), file))
+        self._idle_workers.put(self._workers[-1])
       return {
-        name: shared_memory.slots_in(file, stream.reader.shapes, part.rows, part.count, part.offset)
-        for (name, stream), part in zip(self._streams.items(), shared, strict=True)
+        name: shared_memory.map_slots(
+          file, self._streams[name].reader.shapes, stream.rows, stream.count, stream.offset
+        )
+        for name, stream in shared.items()
       }
     finally:
-      os.close(file)  # the mappings keep it
+      os.close(file)  # the mappings keep it open
 
   def __enter__(self) -> 'DataLoader':
     return self
@@ -201,101 +213,129 @@ class DataLoader:
     self.close()
 
   def close(self) -> None:
-    """Ends all threads and processes; what is being read is given up."""
+    """Ends all threads and processes; discards what is being read."""
     self._pool.shutdown(wait=False, cancel_futures=True)
     for worker in self._workers:
       worker.stop()
     for worker in self._workers:
       worker.close()
     self._pool.shutdown(wait=True)
-    self._slots = {}  # gives the shared memory back
-
-  def _read(self, name: str, step: int, slot: int, first: int) -> dict[int, str]:
-    """Reads the rows of one chunk, here or in a worker; returns the bad examples met."""
-    stream, rows = self._streams[name], self._rows[name][first : first + _CHUNK]
-    positions = [step * stream.batch_size + int(row) for row in rows]
-    indices = [int(stream.index(position)) for position in positions]
-    if not self._workers:
-      return stream.reader.read_rows(indices, positions, first, self._slots[name][slot])
-    worker = self._idle.get()
-    try:
-      return worker.read(
-        {
-          'recipe': list(self._streams).index(name),
-          'slot': slot,
-          'first': first,
-          'indices': indices,
-          'positions': positions,
-        }
-      )
-    finally:
-      self._idle.put(worker)
-
-  def _start(self, name: str, step: int, slot: int) -> list[concurrent.futures.Future]:
-    """Begins to read this process's part of a batch into a slot."""
-    return [
-      self._pool.submit(self._read, name, step, slot, first)
-      for first in range(0, len(self._rows[name]), _CHUNK)
-    ]
+    self._slots = {}  # frees the shared memory
 
   def batches(
     self, name: str, first_step: int = 0, last_step: int | None = None
   ) -> Iterator[Batch]:
-    """Global batches of the steps [first_step, last_step); of tests, all by default.
+    """Yields the global batches of the steps [first_step, last_step) of a stream, on the devices.
 
-    One pass of a stream at a time: both would write into the same slots.
+    Only one pass over a stream may run at a time: its slots are shared by all passes.
+
+    Args:
+      name: of the stream.
+      first_step: of the pass.
+      last_step: exclusive; None: after every example was read once (tests).
 
     Yields:
-      {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C) uint8}; in tests also 'mask'
-      (B,) bool, False for padding.
+      {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, num_classes) uint8}; in tests also
+      'mask' (B,) bool, False for padding and bad examples.
 
     Raises:
       UserError: for an example that cannot be read, or too many of them.
     """
-    stream, slots = self._streams[name], self._slots[name]
-    steps = iter(range(first_step, stream.steps if last_step is None else last_step))
-    free = collections.deque(range(len(slots)))
+    stop = self._streams[name].num_batches if last_step is None else last_step
+    free_slots = collections.deque(range(len(self._slots[name])))
+    with contextlib.closing(self._read(name, range(first_step, stop), free_slots)) as slots:
+      yield from self._prefetch(name, self._check_bad_fraction(name, slots), free_slots)
+
+  def _read(
+    self, name: str, steps: Iterable[int], free_slots: collections.deque[int]
+  ) -> Generator[int, None, None]:
+    """Reads a batch into every free slot; yields the slots in order, each once it is complete."""
+    remaining_steps = iter(steps)
     reading: collections.deque[tuple[int, list[concurrent.futures.Future]]] = collections.deque()
-    placed: collections.deque[tuple[int, Batch]] = collections.deque()
-    seen, bad_before = 0, self.bad_reads[name]
     try:
       while True:
-        while free and (step := next(steps, None)) is not None:
-          slot = free.popleft()
-          reading.append((slot, self._start(name, step, slot)))
-        if reading:
-          slot, tasks = reading.popleft()
-          for task in tasks:
-            self.bad[name] |= (found := task.result())
-            self.bad_reads[name] += len(found)
-          seen += len(self._rows[name])
-          self._judge(name, self.bad_reads[name] - bad_before, seen)
-          placed.append((slot, self._place(name, slot)))
-        if len(placed) > _ON_DEVICES or (placed and not reading):
-          slot, batch = placed.popleft()
-          jax.block_until_ready(batch)  # then its slot may be written again
-          free.append(slot)
-          yield batch
-        elif not reading:
+        while free_slots and (step := next(remaining_steps, None)) is not None:
+          slot = free_slots.popleft()
+          reading.append((slot, self._start_reading(name, step, slot)))
+        if not reading:
           return
+        slot, tasks = reading.popleft()
+        for task in tasks:
+          bad = task.result()
+          self.bad_examples[name] |= bad
+          self.bad_reads[name] += len(bad)
+        yield slot
     finally:
       for _, tasks in reading:
         for task in tasks:
           task.cancel()
 
+  def _start_reading(self, name: str, step: int, slot: int) -> list[concurrent.futures.Future]:
+    """Starts to read this process's rows of a batch into a slot."""
+    return [
+      self._pool.submit(self._read_chunk, name, step, slot, first_row)
+      for first_row in range(0, len(self._rows[name]), _CHUNK)
+    ]
+
+  def _read_chunk(self, name: str, step: int, slot: int, first_row: int) -> dict[int, str]:
+    """Reads the rows of one chunk, in this thread or in a worker; returns the bad examples."""
+    stream, rows = self._streams[name], self._rows[name][first_row : first_row + _CHUNK]
+    positions = [step * stream.batch_size + int(row) for row in rows]
+    indices = [stream.example_index(position) for position in positions]
+    if not self._workers:
+      return stream.reader.read_rows(indices, positions, first_row, self._slots[name][slot])
+    worker = self._idle_workers.get()
+    try:
+      return worker.read(
+        {
+          'stream': list(self._streams).index(name),
+          'slot': slot,
+          'first_row': first_row,
+          'indices': indices,
+          'positions': positions,
+        }
+      )
+    finally:
+      self._idle_workers.put(worker)
+
+  def _check_bad_fraction(self, name: str, slots: Iterable[int]) -> Iterator[int]:
+    """Passes slots on, until too many of the examples of this pass are bad."""
+    stream, bad_reads_before = self._streams[name], self.bad_reads[name]
+    size, limit = stream.reader.source.size, stream.max_bad_fraction
+    for num_batches, slot in enumerate(slots, start=1):
+      num_read = num_batches * len(self._rows[name])
+      num_bad = self.bad_reads[name] - bad_reads_before
+      bad_fraction = num_bad / num_read
+      if bad_fraction > limit and num_read >= min(size, _MIN_EXAMPLES_TO_CHECK):
+        raise UserError(
+          f'{num_bad:,} of {num_read:,} examples read from {stream.reader.source.name} cannot be '
+          f'read: {bad_fraction:.1%}, more than max_bad_fraction={limit:.1%}; the first one: '
+          f'{next(iter(self.bad_examples[name].values()))}'
+        )
+      yield slot
+
+  def _prefetch(
+    self, name: str, slots: Iterable[int], free_slots: collections.deque[int]
+  ) -> Iterator[Batch]:
+    """Places batches on the devices, `_NUM_PREFETCHED` ahead of the consumer; frees their slots."""
+    placed: collections.deque[tuple[int, Batch]] = collections.deque()
+
+    def pop() -> Batch:
+      slot, batch = placed.popleft()
+      jax.block_until_ready(batch)  # only then may its slot be overwritten
+      free_slots.append(slot)
+      return batch
+
+    for slot in slots:
+      placed.append((slot, self._place(name, slot)))
+      if len(placed) > _NUM_PREFETCHED:
+        yield pop()
+    while placed:
+      yield pop()
+
   def _place(self, name: str, slot: int) -> Batch:
     stream = self._streams[name]
-    local = dict(self._slots[name][slot])
+    local_batch = dict(self._slots[name][slot])
     if stream.order is not None:
-      del local['mask']
-    return sharding.place_batch(local, self._mesh, stream.batch_size, self._rows[name])
-
-  def _judge(self, name: str, bad: int, seen: int) -> None:
-    """Ends the run when too many of the examples of this pass are bad."""
-    stream, share = self._streams[name], bad / seen
-    if share > stream.max_bad_fraction and seen >= min(stream.reader.source.size, _JUDGED_FROM):
-      raise UserError(
-        f'{bad} of {seen:,} examples read from {stream.reader.source.name} cannot be read '
-        f'({share:.1%}, at most config.data.max_bad_fraction={stream.max_bad_fraction:.1%} may be); the first '
-        f'one: {next(iter(self.bad[name].values()))}'
-      )
+      del local_batch['mask']
+    return sharding.place_batch(local_batch, self._mesh, stream.batch_size, self._rows[name])

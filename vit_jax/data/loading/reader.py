@@ -1,7 +1,7 @@
-"""One example from a source to pixels: read, decode, transform, and what to do about a bad one.
+"""Reads one example: fetch from the source, decode, transform; handles bad examples.
 
-Everything here is a pure function of the data, the seed and a position in the run's sequence of
-examples, and knows nothing of devices, so that it runs alike in threads and in worker processes.
+Everything here is a pure function of the data, the seed and the position in the sequence of
+examples, and knows nothing of devices, so threads and worker processes read the same pixels.
 """
 
 import dataclasses
@@ -9,28 +9,30 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vit_jax.config import AugmentConfig
+from vit_jax.config import AugmentConfig, OnBadExample
 from vit_jax.data.augmentation import transforms
 from vit_jax.data.decoding.images import LazyImage, open_image
+from vit_jax.data.loading.shared_memory import Shapes
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import BadExampleError, UserError
 
-# So many examples in a row are no accident; a run does not look for a good one forever.
-_MOST_SUBSTITUTES = 100
+# So many bad examples in a row are not an accident.
+_MAX_SUBSTITUTES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadConfig:
-  """How the examples of a split are made, in plain values, so that a process can be told.
+  """How to read the examples of a split, in plain values that can be sent to a worker process.
 
   Attributes:
-    source, split: as `open_source` takes them.
+    source, split: as in `open_source`.
     image_size: (height, width), pixels.
-    seed: of augmentation.
+    seed: of the augmentation.
     channels: of the pixels.
-    augment: random changes to the images, for training; None for tests.
-    crop_fraction: of tests, as `transforms.central_crop` takes it.
-    on_bad_example: 'error' or 'skip'.
+    augment: random changes to training images; None for tests.
+    crop_fraction: tests: central share of an image; see `transforms.central_crop`.
+    on_bad_example: 'error' ends the run; 'skip' replaces a bad training example by another one
+      and masks out a bad test example.
   """
 
   source: str
@@ -40,7 +42,7 @@ class ReadConfig:
   channels: int = 3
   augment: AugmentConfig | None = None
   crop_fraction: float = 1.0
-  on_bad_example: str = 'error'
+  on_bad_example: OnBadExample = 'error'
 
 
 Transform = Callable[[LazyImage, np.random.Generator], np.ndarray]
@@ -52,11 +54,11 @@ class Reader:
 
   Attributes:
     source: the examples.
-    transform: (picture, rng) -> (H, W, C) uint8; all its randomness must come from the rng.
+    transform: (image, rng) -> (H, W, C) uint8; the rng must be its only source of randomness.
     image_shape: (H, W, C).
     seed: of the rngs.
-    substitutes: an example that cannot be read is replaced by another one (training).
-    masks: … is masked out (tests). With neither it ends the run.
+    substitutes: replaces a bad example by another one (training).
+    masks: masks out a bad example (tests). By default a bad example is an error.
   """
 
   source: Source
@@ -67,37 +69,37 @@ class Reader:
   masks: bool = False
 
   @property
-  def shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
-    """The shape and dtype of one example's image, label and mask."""
+  def shapes(self) -> Shapes:
+    """Shape and dtype of the image, label and mask of one example."""
     label = ((self.source.num_classes,), np.uint8) if self.source.multi_label else ((), np.int32)
     return {'image': (self.image_shape, np.uint8), 'label': label, 'mask': ((), np.bool_)}
 
   def read(self, index: int, position: int, out: dict[str, np.ndarray]) -> dict[int, str]:
-    """Reads one example into its places in a batch.
+    """Reads one example into its row of a batch.
 
     Args:
-      index: of the example; negative for padding, which is zeros.
-      position: in the endless sequence of examples; the randomness follows from it.
-      out: the example's rows of 'image', 'label' and 'mask'.
+      index: of the example; negative: padding, which is zeros.
+      position: in the endless sequence of examples; determines the randomness.
+      out: the example's row of 'image', 'label' and 'mask', which is overwritten.
 
     Returns:
-      The bad examples that were met, by index, and what is wrong with them.
+      The bad examples it tried to read: {index: error message}.
 
     Raises:
-      BadExampleError: when it cannot be read and that is an error.
+      BadExampleError: for a bad example, unless it is substituted or masked.
+      UserError: when too many substitutes in a row are bad, too.
     """
     bad: dict[int, str] = {}
     for array in out.values():
       array[...] = 0
     if index < 0:
       return bad
-    for attempt in range(_MOST_SUBSTITUTES):
+    for attempt in range(_MAX_SUBSTITUTES):
       rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
       try:
         stored, label = self.source.read(index)
-        name = _Name(self.source, index)
-        picture = open_image(stored, name, self.image_shape[2])
-        out['image'][...] = self.transform(picture, rng)
+        image = open_image(stored, _ExampleName(self.source, index), self.image_shape[2])
+        out['image'][...] = self.transform(image, rng)
         out['label'][...] = label
         out['mask'][...] = True
         return bad
@@ -106,28 +108,32 @@ class Reader:
         if self.masks:
           return bad
         if not self.substitutes:
-          hint = 'on_bad_example=skip goes on without it'
-          raise BadExampleError(f'{str(error).rstrip(".")}; {hint}.') from None
+          message = str(error).rstrip('.')
+          raise BadExampleError(f'{message}; set on_bad_example=skip to skip it.') from None
       counter = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, attempt + 1])
       index = int(np.random.Generator(counter).integers(self.source.size))
     raise UserError(
-      f'{_MOST_SUBSTITUTES} examples of {self.source.name} in a row cannot be read; the last '
+      f'{_MAX_SUBSTITUTES} examples of {self.source.name} in a row cannot be read; the last '
       f'one: {next(reversed(bad.values()))}'
     )
 
   def read_rows(
-    self, indices: Sequence[int], positions: Sequence[int], first: int, batch: dict[str, np.ndarray]
+    self,
+    indices: Sequence[int],
+    positions: Sequence[int],
+    first_row: int,
+    batch: dict[str, np.ndarray],
   ) -> dict[int, str]:
-    """Reads several examples into the rows from `first` on of a batch; see `read`."""
+    """Reads examples into the rows of a batch from `first_row` on; see `read`."""
     bad: dict[int, str] = {}
-    for row, (index, position) in enumerate(zip(indices, positions, strict=True), start=first):
+    for row, (index, position) in enumerate(zip(indices, positions, strict=True), start=first_row):
       out = {name: array[row : row + 1] for name, array in batch.items()}
       bad |= self.read(index, position, out)
     return bad
 
 
-class _Name:
-  """The name of an example, looked up only when it is printed."""
+class _ExampleName:
+  """The name of an example, looked up only when an error message prints it."""
 
   def __init__(self, source: Source, index: int):
     self._source, self._index = source, index
@@ -136,25 +142,28 @@ class _Name:
     return self._source.describe(self._index)
 
 
-def make_reader(recipe: ReadConfig, source: Source | None = None) -> Reader:
-  """The reader that a recipe describes, of a source that is open already or opened here."""
-  skip, size = recipe.on_bad_example == 'skip', tuple(recipe.image_size)
-  if recipe.augment is None:
+def make_reader(config: ReadConfig, source: Source | None = None) -> Reader:
+  """Makes the reader of a config.
 
-    def transform(picture: LazyImage, rng: np.random.Generator) -> np.ndarray:
-      del rng
-      return transforms.central_crop(picture.pixels(None), size, recipe.crop_fraction)
-  else:
-    augment = recipe.augment
+  Args:
+    config: how to read.
+    source: what `config.source` and `config.split` name, if it is already open.
 
-    def transform(picture: LazyImage, rng: np.random.Generator) -> np.ndarray:
-      return transforms.augment(picture, size, augment, rng)
+  Raises:
+    UserError: as `open_source`.
+  """
+  skip, size, augment = config.on_bad_example == 'skip', config.image_size, config.augment
+
+  def transform(image: LazyImage, rng: np.random.Generator) -> np.ndarray:
+    if augment is None:
+      return transforms.central_crop(image.pixels(), size, config.crop_fraction)
+    return transforms.augment(image, size, augment, rng)
 
   return Reader(
-    source or open_source(recipe.source, recipe.split),
+    source or open_source(config.source, config.split),
     transform,
-    (*size, recipe.channels),
-    recipe.seed,
-    substitutes=skip and recipe.augment is not None,
-    masks=skip and recipe.augment is None,
+    (*size, config.channels),
+    config.seed,
+    substitutes=skip and augment is not None,
+    masks=skip and augment is None,
   )

@@ -1,7 +1,7 @@
-"""Memory for batches that worker processes write into and devices read from.
+"""Memory for batches that worker processes write and the parent places on the devices.
 
-A slot holds this process's part of a global batch. The slots of workers lie in an anonymous file
-that has no name and vanishes with its last process, however that ends.
+A slot holds the rows of a global batch that belong to this process. The slots that workers share
+are in an anonymous file, which vanishes with its last process, however that ends.
 """
 
 import math
@@ -12,12 +12,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-Shapes = Mapping[str, tuple[tuple[int, ...], type]]
+Shapes = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]  # name -> (shape, dtype) of a row
+Slot = dict[str, np.ndarray]  # name -> (rows, …)
 _ALIGNMENT = 4096  # bytes
 
 
 def anonymous_file(size: int) -> int:
-  """A file in memory without a name: its descriptor, to be inherited by workers."""
+  """Creates a file in memory without a name; returns its descriptor, for workers to inherit."""
   if hasattr(os, 'memfd_create'):
     file = os.memfd_create('batches')
   else:
@@ -28,24 +29,30 @@ def anonymous_file(size: int) -> int:
 
 
 def slot_bytes(shapes: Shapes, rows: int) -> int:
-  """Bytes of one slot: each array begins at a page."""
+  """The size of one slot in bytes; each array begins at a page."""
   return sum(
     -(-rows * math.prod(shape) * np.dtype(dtype).itemsize // _ALIGNMENT) * _ALIGNMENT
     for shape, dtype in shapes.values()
   )
 
 
-def slots_in(
-  file: int, shapes: Shapes, rows: int, count: int, offset: int = 0
-) -> list[dict[str, np.ndarray]]:
-  """`count` slots of `rows` rows in a file, from `offset` (bytes): {'image': (rows, …), …}."""
+def map_slots(file: int, shapes: Shapes, rows: int, count: int, offset: int = 0) -> list[Slot]:
+  """Maps `count` slots of `rows` rows from `offset` (bytes) of a file: {'image': (rows, …), …}."""
   memory = mmap.mmap(file, offset + count * slot_bytes(shapes, rows))
   slots = []
   for _ in range(count):
     slot = {}
     for name, (shape, dtype) in shapes.items():
-      flat = np.frombuffer(memory, dtype, rows * math.prod(shape), offset)
+      flat: np.ndarray = np.frombuffer(memory, dtype, rows * math.prod(shape), offset)
       slot[name] = flat.reshape(rows, *shape)
       offset += -(-flat.nbytes // _ALIGNMENT) * _ALIGNMENT
     slots.append(slot)
   return slots
+
+
+def private_slots(shapes: Shapes, rows: int, count: int) -> list[Slot]:
+  """Allocates `count` slots of `rows` rows that are not shared."""
+  return [
+    {name: np.empty((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    for _ in range(count)
+  ]
