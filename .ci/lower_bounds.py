@@ -1,4 +1,4 @@
-"""Prints the lower bounds of the dependencies as pip constraints: 'jax>=0.10.0' -> 'jax==0.10.0.*'."""
+"""Prints lower bounds of the dependencies as pip constraints: jax>=0.10.0 -> jax==0.10.0.*"""
 
 import pathlib
 import re
