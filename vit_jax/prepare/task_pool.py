@@ -76,19 +76,14 @@ class _Worker:
 
   def start_task(self, index: int, task: Any) -> None:
     self.task_index = index
-    with self._death_reported():
+    with contextlib.suppress(OSError):  # the process has died; `receive` reports it
       self.pipe.send(task)
 
   def receive(self) -> tuple[str, Any]:
     """Returns (kind, content) of the next message; raises `UserError` if the process has died."""
-    with self._death_reported():
-      return self.pipe.recv()
-
-  @contextlib.contextmanager
-  def _death_reported(self) -> Iterator[None]:
     try:
-      yield
-    except (EOFError, OSError):  # OSError: it died in the middle of a message
+      return self.pipe.recv()
+    except (EOFError, OSError):  # OSError: in the middle of a message
       self.process.join()
       code = self.process.exitcode
       hint = '; memory may have run out: use fewer --workers' if code == -signal.SIGKILL else ''
