@@ -1,14 +1,15 @@
 """Prepares a data set: `python -m vit_jax.prepare_data SOURCE TARGET`.
 
-Writes sharded ArrayRecord that array_record:TARGET and TFDS read, labels.txt, and a data card,
-dataset.json and dataset.html. Stopped, it goes on where it was when the command is run again.
+Writes sharded ArrayRecord, which array_record:TARGET and TFDS read, labels.txt, and a data card:
+dataset.json and dataset.html. If it is interrupted, run the same command again to resume.
 
 SOURCE is one of
-  a folder of images      class/*, or train/class/* with val/ or test/ beside
+  an image folder         class/*, or train/class/* beside val/class/* or test/class/*
   a folder with ImageNet  ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and, for the classes of
-                          it, ILSVRC2012_devkit_t12.tar.gz, LOC_val_solution.csv or
-                          imagenet_2012_validation_synset_labels.txt; or the tars, with a comma
-  a folder of n….tar      one tar a synset, as ImageNet-21k comes
+                          the latter, ILSVRC2012_devkit_t12.tar.gz, LOC_val_solution.csv or
+                          imagenet_2012_validation_synset_labels.txt
+  ImageNet tars           the first two of these, separated by a comma
+  a folder of n*.tar      one tar per synset, as ImageNet-21k is published
   a data source           digits, tfds:name, hf:name, webdataset:/path, array_record:/path, …
 
 Examples
@@ -20,7 +21,6 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Callable
 
 from vit_jax import command_line
 from vit_jax.errors import UserError
@@ -28,59 +28,91 @@ from vit_jax.prepare import card as cards
 from vit_jax.prepare import pipeline
 from vit_jax.prepare.listing import Options
 from vit_jax.prepare.shard_writer import Encoding
+from vit_jax.text import plural
 
 
-def _add_flags(add: Callable[..., None]) -> None:
-  add('source', metavar='SOURCE', help='what to prepare, see above')
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+  add = parser.add_argument
+  add('source', metavar='SOURCE', help='the data set to prepare, see above')
   add('target', metavar='TARGET', nargs='?', help='a new folder')
   add(
     '--size',
     type=int,
     default=0,
     metavar='N',
-    help='make the shorter side of larger images N '
-    'pixels (Lanczos), as JPEG; without it all bytes stay as they are',
+    help='resize larger images so that the shorter side has N pixels (Lanczos), and store them as '
+    'JPEG; without it, all files stay as they are',
   )
-  add('--quality', type=int, default=95, metavar='Q', help='of these JPEGs, 1 to 100 (95)')
-  add('--shards', type=int, default=0, metavar='N', help='files a split (one a worker, or 256 MB)')
-  add('--workers', type=int, default=0, metavar='N', help='processes (one a core)')
-  add('--name', default='', help='of the data set, in lower case (that of SOURCE)')
-  add('--splits', default='', metavar='A,B', help='the splits to take (all)')
+  add(
+    '--quality',
+    type=int,
+    default=95,
+    metavar='Q',
+    help='JPEG quality of resized images, 1 to 100 (default: %(default)s)',
+  )
+  add(
+    '--shards',
+    type=int,
+    default=0,
+    metavar='N',
+    help='shards per split; without it, one per 256 MB and at least one per worker',
+  )
+  add(
+    '--workers', type=int, default=0, metavar='N', help='worker processes; without it, one per core'
+  )
+  add(
+    '--name',
+    default='',
+    help='name of the data set, in lower case; without it, derived from SOURCE',
+  )
+  add('--splits', default='', metavar='A,B', help='splits to prepare; without it, all')
   add(
     '--classes',
     default='',
     choices=('found', 'imagenet', 'imagenet21k'),
-    help='what labels count in: the classes that are there, or all of a list (by SOURCE)',
+    help='what labels are indices into: the classes found in SOURCE, or those of ImageNet or '
+    'ImageNet-21k; without it, SOURCE decides',
   )
-  add('--ground_truth', default='', metavar='FILE', help="of ImageNet's validation images")
-  add('--partial', action='store_true', help='take ImageNet tars that are incomplete')
+  add(
+    '--ground_truth',
+    default='',
+    metavar='FILE',
+    help="classes of ImageNet's validation images; without it, a file beside the tar",
+  )
+  add('--partial', action='store_true', help='accept incomplete ImageNet tars')
   add(
     '--on_bad_example',
     default='error',
     choices=('error', 'skip'),
-    help='name images that cannot be read and stop, or leave them out (error)',
+    help='list unreadable images and stop, or leave them out (default: %(default)s)',
   )
-  add('--check', action='store_true', help='only look, write nothing; 2 if an image is unreadable')
-  add('--json', action='store_true', help='print the card as JSON')
+  add(
+    '--check',
+    action='store_true',
+    help='only print the data card and write nothing; exit code 2 if an image is unreadable',
+  )
+  add('--json', action='store_true', help='print the data card as JSON')
 
 
 def main() -> None:
-  raw = argparse.RawDescriptionHelpFormatter
-  parser = command_line.Parser('vit_jax.prepare_data', description=__doc__, formatter_class=raw)
-  _add_flags(parser.add_argument)
+  parser = command_line.Parser(
+    'vit_jax.prepare_data',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  _add_arguments(parser)
   args = parser.parse_args()
   if not args.check and args.target is None:
-    parser.error('TARGET is missing (or --check)')
+    parser.error('TARGET is missing (or use --check)')
   splits = tuple(filter(None, args.splits.split(',')))
   options = Options(splits, args.classes, args.ground_truth, args.partial)
   with pipeline.progress_bar() as progress:
     if args.check:
       card = pipeline.check(args.source, options, args.workers, progress)
     else:
-      target = pathlib.Path(args.target).expanduser()
       card = pipeline.prepare(
         args.source,
-        target,
+        pathlib.Path(args.target).expanduser(),
         options,
         Encoding(args.size, args.quality),
         name=args.name,
@@ -90,11 +122,11 @@ def main() -> None:
         progress=progress,
       )
   if card is None:
-    print(f'{args.target} is prepared already; there is nothing to do.', file=sys.stderr)
-  else:
-    print(json.dumps(cards.to_json(card)) if args.json else cards.summary(card))
+    print(f'{args.target} is already prepared; there is nothing to do.', file=sys.stderr)
+    return
+  print(json.dumps(cards.to_json(card)) if args.json else cards.summary(card))
   if args.check and card.unreadable:
-    raise UserError(f'{cards.counted(card.unreadable, "image")} cannot be read, see the card.')
+    raise UserError(f'{plural(card.unreadable, "image")} cannot be read, see the data card.')
 
 
 if __name__ == '__main__':

@@ -129,7 +129,7 @@ def test_the_tars_become_a_data_set(tmp_path):
 def test_incomplete_and_damaged_tars_are_named(tmp_path):
   write_tars(tmp_path / 'tars')
   file = tmp_path / 'tars' / imagenet.TRAIN_TAR
-  with pytest.raises(UserError, match='lacks classes: 3 of 1,000'):
+  with pytest.raises(UserError, match='has 3 of 1,000 classes'):
     list_examples(str(file))
   with pytest.raises(UserError, match='put .*devkit.* beside it'):
     list_examples(str(tmp_path / 'tars'), PARTIAL)

@@ -1,4 +1,4 @@
-"""prepare_data: folders to ArrayRecord and back, whatever is stopped, full or broken on the way."""
+"""prepare_data: folders to ArrayRecord and back, also after interruptions and with bad images."""
 
 import io
 import json
@@ -16,15 +16,14 @@ from PIL import Image
 from tests.helpers import SANDBOX, TFDS_IMAGES, TFDS_LABELS, run, start, write_images, write_tfds
 from vit_jax.data.sources import open_source
 from vit_jax.errors import BadExampleError, UserError
-from vit_jax.prepare import pipeline as prepare_lib
 from vit_jax.prepare.listing import Options
-from vit_jax.prepare.pipeline import prepare
-from vit_jax.prepare.shard_writer import Encoding, store
+from vit_jax.prepare.pipeline import ProgressCallbacks, default_name, prepare
+from vit_jax.prepare.shard_writer import Encoding, encode_image
 
 
 @pytest.fixture
 def photos(tmp_path) -> pathlib.Path:
-  """Two classes in train and test, of 20 x 30 pixels, names of all kinds."""
+  """Two classes in train and test, 20 x 30 pixels, with unusual names."""
   names = [
     f'{split}/{name}/{i}.jpg'
     for split in ('train', 'test')
@@ -35,18 +34,18 @@ def photos(tmp_path) -> pathlib.Path:
   return tmp_path / 'photos'
 
 
-def files_of(folder: pathlib.Path) -> dict[str, bytes]:
+def read_files(folder: pathlib.Path) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def prepared(source, target, *args, **kwargs):
+def prepare_here(source, target, *args, **kwargs):
   return prepare(str(source), target, *args, workers=1, **kwargs)
 
 
-def test_a_folder_comes_back_byte_by_byte(photos, tmp_path):
+def test_a_prepared_folder_has_the_same_bytes(photos, tmp_path):
   import tensorflow_datasets as tfds
 
-  card = prepared(photos, tmp_path / 'out', shards=2)
+  card = prepare_here(photos, tmp_path / 'out', shards=2)
   for split, count in (('train', 7), ('test', 6)):
     before = open_source(f'folder:{photos}', split)
     after = open_source(f'array_record:{tmp_path}/out', split)
@@ -69,17 +68,17 @@ def test_a_folder_comes_back_byte_by_byte(photos, tmp_path):
   assert card.splits['train'].examples == 7
 
 
-def test_digits_and_lists_of_labels(tmp_path):
-  prepared('digits', tmp_path / 'digits', Options(splits=('test',)))
+def test_pixels_and_multiple_labels_are_preserved(tmp_path):
+  prepare_here('digits', tmp_path / 'digits', Options(splits=('test',)))
   digits = open_source(f'array_record:{tmp_path}/digits', 'test')
   pixels, label = open_source('digits', 'test').read(5)
   np.testing.assert_array_equal(Image.open(io.BytesIO(digits.read(5)[0])), pixels)
   assert digits.read(5)[1] == label
   write_tfds(tmp_path / 'pets', 'labels')
-  prepared(f'array_record:{tmp_path}/pets', tmp_path / 'again', Options(splits=('train',)))
+  prepare_here(f'array_record:{tmp_path}/pets', tmp_path / 'again', Options(splits=('train',)))
   again = open_source(f'array_record:{tmp_path}/again', 'train')
-  found = [np.flatnonzero(again.read(i)[1]).tolist() for i in range(len(TFDS_IMAGES))]
-  assert found == TFDS_LABELS['labels'] and again.multi_label
+  labels = [np.flatnonzero(again.read(i)[1]).tolist() for i in range(len(TFDS_IMAGES))]
+  assert labels == TFDS_LABELS['labels'] and again.multi_label
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_digits_and_lists_of_labels(tmp_path):
 def test_only_larger_images_are_resized(size, expected):
   file = io.BytesIO()
   Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 4), np.uint8)).save(file, 'PNG')
-  stored = store(file.getvalue(), 'x', Encoding(20, 90))
+  stored = encode_image(file.getvalue(), 'x', Encoding(20, 90))
   if expected is None:
     assert stored == file.getvalue()
   else:
@@ -96,19 +95,19 @@ def test_only_larger_images_are_resized(size, expected):
     assert (image.format, image.mode, image.size[::-1]) == ('JPEG', 'RGB', expected)
 
 
-def test_bad_images_are_named_or_left_out(photos, tmp_path):
+def test_unreadable_images_are_listed_or_left_out(photos, tmp_path):
   good = (photos / 'train' / 'ü' / '0.jpg').read_bytes()
   (photos / 'train' / 'ü' / 'cut.jpg').write_bytes(good[: len(good) // 2])
   (photos / 'test' / 'ü' / 'empty.jpg').touch()
   (photos / 'test' / 'ü' / 'link.jpg').symlink_to('link.jpg')
   with pytest.raises(UserError, match='3 images cannot be read') as caught:
-    prepared(photos, tmp_path / 'out')
+    prepare_here(photos, tmp_path / 'out')
   for name in ('ü/cut.jpg', 'ü/empty.jpg: empty', 'ü/link.jpg'):
     assert name in str(caught.value)
   assert '\n' not in str(caught.value)
   with pytest.raises(UserError, match='not finished; run the same'):
     open_source(f'array_record:{tmp_path}/out', 'train')
-  prepared(photos, tmp_path / 'out', skip_bad=True)
+  prepare_here(photos, tmp_path / 'out', skip_bad=True)
   sizes = [open_source(f'array_record:{tmp_path}/out', s).size for s in ('train', 'test')]
   assert sizes == [7, 6]
   data = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
@@ -118,32 +117,32 @@ def test_bad_images_are_named_or_left_out(photos, tmp_path):
   ]
 
 
-def test_a_mended_image_is_taken(photos, tmp_path):
+def test_a_repaired_image_is_used_when_the_command_is_repeated(photos, tmp_path):
   broken = photos / 'train' / 'ü' / '0.jpg'
   good = broken.read_bytes()
   broken.write_bytes(good[:200])
   with pytest.raises(UserError, match='0.jpg'):
-    prepared(photos, tmp_path / 'out')
+    prepare_here(photos, tmp_path / 'out')
   broken.write_bytes(good)
-  assert prepared(photos, tmp_path / 'out').splits['train'].examples == 7
+  assert prepare_here(photos, tmp_path / 'out').splits['train'].examples == 7
 
 
-def test_other_settings_and_taken_folders_are_refused(photos, tmp_path):
-  (tmp_path / 'taken').mkdir()
-  (tmp_path / 'taken' / 'thesis.txt').write_text('all of it')
-  for target in ('taken', 'taken/thesis.txt'):
+def test_other_settings_and_occupied_folders_are_refused(photos, tmp_path):
+  (tmp_path / 'occupied').mkdir()
+  (tmp_path / 'occupied' / 'thesis.txt').write_text('all of it')
+  for target in ('occupied', 'occupied/thesis.txt'):
     with pytest.raises(UserError, match='TARGET'):
-      prepared(photos, tmp_path / target)
-  assert files_of(tmp_path / 'taken') == {'thesis.txt': b'all of it'}
-  prepared(photos, tmp_path / 'out')
-  before = files_of(tmp_path / 'out')
-  assert prepared(photos, tmp_path / 'out') is None
+      prepare_here(photos, tmp_path / target)
+  assert read_files(tmp_path / 'occupied') == {'thesis.txt': b'all of it'}
+  prepare_here(photos, tmp_path / 'out')
+  before = read_files(tmp_path / 'out')
+  assert prepare_here(photos, tmp_path / 'out') is None
   with pytest.raises(UserError, match='size=0, not 8'):
-    prepared(photos, tmp_path / 'out', None, Encoding(8))
+    prepare_here(photos, tmp_path / 'out', None, Encoding(8))
   (photos / 'train' / 'ü' / '0.jpg').rename(photos / 'train' / 'ü' / 'z.jpg')
   with pytest.raises(UserError, match='have changed'):
-    prepared(photos, tmp_path / 'out')
-  assert files_of(tmp_path / 'out') == before
+    prepare_here(photos, tmp_path / 'out')
+  assert read_files(tmp_path / 'out') == before
 
 
 @pytest.fixture
@@ -157,10 +156,10 @@ def many(tmp_path) -> pathlib.Path:
   return tmp_path / 'many'
 
 
-def shards_in(target: pathlib.Path) -> set[str]:
-  """The shards that are whole, of a data set that is not."""
-  facts = target.glob('.unfinished/*-of-*.json')
-  return {path.name.removesuffix('.json') for path in facts}
+def complete_shards(target: pathlib.Path) -> set[str]:
+  """The names of the complete shards of an unfinished data set."""
+  metadata_files = target.glob('.unfinished/*-of-*.json')
+  return {path.name.removesuffix('.json') for path in metadata_files}
 
 
 def interrupt(many: pathlib.Path, target: pathlib.Path, number: int) -> tuple[int, str]:
@@ -169,36 +168,76 @@ def interrupt(many: pathlib.Path, target: pathlib.Path, number: int) -> tuple[in
     'prepare_data', many, target, '--shards=40', '--workers=2', start_new_session=True
   )
   limit = time.monotonic() + 60
-  enough = len(shards_in(target)) + 3
-  while len(shards_in(target)) < enough and time.monotonic() < limit:
+  enough = len(complete_shards(target)) + 3
+  while len(complete_shards(target)) < enough and time.monotonic() < limit:
     time.sleep(0.02)
   if number == signal.SIGINT:
     os.killpg(process.pid, number)  # as a terminal does
   else:
     process.send_signal(number)
   _, err = process.communicate(timeout=60)
-  while time.monotonic() < limit:  # all of its processes end
+  while time.monotonic() < limit:  # until all of its processes have ended
     try:
       os.killpg(process.pid, 0)
     except ProcessLookupError:
       return process.returncode, err
     time.sleep(0.02)
-  raise AssertionError('a process is left')
+  raise AssertionError('a process is still running')
 
 
-def test_killed_and_stopped_it_goes_on_to_the_same_bytes(many, tmp_path):
+def test_an_interrupted_preparation_resumes_to_the_same_bytes(many, tmp_path):
   code, _ = interrupt(many, tmp_path / 'out', signal.SIGKILL)
   assert code == -signal.SIGKILL
   code, err = interrupt(many, tmp_path / 'out', signal.SIGINT)
   assert (code, err.strip()) == (130, 'stopped by the keyboard.')
-  whole = [tmp_path / 'out' / name for name in shards_in(tmp_path / 'out')]
-  assert 6 <= len(whole) < 80
-  before = [path.stat().st_mtime_ns for path in whole]
+  complete = [tmp_path / 'out' / name for name in complete_shards(tmp_path / 'out')]
+  assert 6 <= len(complete) < 80
+  times = [path.stat().st_mtime_ns for path in complete]
   result = run('prepare_data', many, tmp_path / 'out', '--shards=40', '--workers=2')
   assert result.returncode == 0, result.stderr
-  assert [path.stat().st_mtime_ns for path in whole] == before
-  prepare(str(many), tmp_path / 'at_once', shards=40, workers=1, name='many')
-  assert files_of(tmp_path / 'out') == files_of(tmp_path / 'at_once')
+  assert [path.stat().st_mtime_ns for path in complete] == times
+  prepare(str(many), tmp_path / 'uninterrupted', shards=40, workers=1, name='many')
+  assert read_files(tmp_path / 'out') == read_files(tmp_path / 'uninterrupted')
+
+
+def test_shards_of_an_older_version_are_written_again(photos, tmp_path):
+  """Their metadata has other keys: {'shard': …, 'tally': …}."""
+  target = tmp_path / 'out'
+  broken = photos / 'train' / 'ü' / '0.jpg'
+  good = broken.read_bytes()
+  broken.write_bytes(good[:200])
+  with pytest.raises(UserError, match='0.jpg'):
+    prepare_here(photos, target, shards=2)
+  broken.write_bytes(good)
+  for name in complete_shards(target):
+    file = target / '.unfinished' / f'{name}.json'
+    metadata = json.loads(file.read_text())
+    metadata['tally'] = metadata.pop('statistics')
+    file.write_text(json.dumps(metadata))
+    (target / f'{name}.part').touch()
+  done = []
+  progress = ProgressCallbacks(on_start=lambda total, before: done.append((total, before)))
+  prepare_here(photos, target, shards=2, progress=progress)
+  assert done == [(13, 0)]
+  prepare_here(photos, tmp_path / 'uninterrupted', shards=2)
+  assert read_files(target) == read_files(tmp_path / 'uninterrupted')
+
+
+def test_settings_are_those_of_older_versions(photos, tmp_path):
+  """So that what they have prepared is recognised."""
+  prepare_here(photos, tmp_path / 'out')
+  settings = json.loads((tmp_path / 'out' / 'dataset.json').read_text())['settings']
+  assert settings == {
+    'version': 1,
+    'name': 'photos',
+    'source': str(photos),
+    'listing': '9edcc4c296b5496f6f83702aaa4c83ec1e7c41cd704d5dc0775be88b0e430f79',
+    'splits': {'train': 7, 'test': 6},
+    'classes': 2,
+    'size': 0,
+    'quality': 95,
+    'shards': 0,
+  }
 
 
 def test_a_full_disk_is_one_sentence(many, tmp_path):
@@ -223,37 +262,37 @@ def test_a_full_disk_is_one_sentence(many, tmp_path):
   assert result.stderr.count('\n') == 1
 
 
-def test_check_looks_and_writes_nothing(photos, tmp_path):
-  (photos / 'train' / 'ü' / 'bad.jpg').write_text('no image')
+def test_check_reports_and_writes_nothing(photos, tmp_path):
+  (photos / 'train' / 'ü' / 'bad.jpg').write_text('not an image')
   (photos / 'test' / 'ü' / 'leak.jpg').write_bytes((photos / 'train/ü/0.jpg').read_bytes())
-  before = sorted(tmp_path.rglob('*'))
+  files = sorted(tmp_path.rglob('*'))
   result = run('prepare_data', photos, '--check', '--workers=1')
   assert result.returncode == 2
   assert '1 image of test is also in train, such as ü/leak.jpg (train: ü/0.jpg)' in result.stdout
   assert 'ü/bad.jpg: not a known image format' in result.stdout
-  assert result.stderr == 'error: 1 image cannot be read, see the card.\n'
-  assert sorted(tmp_path.rglob('*')) == before
+  assert result.stderr == 'error: 1 image cannot be read, see the data card.\n'
+  assert sorted(tmp_path.rglob('*')) == files
 
 
 @pytest.mark.parametrize(
   ('source', 'message'),
   [
-    ('{}/nothing', 'There is no .*nothing'),
-    ('{}/file.txt', 'no folder'),
-    ('{}/empty', 'holds no image'),
-    ('zip:/x', 'no data source'),
+    ('{}/nothing', 'nothing does not exist; SOURCE is'),
+    ('{}/file.txt', 'neither a folder nor named'),
+    ('{}/empty', 'has no images in subfolders'),
+    ('zip:/x', '(no|not a) data source'),
   ],
 )
-def test_sources_that_are_none(source, message, tmp_path):
+def test_an_invalid_source_is_an_error(source, message, tmp_path):
   (tmp_path / 'file.txt').touch()
   (tmp_path / 'empty').mkdir()
   with pytest.raises(UserError, match=message) as caught:
-    prepared(source.format(tmp_path), tmp_path / 'out')
+    prepare_here(source.format(tmp_path), tmp_path / 'out')
   assert not (tmp_path / 'out').exists() and '\n' not in str(caught.value)
 
 
-def test_a_damaged_shard_is_named_before_a_run_and_a_vanished_one_during_it(photos, tmp_path):
-  prepared(photos, tmp_path / 'out', shards=2)
+def test_a_damaged_shard_is_named_when_opened_and_a_missing_one_when_read(photos, tmp_path):
+  prepare_here(photos, tmp_path / 'out', shards=2)
   first, second = sorted((tmp_path / 'out').glob('photos-train*'))
   source = open_source(f'array_record:{tmp_path}/out', 'train')
   source.read(0)
@@ -269,9 +308,6 @@ def test_a_damaged_shard_is_named_before_a_run_and_a_vanished_one_during_it(phot
 
 
 def test_nothing_that_reads_data_imports_jax():
-  import subprocess
-  import sys
-
   code = 'import sys, vit_jax.prepare_data; assert not {"jax", "tensorflow"} & set(sys.modules)'
   subprocess.run([sys.executable, '-c', code], check=True)
 
@@ -287,5 +323,5 @@ def test_nothing_that_reads_data_imports_jax():
     ('/猫', 'data'),
   ],
 )
-def test_names(source, name):
-  assert prepare_lib.default_name(source) == name
+def test_the_default_name_is_that_of_the_source(source, name):
+  assert default_name(source) == name

@@ -1,7 +1,6 @@
 """The data card: what a data set holds, and what is wrong with it.
 
-Each image is read once; counts, sizes, formats and a content hash of 16 bytes an image are all
-that is kept, so memory does not grow beyond those hashes.
+Each image is read once. Memory holds only statistics and a content hash of 16 bytes per image.
 """
 
 import dataclasses
@@ -13,9 +12,13 @@ from typing import Any
 
 from vit_jax.data.sources import Source
 from vit_jax.prepare.duplicates import Overlap, find_overlaps
-from vit_jax.prepare.examples import Examples, shown
-from vit_jax.prepare.listing import Listing, Options, list_examples, list_sources
-from vit_jax.prepare.statistics import SplitStatistics, tally
+from vit_jax.prepare.examples import Examples
+from vit_jax.prepare.listing import Listing, list_sources
+from vit_jax.prepare.statistics import SplitStatistics, collect_statistics
+from vit_jax.text import plural, printable
+
+# Of consecutive examples of a split: their statistics and their concatenated content hashes.
+ChunkStatistics = tuple[SplitStatistics, bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +26,13 @@ class Card:
   """What a data set holds.
 
   Attributes:
-    name, source: what it is called, and what it was made of.
-    class_names: in label order; class_ids: their synsets, or nothing.
-    splits: what was counted in each.
-    overlaps: images of the same content, within splits and across.
+    name: of the data set; source: what it was prepared from.
+    class_names: in label order; class_ids: their synsets, or empty.
+    splits: name -> statistics.
+    overlaps: images with the same content, within splits and across.
     notes: what else the user should know, a sentence each.
-    shards: the files of each split, if it is prepared: {file, records, bytes, sha256}.
-    settings: that it was prepared with.
+    shards: split -> [{file, records, bytes, sha256}, …], if the data set is prepared.
+    settings: of the preparation.
   """
 
   name: str
@@ -44,152 +47,152 @@ class Card:
 
   @property
   def unreadable(self) -> int:
-    return sum(found.unreadable for found in self.splits.values())
+    """Number of unreadable images in all splits."""
+    return sum(statistics.unreadable for statistics in self.splits.values())
 
 
-def parts(examples: Examples, size: int) -> Iterator[Examples]:
+def chunks(examples: Examples, size: int) -> Iterator[Examples]:
+  """Yields consecutive slices of at most `size` examples."""
   for start in range(0, len(examples), size):
-    yield examples.part(start, min(start + size, len(examples)))
+    yield examples.slice(start, min(start + size, len(examples)))
 
 
 def make_card(
-  listing: Listing, tallies: Mapping[str, Sequence[tuple[SplitStatistics, bytes]]], name: str = ''
+  listing: Listing, chunks_by_split: Mapping[str, Sequence[ChunkStatistics]], name: str = ''
 ) -> Card:
-  """The card of what was counted in the parts of each split, in order."""
+  """Merges the statistics of consecutive chunks of each split into a card."""
   splits, hashes = {}, {}
-  for split, found in tallies.items():
+  for split, split_chunks in chunks_by_split.items():
     splits[split] = SplitStatistics()
-    for part, _ in found:
-      splits[split].merge(part)
-    hashes[split] = b''.join(part for _, part in found)
-  overlaps = find_overlaps(hashes, lambda split, i: listing.splits[split].name(i))
+    for statistics, _ in split_chunks:
+      splits[split].merge(statistics)
+    hashes[split] = b''.join(chunk_hashes for _, chunk_hashes in split_chunks)
   return Card(
     name or listing.source,
     listing.source,
     listing.class_names,
     listing.class_ids,
     splits,
-    overlaps,
+    find_overlaps(hashes, lambda split, i: listing.splits[split].name(i)),
     listing.notes,
   )
 
 
 def inspect(
-  what: str | Mapping[str, Source] | Listing,
-  options: Options | None = None,
-  tell: Callable[[int], None] = lambda count: None,
+  data: Mapping[str, Source] | Listing, progress: Callable[[int], object] = lambda count: None
 ) -> Card:
-  """Reads a data set through on threads, without decoding images that look healthy.
+  """Reads a data set on threads and returns its card; images that look intact are not decoded.
 
   Args:
-    what: a data source, a folder, ImageNet tars; or open sources by split.
-    options: how to understand it.
-    tell: called with the number of images that were read since the last call.
+    data: open sources by split, or a listing.
+    progress: called with the number of images that were read since the last call.
   """
-  if isinstance(what, str):
-    what = list_examples(what, options)
-  listing = what if isinstance(what, Listing) else list_sources(what)
+  listing = data if isinstance(data, Listing) else list_sources(data)
   with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     futures = {
       split: [
-        pool.submit(tally, part, listing.multi_label, False, tell) for part in parts(examples, 256)
+        pool.submit(collect_statistics, chunk, listing.multi_label, progress, decode=False)
+        for chunk in chunks(examples, 256)
       ]
       for split, examples in listing.splits.items()
     }
     try:
-      found = {split: [f.result() for f in each] for split, each in futures.items()}
+      results = {split: [f.result() for f in of_split] for split, of_split in futures.items()}
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
-  return make_card(listing, found)
+  return make_card(listing, results)
 
 
-def spread(counts: Mapping[int, int]) -> tuple[int, int, int]:
-  """(least, median, most) of values that were counted."""
+def min_median_max(counts: Mapping[int, int]) -> tuple[int, int, int]:
+  """Returns minimum, median and maximum of a histogram {value: count}; zeros if it is empty."""
   values = sorted(counts)
-  middle, seen = sum(counts.values()) / 2, 0
+  half, seen = sum(counts.values()) / 2, 0
   for value in values:
     seen += counts[value]
-    if seen >= middle:
+    if seen >= half:
       return values[0], value, values[-1]
   return 0, 0, 0
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-  return ', '.join(f'{name} {count:,}' for name, count in Counter(counts).most_common())
-
-
 def class_counts(card: Card, split: str) -> list[int]:
+  """Returns the number of images of each class, in label order."""
   return [card.splits[split].classes[i] for i in range(len(card.class_names))]
 
 
-def counted(count: int, noun: str) -> str:
-  return f'{count:,} {noun}' + ('' if count == 1 else 's')
+def _overlap_warning(overlap: Overlap) -> str:
+  original, duplicate = (printable(name) for name in overlap.pairs[0])
+  first, split = overlap.splits[0], overlap.splits[-1]
+  images, is_or_are = plural(overlap.count, 'image'), 'is' if overlap.count == 1 else 'are'
+  if first == split:
+    duplicates = 'a duplicate' if overlap.count == 1 else 'duplicates'
+    return f'{images} of {split} {is_or_are} {duplicates}, such as {duplicate} (same as {original})'
+  return (
+    f'{images} of {split} {is_or_are} also in {first}, such as {duplicate} ({first}: {original})'
+  )
 
 
-def warnings(card: Card) -> list[str]:
-  """What a user should know before training on a data set, a sentence each."""
-  said = []
-  for overlap in card.overlaps:
-    first, second = shown(overlap.pairs[0][0]), shown(overlap.pairs[0][1])
-    images, is_or_are = counted(overlap.count, 'image'), 'is' if overlap.count == 1 else 'are'
-    if len(overlap.where) == 1:
-      split, pair = overlap.where[0], f'such as {second} and {first}'
-      said.append(f'{images} of {split} {is_or_are} there twice, {pair}')
-    else:
-      one, other = overlap.where
-      pair = f'such as {second} ({one}: {first})'
-      said.append(f'{images} of {other} {is_or_are} also in {one}, {pair}')
-  for split, found in card.splits.items():
-    if found.unreadable:
-      name, reason = found.reasons[0]
-      images = counted(found.unreadable, 'image')
-      said.append(f'{images} of {split} cannot be read, such as {shown(name)}: {reason}')
+def list_warnings(card: Card) -> list[str]:
+  """Returns what a user should know before training on a data set, a sentence each."""
+  warnings = [_overlap_warning(overlap) for overlap in card.overlaps]
+  for split, statistics in card.splits.items():
+    if statistics.unreadable:
+      name, reason = statistics.reasons[0]
+      images = plural(statistics.unreadable, 'image')
+      warnings.append(f'{images} of {split} cannot be read, such as {printable(name)}: {reason}')
     if missing := sum(not count for count in class_counts(card, split)):
-      said.append(f'{missing:,} of {len(card.class_names):,} classes have no image in {split}')
-    for what, (count, names) in found.remarks.items():
-      said.append(f'{counted(count, "image")} of {split}: {what}, such as {shown(names[0])}')
-  return [*said, *card.notes]
+      warnings.append(f'{missing:,} of {len(card.class_names):,} classes have no images in {split}')
+    for warning, (count, names) in statistics.warnings.items():
+      images = plural(count, 'image')
+      warnings.append(f'{images} of {split}: {warning}, such as {printable(names[0])}')
+  return [*warnings, *card.notes]
+
+
+def _format_counts(counts: Mapping[str, int]) -> str:
+  return ', '.join(f'{name} {count:,}' for name, count in Counter(counts).most_common())
 
 
 def summary(card: Card) -> str:
-  """A dozen lines for a terminal."""
-  lines = [f'{shown(card.source)}: {len(card.class_names):,} classes']
-  for split, found in card.splits.items():
+  """Returns the card in a dozen lines for a terminal."""
+  lines = [f'{printable(card.source)}: {len(card.class_names):,} classes']
+  for split, statistics in card.splits.items():
     counts = class_counts(card, split)
+    min_width, width, max_width = min_median_max(statistics.widths)
+    min_height, height, max_height = min_median_max(statistics.heights)
     lines += [
-      f'  {split}: {found.examples:,} images, {found.bytes / 1e6:,.1f} MB, '
-      f'{min(counts):,} to {max(counts):,} a class',
-      '    {0[0]}-{0[2]} x {1[0]}-{1[2]} pixels, median {0[1]} x {1[1]}; {2}; {3}'.format(
-        spread(found.widths), spread(found.heights), _listed(found.formats), _listed(found.modes)
-      ),
+      f'  {split}: {statistics.examples:,} images, {statistics.bytes / 1e6:,.1f} MB, '
+      f'{min(counts):,} to {max(counts):,} per class',
+      f'    {min_width}-{max_width} x {min_height}-{max_height} pixels, median {width} x {height}; '
+      f'{_format_counts(statistics.formats)}; {_format_counts(statistics.modes)}',
     ]
-  lines += [f'  WARNING: {warning}' for warning in warnings(card)]
+  lines += [f'  WARNING: {warning}' for warning in list_warnings(card)]
   return '\n'.join(lines)
 
 
+def _split_to_json(card: Card, split: str) -> dict[str, Any]:
+  statistics = card.splits[split]
+  return {
+    'examples': statistics.examples,
+    'bytes': statistics.bytes,
+    'class_counts': class_counts(card, split),
+    'widths': dict(zip(('min', 'median', 'max'), min_median_max(statistics.widths), strict=True)),
+    'heights': dict(zip(('min', 'median', 'max'), min_median_max(statistics.heights), strict=True)),
+    'width_histogram': dict(sorted(statistics.widths.items())),
+    'height_histogram': dict(sorted(statistics.heights.items())),
+    'formats': dict(statistics.formats.most_common()),
+    'modes': dict(statistics.modes.most_common()),
+    'warnings': [
+      {'what': warning, 'count': count, 'such_as': names}
+      for warning, (count, names) in statistics.warnings.items()
+    ],
+    'unreadable': statistics.unreadable,
+    'unreadable_files': [{'file': name, 'reason': reason} for name, reason in statistics.reasons],
+    'shards': card.shards.get(split, []),
+  }
+
+
 def to_json(card: Card) -> dict[str, Any]:
-  """The card as data."""
-  splits = {}
-  for split, found in card.splits.items():
-    splits[split] = {
-      'examples': found.examples,
-      'bytes': found.bytes,
-      'class_counts': class_counts(card, split),
-      'widths': dict(zip(('min', 'median', 'max'), spread(found.widths), strict=True)),
-      'heights': dict(zip(('min', 'median', 'max'), spread(found.heights), strict=True)),
-      'width_histogram': dict(sorted(found.widths.items())),
-      'height_histogram': dict(sorted(found.heights.items())),
-      'formats': dict(found.formats.most_common()),
-      'modes': dict(found.modes.most_common()),
-      'remarks': [
-        {'what': what, 'count': count, 'such_as': names}
-        for what, (count, names) in found.remarks.items()
-      ],
-      'unreadable': found.unreadable,
-      'unreadable_files': [{'file': name, 'reason': reason} for name, reason in found.reasons],
-      'shards': card.shards.get(split, []),
-    }
+  """Returns the content of dataset.json."""
   ids = card.class_ids or card.class_names
   return {
     'name': card.name,
@@ -198,11 +201,11 @@ def to_json(card: Card) -> dict[str, Any]:
       {'name': name, **({'synset': synset} if card.class_ids else {})}
       for name, synset in zip(card.class_names, ids, strict=True)
     ],
-    'splits': splits,
+    'splits': {split: _split_to_json(card, split) for split in card.splits},
     'duplicates': [
-      {'splits': overlap.where, 'count': overlap.count, 'such_as': overlap.pairs}
+      {'splits': overlap.splits, 'count': overlap.count, 'such_as': overlap.pairs}
       for overlap in card.overlaps
     ],
-    'warnings': warnings(card),
+    'warnings': list_warnings(card),
     'settings': card.settings,
   }

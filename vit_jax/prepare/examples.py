@@ -1,4 +1,4 @@
-"""The examples of one split: how to read each, and how to send a part of them to a process."""
+"""The examples of one split: random access, and slices that can be sent to a worker process."""
 
 import dataclasses
 import functools
@@ -14,26 +14,26 @@ from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import BadExampleError
 
 
-def shown(name: str) -> str:
-  """A file's name on one line, in characters that any terminal and page takes."""
-  return name if name.isprintable() else ascii(name)[1:-1]
-
-
 class Examples(Protocol):
-  """Examples of one split; `read` raises `BadExampleError`."""
+  """Random access to the examples of one split."""
 
   def __len__(self) -> int: ...
 
-  def read(self, i: int) -> Stored: ...
+  def read(self, i: int) -> Stored:
+    """Returns (image, label) as `Source.read` does; raises `BadExampleError`."""
+    ...
 
   def name(self, i: int) -> str:
-    """What the example is called within its data set."""
+    """Returns the name of an example within its data set, such as its file."""
+    ...
 
-  def part(self, start: int, stop: int) -> 'Examples': ...
+  def slice(self, start: int, stop: int) -> 'Examples':
+    """Returns the examples [start, stop)."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
+class FileExamples:
   """Image files below a folder."""
 
   root: str
@@ -53,13 +53,20 @@ class Files:
   def name(self, i: int) -> str:
     return self.names[i]
 
-  def part(self, start: int, stop: int) -> 'Files':
-    return Files(self.root, self.names[start:stop], self.labels[start:stop])
+  def slice(self, start: int, stop: int) -> 'FileExamples':
+    return FileExamples(self.root, self.names[start:stop], self.labels[start:stop])
 
 
 @dataclasses.dataclass(frozen=True)
-class Members:
-  """Files in tar files: which tar, where in it, how long."""
+class TarExamples:
+  """Files in tars.
+
+  Attributes:
+    tars: paths of the tars.
+    tar: (N,) index in `tars` for each example.
+    offsets, sizes: (N,) first byte in the tar and number of bytes.
+    labels: (N,) int32.
+  """
 
   tars: tuple[str, ...]
   tar: np.ndarray
@@ -70,33 +77,29 @@ class Members:
   def __len__(self) -> int:
     return len(self.offsets)
 
-  def _range(self, i: int, before: int, size: int) -> bytes:
+  def _read_range(self, i: int, offset: int, size: int) -> bytes:
+    """Reads `size` bytes, starting `offset` bytes after the start of an example."""
     file = self.tars[self.tar[i]]
     try:
-      return tar_members.read_range(file, int(self.offsets[i]) - before, size)
+      return tar_members.read_range(file, int(self.offsets[i]) + offset, size)
     except OSError as error:
       raise BadExampleError(f'{file} cannot be read: {error.strerror}.') from None
 
   def read(self, i: int) -> Stored:
-    return self._range(i, 0, int(self.sizes[i])), self.labels[i]
+    return self._read_range(i, 0, int(self.sizes[i])), self.labels[i]
 
   def name(self, i: int) -> str:
-    header = self._range(i, 512, 100)  # which begins with the name
+    header = self._read_range(i, -512, 100)  # it begins with the name
     return header.split(b'\0')[0].decode('utf-8', 'surrogateescape')
 
-  def part(self, start: int, stop: int) -> 'Members':
-    cut = (a[start:stop] for a in (self.tar, self.offsets, self.sizes, self.labels))
-    return Members(self.tars, *cut)
-
-
-@functools.lru_cache(maxsize=8)
-def opened(spec: str, split: str) -> Source:
-  return open_source(spec, split)
+  def slice(self, start: int, stop: int) -> 'TarExamples':
+    columns = (self.tar, self.offsets, self.sizes, self.labels)
+    return TarExamples(self.tars, *(column[start:stop] for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)
-class OfSource:
-  """Examples of a source that is open; they stay in this process."""
+class OpenSourceExamples:
+  """Examples [start, stop) of an open source; they cannot be sent to another process."""
 
   source: Source
   start: int
@@ -111,13 +114,19 @@ class OfSource:
   def name(self, i: int) -> str:
     return self.source.describe(self.start + i)
 
-  def part(self, start: int, stop: int) -> 'OfSource':
+  def slice(self, start: int, stop: int) -> 'OpenSourceExamples':
     return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
 
+@functools.lru_cache(maxsize=8)
+def open_source_once(spec: str, split: str) -> Source:
+  """`open_source`, once in each process."""
+  return open_source(spec, split)
+
+
 @dataclasses.dataclass(frozen=True)
-class Opened:
-  """Examples of a data source; each process opens it once."""
+class SourceExamples:
+  """Examples [start, stop) of a data source, which each process opens once."""
 
   spec: str
   split: str
@@ -127,14 +136,14 @@ class Opened:
   def __len__(self) -> int:
     return self.stop - self.start
 
-  def _here(self) -> OfSource:
-    return OfSource(opened(self.spec, self.split), self.start, self.stop)
+  def _open(self) -> OpenSourceExamples:
+    return OpenSourceExamples(open_source_once(self.spec, self.split), self.start, self.stop)
 
   def read(self, i: int) -> Stored:
-    return self._here().read(i)
+    return self._open().read(i)
 
   def name(self, i: int) -> str:
-    return self._here().name(i)
+    return self._open().name(i)
 
-  def part(self, start: int, stop: int) -> 'Opened':
+  def slice(self, start: int, stop: int) -> 'SourceExamples':
     return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)

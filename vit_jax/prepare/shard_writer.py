@@ -1,6 +1,6 @@
-"""One file of a prepared data set: written under another name, synced, renamed.
+"""Writes one shard of a prepared data set.
 
-Beside it, in TARGET/.unfinished, goes a file of what it holds; a shard that has both is whole.
+A shard is complete once its metadata is in TARGET/.unfinished, which is written after it.
 """
 
 import dataclasses
@@ -10,30 +10,24 @@ import io
 import json
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
 from PIL import Image
 
+from vit_jax import files
 from vit_jax.data import imagenet
 from vit_jax.data.decoding import jpeg_tiles
 from vit_jax.data.decoding.images import decode_image
 from vit_jax.data.sources import tf_example
 from vit_jax.data.sources.tfds import UNFINISHED
 from vit_jax.errors import BadExampleError
-from vit_jax.prepare import task_pool
 from vit_jax.prepare.examples import Examples
-from vit_jax.prepare.statistics import (
-  HASH_BYTES,
-  SplitStatistics,
-  content_hash,
-  examine,
-  label_list,
-  reason,
-)
+from vit_jax.prepare.statistics import SplitStatistics, collect_statistics
+from vit_jax.prepare.task_pool import ReportProgress
 
-# How ArrayRecord says that there is no room.
+# What ArrayRecord's errors say when there is no room.
 _NO_SPACE = {errno.ENOSPC: 'No space left', errno.EDQUOT: 'Disk quota', errno.EFBIG: 'too large'}
 
 
@@ -42,8 +36,9 @@ class Encoding:
   """How images are stored.
 
   Attributes:
-    size: the shorter side of larger images; 0 keeps all bytes as they are.
-    quality: of the JPEGs that resized images become.
+    size: the shorter side, in pixels, that larger images are resized to; 0 keeps all files as they
+      are.
+    quality: JPEG quality of resized images, 1 to 100.
   """
 
   size: int = 0
@@ -52,11 +47,11 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A task: the examples of one file.
+  """A shard to be written.
 
   Attributes:
     file: its path.
-    examples: what goes into it.
+    examples: its examples.
     multi_label: whether labels are vectors of zeros and ones.
     real: whether records have ReaL labels; only ImageNet's validation images have any.
     encoding: how images are stored.
@@ -69,40 +64,48 @@ class Shard:
   encoding: Encoding
 
   @property
-  def facts(self) -> pathlib.Path:
-    """Where what it holds is kept until the data set is whole."""
+  def metadata_file(self) -> pathlib.Path:
+    """JSON that exists until the data set is finished: {'shard': …, 'statistics': …}."""
     path = pathlib.Path(self.file)
     return path.parent / UNFINISHED / f'{path.name}.json'
 
   @property
-  def hashes(self) -> pathlib.Path:
-    """Where the content hashes of its examples are kept until then."""
-    return self.facts.with_suffix('.hashes')
+  def hashes_file(self) -> pathlib.Path:
+    """The concatenated content hashes of its examples, until the data set is finished."""
+    return self.metadata_file.with_suffix('.hashes')
 
 
-def store(data: bytes | np.ndarray, name: str, encoding: Encoding) -> bytes:
-  """The bytes that are stored for an image: as it came, pixels as PNG, too large ones as JPEG.
+def encode_image(image: bytes | np.ndarray, name: str, encoding: Encoding) -> bytes:
+  """Returns the file that is stored for an image.
+
+  Images that are larger than `encoding.size` become JPEG, other pixels PNG; other files stay as
+  they are.
+
+  Args:
+    image: the content of an image file, or (H, W, C) uint8.
+    name: its name in error messages.
+    encoding: how to store it.
 
   Raises:
-    BadExampleError: when it cannot be decoded.
+    BadExampleError: when it cannot be decoded or stored.
   """
   if encoding.size:
-    pixels = data if isinstance(data, np.ndarray) else decode_image(data, name)
+    pixels = image if isinstance(image, np.ndarray) else decode_image(image, name)
     height, width = pixels.shape[:2]
     scale = encoding.size / min(height, width)
     if scale < 1:
       size = (max(1, round(width * scale)), max(1, round(height * scale)))
-      small = Image.fromarray(_for_pillow(pixels)).resize(size, Image.Resampling.LANCZOS)
-      small = small if small.mode == 'L' else small.convert('RGB')
-      return jpeg_tiles.encode(small, encoding.quality)
-  if isinstance(data, bytes):
-    return data
+      resized = Image.fromarray(_for_pillow(pixels)).resize(size, Image.Resampling.LANCZOS)
+      resized = resized if resized.mode == 'L' else resized.convert('RGB')
+      return jpeg_tiles.encode(resized, encoding.quality)
+  if isinstance(image, bytes):
+    return image
   file = io.BytesIO()
   try:
-    Image.fromarray(_for_pillow(data)).save(file, 'PNG')
+    Image.fromarray(_for_pillow(image)).save(file, 'PNG')
   except (TypeError, OSError):
     raise BadExampleError(
-      f'{name} has {data.shape[2]} channels, which no image file has; 1, 3 and 4 are stored.'
+      f'{name} has {image.shape[2]} channels; only 1, 3 or 4 channels can be stored.'
     ) from None
   return file.getvalue()
 
@@ -111,9 +114,9 @@ def _for_pillow(pixels: np.ndarray) -> np.ndarray:
   return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
-def _record(stored: bytes, labels: list[int], name: str, shard: Shard) -> bytes:
+def _encode_record(image_file: bytes, labels: list[int], name: str, shard: Shard) -> bytes:
   features = {
-    'image': [stored],
+    'image': [image_file],
     'labels' if shard.multi_label else 'label': labels,
     'file_name': [name.encode('utf-8', 'backslashreplace')],
   }
@@ -123,92 +126,63 @@ def _record(stored: bytes, labels: list[int], name: str, shard: Shard) -> bytes:
   return tf_example.encode(features)
 
 
-def sync(path: pathlib.Path) -> None:
-  """Sees a file or a folder's entries on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file, whole or not at all."""
-  part = path.with_name(path.name + '.part')
-  with open(part, 'wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  part.rename(path)
-  sync(path.parent)
-
-
 def _write_records(
-  shard: Shard, part: pathlib.Path, tell: task_pool.Tell
+  shard: Shard, path: epath.Path, progress: ReportProgress
 ) -> tuple[SplitStatistics, bytes]:
-  """Writes the records of a shard; returns the counts and the hashes of its examples."""
-  found, hashes, examples = SplitStatistics(), bytearray(), shard.examples
-  writer = ArrayRecordWriter(str(part), 'group_size:1,uncompressed')  # images are compressed
+  """Writes the records of a shard; returns the statistics and the hashes of its examples."""
+  writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')  # images are compressed
+
+  def write(image: bytes | np.ndarray, labels: list[int], name: str) -> bytes:
+    image_file = encode_image(image, name, shard.encoding)
+    writer.write(_encode_record(image_file, labels, name, shard))
+    return image_file
+
   try:
-    for i in range(len(examples)):
-      name, digest = '', bytes(HASH_BYTES)
-      try:
-        name = examples.name(i)
-        data, label = examples.read(i)
-        facts = examine(data, name, decode=True)
-        stored = store(data, name, shard.encoding)
-        labels = label_list(label, shard.multi_label)
-        writer.write(_record(stored, labels, name, shard))
-        if stored is not data:
-          facts = dataclasses.replace(examine(stored, '', decode=False), remarks=facts.remarks)
-        found.add(facts, labels, name, len(stored))
-        digest = content_hash(data)
-      except BadExampleError as error:
-        found.add_unreadable(name, reason(error, name))
-      hashes += digest
-      tell(1)
+    return collect_statistics(shard.examples, shard.multi_label, progress, decode=True, write=write)
   finally:
     writer.close()
-  return found, bytes(hashes)
 
 
-def _about(path: pathlib.Path, records: int) -> dict[str, Any]:
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  return {'records': records, 'bytes': path.stat().st_size, 'sha256': digest}
-
-
-def write_shard(shard: Shard, tell: task_pool.Tell) -> None:
-  """Writes a shard, then its facts.
+def write_shard(shard: Shard, progress: ReportProgress) -> None:
+  """Writes a shard, then its hashes, then its metadata.
 
   Raises:
-    OSError: when there is no room.
+    OSError: when the disk is full.
   """
-  path = pathlib.Path(shard.file)
-  part = path.with_name(path.name + '.part')
+  statistics, hashes = SplitStatistics(), b''
+
+  def write(path: epath.Path) -> None:
+    nonlocal statistics, hashes
+    statistics, hashes = _write_records(shard, path, progress)
+    if ArrayRecordReader(str(path)).num_records() != statistics.examples:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), shard.file)
+
   try:
-    found, hashes = _write_records(shard, part, tell)
-    if ArrayRecordReader(str(part)).num_records() != found.examples:
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-  except (RuntimeError, ValueError) as error:  # what ArrayRecord raises
-    for number, said in _NO_SPACE.items():
-      if said in str(error):
-        raise OSError(number, os.strerror(number), str(path)) from None
+    files.write_atomically(shard.file, write, sync=True)
+  except (RuntimeError, ValueError) as error:  # from ArrayRecord
+    for number, text in _NO_SPACE.items():
+      if text in str(error):
+        raise OSError(number, os.strerror(number), shard.file) from None
     raise
-  sync(part)
-  about = {'file': path.name, **_about(part, found.examples)}
-  part.rename(path)
-  sync(path.parent)
-  write_file(shard.hashes, hashes)
-  write_file(shard.facts, json.dumps({'shard': about, 'tally': found.to_json()}).encode())
+  with open(shard.file, 'rb') as file:
+    sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    size = os.fstat(file.fileno()).st_size
+  name = pathlib.Path(shard.file).name
+  metadata = {
+    'shard': {'file': name, 'records': statistics.examples, 'bytes': size, 'sha256': sha256},
+    'statistics': statistics.to_json(),
+  }
+  files.write_bytes(shard.hashes_file, hashes)
+  files.write_bytes(shard.metadata_file, json.dumps(metadata).encode())
 
 
-def is_whole(shard: Shard, accept_bad: bool) -> bool:
-  """Whether a shard is written; one that lacks bad examples counts only if they are accepted."""
+def is_complete(shard: Shard, accept_unreadable: bool) -> bool:
+  """Whether a shard has been written; if it lacks unreadable examples, only if that is accepted."""
   try:
-    facts = json.loads(shard.facts.read_text())
-    if facts['tally']['unreadable'] and not accept_bad:
-      return False  # the images may have been mended since
-    return pathlib.Path(shard.file).stat().st_size == facts['shard']['bytes']
-  except (OSError, ValueError, KeyError):
+    metadata = json.loads(shard.metadata_file.read_text())
+    statistics = SplitStatistics.from_json(metadata['statistics'])
+    if statistics.unreadable and not accept_unreadable:
+      return False  # the images may have been repaired since
+    return pathlib.Path(shard.file).stat().st_size == metadata['shard']['bytes']
+  except (OSError, ValueError, KeyError):  # KeyError: an older version wrote it
     return False

@@ -1,4 +1,4 @@
-"""What the images of a data set are like: read once, counted, and nothing kept but the counts."""
+"""Statistics of the images of a data set; each image is read once and none is kept."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from PIL import Image
 
 from vit_jax.data.decoding.images import MAX_PIXELS, ORIENTATION, check_image, decode_image
 from vit_jax.errors import BadExampleError
-from vit_jax.prepare.examples import Examples, shown
+from vit_jax.prepare.examples import Examples
+from vit_jax.text import printable
 
 HASH_BYTES = 16
-_KEEP = 1000  # unreadable examples that are listed by name, in each split
-_NAMES = 5  # of examples that are named for a remark
-_FIRSTS = 3  # examples of each class that are found again, for pictures
+_MAX_REASONS = 1000  # unreadable examples of a split that are listed by name
+_MAX_NAMES = 5  # examples that are named for a warning
+_MAX_FIRST_EXAMPLES = 3  # of each class, for the pictures of the card
 _SUFFIXES = {
   'JPEG': ('.jpg', '.jpeg'),
   'PNG': ('.png',),
@@ -30,16 +31,27 @@ _SUFFIXES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageProperties:
+  """What the header of an image says, its size in pixels when upright, and warnings about it."""
+
+  format: str
+  mode: str
+  width: int
+  height: int
+  warnings: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass
 class SplitStatistics:
-  """Counts of some examples of one split; tallies of parts add up.
+  """Statistics of consecutive examples of one split; those of adjacent ones can be merged.
 
   Attributes:
-    examples, bytes: of those that can be read.
-    classes, widths, heights, formats, modes: value -> examples.
-    remarks: what is odd -> how many, and the names of a few.
-    unreadable: how many, and the first of them with their reasons.
-    firsts: class -> places of its first examples among those that can be read.
+    examples, bytes: readable examples, and bytes of their images.
+    classes, widths, heights, formats, modes: value -> number of examples.
+    warnings: warning -> (number of examples, the names of a few).
+    unreadable: number of unreadable examples; reasons: (name, reason) of the first ones.
+    first_examples: class -> indices of its first examples, among the readable ones.
   """
 
   examples: int = 0
@@ -49,93 +61,88 @@ class SplitStatistics:
   heights: Counter[int] = dataclasses.field(default_factory=Counter)
   formats: Counter[str] = dataclasses.field(default_factory=Counter)
   modes: Counter[str] = dataclasses.field(default_factory=Counter)
-  remarks: dict[str, tuple[int, list[str]]] = dataclasses.field(default_factory=dict)
+  warnings: dict[str, tuple[int, list[str]]] = dataclasses.field(default_factory=dict)
   unreadable: int = 0
   reasons: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-  firsts: dict[int, list[int]] = dataclasses.field(default_factory=dict)
+  first_examples: dict[int, list[int]] = dataclasses.field(default_factory=dict)
 
-  def remark(self, what: str, count: int, names: Sequence[str]) -> None:
-    before, known = self.remarks.get(what, (0, []))
-    self.remarks[what] = (before + count, [*known, *names][:_NAMES])
+  def _add_warning(self, warning: str, count: int, names: Iterable[str]) -> None:
+    previous_count, previous_names = self.warnings.get(warning, (0, []))
+    self.warnings[warning] = (previous_count + count, [*previous_names, *names][:_MAX_NAMES])
 
   def add_unreadable(self, name: str, reason: str) -> None:
     self.unreadable += 1
-    if len(self.reasons) < _KEEP:
+    if len(self.reasons) < _MAX_REASONS:
       self.reasons.append((name, reason))
 
-  def add(self, facts: 'Facts', labels: Sequence[int], name: str, stored: int) -> None:
+  def add(
+    self, properties: ImageProperties, labels: Sequence[int], name: str, num_bytes: int
+  ) -> None:
     for label in labels:
-      places = self.firsts.setdefault(label, [])
-      if len(places) < _FIRSTS:
-        places.append(self.examples)
+      indices = self.first_examples.setdefault(label, [])
+      if len(indices) < _MAX_FIRST_EXAMPLES:
+        indices.append(self.examples)
     self.examples += 1
-    self.bytes += stored
+    self.bytes += num_bytes
     self.classes.update(labels)
-    self.widths[facts.width] += 1
-    self.heights[facts.height] += 1
-    self.formats[facts.format] += 1
-    self.modes[facts.mode] += 1
-    for what in facts.remarks:
-      self.remark(what, 1, [name])
+    self.widths[properties.width] += 1
+    self.heights[properties.height] += 1
+    self.formats[properties.format] += 1
+    self.modes[properties.mode] += 1
+    for warning in properties.warnings:
+      self._add_warning(warning, 1, [name])
 
-  def merge(self, other: 'SplitStatistics') -> None:
-    """Adds the counts of the examples that follow."""
-    for label, places in other.firsts.items():
-      known = self.firsts.setdefault(label, [])
-      known += [self.examples + place for place in places[: _FIRSTS - len(known)]]
-    self.examples += other.examples
-    self.bytes += other.bytes
+  def merge(self, following: 'SplitStatistics') -> None:
+    """Adds the statistics of the examples that follow."""
+    for label, new_indices in following.first_examples.items():
+      indices = self.first_examples.setdefault(label, [])
+      missing = _MAX_FIRST_EXAMPLES - len(indices)
+      indices += [self.examples + index for index in new_indices[:missing]]
+    self.examples += following.examples
+    self.bytes += following.bytes
     for name in ('classes', 'widths', 'heights', 'formats', 'modes'):
-      getattr(self, name).update(getattr(other, name))
-    for what, (count, names) in other.remarks.items():
-      self.remark(what, count, names)
-    self.unreadable += other.unreadable
-    self.reasons = (self.reasons + list(other.reasons))[:_KEEP]
+      getattr(self, name).update(getattr(following, name))
+    for warning, (count, names) in following.warnings.items():
+      self._add_warning(warning, count, names)
+    self.unreadable += following.unreadable
+    self.reasons = (self.reasons + list(following.reasons))[:_MAX_REASONS]
 
   def to_json(self) -> dict[str, Any]:
     return vars(self)
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'SplitStatistics':
-    """The tally that `to_json` was written of; JSON has no integers for keys."""
+    """Restores what `to_json` wrote; raises `KeyError` for what another version wrote."""
 
-    def whole(counts: Mapping[str, Any]) -> dict[int, Any]:
+    def with_int_keys(counts: Mapping[str, Any]) -> dict[int, Any]:
       return {int(key): value for key, value in counts.items()}
 
     return cls(
-      fields['examples'],
-      fields['bytes'],
-      *(Counter(whole(fields[name])) for name in ('classes', 'widths', 'heights')),
-      *(Counter(fields[name]) for name in ('formats', 'modes')),
-      {what: (count, names) for what, (count, names) in fields['remarks'].items()},
-      fields['unreadable'],
-      [tuple(reason) for reason in fields['reasons']],
-      whole(fields['firsts']),
+      examples=fields['examples'],
+      bytes=fields['bytes'],
+      classes=Counter(with_int_keys(fields['classes'])),
+      widths=Counter(with_int_keys(fields['widths'])),
+      heights=Counter(with_int_keys(fields['heights'])),
+      formats=Counter(fields['formats']),
+      modes=Counter(fields['modes']),
+      warnings={text: (count, names) for text, (count, names) in fields['warnings'].items()},
+      unreadable=fields['unreadable'],
+      reasons=[(name, reason) for name, reason in fields['reasons']],
+      first_examples=with_int_keys(fields['first_examples']),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Facts:
-  """What the header of an image tells."""
-
-  format: str
-  mode: str
-  width: int
-  height: int
-  remarks: tuple[str, ...] = ()
+def _reason(error: BadExampleError, name: str) -> str:
+  """Why an example is unreadable, without its name."""
+  reason = str(error).removeprefix(f'{name} ').removeprefix('cannot be read as an image: ')
+  return printable(reason.removeprefix('cannot be read: ').removeprefix('is ').rstrip('.'))
 
 
-def reason(error: BadExampleError, name: str) -> str:
-  """Why an example is bad, without its name."""
-  said = str(error).removeprefix(f'{name} ').removeprefix('cannot be read as an image: ')
-  return shown(said.removeprefix('cannot be read: ').removeprefix('is ').rstrip('.'))
-
-
-def _is_faultless_jpeg(data: bytes) -> bool:
-  """Whether it is a JPEG without the least flaw, by decoding it."""
+def _is_intact_jpeg(data: bytes) -> bool:
+  """Whether it is a JPEG that decodes completely, without a flaw."""
   try:
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    if height * width > MAX_PIXELS:
+    if int(height) * int(width) > MAX_PIXELS:
       return False
     simplejpeg.decode_jpeg(data, 'GRAY')
   except (ValueError, KeyError):  # KeyError: a colorspace it has no name for, such as CMYK
@@ -143,73 +150,101 @@ def _is_faultless_jpeg(data: bytes) -> bool:
   return True
 
 
-def examine(data: bytes | np.ndarray, name: str, decode: bool) -> Facts:
-  """The facts of an image.
+def _suffix_warning(name: str, image_format: str) -> list[str]:
+  suffix = os.path.splitext(name)[1].lower()
+  is_known = suffix in itertools.chain.from_iterable(_SUFFIXES.values())
+  if is_known and suffix not in _SUFFIXES.get(image_format, ()):
+    return [f'{image_format} file with the suffix {suffix}']
+  return []
+
+
+def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImageProperties:
+  """Returns the properties of an image.
 
   Args:
-    data: as it is stored.
-    name: of its file.
-    decode: whether to decode it wholly; else its header and its end are looked at.
+    data: the content of an image file, or (H, W, C) uint8.
+    name: its file.
+    decode: whether to decode it completely; otherwise `check_image` decides what is read.
 
   Raises:
     BadExampleError: when it cannot be read.
   """
   if isinstance(data, np.ndarray):
     height, width, channels = data.shape
-    return Facts('pixels', f'{channels} channels', width, height)
+    return ImageProperties('pixels', f'{channels} channels', width, height)
   if not data:
     raise BadExampleError(f'{name} is empty.')
-  flawed = decode and not _is_faultless_jpeg(data)
+  flawed = decode and not _is_intact_jpeg(data)
   if flawed:
     decode_image(data, name)
   elif not decode:
     check_image(data, name)
   with Image.open(io.BytesIO(data)) as image:
-    remarks = []
-    if flawed and image.format == 'JPEG' and image.mode != 'CMYK':
-      remarks.append('damaged in part, decoded as far as it goes')
-    suffixes = _SUFFIXES.get(image.format, ())
-    suffix = os.path.splitext(name)[1].lower()
-    known = itertools.chain.from_iterable(_SUFFIXES.values())
-    if suffix in known and suffix not in suffixes:
-      remarks.append(f'called {suffix}, is {image.format}')
+    image_format = image.format or 'unknown'
+    warnings = []
+    if flawed and image_format == 'JPEG' and image.mode != 'CMYK':
+      warnings.append('partly damaged, decoded as far as possible')
+    warnings += _suffix_warning(name, image_format)
     if getattr(image, 'is_animated', False):
-      remarks.append('animated; its first frame is used')
+      warnings.append('animated, only the first frame is used')
     width, height = image.size
-    if b'Exif' in data[:65536] and (turn := image.getexif().get(ORIENTATION, 1)) != 1:
-      remarks.append('turned upright by its EXIF tag')
-      if turn >= 5:
+    if b'Exif' in data[:65536] and (orientation := image.getexif().get(ORIENTATION, 1)) != 1:
+      warnings.append('turned upright by its EXIF orientation')
+      if orientation >= 5:
         width, height = height, width
-    return Facts(image.format, image.mode, width, height, tuple(remarks))
+    return ImageProperties(image_format, image.mode, width, height, tuple(warnings))
 
 
 def content_hash(data: bytes | np.ndarray) -> bytes:
-  """A hash of what is stored; never zeros, which stand for an unreadable example."""
+  """Returns `HASH_BYTES` of SHA-256; all zeros, which stand for an unreadable example, never occur.
+
+  Pixels are hashed with their shape.
+  """
   if isinstance(data, np.ndarray):
     data = repr(data.shape).encode() + np.ascontiguousarray(data).tobytes()
   return hashlib.sha256(data).digest()[:HASH_BYTES]
 
 
-def label_list(label: np.ndarray, multi_label: bool) -> list[int]:
+def _label_list(label: np.ndarray, multi_label: bool) -> list[int]:
   return np.flatnonzero(label).tolist() if multi_label else [int(label)]
 
 
-def tally(
-  examples: Examples, multi_label: bool, decode: bool, tell: Callable[[int], None]
+def collect_statistics(
+  examples: Examples,
+  multi_label: bool,
+  progress: Callable[[int], object],
+  *,
+  decode: bool,
+  write: Callable[[bytes | np.ndarray, list[int], str], bytes] | None = None,
 ) -> tuple[SplitStatistics, bytes]:
-  """Reads examples; returns their counts, and their hashes one after the other."""
-  found, hashes = SplitStatistics(), bytearray()
+  """Reads examples; returns their statistics and their concatenated content hashes.
+
+  Args:
+    examples: of one split.
+    multi_label: whether labels are vectors of zeros and ones.
+    progress: called with 1 after each example.
+    decode: see `examine`.
+    write: (image, labels, name) -> the bytes it has stored, for each readable example; sizes,
+      formats and modes are then those of the stored images. Raises `BadExampleError` for an image
+      that cannot be stored.
+  """
+  statistics, hashes = SplitStatistics(), bytearray()
   for i in range(len(examples)):
-    name, digest = '', bytes(HASH_BYTES)
+    name, image_hash = '', bytes(HASH_BYTES)
     try:
       name = examples.name(i)
-      data, label = examples.read(i)
-      facts = examine(data, name, decode)
-      digest = content_hash(data)
-      size = data.nbytes if isinstance(data, np.ndarray) else len(data)
-      found.add(facts, label_list(label, multi_label), name, size)
+      image, label = examples.read(i)
+      properties = examine(image, name, decode)
+      labels = _label_list(label, multi_label)
+      stored = write(image, labels, name) if write else image
+      if stored is not image:
+        warnings = properties.warnings
+        properties = dataclasses.replace(examine(stored, '', decode=False), warnings=warnings)
+      num_bytes = stored.nbytes if isinstance(stored, np.ndarray) else len(stored)
+      statistics.add(properties, labels, name, num_bytes)
+      image_hash = content_hash(image)
     except BadExampleError as error:
-      found.add_unreadable(name, reason(error, name))
-    hashes += digest
-    tell(1)
-  return found, bytes(hashes)
+      statistics.add_unreadable(name, _reason(error, name))
+    hashes += image_hash
+    progress(1)
+  return statistics, bytes(hashes)

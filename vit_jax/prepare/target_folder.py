@@ -1,4 +1,4 @@
-"""Whether a preparation may begin in a folder, or go on there; one at a time."""
+"""Whether a preparation may begin in a folder, or resume there; one at a time."""
 
 import fcntl
 import json
@@ -6,17 +6,18 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from vit_jax import files
 from vit_jax.data.sources.tfds import CARD, UNFINISHED
 from vit_jax.errors import UserError
 from vit_jax.prepare.listing import Listing
-from vit_jax.prepare.shard_writer import Encoding, write_file
+from vit_jax.prepare.shard_writer import Encoding
 
 _SETTINGS = 'settings.json'
-_VERSION = 1  # of what is written; another one is not continued
+_VERSION = 1  # of the files written; a preparation of another version is not resumed
 
 
 def make_settings(listing: Listing, name: str, encoding: Encoding, shards: int) -> dict[str, Any]:
-  """All that a prepared data set depends on, but the content of the images."""
+  """Returns all that the files of a data set depend on, except the content of the images."""
   return {
     'version': _VERSION,
     'name': name,
@@ -30,48 +31,62 @@ def make_settings(listing: Listing, name: str, encoding: Encoding, shards: int) 
   }
 
 
-def refuse_other(target: pathlib.Path, known: dict[str, Any], settings: dict[str, Any]) -> None:
-  """Raises `UserError` when a data set was begun with other settings."""
-  for key in (key for key, value in settings.items() if known.get(key) != value):
+def check_same_settings(
+  target: pathlib.Path, previous: dict[str, Any], settings: dict[str, Any]
+) -> None:
+  """Raises `UserError` when the data set in TARGET was begun with other settings."""
+  for key in (key for key, value in settings.items() if previous.get(key) != value):
     if key == 'listing':
       raise UserError(
         f'The files of {settings["source"]} have changed since the preparation of {target} '
-        'began; remove it, or name another TARGET.'
+        'began; remove it, or choose another TARGET.'
       )
     raise UserError(
-      f'{target} was begun with {key}={known.get(key)}, not {settings[key]}; run the command as '
-      'it was, or name another TARGET.'
+      f'{target} was begun with {key}={previous.get(key)}, not {settings[key]}; repeat the '
+      'original command, or choose another TARGET.'
     )
 
 
-def refuse_taken(target: pathlib.Path) -> None:
-  """Raises `UserError` for a TARGET that holds anything of others."""
+def check_available(target: pathlib.Path) -> None:
+  """Raises `UserError` when TARGET holds anything but a data set or the beginning of one."""
   if target.exists() and not target.is_dir():
     raise UserError(f'{target} is a file; TARGET is a folder.')
-  begun = (target / UNFINISHED / _SETTINGS).exists() or (target / CARD).exists()
-  if target.exists() and not begun and any(e.name != UNFINISHED for e in target.iterdir()):
-    raise UserError(f'{target} is there already and is not empty; name another TARGET.')
+  is_ours = (target / UNFINISHED / _SETTINGS).exists() or (target / CARD).exists()
+  if target.exists() and not is_ours and any(e.name != UNFINISHED for e in target.iterdir()):
+    raise UserError(f'{target} exists and is not empty; choose another TARGET.')
 
 
-def begin(
-  target: pathlib.Path, settings: dict[str, Any], count: Callable[[], dict[str, int]]
+def begin_or_resume(
+  target: pathlib.Path, settings: dict[str, Any], count_shards: Callable[[], dict[str, int]]
 ) -> dict[str, int]:
-  """Makes TARGET, or checks what is there; returns the number of shards of each split."""
+  """Creates TARGET, or checks that it was begun with the same settings.
+
+  Args:
+    target: the folder.
+    settings: see `make_settings`.
+    count_shards: chooses the number of shards of each split; only called at the beginning.
+
+  Returns:
+    The number of shards of each split.
+
+  Raises:
+    UserError: when TARGET cannot be created, or was begun with other settings.
+  """
   file = target / UNFINISHED / _SETTINGS
   if not file.exists():
-    content = json.dumps({'settings': settings, 'shards': count()}, indent=2)
+    content = json.dumps({'settings': settings, 'shards': count_shards()}, indent=2)
     try:
       file.parent.mkdir(parents=True, exist_ok=True)
     except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
-      raise UserError(f'{target} cannot be made: {error.strerror}.') from None
-    write_file(file, content.encode())
-  known = json.loads(file.read_text())
-  refuse_other(target, known['settings'], settings)
-  return known['shards']
+      raise UserError(f'{target} cannot be created: {error.strerror}.') from None
+    files.write_bytes(file, content.encode())
+  previous = json.loads(file.read_text())
+  check_same_settings(target, previous['settings'], settings)
+  return previous['shards']
 
 
 class Lock:
-  """Keeps other processes from preparing the same TARGET."""
+  """Keeps other processes from preparing the same TARGET, and removes what killed ones left."""
 
   def __init__(self, target: pathlib.Path):
     self._target = target
@@ -81,7 +96,11 @@ class Lock:
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise UserError(f'Another process is preparing {self._target}; wait for its end.') from None
+      raise UserError(
+        f'Another process is preparing {self._target}; wait until it has finished.'
+      ) from None
+    for scratch in self._target.glob('*.part'):
+      scratch.unlink(missing_ok=True)
 
   def __exit__(self, *args: object) -> None:
     self._file.close()

@@ -1,142 +1,142 @@
-"""Tasks on worker processes that end with the process that started them, however it ends.
+"""Runs tasks on worker processes that never outlive the process that started them.
 
-Workers are new interpreters that import what their function needs and nothing else. Ctrl-C is
-left to the parent; a parent that was killed is noticed at the next word to it.
+Workers are new interpreters that import only what the tasks need. They leave Ctrl-C to the parent,
+and notice that it was killed when they next report progress.
+
+`concurrent.futures.ProcessPoolExecutor` does not serve: its workers share one pipe for results, so
+it waits forever when one is killed while it sends a result; it cannot stop tasks that are running,
+and its workers outlive a parent that was killed.
 """
 
 import contextlib
 import multiprocessing
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
+from vit_jax import signals
 from vit_jax.errors import RunError, UserError
 
-_TELL_EVERY = 0.1  # seconds
-_PATIENCE = 2  # seconds for a worker to end by itself
-Tell = Callable[[int], None]
+_REPORT_EVERY = 0.1  # seconds
+_EXIT_TIMEOUT = 2  # seconds for a worker to exit by itself
+
+# Called with the number of examples that are done since the last call.
+ReportProgress = Callable[[int], object]
+Task = Callable[[Any, ReportProgress], Any]
 
 
-class _Teller:
-  """Sends counts of what was done to the parent, not more often than needed."""
+class _ProgressSender:
+  """Sends progress to the parent, at most every `_REPORT_EVERY` seconds."""
 
   def __init__(self, pipe: connection.Connection):
-    self._pipe, self._count, self._last = pipe, 0, time.monotonic()
+    self._pipe, self._count, self._last_sent = pipe, 0, time.monotonic()
 
   def __call__(self, count: int) -> None:
     self._count += count
-    if time.monotonic() - self._last > _TELL_EVERY:
+    if time.monotonic() - self._last_sent > _REPORT_EVERY:
       self.flush()
 
   def flush(self) -> None:
-    self._pipe.send(('told', self._count))
-    self._count, self._last = 0, time.monotonic()
+    self._pipe.send(('progress', self._count))
+    self._count, self._last_sent = 0, time.monotonic()
 
 
-def _serve(pipe: connection.Connection, function: Callable[[Any, Tell], Any]) -> None:
+def _run_worker(pipe: connection.Connection, function: Task) -> None:
+  """The main function of a worker: runs the tasks that arrive until the parent is gone."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
     while True:
-      task, tell = pipe.recv(), _Teller(pipe)
+      task, progress = pipe.recv(), _ProgressSender(pipe)
       try:
-        answer = ('done', function(task, tell))
+        message = ('result', function(task, progress))
       except (BrokenPipeError, ConnectionResetError):
         return
       except (RunError, OSError) as error:
-        answer = ('failed', error)
+        message = ('error', error)
       except Exception:  # noqa: BLE001 - it is raised in the parent
-        answer = ('bug', traceback.format_exc())
-      tell.flush()
-      pipe.send(answer)
-
-
-@contextlib.contextmanager
-def _keyboard_ignored() -> Iterator[None]:
-  """Processes that start meanwhile ignore Ctrl-C from their first moment on."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGINT, before)
+        message = ('traceback', traceback.format_exc())
+      progress.flush()
+      pipe.send(message)
 
 
 class _Worker:
-  """A process and what it is doing."""
+  """A worker process, its pipe, and the index of its task."""
 
-  def __init__(self, function: Callable[[Any, Tell], Any]):
+  def __init__(self, function: Task):
     context = multiprocessing.get_context('spawn')
-    self.pipe, theirs = context.Pipe()
-    self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-    with _keyboard_ignored():
+    self.pipe, worker_end = context.Pipe()
+    self.process = context.Process(target=_run_worker, args=(worker_end, function), daemon=True)
+    with signals.handled(signal.SIGINT, signal.SIG_IGN):  # inherited: ignored from the first moment
       self.process.start()
-    theirs.close()
-    self.task = -1
+    worker_end.close()
+    self.task_index = -1
+
+  def start_task(self, index: int, task: Any) -> None:
+    self.task_index = index
+    with contextlib.suppress(OSError):  # the process has died; `receive` reports it
+      self.pipe.send(task)
 
   def receive(self) -> tuple[str, Any]:
+    """Returns (kind, content) of the next message; raises `UserError` if the process has died."""
     try:
       return self.pipe.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # OSError: in the middle of a message
       self.process.join()
       code = self.process.exitcode
-      hint = '; memory may have run out: try fewer --workers' if code == -signal.SIGKILL else ''
-      raise UserError(f'A worker process has ended (exit code {code}{hint}); run again.') from None
+      hint = '; memory may have run out: use fewer --workers' if code == -signal.SIGKILL else ''
+      raise UserError(f'A worker process died (exit code {code}{hint}); run again.') from None
 
-  def end(self) -> None:
-    """Waits for the process, whose pipe is closed: it ends at its next word to the parent."""
-    self.process.join(_PATIENCE)
+  def stop(self) -> None:
+    """Waits for the process to notice that its pipe is closed, then terminates it."""
+    self.process.join(_EXIT_TIMEOUT)
     self.process.terminate()
     self.process.join()
 
 
 def run_tasks(
-  function: Callable[[Any, Tell], Any], tasks: Sequence[Any], workers: int, tell: Tell
+  function: Task, tasks: Sequence[Any], num_workers: int, progress: ReportProgress
 ) -> Iterator[tuple[int, Any]]:
-  """Does tasks on processes; yields (number of the task, its result) as they are done.
+  """Runs tasks on worker processes; yields (index of the task, its result) as they finish.
 
   Args:
-    function: (task, tell) -> result, at the top level of a module.
-    tasks: that can be pickled.
-    workers: processes.
-    tell: is given the counts that the function tells.
+    function: (task, progress) -> result, at the top level of a module.
+    tasks: picklable arguments of `function`.
+    num_workers: number of processes.
+    progress: called in this process with the counts that `function` reports.
 
   Raises:
-    RunError, OSError: that a task has raised.
-    RuntimeError: for any other error in a task, with its traceback.
+    RunError, OSError: as a task raised it.
+    RuntimeError: for any other exception in a task, with its traceback.
+    UserError: when a worker process dies.
   """
-  waiting = list(enumerate(tasks))[::-1]
-  team: list[_Worker] = []
+  queue = iter(enumerate(tasks))
+  workers: list[_Worker] = []
   try:
-    team += (_Worker(function) for _ in range(min(workers, len(waiting))))
-    busy = {worker.pipe: worker for worker in team}
-    for worker in team:
-      worker.task, task = waiting.pop()
-      worker.pipe.send(task)
+    workers += (_Worker(function) for _ in range(min(num_workers, len(tasks))))
+    for worker in workers:
+      worker.start_task(*next(queue))
+    busy = list(workers)
     while busy:
-      for pipe in connection.wait(list(busy)):
-        worker = busy[pipe]
+      ready = connection.wait([worker.pipe for worker in busy])
+      for worker in [worker for worker in busy if worker.pipe in ready]:
         kind, content = worker.receive()
-        if kind == 'told':
-          tell(content)
-        elif kind == 'done':
-          yield worker.task, content
-          if waiting:
-            worker.task, task = waiting.pop()
-            worker.pipe.send(task)
+        if kind == 'progress':
+          progress(content)
+        elif kind == 'result':
+          yield worker.task_index, content
+          if (next_task := next(queue, None)) is not None:
+            worker.start_task(*next_task)
           else:
-            del busy[pipe]
-        elif kind == 'failed':
+            busy.remove(worker)
+        elif kind == 'error':
           raise content
         else:
           raise RuntimeError(f'in a worker process:\n{content}')
   finally:
-    for worker in team:
+    for worker in workers:
       worker.pipe.close()
-    for worker in team:
-      worker.end()
+    for worker in workers:
+      worker.stop()

@@ -6,39 +6,39 @@ from typing import Any
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 
 
-def _feature(module: str, kind: str, **fields: Any) -> dict[str, Any]:
-  return {'pythonClassName': f'tensorflow_datasets.core.features.{module}.{kind}', **fields}
+def _feature(module: str, class_name: str, **fields: Any) -> dict[str, Any]:
+  return {'pythonClassName': f'tensorflow_datasets.core.features.{module}.{class_name}', **fields}
 
 
 def features(num_classes: int, multi_label: bool, real: bool) -> dict[str, Any]:
-  """features.json of images with their label, the name of their file, and maybe ReaL labels."""
+  """Returns features.json: image, file name, label or labels, and ReaL labels if `real`."""
   label = _feature('class_label_feature', 'ClassLabel', classLabel={'numClasses': str(num_classes)})
-  several = _feature('sequence_feature', 'Sequence', sequence={'feature': label, 'length': '-1'})
+  labels = _feature('sequence_feature', 'Sequence', sequence={'feature': label, 'length': '-1'})
   image = {'dtype': 'uint8', 'shape': {'dimensions': ['-1', '-1', '3']}}
-  found = {
+  by_name = {
     'image': _feature('image_feature', 'Image', image=image),
     'file_name': _feature('text_feature', 'Text', text={}),
-    **({'labels': several} if multi_label else {'label': label}),
-    **({'real': several} if real else {}),
+    **({'labels': labels} if multi_label else {'label': label}),
+    **({'real': labels} if real else {}),
   }
-  return _feature('features_dict', 'FeaturesDict', featuresDict={'features': found})
+  return _feature('features_dict', 'FeaturesDict', featuresDict={'features': by_name})
 
 
-def shard_name(name: str, split: str, shard: int, count: int) -> str:
-  """The name of a file, as the template below says it."""
-  digits = max(5, len(str(count)))
-  return f'{name}-{split}.array_record-{shard:0{digits}}-of-{count:0{digits}}'
+def shard_name(name: str, split: str, shard: int, num_shards: int) -> str:
+  """Returns the name of a shard's file, by the template in dataset_info.json."""
+  digits = max(5, len(str(num_shards)))
+  return f'{name}-{split}.array_record-{shard:0{digits}}-of-{num_shards:0{digits}}'
 
 
 def dataset_info(
   name: str, splits: Mapping[str, Sequence[Mapping[str, Any]]], sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-  """dataset_info.json.
+  """Returns dataset_info.json.
 
   Args:
-    name: of the data set.
-    splits: the shards of each: {'records': …}.
-    sizes: the bytes of the images in each.
+    name: name of the data set.
+    splits: split -> its shards: {'records': …}.
+    sizes: split -> bytes of its images.
   """
   infos = [
     {
