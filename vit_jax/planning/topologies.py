@@ -17,11 +17,41 @@ import jax
 from jax.experimental.topologies import get_topology_desc
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.hardware import TPUS, TpuChip
+from vit_jax.hardware import CHIPS, Chip
 
+
+@dataclasses.dataclass(frozen=True)
+class SliceRules:
+  """What slices of a TPU generation look like.
+
+  Attributes:
+    usable_gib: GiB of HBM that the compiler gives to one device's program.
+    tensor_cores: of a chip; where there are two, the names of slices count them.
+    dimensions: of a topology, 2 or 3.
+    max_chips: of the largest slice.
+  """
+
+  usable_gib: float
+  tensor_cores: int
+  dimensions: int
+  max_chips: int
+
+
+# Cores, dimensions and sizes: as in `hardware.CHIPS`. Usable HBM: measured with libtpu 0.0.42.1, as
+# "available HBM" in the refusal to compile a function that needs 360 GiB; on v2, v3 and tpu7x it
+# is that of one of the two devices of a chip.
+SLICES = {
+  'v2': SliceRules(7.48, tensor_cores=2, dimensions=2, max_chips=256),
+  'v3': SliceRules(15.48, tensor_cores=2, dimensions=2, max_chips=1024),
+  'v4': SliceRules(30.75, tensor_cores=2, dimensions=3, max_chips=4096),
+  'v5e': SliceRules(15.75, tensor_cores=1, dimensions=2, max_chips=256),
+  'v5p': SliceRules(95.74, tensor_cores=2, dimensions=3, max_chips=6144),
+  'v6e': SliceRules(31.25, tensor_cores=1, dimensions=2, max_chips=256),
+  'tpu7x': SliceRules(94.75, tensor_cores=2, dimensions=3, max_chips=9216),
+}
 _ALIASES = {'v5litepod': 'v5e'}
 _SYNTAX = (
-  f'use {", ".join(TPUS)} as v5e:16x16 or v4:4x4x4 (chips along each dimension) or v5e-256, or '
+  f'use {", ".join(SLICES)} as v5e:16x16 or v4:4x4x4 (chips along each dimension) or v5e-256, or '
   'cpu:8'
 )
 
@@ -32,7 +62,7 @@ class Topology:
 
   Attributes:
     name: as the user wrote it.
-    kind: a key of TPUS, or 'cpu'.
+    kind: a key of SLICES, or 'cpu'.
     shape: chips along each dimension; (devices,) for cpu.
   """
 
@@ -41,8 +71,9 @@ class Topology:
   shape: tuple[int, ...]
 
   @property
-  def chip(self) -> TpuChip | None:
-    return TPUS.get(self.kind)
+  def chip(self) -> Chip | None:
+    """None for CPU devices."""
+    return CHIPS.get(self.kind)
 
   @property
   def num_chips(self) -> int:
@@ -51,7 +82,7 @@ class Topology:
   @property
   def usable_bytes(self) -> int | None:
     """HBM that one device's program can use, in bytes; None if no limit is known."""
-    return None if self.chip is None else int(self.chip.usable_gib * 2**30)
+    return int(SLICES[self.kind].usable_gib * 2**30) if self.chip else None
 
 
 def parse_topology(name: str) -> Topology:
@@ -64,23 +95,23 @@ def parse_topology(name: str) -> Topology:
     return Topology(name, 'cpu', (int(match[1]),))
   match = re.fullmatch(r'(\w+)(?::(\d+(?:x\d+)+)|-(\d+))', name)
   kind = _ALIASES.get(match[1], match[1]) if match else ''
-  if match is None or kind not in TPUS:
+  if match is None or kind not in SLICES:
     raise UserError(f'{name!r} is not a topology; {_SYNTAX}.')
-  chip = TPUS[kind]
+  rules = SLICES[kind]
   if match[2]:
     shape = tuple(map(int, match[2].split('x')))
   else:
-    shape = _slice_shape(name, int(match[3]), chip)
-  if len(shape) != chip.dimensions or not (_fills_hosts(shape) or shape == (1, 1)):
-    example = 'x'.join('4' * chip.dimensions)
+    shape = _slice_shape(name, int(match[3]), rules)
+  if len(shape) != rules.dimensions or not (_fills_hosts(shape) or shape == (1, 1)):
+    example = 'x'.join('4' * rules.dimensions)
     raise UserError(
-      f'{name!r} is not a topology: a {kind} slice has {chip.dimensions} dimensions, the first two '
-      f'of them even; for example {kind}:{example}.'
+      f'{name!r} is not a topology: a {kind} slice has {rules.dimensions} dimensions, the first '
+      f'two of them even; for example {kind}:{example}.'
     )
-  if math.prod(shape) > chip.max_chips:
+  if math.prod(shape) > rules.max_chips:
     raise UserError(
       f'{name!r} has {math.prod(shape)} chips, but the largest slice of {kind} has '
-      f'{chip.max_chips}; set config.mesh.num_slices to use several slices.'
+      f'{rules.max_chips}; set config.mesh.num_slices to use several slices.'
     )
   return Topology(name, kind, shape)
 
@@ -90,20 +121,20 @@ def _fills_hosts(shape: tuple[int, ...]) -> bool:
   return min(shape) > 0 and shape[0] % 2 == shape[1] % 2 == 0
 
 
-def _slice_shape(name: str, count: int, chip: TpuChip) -> tuple[int, ...]:
+def _slice_shape(name: str, count: int, rules: SliceRules) -> tuple[int, ...]:
   """The shape of a slice of `count` cores or chips: as cubic as possible, ascending."""
-  chips, remainder = divmod(count, chip.tensor_cores)
+  chips, remainder = divmod(count, rules.tensor_cores)
   power = chips.bit_length() - 1
-  too_small = chips < 4 and (chips, chip.tensor_cores) != (1, 1)
+  too_small = chips < 4 and (chips, rules.tensor_cores) != (1, 1)
   if remainder or chips != 2**power or too_small:
-    unit = 'TensorCores, two a chip' if chip.tensor_cores == 2 else 'chips'
+    unit = 'TensorCores, two a chip' if rules.tensor_cores == 2 else 'chips'
     raise UserError(
       f'{name!r} is not a slice: the number counts {unit}, and slices named by it have a power of '
       'two of chips, four (one host) or more; name others by their shape, such as v5e:4x8.'
     )
-  if chip.dimensions == 3 and chips == 4:
+  if rules.dimensions == 3 and chips == 4:
     return 2, 2, 1  # one host
-  return tuple(2 ** ((power + i) // chip.dimensions) for i in range(chip.dimensions))
+  return tuple(2 ** ((power + i) // rules.dimensions) for i in range(rules.dimensions))
 
 
 def prepare_backend(topologies: Sequence[Topology]) -> None:
@@ -154,7 +185,7 @@ def get_devices(topology: Topology, num_slices: int = 1) -> Sequence[Any]:
         f'{topology.name} needs more than the {len(devices)} CPU devices of this process.'
       )
     return devices
-  options: dict[str, Any] = {**topology.chip.compiler_options}
+  options: dict[str, Any] = {'chip_config_name': 'megacore'} if topology.kind == 'v4' else {}
   if topology.num_chips == 1:
     options['chips_per_host_bounds'] = (1, 1, 1)
   try:
