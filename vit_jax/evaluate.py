@@ -30,7 +30,7 @@ def score(
     UserError: for a model or data that is not there, or classes that are not the model's.
   """
   vit = load(model, image_size=image_size)
-  command_line.say_report(vit.report)
+  command_line.print_report(vit.report)
   source = open_source(data, split)
   if vit.labels is not None:
     check_same_classes(vit.labels, source.class_names, source.name)
@@ -66,7 +66,7 @@ def main() -> None:
   parser.add_argument('--split', default='test', help='which part of the data')
   parser.add_argument('--eval', default='classification', choices=['classification'])
   parser.add_argument(
-    '--image_size', type=command_line.pixels, metavar='N|HxW', help="when not the model's"
+    '--image_size', type=command_line.parse_image_size, metavar='N|HxW', help="when not the model's"
   )
   parser.add_argument('--batch_size', type=int, default=64, help='changes no result')
   parser.add_argument(

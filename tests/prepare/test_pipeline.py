@@ -190,7 +190,7 @@ def test_killed_and_stopped_it_goes_on_to_the_same_bytes(many, tmp_path):
   code, _ = interrupt(many, tmp_path / 'out', signal.SIGKILL)
   assert code == -signal.SIGKILL
   code, err = interrupt(many, tmp_path / 'out', signal.SIGINT)
-  assert (code, err.strip()) == (130, 'stopped by the keyboard.')
+  assert (code, err.strip()) == (130, 'interrupted by the keyboard.')
   whole = [tmp_path / 'out' / name for name in shards_in(tmp_path / 'out')]
   assert 6 <= len(whole) < 80
   before = [path.stat().st_mtime_ns for path in whole]
