@@ -100,7 +100,7 @@ def test_sweep(tmp_path):
   ('args', 'message'),
   [
     (('--topology=v9:2x2',), "'v9:2x2' is no topology; known are v2, v3"),
-    (('--topology=cpu:3',), 'which the 3 parts of the mesh'),
+    (('--topology=cpu:3',), 'which the 3 shards of the batch'),
     (('--topology=cpu:4', '--out=x.csv'), '--out goes with --sweep'),
     (('--sweep=cpu:3,cpu:5',), 'none of these topologies'),
     (
