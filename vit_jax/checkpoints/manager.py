@@ -222,7 +222,7 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
       if not _has_manifest(candidate, step) or not manifest.verify(candidate / str(step)):
         return candidate / str(step) / _ITEM
     if steps:
-      raise UserError(f'No checkpoint in {candidate} is intact; use another workdir.')
+      raise UserError(f'No checkpoint in {candidate} is intact; choose another folder.')
   return None
 
 

@@ -202,7 +202,8 @@ def _connect_to_process_0(
       if time.monotonic() > deadline:
         raise LostPeerError(
           f'Process 0 did not answer at {process.coordinator} within {timeout:g} s '
-          f'({error.strerror or error}); this is {name}.'
+          f'({error.strerror or error}); start it, or let {name} wait longer with '
+          '--start_timeout=SECONDS.'
         ) from None
       time.sleep(0.2)
   connection = Connection(connected, timeout + 10)

@@ -21,10 +21,10 @@ from vit_jax.text import plural
 AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')  # a batch is sharded over both
 
-# Tensor parallelism (arXiv 1909.08053, Section 3): a pattern that the path of an array in the
-# state ends with, and the axis that is sharded over `tensor`. Paths of optimizer moments end with
-# those of their parameters. Adafactor's factored moments lack an axis of the kernel, so axes are
-# counted from the side that they keep.
+# Tensor parallelism (arXiv 1909.08053, Section 3): a pattern for the end of an array's path in the
+# state, and the axis that is sharded over `tensor`. The path of an optimizer moment ends with that
+# of its parameter. Whether an axis counts from the end matters for Adafactor's factored moments,
+# which lack one axis of their kernel.
 TENSOR_RULES = (
   (r'/(query|key|value)/kernel', -2),  # (D, K, D / K): the heads
   (r'/(query|key|value)/bias', -2),  # (K, D / K)
@@ -192,7 +192,7 @@ def sharded_bytes(abstract: Any) -> dict[str, int]:
   return sizes
 
 
-def _local_slices(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[Any, range]:
+def _rows_by_device(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[Any, range]:
   """{device of this process: the rows of a global batch that it holds}."""
   indices = sharding.addressable_devices_indices_map(shape)
   return {device: range(*index[0].indices(shape[0])) for device, index in indices.items() if index}
@@ -200,8 +200,8 @@ def _local_slices(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[Any, 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   """The rows of the global batch that this process's devices hold: (rows,) int64, ascending."""
-  slices = _local_slices(batch_sharding(mesh), (batch_size,)).values()
-  return np.array(sorted({row for rows in slices for row in rows}))
+  rows = _rows_by_device(batch_sharding(mesh), (batch_size,)).values()
+  return np.array(sorted({row for device_rows in rows for row in device_rows}))
 
 
 def _aligned_copy(array: np.ndarray) -> np.ndarray:
@@ -232,7 +232,7 @@ def place_batch(
   def place(local: np.ndarray) -> jax.Array:
     shape = (batch_size, *local.shape[1:])
     shards = []
-    for device, device_rows in _local_slices(sharding, shape).items():
+    for device, device_rows in _rows_by_device(sharding, shape).items():
       start = int(np.searchsorted(rows, device_rows[0]))
       shard = local[start : start + len(device_rows)]
       # Other devices copy the shard; a CPU would keep reading it from the caller's memory.
