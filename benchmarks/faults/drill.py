@@ -225,7 +225,11 @@ def kill_one(group: Group, rng: random.Random, start_seconds: float, args) -> di
     time.sleep(rng.uniform(0, 0.03))
   if group.has_exited():
     return None
-  row = {'moment_s': time.monotonic() - group.start_time, 'phase': group.phase(), 'step': group.step()}
+  row = {
+    'moment_s': time.monotonic() - group.start_time,
+    'phase': group.phase(),
+    'step': group.step(),
+  }
   number = signal.Signals[f'SIG{name}']
   group.processes[victim].send_signal(number)
   limit = LIMITS[name] + (START_TIMEOUT if row['phase'] == 'connecting' else 0)
