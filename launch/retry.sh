@@ -1,10 +1,10 @@
 #!/bin/bash
-# Runs a command again until it has finished, or until running it again would not help:
+# Reruns a command until it has finished, or until a rerun would fail in the same way:
 #
 #   launch/retry.sh python -m vit_jax.main --config=configs/vit_l16.py
 #
-# Exit codes (docs/pods.md): 0 to 4 are final; 75 and 76, and being killed, are not. SIGTERM, or
-# Ctrl-C, ends the command, which saves first, and then this.
+# Exit codes (docs/pods.md): 0 to 4 are final; after 75, 76 or a kill it reruns the command.
+# SIGTERM and Ctrl-C stop the command, which saves a checkpoint first, and then this script.
 set -u
 stop() {
   stopping=1 interrupted=1
@@ -15,15 +15,17 @@ while true; do
   "$@" &
   child=$!
   interrupted=1
-  while [[ $interrupted ]]; do  # by a signal, so that `wait` does not tell how the command ended
+  while [[ $interrupted ]]; do  # a signal makes `wait` return before the command has ended
     interrupted=
     wait "$child"
     code=$?
   done
+  # Bash loses the exit code of a command that ends while it handles a signal; a rerun is then safe.
+  [[ $code -lt 0 ]] && code=75
   if [[ $code -le 4 || ${stopping:-} ]]; then
     exit "$code"
   fi
-  echo "ended with exit code $code; running it again" >&2
+  echo "exit code $code; rerunning the command" >&2
   sleep 2 &
   wait $!
   [[ ${stopping:-} ]] && exit "$code"

@@ -1,4 +1,4 @@
-"""The launchers: shell that a shell accepts, and `retry.sh` under real signals."""
+"""The launch scripts: their syntax, and `retry.sh` with real commands and signals."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ import pytest
 
 from tests.helpers import ROOT
 
-AGAIN = ROOT / 'launch' / 'retry.sh'
-# Counts its starts in a file and ends as the next of its arguments says.
+RETRY = ROOT / 'launch' / 'retry.sh'
+# Appends a character to a file at each start, and ends as its next argument says.
 CHILD = """
 import os, signal, sys, time
 path, *ends = sys.argv[1:]
@@ -28,8 +28,9 @@ sys.exit(int(end))
 
 
 def start(path, *ends):
+  """Starts `retry.sh` with a command that ends with `ends`: exit codes, 'kill' or 'wait'."""
   return subprocess.Popen(
-    ['bash', AGAIN, sys.executable, '-c', CHILD, path, *ends],
+    ['bash', RETRY, sys.executable, '-c', CHILD, path, *ends],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -38,9 +39,9 @@ def start(path, *ends):
 
 
 @pytest.mark.parametrize('script', sorted(os.listdir(ROOT / 'launch')))
-def test_shell_scripts_parse(script):
+def test_the_syntax_of_shell_scripts_is_valid(script):
   if script.endswith('.yaml'):
-    pytest.skip('no shell script')
+    pytest.skip('not a shell script')
   assert subprocess.run(['bash', '-n', ROOT / 'launch' / script]).returncode == 0
 
 
@@ -49,7 +50,7 @@ def test_shell_scripts_parse(script):
   [(['0'], 0, 1), (['2'], 2, 1), (['4'], 4, 1), (['75', 'kill', '76', '0'], 0, 4)],
   ids=str,
 )
-def test_what_is_run_again(ends, code, starts, tmp_path):
+def test_a_command_is_rerun_until_its_exit_code_is_final(ends, code, starts, tmp_path):
   process = start(tmp_path / 'starts', *ends)
   process.communicate(timeout=60)
   assert process.returncode == code
@@ -58,7 +59,7 @@ def test_what_is_run_again(ends, code, starts, tmp_path):
 
 @pytest.mark.parametrize('to_group', [False, True])
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_command_and_then_this(number, to_group, tmp_path):
+def test_a_signal_stops_the_command_and_then_the_script(number, to_group, tmp_path):
   process = start(tmp_path / 'starts', 'wait')
   assert process.stdout.readline() == 'ready\n'
   (os.killpg if to_group else os.kill)(process.pid, number)
@@ -67,9 +68,9 @@ def test_a_signal_ends_the_command_and_then_this(number, to_group, tmp_path):
   assert (tmp_path / 'starts').read_text() == 'x'
 
 
-def test_a_signal_between_two_starts(tmp_path):
+def test_a_signal_between_two_starts_stops_the_script(tmp_path):
   process = start(tmp_path / 'starts', '75')
-  assert 'running it again' in process.stderr.readline()
+  assert 'rerunning the command' in process.stderr.readline()
   process.terminate()
   process.communicate(timeout=30)
   assert process.returncode == 75

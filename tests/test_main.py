@@ -265,7 +265,7 @@ BAD = {
   ),
   'a batch the devices do not divide': (
     lambda path: [*QUICKSTART, '--config.batch_size=12'],
-    '8 would do',
+    'use 8 or 16',
   ),
   'an image the patch does not divide': (
     lambda path: [*QUICKSTART, '--config.data.image_size=18'],

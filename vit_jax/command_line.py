@@ -1,8 +1,9 @@
-"""What all commands share: their argument parser, their exit codes, quiet libraries."""
+"""Shared by all commands: the argument parser, progress bars, exit codes, quiet libraries."""
 
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from vit_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-  """`argparse` with defaults in `--help` and one sentence for a mistake (exit code 2)."""
+  """An `ArgumentParser` that shows defaults in `--help` and reports a mistake in one sentence."""
 
   def __init__(self, module: str, **kwargs):
     kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
@@ -25,36 +26,34 @@ class Parser(argparse.ArgumentParser):
     sys.exit(UserError.exit_code)
 
 
-def pixels(text: str) -> int | tuple[int, int]:
-  """An image size on the command line: '224', or '224x160' (height x width)."""
-  try:
-    sides = [int(side) for side in text.split('x')]
-  except ValueError:
-    sides = []
-  if len(sides) not in (1, 2):
-    raise argparse.ArgumentTypeError(f'{text!r} is no size; it takes 224, or 224x160')
-  return sides[0] if len(sides) == 1 else tuple(sides)
+def parse_image_size(text: str) -> int | tuple[int, int]:
+  """An image size in pixels, '224' or '224x160' (height x width), as an int or a pair."""
+  match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
+  if not match:
+    raise argparse.ArgumentTypeError(f'{text!r} is not an image size such as 224 or 224x160')
+  height = int(match[1])
+  return (height, int(match[2])) if match[2] else height
 
 
-def say_report(report: Any) -> None:
-  """Prints the report of a load on stderr, unless all there was was taken as it is."""
+def print_report(report: Any) -> None:
+  """Prints the report of loading weights on stderr, unless all of them were loaded unchanged."""
   if not report.is_plain:
     print(report, file=sys.stderr)
 
 
 def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
-  """The items, with a progress bar on a terminal's stderr."""
+  """Iterates over the items and, on a terminal, shows a progress bar on stderr."""
   return tqdm.tqdm(items, total=total, unit=unit, leave=False, disable=None)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-  """Runs a command; a `RunError` is one sentence on stderr and its exit code, no traceback."""
-  for library in ('absl', 'jax', 'orbax', 'etils'):  # what goes wrong there is raised, too
+  """Runs a command and exits; an error of the user is one sentence on stderr, no traceback."""
+  for library in ('absl', 'jax', 'orbax', 'etils'):  # their errors are raised, too
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:
     main()
     sys.stdout.flush()
-  except BrokenPipeError:  # the reader of a pipe has left, as in `predict … | head -1`
+  except BrokenPipeError:  # the reader of a pipe has exited, as in `predict … | head -1`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except (errors.RunError, KeyboardInterrupt, OSError) as error:
     sys.exit(errors.report(error)[0])

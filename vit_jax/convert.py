@@ -28,7 +28,10 @@ def main() -> None:
     help='when TARGET does not say it; model is a folder of our own, for any model',
   )
   parser.add_argument(
-    '--image_size', type=command_line.pixels, metavar='N|HxW', help='resize the positions to it'
+    '--image_size',
+    type=command_line.parse_image_size,
+    metavar='N|HxW',
+    help='resize the positions to it',
   )
   parser.add_argument(
     '--num_classes', type=int, metavar='N', help='a new head of zeros; 0: none, for features'

@@ -17,7 +17,10 @@ def main() -> None:
   parser.add_argument('--split', default='test', help='of the data')
   parser.add_argument('--eval', default='classification', choices=['classification'])
   parser.add_argument(
-    '--image_size', type=command_line.pixels, metavar='N|HxW', help="if not the model's own"
+    '--image_size',
+    type=command_line.parse_image_size,
+    metavar='N|HxW',
+    help="if not the model's own",
   )
   parser.add_argument('--batch_size', type=int, default=64, help='changes no result')
   parser.add_argument(
@@ -29,7 +32,7 @@ def main() -> None:
   parser.add_argument('--json', action='store_true', help='print one JSON object')
   args = parser.parse_args()
   model = load(args.model, image_size=args.image_size)
-  command_line.say_report(model.report)
+  command_line.print_report(model.report)
   metrics = score(model, args.data, args.split, args.batch_size, args.on_bad_example)
   if args.json:
     print(json.dumps({'model': args.model, **metrics}))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, the cache folder, and JSON that others wrote."""
+"""Atomic writes, the cache folder, local and remote paths, JSON objects."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from vit_jax.errors import UserError
 
 
 def cache_folder() -> epath.Path:
-  """Where downloads and indices are kept: `$VIT_JAX_CACHE`, or ~/.cache/vit_jax.
+  """The folder of downloads and indices: `$VIT_JAX_CACHE`, or ~/.cache/vit_jax.
 
   Raises:
-    UserError: when it is not a local folder.
+    UserError: for a remote path.
   """
   folder = os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax'
   if '://' in folder:
@@ -25,49 +25,49 @@ def cache_folder() -> epath.Path:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-  """Whether a path is in a bucket, such as gs://…, where files cannot grow."""
+  """Returns True for a path in a bucket, such as gs://…, where files cannot be appended to."""
   return '://' in os.fspath(path)
 
 
 def real_path(path: epath.Path) -> epath.Path:
-  """Where links lead; a local path becomes absolute."""
+  """The absolute path that links lead to; a remote path is returned as it is."""
   return path if is_remote(path) else epath.Path(os.path.realpath(path))
 
 
 def scratch_path(path: epath.Path) -> epath.Path:
-  """An unused name beside `path`, for what will replace it."""
+  """A new temporary path in the folder of `path`, for a file or folder that will replace it."""
   return path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
 
 
 def write_atomically(
   path: epath.PathLike, write: Callable[[epath.Path], Any], *, sync: bool = False
 ) -> None:
-  """Lets `write` create a file that replaces `path` once it is complete.
+  """Writes a file that appears complete or not at all.
 
   Args:
-    path: the file; links are followed.
-    write: called with the path of a temporary file beside it.
-    sync: return only when file and folder are on the disk (local paths).
+    path: the file to create or replace; links are followed.
+    write: called with a temporary path in the same folder, to which it writes the file.
+    sync: return only when file and folder are on the disk (local paths only).
 
   Raises:
-    OSError: when it cannot be written; `path` is then as it was.
+    OSError: when it cannot be written; `path` is then unchanged.
   """
   path = real_path(epath.Path(path))
-  part = scratch_path(path)
+  scratch = scratch_path(path)
   try:
-    write(part)
+    write(scratch)
     if sync:
-      sync_to_disk(part)
-    part.replace(path)
+      sync_to_disk(scratch)
+    scratch.replace(path)
     if sync:
       sync_to_disk(path.parent)
   finally:
-    if part.exists():
-      part.unlink()
+    if scratch.exists():
+      scratch.unlink()
 
 
 def sync_to_disk(path: epath.PathLike) -> None:
-  """Waits until a local file, or the entries of a folder, are on the disk."""
+  """Waits until the bytes of a local file, or the entries of a folder, are on the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -77,19 +77,19 @@ def sync_to_disk(path: epath.PathLike) -> None:
 
 def write_text(path: epath.PathLike, text: str) -> None:
   """Writes a text file atomically."""
-  write_atomically(path, lambda part: part.write_text(text))
+  write_atomically(path, lambda scratch: scratch.write_text(text))
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-  """Writes a local file atomically, and waits until it is on the disk."""
-  write_atomically(path, lambda part: part.write_bytes(content), sync=True)
+  """Writes a local file atomically; returns when it is on the disk."""
+  write_atomically(path, lambda scratch: scratch.write_bytes(content), sync=True)
 
 
 def read_json_object(path: epath.Path) -> dict[str, Any]:
-  """Reads a JSON object.
+  """Reads a file that holds a JSON object.
 
   Raises:
-    OSError: when it cannot be read.
+    OSError: when the file cannot be read.
     ValueError: when it is not a JSON object.
   """
   content = json.loads(path.read_text())

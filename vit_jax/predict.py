@@ -77,7 +77,7 @@ def main() -> None:
   if args.top_k < 1:
     raise UserError(f'--top_k is {args.top_k}; it counts from 1.')
   vit = load(args.model)
-  command_line.say_report(vit.report)
+  command_line.print_report(vit.report)
   if not vit.model.num_classes:
     raise UserError(f'{args.model} has no head, so there are no classes to predict.')
   failed = 0

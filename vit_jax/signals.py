@@ -1,4 +1,4 @@
-"""Signal handlers for the time of a block."""
+"""Context managers that handle a signal."""
 
 import contextlib
 import signal
@@ -9,23 +9,23 @@ from typing import Any
 
 @contextlib.contextmanager
 def handled(number: int, handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
-  """Handles a signal with `handler` inside the block; outside the main thread nothing changes."""
+  """Installs a signal handler inside the block; does nothing outside the main thread."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  before = signal.signal(number, handler)
+  previous = signal.signal(number, handler)
   try:
     yield
   finally:
-    signal.signal(number, before)
+    signal.signal(number, previous)
 
 
 @contextlib.contextmanager
 def delayed(number: int) -> Iterator[None]:
-  """A signal that arrives inside the block is handled after it."""
-  arrived: list[tuple[Any, ...]] = []
-  before = signal.getsignal(number)
-  with handled(number, lambda *arguments: arrived.append(arguments)):
+  """Defers a signal that arrives inside the block to its end; several count as one."""
+  received: list[tuple[Any, ...]] = []
+  previous = signal.getsignal(number)
+  with handled(number, lambda *arguments: received.append(arguments)):
     yield
-  if arrived and callable(before):
-    before(*arrived[0])
+  if received and callable(previous):
+    previous(*received[0])

@@ -1,4 +1,4 @@
-"""Numbers and names as a reader expects them."""
+"""Formats numbers and names for messages."""
 
 
 def plural(count: int, noun: str) -> str:
@@ -8,7 +8,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def printable(name: str) -> str:
-  """A name on one line, in characters that any terminal and page shows."""
+  """The name, with escapes if it has characters that a terminal or page cannot show."""
   return name if name.isprintable() else ascii(name)[1:-1]
 
 

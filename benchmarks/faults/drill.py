@@ -1,19 +1,19 @@
-"""Kills real training runs at random moments and checks that nothing is lost.
+"""Kills real training runs at random moments and checks that they resume exactly.
 
   python benchmarks/faults/drill.py --kills=100 --processes=1 --signal=mixed
   python benchmarks/faults/drill.py --kills=50 --processes=4 --signal=KILL --during_save
   python benchmarks/faults/drill.py --kills=50 --change_topology
 
-A tiny run on scikit-learn's digits (dropout, augmentation, an average of the weights, a checkpoint
-every few steps) is started; after a random time one random process gets the signal. All others
-must end within 10 s with the documented exit code, and the same command must go on. When a run
-reaches its last step, its parameters and its metrics.jsonl must be those of a run that was never
-stopped, bit for bit. With --change_topology each start takes other numbers of processes and
-devices and another mesh, and the losses must be equal to 1e-5. Then the next run begins, until
-there are enough kills.
+Each run is a tiny one on scikit-learn's digits (dropout, augmentation, a moving average of the
+parameters, a checkpoint every few steps). After a random time one random process gets the signal.
+All others must exit within 10 s with the documented exit code, and the same command must resume the
+run. When it reaches its last step, its parameters and its metrics.jsonl must be those of an
+uninterrupted run, bit for bit. With --change_topology each start uses other numbers of processes
+and devices and another mesh, and the losses must agree within 1e-5. Runs follow each other until
+the number of --kills is reached.
 
-Writes a row a kill to --out (by default benchmarks/faults/results/drill_<mode>_<date>.csv) and a
-row a run beside it (…_runs.csv). The same command goes on where it was stopped.
+Writes one row per kill to --out (by default benchmarks/faults/results/drill_<mode>_<date>.csv) and
+one row per run beside it (…_runs.csv). Rerun the same command to resume the drill.
 """
 
 import argparse
@@ -33,8 +33,9 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Seconds the others may take to end. After SIGTERM they first finish a step, which may still be
-# compiling, and save; while processes meet, the others wait --start_timeout for the lost one.
+# Seconds within which the other processes must exit. After SIGTERM they first finish a step, which
+# may still be compiling, and save; while processes connect, the others wait --start_timeout for the
+# lost one.
 LIMITS = {'KILL': 10, 'TERM': 60}
 START_TIMEOUT = 5
 CONFIG = (
@@ -54,7 +55,7 @@ CONFIG = (
   '--config.ema_decay=0.9',
   '--config.data.threads=2',
 )
-# Wide enough that parameters are split; slow learning, so that rounding errors do not grow.
+# Wide enough that parameters are sharded; a low learning rate, so that rounding errors stay small.
 CONFIG_OF_TOPOLOGIES = (
   *CONFIG,
   '--config.total_steps=400',
@@ -85,7 +86,7 @@ TOPOLOGIES = (
 
 
 class Group:
-  """The processes of one start of a run."""
+  """The processes that one start of a run launches."""
 
   def __init__(self, topology, config, workdir: pathlib.Path):
     count, devices, mesh = topology
@@ -111,7 +112,7 @@ class Group:
       ]
     workdir.mkdir(parents=True, exist_ok=True)
     self.logs = [workdir / f'process_{i}.log' for i in range(count)]
-    self.workdir, self.began = workdir, time.monotonic()
+    self.workdir, self.start_time = workdir, time.monotonic()
     self.processes = []
     for i, log in enumerate(self.logs):
       with log.open('w') as file:
@@ -133,19 +134,20 @@ class Group:
           )
         )
 
-  def done(self) -> bool:
+  def has_exited(self) -> bool:
     return all(process.poll() is not None for process in self.processes)
 
-  def said(self) -> str:
+  def output(self) -> str:
+    """What process 0 has printed."""
     return self.logs[0].read_text(errors='replace')
 
   def codes(self) -> list[int | None]:
     return [process.returncode for process in self.processes]
 
   def phase(self) -> str:
-    text = self.said()
+    text = self.output()
     if len(self.processes) > 1 and 'process 0 on' not in text:
-      return 'meeting'
+      return 'connecting'
     if 'compiling the first step' not in text:
       return 'starting'
     if 'done:' in text:
@@ -159,78 +161,83 @@ class Group:
     return max((json.loads(line)['step'] for line in lines if line.endswith('}')), default=0)
 
   def wait(self, seconds: float) -> float:
-    """Waits until all have ended, at most so long; returns how long that took."""
-    before = time.monotonic()
-    while not self.done() and time.monotonic() - before < seconds:
+    """Waits until all have exited, at most so many seconds; returns the seconds waited."""
+    start = time.monotonic()
+    while not self.has_exited() and time.monotonic() - start < seconds:
       time.sleep(0.02)
-    return time.monotonic() - before
+    return time.monotonic() - start
 
   def wait_for(self, text: str) -> None:
-    while not self.done() and text not in self.said():
+    while not self.has_exited() and text not in self.output():
       time.sleep(0.02)
 
-  def end(self) -> None:
+  def kill(self) -> None:
     for process in self.processes:
       if process.poll() is None:
         process.kill()
         process.wait()
 
 
-def curve(workdir: pathlib.Path) -> list[dict[str, float]]:
+def metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  unsteady = ('per_second', 'wait')
-  return [{k: v for k, v in line.items() if not any(u in k for u in unsteady)} for line in lines]
+  timings = ('per_second', 'wait')
+  return [{k: v for k, v in line.items() if not any(t in k for t in timings)} for line in lines]
 
 
 def compare(workdir: pathlib.Path, reference: pathlib.Path, same_topology: bool) -> dict:
-  """How a finished run differs from the one that was never stopped."""
+  """Compares a finished run with the uninterrupted one."""
   with np.load(workdir / 'model/params.npz') as a, np.load(reference / 'model/params.npz') as b:
     identical = a.files == b.files and all(np.array_equal(a[x], b[x]) for x in a.files)
-  mine, other = curve(workdir), curve(reference)
-  steps = [line['step'] for line in mine] == [line['step'] for line in other]
+  lines, expected = metrics(workdir), metrics(reference)
+  same_steps = [line['step'] for line in lines] == [line['step'] for line in expected]
   differences = [
     abs(x[name] - y[name]) / abs(y[name])
-    for x, y in zip(mine, other, strict=False)
+    for x, y in zip(lines, expected, strict=False)
     for name in ('train/loss', 'test/loss')
     if name in x and name in y
   ]
   worst = max(differences, default=1.0)
-  equal = identical and mine == other if same_topology else steps and worst < 1e-5
+  equal = identical and lines == expected if same_topology else same_steps and worst < 1e-5
   return {'ok': equal, 'parameters_identical': identical, 'largest_loss_difference': worst}
 
 
 def ended_as_documented(codes, victim: int, number: signal.Signals, phase: str) -> bool:
   others = [code for i, code in enumerate(codes) if i != victim]
   if phase == 'ending' and all(code in (0, 76, -number) for code in codes):
-    return True  # the last step was over
-  if codes[victim] == -number:  # SIGTERM ends a process that is still importing, too
-    return (number == signal.SIGKILL or phase in ('meeting', 'starting')) and set(others) <= {76}
+    return True  # after the last step
+  if codes[victim] == -number:  # SIGTERM, too, kills a process that is still importing
+    is_early = phase in ('connecting', 'starting')
+    return (number == signal.SIGKILL or is_early) and set(others) <= {76}
   return number == signal.SIGTERM and set(codes) <= {75}
 
 
-def strike(group: Group, rng: random.Random, start_seconds: float, args) -> dict | None:
-  """Sends the signal at a random moment; None if the run was over before."""
-  if args.during_save or rng.random() > 1 / 6:  # else while it starts
+def kill_one(group: Group, rng: random.Random, start_seconds: float, args) -> dict | None:
+  """Sends the signal at a random moment and checks the exits; None if the run finished first."""
+  if args.during_save or rng.random() > 1 / 6:  # otherwise while it starts
     group.wait_for('compiling the first step')
   group.wait(rng.uniform(0, start_seconds))
   name = rng.choice(['KILL', 'TERM']) if args.signal == 'mixed' else args.signal
   victim = rng.randrange(len(group.processes))
   if args.during_save:
     checkpoints = group.workdir / 'checkpoints'
-    while not group.done() and not any(checkpoints.glob('*.orbax-checkpoint-tmp*')):
+    while not group.has_exited() and not any(checkpoints.glob('*.orbax-checkpoint-tmp*')):
       time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.03))
-  if group.done():
+  if group.has_exited():
     return None
-  row = {'moment_s': time.monotonic() - group.began, 'phase': group.phase(), 'step': group.step()}
+  row = {
+    'moment_s': time.monotonic() - group.start_time,
+    'phase': group.phase(),
+    'step': group.step(),
+  }
   number = signal.Signals[f'SIG{name}']
   group.processes[victim].send_signal(number)
-  limit = LIMITS[name] + (START_TIMEOUT if row['phase'] == 'meeting' else 0)
+  limit = LIMITS[name] + (START_TIMEOUT if row['phase'] == 'connecting' else 0)
   seconds = group.wait(2 * limit)
-  if not group.done():
-    group.end()
+  if not group.has_exited():
+    group.kill()
   codes = group.codes()
-  if row['phase'] in ('compiling', 'training', 'saving') and 'done:' in group.said():
+  if row['phase'] in ('compiling', 'training', 'saving') and 'done:' in group.output():
     row['phase'] = 'ending'
   ok = seconds < limit and ended_as_documented(codes, victim, number, row['phase'])
   return {
@@ -257,14 +264,14 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def uninterrupted(topology, config, workdir: pathlib.Path) -> float:
-  """Makes the reference if it is not there; returns the seconds until a start compiles its step."""
+  """Runs the reference unless it exists; returns the seconds from a start to compiling its step."""
   group = Group(topology, config, workdir / 'reference')
   try:
     group.wait_for('compiling the first step')
-    seconds = time.monotonic() - group.began
+    seconds = time.monotonic() - group.start_time
     group.wait(1200)
   finally:
-    group.end()
+    group.kill()
   if group.codes() != [0] * len(group.processes):
     sys.exit(f'The uninterrupted run failed: {group.codes()}, see {group.logs[0]}')
   return seconds
@@ -291,11 +298,11 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=200)
   parser.add_argument('--processes', type=int, default=1, choices=(1, 2, 4))
   parser.add_argument('--signal', default='mixed', choices=('KILL', 'TERM', 'mixed'))
-  parser.add_argument('--during_save', action='store_true', help='only while a save is under way')
+  parser.add_argument('--during_save', action='store_true', help='kill only during saves')
   parser.add_argument('--change_topology', action='store_true')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--out', type=pathlib.Path)
-  parser.add_argument('--workdir', type=pathlib.Path, help='default: a folder for temporary files')
+  parser.add_argument('--workdir', type=pathlib.Path, help='default: a temporary folder')
   args = parser.parse_args()
   mode = 'topologies' if args.change_topology else f'{args.processes}'
   mode += f'_{args.signal}' + ('_saves' if args.during_save else '') + f'_{args.seed}'
@@ -309,40 +316,40 @@ def main() -> None:
   if args.change_topology:
     config, topology = CONFIG_OF_TOPOLOGIES, TOPOLOGIES[0]
   start_seconds = uninterrupted(topology, config, workdir)
-  strikes = len(read(out))
+  kills = len(read(out))
   while True:
     runs = read(runs_out)
     run = workdir / f'run_{len(runs)}'
-    rng = random.Random(f'{args.seed} {strikes} {len(runs)}')
+    rng = random.Random(f'{args.seed} {kills} {len(runs)}')
     if args.change_topology:
       topology = rng.choice(TOPOLOGIES)
     group = Group(topology, config, run)
     try:
-      enough = strikes >= args.kills
-      row = None if enough else strike(group, rng, start_seconds, args)
+      is_last = kills >= args.kills
+      row = None if is_last else kill_one(group, rng, start_seconds, args)
       if row is None:
         group.wait(600)
     finally:
-      group.end()
-    where = f'{topology[0]}x{topology[1]} ' + 'x'.join(map(str, topology[2]))
+      group.kill()
+    topology_name = f'{topology[0]}x{topology[1]} ' + 'x'.join(map(str, topology[2]))
     if row is not None:
-      strikes += 1
-      append(out, {'kill': strikes, 'run': len(runs), 'topology': where, **row})
-      print(f'kill {strikes}/{args.kills}, run {len(runs)}, {where}: {row}', flush=True)
+      kills += 1
+      append(out, {'kill': kills, 'run': len(runs), 'topology': topology_name, **row})
+      print(f'kill {kills}/{args.kills}, run {len(runs)}, {topology_name}: {row}', flush=True)
       if not row['ok']:
         for log in group.logs:
-          log.rename(log.with_name(f'kill_{strikes}_{log.name}'))
+          log.rename(log.with_name(f'kill_{kills}_{log.name}'))
     elif set(group.codes()) == {0}:
-      same = not args.change_topology
-      result = compare(run, workdir / 'reference', same)
-      append(runs_out, {'run': len(runs), 'kills': strikes, **result})
+      same_topology = not args.change_topology
+      result = compare(run, workdir / 'reference', same_topology)
+      append(runs_out, {'run': len(runs), 'kills': kills, **result})
       print(f'run {len(runs)} finished: {result}', flush=True)
-      if enough:
+      if is_last:
         break
-    elif set(group.codes()) == {76} and 'processes came within' in group.said():
-      print('the machine was too busy for all processes to start in time; once more', flush=True)
+    elif set(group.codes()) == {76} and 'processes connected within' in group.output():
+      print('the machine was too busy for all processes to start in time; retrying', flush=True)
     else:
-      sys.exit(f'A run that nobody stopped ended with {group.codes()}, see {group.logs[0]}')
+      sys.exit(f'An uninterrupted run ended with {group.codes()}, see {group.logs[0]}')
   print(summary(read(out), read(runs_out)))
 
 

@@ -1,22 +1,30 @@
-"""Checkpoints: damage of any kind is noticed, and the newest intact one is used."""
+"""Checkpoints: damage of any kind is detected, and the newest intact one is used."""
 
 import errno
 import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
+import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 
 from vit_jax.checkpoints import manifest
-from vit_jax.checkpoints.manager import Checkpointer, find_step, has_checkpoint, read_step
+from vit_jax.checkpoints.manager import Checkpointer, find_checkpoint, has_checkpoint, read_params
+from vit_jax.config import MeshConfig, OptimizerConfig
+from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.step import init_state
 
 
-def state(step):
+def make_state(step):
   rng = np.random.default_rng(step)
   return {
     'params': {'kernel': rng.normal(size=(64, 300)).astype(np.float32)},
@@ -24,16 +32,12 @@ def state(step):
   }
 
 
-def restored(checkpointer, step):
-  return checkpointer.restore(
-    step,
-    jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-      ),
-      state(0),
-    ),
+def restore(checkpointer, step):
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), make_state(0)
   )
+  return checkpointer.restore(step, abstract)
 
 
 @pytest.fixture(scope='module')
@@ -41,8 +45,8 @@ def saved(tmp_path_factory):
   workdir = epath.Path(tmp_path_factory.mktemp('saved'))
   with Checkpointer(workdir, keep=3) as checkpointer:
     for step in (1, 2, 4, 6):
-      checkpointer.save(step, state(step), accuracy={1: 0.9, 4: 0.5}.get(step))
-  assert checkpointer.notes == []
+      checkpointer.save(step, make_state(step), accuracy={1: 0.9, 4: 0.5}.get(step))
+  assert checkpointer.warnings == []
   return workdir
 
 
@@ -56,7 +60,7 @@ def files(step):
   return sorted(path for path in pathlib.Path(step).rglob('*') if path.is_file())
 
 
-def test_every_damage_to_every_file_is_noticed(saved, tmp_path):
+def test_damage_to_any_file_is_detected(saved, tmp_path):
   step = tmp_path / '6'
   shutil.copytree(saved / 'checkpoints/6', step)
   assert manifest.verify(epath.Path(step)) is None
@@ -64,17 +68,17 @@ def test_every_damage_to_every_file_is_noticed(saved, tmp_path):
   rng = np.random.default_rng(0)
   not_listed = set()
   for path in files(step):
-    name, whole = str(path.relative_to(step)), path.read_bytes()
+    name, content = str(path.relative_to(step)), path.read_bytes()
     if name not in listed and name != 'manifest.json':
       not_listed.add(name)
       continue
-    flipped = bytearray(whole)
-    flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-    for damaged in (bytes(flipped), whole[: len(whole) // 2], b'', whole + b'\0', None):
+    flipped = bytearray(content)
+    flipped[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    for damaged in (bytes(flipped), content[: len(content) // 2], b'', content + b'\0', None):
       path.unlink() if damaged is None else path.write_bytes(damaged)
       assert manifest.verify(epath.Path(step)), (name, damaged)
-      path.write_bytes(whole)
-  # Orbax writes these after the manifest (the second in newer versions); nothing needs them.
+      path.write_bytes(content)
+  # Orbax writes these after the manifest (newer versions the second); a restore ignores them.
   assert not_listed <= {'_CHECKPOINT_METADATA', 'commit_success.txt'}
   assert manifest.verify(epath.Path(step)) is None
   shutil.rmtree(step)
@@ -82,49 +86,49 @@ def test_every_damage_to_every_file_is_noticed(saved, tmp_path):
   assert manifest.verify(epath.Path(step)) == 'it has no manifest.json'
 
 
-@pytest.mark.parametrize('change', ['garbage', 'gone'])
-def test_files_that_are_not_listed_do_not_matter(change, workdir):
+@pytest.mark.parametrize('change', ['garbage', 'removed'])
+def test_files_outside_the_manifest_may_be_damaged(change, workdir):
   for name in ('_CHECKPOINT_METADATA', 'commit_success.txt'):
     path = workdir / 'checkpoints/6' / name
     path.write_text('garbage') if change == 'garbage' else path.unlink(missing_ok=True)
   with Checkpointer(workdir, keep=3) as checkpointer:
-    assert checkpointer.latest_step() == 6 and checkpointer.notes == []
+    assert checkpointer.latest_step() == 6 and checkpointer.warnings == []
     np.testing.assert_array_equal(
-      restored(checkpointer, 6)['params']['kernel'], state(6)['params']['kernel']
+      restore(checkpointer, 6)['params']['kernel'], make_state(6)['params']['kernel']
     )
 
 
-def biggest(step):
+def largest_file(step):
   return max(files(step), key=lambda path: path.stat().st_size)
 
 
 def damage(workdir, step):
-  path = biggest(workdir / 'checkpoints' / str(step))
+  path = largest_file(workdir / 'checkpoints' / str(step))
   path.write_bytes(path.read_bytes()[:-1] + b'?')
   return path.name
 
 
-def test_the_newest_intact_one_is_used(workdir):
+def test_the_newest_intact_checkpoint_is_used(workdir):
   folder = workdir / 'checkpoints'
   name = damage(workdir, 6)
   shutil.rmtree(folder / '4/default/ocdbt.process_0')
   (folder / '8.orbax-checkpoint-tmp/default').mkdir(parents=True)
   np.testing.assert_array_equal(
-    read_step(find_step(workdir))['kernel'], state(2)['params']['kernel']
+    read_params(find_checkpoint(workdir))['kernel'], make_state(2)['params']['kernel']
   )
   with Checkpointer(workdir, keep=3) as checkpointer:
     assert checkpointer.latest_step() == 2
-    first, second, third = checkpointer.notes
-    assert first == '8.orbax-checkpoint-tmp was cut short; going on without it'
+    first, second, third = checkpointer.warnings
+    assert first == 'the save 8.orbax-checkpoint-tmp was interrupted and is ignored'
     assert name in second and 'checkpoint 6 is damaged' in second and 'one is 2' in second
     assert 'checkpoint 4 is damaged' in third and 'is missing' in third
     np.testing.assert_array_equal(
-      restored(checkpointer, 2)['params']['kernel'], state(2)['params']['kernel']
+      restore(checkpointer, 2)['params']['kernel'], make_state(2)['params']['kernel']
     )
     assert {child.name for child in folder.iterdir()} == {'1', '2', '4.damaged', '6.damaged'}
-    # The run goes on and writes these steps again.
-    checkpointer.save(4, state(4), None)
-    checkpointer.save(6, state(6), None)
+    # The resumed run writes these steps again.
+    checkpointer.save(4, make_state(4), None)
+    checkpointer.save(6, make_state(6), None)
   damage(workdir, 6)
   with Checkpointer(workdir, keep=3) as checkpointer:
     assert checkpointer.latest_step() == 4
@@ -132,7 +136,7 @@ def test_the_newest_intact_one_is_used(workdir):
   assert {child.name for child in folder.iterdir()} == {'1', '2', '4', '4.damaged', '6.damaged'}
 
 
-def test_without_an_intact_one_nothing_starts_from_the_beginning(workdir):
+def test_a_run_without_an_intact_checkpoint_does_not_start_over(workdir):
   for step in (1, 2, 4, 6):
     damage(workdir, step)
   for _ in range(2):
@@ -140,29 +144,29 @@ def test_without_an_intact_one_nothing_starts_from_the_beginning(workdir):
     with pytest.raises(UserError, match='No checkpoint in .* is intact .*6: .*; 4: '):
       Checkpointer(workdir, keep=3)
   with pytest.raises(UserError, match='No checkpoint'):
-    find_step(workdir)
+    find_checkpoint(workdir)
 
 
-def test_an_old_damage_does_not_disturb(workdir):
+def test_damage_to_an_older_checkpoint_does_not_matter(workdir):
   (workdir / 'checkpoints/1/metrics/metrics').write_text('{')
   shutil.rmtree(workdir / 'checkpoints/2')
   (workdir / 'checkpoints/2').mkdir()
   with Checkpointer(workdir, keep=3) as checkpointer:
     assert checkpointer.latest_step() == 6
-    assert len(checkpointer.notes) == 2
+    assert len(checkpointer.warnings) == 2
 
 
-def test_checkpoints_without_manifests_are_taken_as_they_are(workdir):
+def test_checkpoints_without_manifests_are_used_without_verification(workdir):
   for path in workdir.glob('checkpoints/*/manifest.json'):
     path.unlink()
-  assert find_step(workdir).parent.name == '6'
+  assert find_checkpoint(workdir).parent.name == '6'
   with Checkpointer(workdir, keep=3) as checkpointer:
     assert checkpointer.latest_step() == 6
-    (note,) = checkpointer.notes
-    assert 'taken as they are' in note
+    (warning,) = checkpointer.warnings
+    assert warning.endswith('have no manifest.json, so they are used without verification')
 
 
-def test_what_cannot_be_read_is_not_called_damaged(workdir, monkeypatch):
+def test_an_unreadable_checkpoint_does_not_count_as_damaged(workdir, monkeypatch):
   def fail(path):
     raise OSError(errno.EIO, 'Input/output error')
 
@@ -173,7 +177,7 @@ def test_what_cannot_be_read_is_not_called_damaged(workdir, monkeypatch):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason='only root can give files away')
-def test_owners_without_a_name(workdir):
+def test_files_of_an_owner_without_a_user_name_can_be_verified(workdir):
   for path in pathlib.Path(workdir).rglob('*'):
     os.chown(path, 54321, 54321)
   assert manifest.verify(epath.Path(workdir / 'checkpoints/6')) is None
@@ -181,5 +185,40 @@ def test_owners_without_a_name(workdir):
 
 def test_a_checkpoint_of_another_model_is_refused(workdir):
   with Checkpointer(workdir, keep=3) as checkpointer:
-    with pytest.raises(UserError, match='checkpoints/6 cannot be read'):
+    with pytest.raises(
+      UserError, match='checkpoints/6 cannot be read although its files are intact'
+    ):
       checkpointer.restore(6, {'params': {'bias': jax.ShapeDtypeStruct((3,), np.float32)}})
+
+
+@flax.struct.dataclass
+class OldTrainState:
+  """The state of older versions, whose moving average had another name."""
+
+  step: Any
+  params: Any
+  opt_state: Any
+  average: Any
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason='written for eight devices')
+@pytest.mark.parametrize('use_ema', [True, False])
+def test_the_state_of_an_older_version_is_restored(use_ema, tmp_path):
+  optimizer = make_optimizer(OptimizerConfig(), lambda step: jnp.float32(0.1))
+  model = VisionTransformer(4, 64, 1, 256, 4, num_classes=3)
+  state = init_state(model, optimizer, (8, 8, 3), seed=0, use_ema=use_ema)
+  state = jax.tree.map(lambda x: x + x.size, state)  # moments and average differ, too
+  if use_ema:
+    state = state.replace(ema_params=jax.tree.map(lambda x: 2 * x, state.params))
+  old_state = OldTrainState(state.step, state.params, state.opt_state, state.ema_params)
+  with Checkpointer(epath.Path(tmp_path), keep=1) as checkpointer:
+    checkpointer.save(1, old_state, accuracy=None)
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  shardings = sharding.state_shardings(state, mesh)
+  with Checkpointer(epath.Path(tmp_path), keep=1) as checkpointer:
+    restored = checkpointer.restore(1, sharding.with_shardings(state, shardings))
+  assert type(restored) is type(state)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  assert jax.tree.map(lambda x: x.sharding, restored) == shardings
+  params = read_params(find_checkpoint(epath.Path(tmp_path)))
+  np.testing.assert_array_equal(params['head/bias'], state.eval_params['head']['bias'])

@@ -1,4 +1,4 @@
-"""Real processes, really stopped: exit codes, what the others say, and the curve after it."""
+"""Real processes that are killed: exit codes, messages of the others, losses after a resume."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.helpers import ROOT, SANDBOX, TINY, free_port, losses, write_images
 from vit_jax import command_line
 from vit_jax.checkpoints import manifest
 from vit_jax.errors import DeviceMemoryError, UserError, memory_explained
-from vit_jax.training import workdir
+from vit_jax.training.workdir import resolve_workdir
 
 ARGUMENTS = (
   *TINY,
@@ -27,7 +27,7 @@ ARGUMENTS = (
   '--config.eval_every=30',
   '--config.checkpoint.every=8',
   '--config.model.depth=1',
-  '--config.model.width=64',  # wide enough that the kernels of the MLP are split
+  '--config.model.width=64',  # wide enough that the kernels of the MLP are sharded
   '--config.model.mlp_dim=256',
 )
 # Most of the time goes into compiling.
@@ -38,7 +38,7 @@ FAST = {
 
 
 def start_group(count, devices, *arguments, cwd=lambda i: SANDBOX, **env):
-  """Starts `count` processes with `devices` devices each."""
+  """Starts a run of `count` processes with `devices` devices each."""
   address = f'--coordinator=127.0.0.1:{free_port()}'
   env = {**os.environ, **FAST, 'JAX_NUM_CPU_DEVICES': str(devices), **env}
   return [
@@ -62,61 +62,60 @@ def start_group(count, devices, *arguments, cwd=lambda i: SANDBOX, **env):
   ]
 
 
-def wait_for(process, beginning):
+def wait_for_line(process, prefix):
   for line in process.stdout:
-    if line.startswith(beginning):
+    if line.startswith(prefix):
       return
-  pytest.fail(f'no {beginning}: {process.stderr.read()}')
+  pytest.fail(f'no {prefix}: {process.stderr.read()}')
 
 
-def ends(group):
-  """The exit codes of all, and what came on stderr."""
+def wait_for_exit(group):
+  """The exit code and the stderr of each process."""
   outputs = [process.communicate(timeout=120) for process in group]
   return [process.returncode for process in group], [err for _, err in outputs]
 
 
-def sentences(text):
+def messages(text):
   return [line for line in text.splitlines() if line.startswith(('error: ', 'stopped: '))]
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('uninterrupted')
-  codes, errors = ends(start_group(1, 1, *ARGUMENTS, f'--workdir={workdir}'))
+  codes, errors = wait_for_exit(start_group(1, 1, *ARGUMENTS, f'--workdir={workdir}'))
   assert codes == [0], errors
   return workdir
 
 
-def test_preempted_killed_and_finished_on_other_topologies(uninterrupted, tmp_path):
+def test_a_run_that_is_preempted_and_killed_resumes_on_other_topologies(uninterrupted, tmp_path):
   arguments = (*ARGUMENTS, f'--workdir={tmp_path}')
-  # SIGTERM to one of four: all save the same step.
+  # SIGTERM to one of four processes: all save the same step.
   group = start_group(4, 2, *arguments, '--config.mesh.data=2', '--config.mesh.fsdp=4')
-  wait_for(group[0], 'step 10/')
+  wait_for_line(group[0], 'step 10/')
   group[2].terminate()
-  codes, errors = ends(group)
+  codes, errors = wait_for_exit(group)
   assert codes == [75] * 4, errors
-  said = {sentence for text in errors for sentence in sentences(text)}
-  assert len(said) == 1
-  step = int(re.search(r'step (\d+) is saved', said.pop())[1])
+  (message,) = {message for text in errors for message in messages(text)}
+  step = int(re.search(r'step (\d+) is saved', message)[1])
   assert manifest.verify(epath.Path(tmp_path / f'checkpoints/{step}')) is None
-  # SIGTERM while a run that goes on is compiling.
+  # SIGTERM while the resumed run compiles.
   group = start_group(2, 4, *arguments, '--config.mesh.fsdp=8', '--config.mesh.data=1')
-  wait_for(group[0], 'workdir ')
+  wait_for_line(group[0], 'workdir ')
   group[1].terminate()
-  codes, errors = ends(group)
+  codes, errors = wait_for_exit(group)
   assert codes == [75] * 2, errors
-  # SIGKILL to one of two, first a worker, then the one that coordinates.
-  for lost, beginning in ((1, 'step 26/'), (0, 'step 42/')):
+  # SIGKILL to one of two processes: first to process 1, then to the coordinator.
+  for lost, prefix in ((1, 'step 26/'), (0, 'step 42/')):
     group = start_group(2, 4, *arguments, '--config.mesh.fsdp=8', '--config.mesh.data=1')
-    wait_for(group[0], beginning)
+    wait_for_line(group[0], prefix)
     group[lost].kill()
     killed = time.monotonic()
-    codes, errors = ends(group)
+    codes, errors = wait_for_exit(group)
     assert time.monotonic() - killed < 10
     assert codes[lost] == -signal.SIGKILL and codes[1 - lost] == 76, errors
-    name = f'error: process {lost} ({socket.gethostname()}) was lost'
-    assert [s[: len(name)] for s in sentences(errors[1 - lost])] == [name]
-  codes, errors = ends(
+    expected = f'error: process {lost} ({socket.gethostname()}) was lost'
+    assert [m[: len(expected)] for m in messages(errors[1 - lost])] == [expected]
+  codes, errors = wait_for_exit(
     start_group(1, 8, *arguments, '--config.mesh.data=4', '--config.mesh.tensor=2')
   )
   assert codes == [0], errors
@@ -125,7 +124,7 @@ def test_preempted_killed_and_finished_on_other_topologies(uninterrupted, tmp_pa
 
 def test_an_error_of_one_process_ends_the_others(tmp_path):
   write_images(tmp_path / '0/data', {f'{c}/{i}.png': (8, 8) for c in 'ab' for i in range(20)})
-  (tmp_path / '1').mkdir()  # where the data is not
+  (tmp_path / '1').mkdir()  # without data
   group = start_group(
     2,
     1,
@@ -137,11 +136,11 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
     cwd=lambda i: tmp_path / str(i),
     PYTHONPATH=str(ROOT),
   )
-  codes, errors = ends(group)
+  codes, errors = wait_for_exit(group)
   assert codes == [2, 2], errors
-  (own,), (others,) = sentences(errors[1]), sentences(errors[0])
-  assert own.startswith('error: There is no folder data')
-  assert others.startswith('error: process 1 (') and own.removeprefix('error: ') in others
+  (failure,), (report,) = messages(errors[1]), messages(errors[0])
+  assert failure.startswith('error: There is no folder data')
+  assert report.startswith('error: process 1 (') and failure.removeprefix('error: ') in report
 
 
 def test_a_workdir_that_is_not_shared_is_named(tmp_path):
@@ -156,59 +155,59 @@ def test_a_workdir_that_is_not_shared_is_named(tmp_path):
     cwd=lambda i: tmp_path / str(i),
     PYTHONPATH=str(ROOT),
   )
-  codes, errors = ends(group)
+  codes, errors = wait_for_exit(group)
   assert codes == [2, 2], errors
   for text in errors:
-    (sentence,) = sentences(text)
-    assert 'is not one folder for all processes: process 1 does not see' in sentence
+    (message,) = messages(text)
+    assert 'is not one folder for all processes: process 1 does not see' in message
   assert not (tmp_path / '0/run/checkpoints').exists()
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path):
+def test_a_full_disk_leaves_the_earlier_checkpoints_intact(tmp_path):
   (process,) = start_group(1, 1, *ARGUMENTS, f'--workdir={tmp_path}')
-  wait_for(process, 'step 20/')
+  wait_for_line(process, 'step 20/')
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**14, resource.RLIM_INFINITY))
-  codes, errors = ends([process])
+  codes, errors = wait_for_exit([process])
   assert codes == [2], errors
-  assert len(sentences(errors[0])) == 1 and 'cannot be written' in errors[0]
+  assert len(messages(errors[0])) == 1 and 'cannot be written' in errors[0]
   folder = epath.Path(tmp_path / 'checkpoints')
   kept = [int(child.name) for child in folder.iterdir() if child.name.isdecimal()]
   assert kept and all(manifest.verify(folder / str(step)) is None for step in kept)
-  (again,) = start_group(1, 1, *ARGUMENTS, f'--workdir={tmp_path}')
-  wait_for(again, f'workdir {tmp_path}, going on after step {max(kept)}')
-  again.kill()
-  again.communicate()
+  (resumed,) = start_group(1, 1, *ARGUMENTS, f'--workdir={tmp_path}')
+  wait_for_line(resumed, f'workdir {tmp_path}, resuming after step {max(kept)}')
+  resumed.kill()
+  resumed.communicate()
 
 
-def test_a_bucket_without_what_reads_it(monkeypatch):
+def test_a_bucket_without_its_library_is_refused(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
   with pytest.raises(UserError, match=r'gs://bucket/run cannot be reached .*vit_jax\[gcs\]'):
-    workdir.resolve_workdir('gs://bucket/run')
+    resolve_workdir('gs://bucket/run')
 
 
-def test_too_little_memory_is_one_sentence():
-  with pytest.raises(DeviceMemoryError, match='4000000000000000 bytes.*remat=full'):
-    with memory_explained():
+def test_too_little_device_memory_is_one_sentence():
+  with pytest.raises(DeviceMemoryError, match='4000000000000000 bytes.*; use less[.]'):
+    with memory_explained('use less'):
       jax.jit(lambda: jax.numpy.ones((10**8, 10**7)))().block_until_ready()
   with pytest.raises(ValueError, match='else'):
-    with memory_explained():
+    with memory_explained('use less'):
       raise ValueError('something else')
 
 
 @pytest.mark.parametrize(
-  ('error', 'code', 'said'),
+  ('error', 'code', 'message'),
   [
     (OSError(28, 'No space left on device', '/x'), 2, 'error: /x cannot be written (No'),
     (UserError('What.'), 2, 'error: What.'),
     (OSError(5, 'Input/output error'), 1, 'Traceback'),
-    (KeyboardInterrupt(), 130, 'stopped'),
+    (KeyboardInterrupt(), 130, 'interrupted'),
   ],
 )
-def test_exit_codes(error, code, said, capsys):
+def test_exit_codes(error, code, message, capsys):
   def main():
     raise error
 
-  with pytest.raises(SystemExit) as stopped:
+  with pytest.raises(SystemExit) as system_exit:
     command_line.run(main)
-  assert stopped.value.code == code
-  assert capsys.readouterr().err.startswith(said)
+  assert system_exit.value.code == code
+  assert capsys.readouterr().err.startswith(message)

@@ -1,6 +1,7 @@
-"""Processes: where each stands, how they meet, and that their number changes no number."""
+"""Processes: detecting them, connecting them, and the same numbers with any number of them."""
 
 import http.server
+import json
 import os
 import re
 import socket
@@ -16,7 +17,7 @@ from vit_jax.distributed import cluster, rendezvous
 from vit_jax.distributed.cluster import ProcessInfo
 from vit_jax.errors import LostPeerError, UserError
 
-# Where a process stands.
+# Detecting the cluster.
 
 
 @pytest.mark.parametrize(
@@ -26,13 +27,13 @@ from vit_jax.errors import LostPeerError, UserError
     ((None, None, 0), '--coordinator'),
     (('localhost:1', None, 0), '--num_processes'),
     (('localhost:1', 2, None), '--process_id'),
-    (('localhost:1', 2, 2), 'counts from 0'),
+    (('localhost:1', 2, 2), 'must be below --num_processes=2'),
     (('localhost:1', 2, -1), 'counts from 0'),
     (('localhost', 2, 1), 'HOST:PORT'),
     (('localhost:70000', 2, 1), 'HOST:PORT'),
   ],
 )
-def test_flags_that_do_not_go_together(arguments, message):
+def test_flags_that_do_not_go_together_are_refused(arguments, message):
   with pytest.raises(UserError, match=message):
     cluster.detect_cluster(*arguments, env={})
 
@@ -49,7 +50,7 @@ TPU = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1', 'TPU_SKIP_MDS_QUERY'
 
 
 @pytest.mark.parametrize(
-  ('env', 'place'),
+  ('env', 'process'),
   [
     ({'TPU_SKIP_MDS_QUERY': '1'}, None),  # a laptop
     (SLURM, ProcessInfo('gpu08:61441', 4, 2, HOSTS)),
@@ -81,16 +82,16 @@ TPU = {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1', 'TPU_SKIP_MDS_QUERY'
     ),
   ],
 )
-def test_places_from_the_environment(env, place):
+def test_the_environment_of_a_cluster_is_detected(env, process):
   env = {'TPU_SKIP_MDS_QUERY': '1', **env}
-  assert cluster.detect_cluster(env=env) == place
+  assert cluster.detect_cluster(env=env) == process
 
 
-def test_node_names_of_slurm():
+def test_node_names_of_slurm_are_expanded():
   assert cluster.node_names('n[1-2,07],m-3,r[1-2]s') == ['n1', 'n2', 'n07', 'm-3', 'r1s', 'r2s']
 
 
-def test_a_tpu_vm_asks_its_metadata_server(monkeypatch):
+def test_a_tpu_vm_queries_its_metadata_server(monkeypatch):
   answers = {
     'worker-network-endpoints': 'w:1:10.0.0.1,w:2:10.0.0.2',
     'agent-worker-number': '1',
@@ -98,7 +99,7 @@ def test_a_tpu_vm_asks_its_metadata_server(monkeypatch):
   }
 
   class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802 - http.server calls it so
+    def do_GET(self):  # noqa: N802 - the name is http.server's
       text = answers.get(self.path.rpartition('/')[2])
       self.send_response(404 if text is None else 200)
       self.end_headers()
@@ -121,21 +122,21 @@ def test_a_tpu_vm_asks_its_metadata_server(monkeypatch):
     server.shutdown()
 
 
-# How they meet: in threads, for no JAX is needed.
+# Connecting the processes: in threads, because JAX is not needed.
 
 
-def meet(*arrivals, timeout=20.0, hosts=()):
-  """Lets processes (id, of how many, facts) meet; returns what each got or raised."""
-  port, results = free_port(), [None] * len(arrivals)
+def connect(*processes, timeout=20.0, hosts=()):
+  """Connects processes (id, count, settings); returns the group or the error of each."""
+  port, results = free_port(), [None] * len(processes)
 
-  def arrive(i, process_id, count, facts):
-    place = ProcessInfo(f'127.0.0.1:{port}', count, process_id, hosts)
+  def start_one(i, process_id, count, settings):
+    process = ProcessInfo(f'127.0.0.1:{port}', count, process_id, hosts)
     try:
-      results[i] = rendezvous.meet(place, facts, timeout)
+      results[i] = rendezvous.connect_processes(process, settings, timeout)
     except (UserError, LostPeerError) as error:
       results[i] = error
 
-  threads = [threading.Thread(target=arrive, args=(i, *a)) for i, a in enumerate(arrivals)]
+  threads = [threading.Thread(target=start_one, args=(i, *p)) for i, p in enumerate(processes)]
   for thread in threads:
     thread.start()
   for thread in threads:
@@ -143,25 +144,30 @@ def meet(*arrivals, timeout=20.0, hosts=()):
   return results
 
 
-def close(met):
-  for connection in met.connections.values():
+def close(group):
+  for connection in group.connections.values():
     connection.close()
 
 
-def test_processes_meet():
-  results = meet((2, 3, {}), (0, 3, {'config.seed': 1}), (1, 3, {'config.seed': 1}))
-  assert {str(r) for r in results} == {str(results[0])}
-  assert 'config.seed is 1 on process 0' in str(results[0])
-  assert 'None on process 2' in str(results[0])
-  results = meet(*((i, 3, {'x': [1.5, 'a']}) for i in range(3)))
-  assert len({met.coordinator for met in results}) == 1
-  for met in results:
-    assert len(met.hosts) == 3
-    close(met)
+def test_processes_with_the_same_settings_are_connected():
+  groups = connect(*((i, 3, {'x': (1.5, 'a')}) for i in range(3)))
+  assert len({group.coordinator for group in groups}) == 1
+  assert [group.process_id for group in groups] == [0, 1, 2]
+  assert [sorted(group.connections) for group in groups] == [[1, 2], [0], [0]]
+  for group in groups:
+    assert len(group.hosts) == 3
+    close(group)
+
+
+def test_settings_that_differ_are_named_on_all_processes():
+  errors = connect((2, 3, {}), (0, 3, {'config.seed': 1}), (1, 3, {'config.seed': 1}))
+  assert {str(error) for error in errors} == {str(errors[0])}
+  assert 'config.seed is 1 on process 0' in str(errors[0])
+  assert 'None on process 2' in str(errors[0])
 
 
 @pytest.mark.parametrize(
-  ('arrivals', 'kind', 'expected'),
+  ('processes', 'kind', 'expected'),
   [
     ([(0, 3), (2, 3)], LostPeerError, r'2 of 3 .* 0 \(.+\), 2 \(.+\); missing: 1 \(b\);'),
     ([(2, 3)], LostPeerError, r'Process 0 did not answer at 127.0.0.1:\d+ .*process 2'),
@@ -169,78 +175,96 @@ def test_processes_meet():
     ([(0, 2), (1, 3)], UserError, '--num_processes is 2 on process 0 .* 3 on process 1'),
   ],
 )
-def test_who_does_not_come_is_named(arrivals, kind, expected):
-  results = meet(*((*a, {}) for a in arrivals), timeout=1, hosts=('a', 'b', 'c'))
-  for result in results:
-    assert type(result) is kind
-    assert result.exit_code == {LostPeerError: 76, UserError: 2}[kind]
-  assert re.search(expected, str(results[0]))
+def test_missing_and_duplicate_processes_are_named(processes, kind, expected):
+  errors = connect(*((*process, {}) for process in processes), timeout=1, hosts=('a', 'b', 'c'))
+  for error in errors:
+    assert type(error) is kind
+    assert error.exit_code == {LostPeerError: 76, UserError: 2}[kind]
+  assert re.search(expected, str(errors[0]))
 
 
-def test_strangers_and_processes_that_start_again_do_not_disturb():
-  port = free_port()
-  place = ProcessInfo(f'127.0.0.1:{port}', 2, 0)
-  results = []
-  gather = threading.Thread(target=lambda: results.append(rendezvous.meet(place, {}, 20)))
-  gather.start()
-  for greeting in (b'GET / HTTP/1.1\r\n\r\n', b'{"id": 1}\n', b'\xff\xfe\n', b'[]\n'):
+def test_other_clients_are_ignored():
+  address = ('127.0.0.1', free_port())
+  first, second = (ProcessInfo(f'127.0.0.1:{address[1]}', 2, i) for i in range(2))
+  groups = []
+  thread = threading.Thread(
+    target=lambda: groups.append(rendezvous.connect_processes(first, {}, 20))
+  )
+  thread.start()
+  for message in (b'GET / HTTP/1.1\r\n\r\n', b'{"id": 1}\n', b'\xff\xfe\n', b'[]\n'):
     while True:
       try:
-        with socket.create_connection(('127.0.0.1', port)) as stranger:
-          stranger.sendall(greeting)
+        with socket.create_connection(address) as client:
+          client.sendall(message)
         break
       except ConnectionRefusedError:
         continue
-  results.append(rendezvous.meet(ProcessInfo(f'127.0.0.1:{port}', 2, 1), {}, 20))
-  gather.join()
-  for met in results:
-    close(met)
-  assert len(results) == 2
+  groups.append(rendezvous.connect_processes(second, {}, 20))
+  thread.join()
+  for group in groups:
+    close(group)
+  assert len(groups) == 2
 
 
-def test_a_taken_port_is_named():
-  with socket.create_server(('127.0.0.1', 0)) as taken:
-    place = ProcessInfo(f'127.0.0.1:{taken.getsockname()[1]}', 2, 0)
+def test_a_process_that_was_restarted_counts_once():
+  hellos = [{'id': i, 'host': host, 'settings': {}} for i, host in ((1, 'a'), (1, 'b'), (2, 'c'))]
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    clients = []
+    for hello in hellos:
+      clients.append(socket.create_connection(server.getsockname()))
+      clients[-1].sendall(json.dumps(hello).encode() + b'\n')
+    clients[0].close()
+    peers = rendezvous._accept_peers(server, 2, hellos[0].keys(), 20)
+    assert [hello['host'] for hello, _ in peers] == ['b', 'c']
+    for closable in (*clients, *(connection for _, connection in peers)):
+      closable.close()
+
+
+def test_a_port_in_use_is_named():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    process = ProcessInfo(f'127.0.0.1:{server.getsockname()[1]}', 2, 0)
     with pytest.raises(UserError, match='cannot listen at .*Address already in use'):
-      rendezvous.meet(place, {}, 1)
+      rendezvous.connect_processes(process, {}, 1)
 
 
-# What they read and learn together: real processes.
+# The data they read and the run they train: real processes.
 
 READ = """
-import hashlib, sys, jax, numpy as np
+import dataclasses, hashlib, sys
+import numpy as np
 from jax.experimental import multihost_utils
-from vit_jax.config import load_config
-from vit_jax.data import loader, reader, sources, transforms
+from vit_jax.config import AugmentConfig, MeshConfig
+from vit_jax.data import sources
+from vit_jax.data.augmentation import transforms
+from vit_jax.data.loading import loader, reader
 from vit_jax.distributed import cluster, processes, sharding
 address, count, i = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 with processes.distributed_run(cluster.detect_cluster(address, count, i), {}, 60):
-  config = load_config('configs/quickstart.py', ['--config.data.augment.shift=0.1'])
-  augmentation = transforms.Augmentation(**config.data.augment)
-  digits, read = sources.open_source('digits', 'train'), set()
-  def augment(picture, rng):
-    read.add(hashlib.sha256(picture.pixels(None).tobytes()).hexdigest())
-    return transforms.augment(picture, (8, 8), augmentation, rng)
+  config = AugmentConfig(crop='resize', flip=False, shift=0.1)
+  digits, images = sources.open_source('digits', 'train'), set()
+  def augment(image, rng):
+    images.add(hashlib.sha256(image.pixels(None).tobytes()).hexdigest())
+    return transforms.augment(image, (8, 8), config, rng)
   examples = reader.Reader(digits, augment, (8, 8, 3), seed=3)
   stream = loader.Stream(examples, 16, loader.example_order(digits, 3))
   for sizes in ((8, 1, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2)):
-    config.mesh.update(dict(zip(('data', 'fsdp', 'tensor'), sizes)))
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
     digest = hashlib.sha256()
-    read.clear()
-    feed = loader.DataLoader({'train': stream}, mesh.make_mesh(config.mesh), threads=1)
-    for batch in feed.batches('train', 5, 8):
-      whole = multihost_utils.process_allgather(batch, tiled=True)
-      digest.update(np.asarray(whole['image']).tobytes() + np.asarray(whole['label']).tobytes())
-    print('read', sizes, len(read), digest.hexdigest(), flush=True)
+    images.clear()
+    data = loader.DataLoader({'train': stream}, mesh, threads=1)
+    for batch in data.batches('train', 5, 8):
+      batch = multihost_utils.process_allgather(batch, tiled=True)
+      digest.update(np.asarray(batch['image']).tobytes() + np.asarray(batch['label']).tobytes())
+    print('read', sizes, len(images), digest.hexdigest(), flush=True)
 """
 
 
 def test_batches_are_the_same_bits_on_one_two_and_four_processes():
-  running = {}
+  groups = {}
   for count in (1, 2, 4):
     env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(8 // count), 'JAX_PLATFORMS': 'cpu'}
     address = f'127.0.0.1:{free_port()}'
-    running[count] = [
+    groups[count] = [
       subprocess.Popen(
         [sys.executable, '-c', READ, address, str(count), str(i)],
         cwd=SANDBOX,
@@ -252,20 +276,19 @@ def test_batches_are_the_same_bits_on_one_two_and_four_processes():
       for i in range(count)
     ]
   digests = set()
-  for count, group in running.items():
+  for count, group in groups.items():
     for process in group:
       out, err = process.communicate(timeout=120)
       assert process.returncode == 0, err
       lines = [line.split() for line in out.splitlines() if line.startswith('read')]
       assert len(lines) == 4
       digests |= {line[-1] for line in lines}
-      # 3 batches of 16, and each process reads no more than its part.
+      # 3 batches of 16, and each process reads only its own rows.
       assert {int(line[-2]) for line in lines} == {48 // count}
   assert len(digests) == 1
 
 
-def test_two_processes_equal_one(tiny_run, tmp_path):
-  """As SLURM would start them."""
+def test_a_run_of_two_slurm_tasks_has_the_losses_of_one_process(tiny_run, tmp_path):
   env = {
     'SLURM_JOB_ID': '1',
     'SLURM_STEP_NODELIST': 'localhost',
@@ -273,7 +296,7 @@ def test_two_processes_equal_one(tiny_run, tmp_path):
     'JAX_COORDINATOR_PORT': str(free_port()),
     'JAX_PLATFORMS': 'cpu',
   }
-  started = [
+  processes = [
     start(
       'main',
       '--config=configs/quickstart.py',
@@ -284,10 +307,10 @@ def test_two_processes_equal_one(tiny_run, tmp_path):
     )
     for i in range(2)
   ]
-  outputs = [process.communicate(timeout=200) for process in started]
-  assert [process.returncode for process in started] == [0, 0], outputs
-  said = [[line for line in out.splitlines() if 'Gloo' not in line] for out, _ in outputs]
-  assert said[0] and not said[1]  # one of them speaks
+  outputs = [process.communicate(timeout=200) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  printed = [[line for line in out.splitlines() if 'Gloo' not in line] for out, _ in outputs]
+  assert printed[0] and not printed[1]  # only process 0 prints
   assert 'process 1 on ' in outputs[0][0] and '2 cpu devices' in outputs[0][0]
   np.testing.assert_allclose(losses(tmp_path), losses(tiny_run), rtol=1e-5)
   with np.load(tmp_path / 'model/params.npz') as a, np.load(tiny_run / 'model/params.npz') as b:

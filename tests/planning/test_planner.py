@@ -103,7 +103,7 @@ def test_a_sweep_prints_a_table_and_writes_it(tmp_path):
   ('args', 'message'),
   [
     (('--topology=v9:2x2',), "'v9:2x2' is not a topology; use v2, v3"),
-    (('--topology=cpu:3',), 'which the 3 parts of the mesh'),
+    (('--topology=cpu:3',), 'which the 3 shards of the batch'),
     (('--topology=cpu:4', '--out=x.csv'), '--out needs --sweep'),
     (('--sweep=cpu:3,cpu:5',), 'none of these topologies'),
     (

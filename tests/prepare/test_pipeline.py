@@ -189,7 +189,7 @@ def test_an_interrupted_preparation_resumes_to_the_same_bytes(many, tmp_path):
   code, _ = interrupt(many, tmp_path / 'out', signal.SIGKILL)
   assert code == -signal.SIGKILL
   code, err = interrupt(many, tmp_path / 'out', signal.SIGINT)
-  assert (code, err.strip()) == (130, 'stopped by the keyboard.')
+  assert (code, err.strip()) == (130, 'interrupted by the keyboard.')
   complete = [tmp_path / 'out' / name for name in complete_shards(tmp_path / 'out')]
   assert 6 <= len(complete) < 80
   times = [path.stat().st_mtime_ns for path in complete]

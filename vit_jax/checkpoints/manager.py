@@ -1,5 +1,6 @@
-"""Checkpoints of a running training: Orbax, asynchronous, the last few and the best kept."""
+"""Checkpoints of a run: written asynchronously by Orbax; the last few and the best are kept."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from vit_jax.checkpoints import manifest
 from vit_jax.errors import PreemptedError, UserError, first_line, is_out_of_memory
 
 _METRIC = 'accuracy'
+_ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
+_OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
 
 
@@ -26,32 +29,36 @@ def _accuracy(metrics: dict[str, float]) -> float:
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
-  """Whether checkpoints are there to go on from."""
+  """Returns True if the workdir has a checkpoint to resume from."""
   folder = _folder(workdir)
   return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
 
 
-def _steps_with_manifest(folder: epath.Path) -> list[int]:
-  """The steps to choose from, newest first: those that carry a manifest, if there are any.
+def _has_manifest(folder: epath.Path, step: int) -> bool:
+  return (folder / str(step) / manifest.MANIFEST).exists()
 
-  Other programs, and this one before it had manifests, write none; what Orbax has committed must
-  be trusted then.
+
+def _candidate_steps(folder: epath.Path) -> list[int]:
+  """The steps to choose from, newest first: those with a manifest, if there are any.
+
+  Other programs, and early versions of this one, write no manifests; without them, all steps that
+  Orbax has committed must be trusted.
   """
   steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-  ours = [step for step in steps if (folder / str(step) / manifest.MANIFEST).exists()]
-  return ours or steps
+  return [step for step in steps if _has_manifest(folder, step)] or steps
 
 
-def _put_aside_damaged(folder: epath.Path) -> list[str]:
-  """Renames steps that are not what was written; says what was found.
+def _rename_damaged(folder: epath.Path) -> list[str]:
+  """Renames damaged checkpoints to <step>.damaged; returns a warning about each.
 
   Raises:
-    UserError: when there are steps, but none is intact; then nothing is renamed.
+    UserError: when no checkpoint is intact; then nothing is renamed.
   """
   steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-  if steps and not (folder / str(_steps_with_manifest(folder)[0]) / manifest.MANIFEST).exists():
-    return [f'the checkpoints have no {manifest.MANIFEST} yet, so they are taken as they are']
-  problems, newest = {}, None
+  if steps and not _has_manifest(folder, _candidate_steps(folder)[0]):
+    return [f'the checkpoints have no {manifest.MANIFEST}, so they are used without verification']
+  problems: dict[int, str] = {}
+  newest = None
   for step in steps:
     if problem := manifest.verify(folder / str(step), thorough=newest is None):
       problems[step] = problem
@@ -61,43 +68,43 @@ def _put_aside_damaged(folder: epath.Path) -> list[str]:
     raise UserError(
       f'No checkpoint in {folder} is intact ('
       f'{"; ".join(f"{step}: {problem}" for step, problem in problems.items())}); choose '
-      f'another --workdir, or remove {folder} to start from the beginning.'
+      f'another --workdir, or remove {folder} to start over.'
     )
-  notes = [
-    f'{child.name} was cut short; going on without it'
+  warnings = [
+    f'the save {child.name} was interrupted and is ignored'
     for child in sorted(folder.glob('*.orbax-checkpoint-tmp*'))
   ]
   for step, problem in problems.items():
-    aside = folder / f'{step}.damaged'
-    if aside.exists():
-      aside.rmtree()
-    (folder / str(step)).rename(aside)
-    notes.append(
-      f'checkpoint {step} is damaged: {problem}; it is now {aside.name}, and the newest intact '
-      f'one is {newest}'
+    renamed = folder / f'{step}.damaged'
+    if renamed.exists():
+      renamed.rmtree()
+    (folder / str(step)).rename(renamed)
+    warnings.append(
+      f'checkpoint {step} is damaged: {problem}; it was renamed to {renamed.name}, and the newest '
+      f'intact one is {newest}'
     )
-  return notes
+  return warnings
 
 
 class Checkpointer:
-  """The folder `workdir/checkpoints`: one sub-folder a step, complete or not there at all.
+  """Saves and restores the state of a run in `workdir/checkpoints`, one atomic folder per step.
 
-  A checkpoint whose step was evaluated carries its accuracy; the best of these is kept beside
-  the last `keep`. Damaged ones are put aside first. As a context manager it waits for what is
-  being written.
+  A checkpoint whose step was evaluated carries its accuracy; the best of these is kept besides
+  the last `keep`. Damaged ones are renamed first. Leaving it as a context manager waits for the
+  save in progress.
 
   Attributes:
-    notes: what was found damaged or cut short, one line each, on process 0.
+    warnings: about damaged checkpoints and interrupted saves, one line each, on process 0.
   """
 
   def __init__(self, workdir: epath.Path, keep: int):
     folder = _folder(workdir)
-    self.notes = []
+    self.warnings: list[str] = []
     if jax.process_index() == 0 and folder.exists():
-      self.notes = _put_aside_damaged(folder)
-    multihost_utils.sync_global_devices('damaged checkpoints are put aside')
+      self.warnings = _rename_damaged(folder)
+    multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     best = BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
-    self._saving = None  # the step that is being written
+    self._saving_step: int | None = None
     self._manager = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
@@ -111,10 +118,10 @@ class Checkpointer:
     self._best = max((m[_METRIC] for m in metrics if m), default=-1.0)
 
   def _write_manifest(self) -> None:
-    """Called by Orbax on process 0 when all files are written, before it renames the folder."""
-    folder = self._manager.directory
-    written = [*folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'), folder / str(self._saving)]
-    manifest.write_manifest(written[0])
+    """Orbax calls it on process 0 when all files are written, before it renames the folder."""
+    folder, step = self._manager.directory, self._saving_step
+    temporary = [*folder.glob(f'{step}.orbax-checkpoint-tmp*')]
+    manifest.write_manifest(temporary[0] if temporary else folder / str(step))
 
   def __enter__(self) -> 'Checkpointer':
     return self
@@ -123,94 +130,128 @@ class Checkpointer:
     try:
       self._manager.wait_until_finished()
     except _WRITE_ERRORS as error:
-      if kind in (None, PreemptedError):  # else the error under way says more
-        raise self._cannot_write(error) from None
+      if kind in (None, PreemptedError):  # any other error is the cause of this one
+        raise self._write_error(error) from None
     finally:
       self._manager.close()
 
-  def _cannot_write(self, error: Exception) -> UserError:
-    why = 'no space left' if 'No space left' in str(error) else first_line(error)
+  def _write_error(self, error: Exception) -> UserError:
+    reason = 'no space left' if 'No space left' in str(error) else first_line(error)
     return UserError(
-      f'A checkpoint in {self._manager.directory} cannot be written ({why}); '
-      'the ones before it are whole.'
+      f'A checkpoint in {self._manager.directory} cannot be written ({reason}); '
+      'the earlier ones are intact.'
     )
 
   def latest_step(self) -> int | None:
-    """The step of the newest complete checkpoint."""
+    """The step of the newest complete checkpoint; None without one."""
     return self._manager.latest_step()
 
   def is_best(self, accuracy: float) -> bool:
-    """Whether no saved state has reached this accuracy."""
+    """Returns True if no checkpoint has reached this accuracy."""
     return accuracy > self._best
 
   def save(self, step: int, state: Any, accuracy: float | None) -> None:
-    """Starts saving; returns once the arrays are copied, the writing goes on behind.
+    """Starts to save; returns once the arrays are copied, and writes them in the background.
 
     Raises:
-      UserError: when this or an earlier save could not be written.
+      UserError: when this or an earlier checkpoint cannot be written.
     """
     metrics = None if accuracy is None else {_METRIC: accuracy}
     self._best = max(self._best, -1.0 if accuracy is None else accuracy)
     try:
       self._manager.wait_until_finished()
-      self._saving = step
+      self._saving_step = step
       self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
     except _WRITE_ERRORS as error:
       if is_out_of_memory(error):
         raise
-      raise self._cannot_write(error) from None
+      raise self._write_error(error) from None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
-    """Reads the state of `step` into the shardings of `abstract_state`."""
+    """Reads the state of `step`, also as older versions wrote it.
+
+    Args:
+      step: of a complete checkpoint.
+      abstract_state: a tree of `ShapeDtypeStruct`s with the shardings to read into.
+
+    Raises:
+      UserError: when it cannot be read, as when it is of another model.
+    """
+    folder = self._manager.directory / str(step)
     try:
+      if hasattr(abstract_state, 'ema_params') and _OLD_EMA_PARAMS in _stored_tree(folder / _ITEM):
+        fields = dict(vars(abstract_state))
+        fields[_OLD_EMA_PARAMS] = fields.pop('ema_params')
+        fields = dict(self._manager.restore(step, args=ocp.args.StandardRestore(fields)))
+        fields['ema_params'] = fields.pop(_OLD_EMA_PARAMS)
+        return dataclasses.replace(abstract_state, **fields)
       return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
-    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen kinds
+    except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen types
       if is_out_of_memory(error):
         raise
       raise UserError(
-        f'The checkpoint {self._manager.directory / str(step)} cannot be read '
-        f'({first_line(error)}); its files are those that were written.'
+        f'The checkpoint {folder} cannot be read although its files are intact '
+        f'({first_line(error)}).'
       ) from None
 
 
-def find_step(folder: epath.Path) -> epath.Path | None:
-  """The newest complete step in a workdir, in its checkpoints/, or `folder` if it is a step."""
-  for candidate in (folder, folder / 'default'):
-    if (candidate / '_METADATA').exists():
-      return candidate
+def _stored_tree(folder: epath.Path) -> dict[str, Any]:
+  """The tree that an Orbax checkpoint stores, with metadata (shape, dtype) for each array."""
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.metadata(folder).item_metadata.tree
+
+
+def find_checkpoint(folder: epath.Path) -> epath.Path | None:
+  """Finds the newest intact checkpoint.
+
+  Args:
+    folder: a workdir, its checkpoints/, or one step.
+
+  Returns:
+    The folder for `read_params`; None without a checkpoint.
+
+  Raises:
+    UserError: when there are checkpoints, but none is intact.
+  """
+  for step_folder in (folder, folder / _ITEM):
+    if (step_folder / '_METADATA').exists():
+      return step_folder
   for candidate in (folder / 'checkpoints', folder):
-    steps = _steps_with_manifest(candidate) if candidate.exists() else ()
+    steps = _candidate_steps(candidate) if candidate.exists() else ()
     for step in steps:
-      listed = (candidate / str(step) / manifest.MANIFEST).exists()
-      if not listed or manifest.verify(candidate / str(step)) is None:
-        return candidate / str(step) / 'default'
+      if not _has_manifest(candidate, step) or not manifest.verify(candidate / str(step)):
+        return candidate / str(step) / _ITEM
     if steps:
-      raise UserError(f'No checkpoint in {candidate} is intact.')
+      raise UserError(f'No checkpoint in {candidate} is intact; choose another folder.')
   return None
 
 
-def read_step(folder: epath.Path) -> dict[str, np.ndarray]:
-  """The parameters in an Orbax checkpoint (the average, where one is kept), by their names.
+def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
+  """Reads the parameters of an Orbax checkpoint: their moving average, where one is kept.
 
   Args:
-    folder: as `find_step` finds it.
+    folder: from `find_checkpoint`.
+
+  Returns:
+    {'Transformer/encoder_norm/bias': array, …}.
 
   Raises:
     UserError: for a checkpoint that cannot be read.
   """
   try:
+    tree = _stored_tree(folder)
+    key = next((key for key in ('ema_params', _OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
+    wanted = {key: tree[key]} if key else tree
     with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(folder).item_metadata.tree
-      key = next((key for key in ('average', 'params') if tree.get(key)), None)
-      item = {key: tree[key]} if key else tree
       restored = checkpointer.restore(
         folder,
         args=ocp.args.PyTreeRestore(
-          item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item),
-          restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), item),
+          item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted),
+          restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
           partial_restore=True,
         ),
       )
-  except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen kinds
+  except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen types
     raise UserError(f'The checkpoint {folder} cannot be read ({first_line(error)}).') from None
-  return traverse_util.flatten_dict(restored[key] if key else restored, sep='/')
+  params = restored[key] if key else restored
+  return traverse_util.flatten_dict(params, sep='/')  # pyright: ignore[reportReturnType]

@@ -1,6 +1,6 @@
-"""Whether a checkpoint is still what was written: a manifest of its files inside its folder.
+"""The manifest of a checkpoint: size and checksum of its files, which show whether it is intact.
 
-TensorStore reads flipped bits without noticing, so sizes and checksums are kept beside them.
+TensorStore reads flipped bits without noticing.
 """
 
 import concurrent.futures
@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from etils import epath
 
 from vit_jax.errors import UserError
+from vit_jax.files import is_remote, write_text
 
 MANIFEST = 'manifest.json'
-_CHUNK = 2**22  # bytes
-# Orbax writes this one again after the manifest; nothing that is restored depends on it.
+_CHUNK_BYTES = 2**22
+# Orbax rewrites this file after the manifest is written; a restore does not depend on it.
 _NOT_LISTED = ('_CHECKPOINT_METADATA', MANIFEST)
 
 
@@ -28,42 +29,41 @@ def _files(folder: epath.Path, prefix: str = '') -> Iterator[str]:
 
 
 def _size(path: epath.Path) -> int:
-  """In bytes; `Path.stat` of etils would fail where the owner has no name."""
-  return path.stat().length if '://' in os.fspath(path) else os.path.getsize(path)
+  """In bytes; `stat` of etils fails for an owner without a user name."""
+  return path.stat().length if is_remote(path) else os.path.getsize(path)
 
 
-def _facts(path: epath.Path) -> dict[str, int]:
+def _read_entry(path: epath.Path) -> dict[str, int]:
   """Size in bytes and CRC-32 of a file."""
   size = checksum = 0
   with path.open('rb') as file:
-    while chunk := file.read(_CHUNK):
+    while chunk := file.read(_CHUNK_BYTES):
       size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
   return {'size': size, 'crc32': checksum}
 
 
 def write_manifest(folder: epath.Path) -> None:
-  """Writes the manifest of a complete checkpoint; whole or not at all.
+  """Writes the manifest of a complete checkpoint, atomically.
 
   Raises:
-    OSError: when a file cannot be read, or the manifest not be written.
+    OSError: when a file cannot be read, or the manifest cannot be written.
   """
   names = sorted(_files(folder))
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    facts = dict(zip(names, pool.map(_facts, (folder / name for name in names)), strict=True))
-  part = folder / f'{MANIFEST}.part'
-  part.write_text(json.dumps(facts, indent=2) + '\n')
-  part.replace(folder / MANIFEST)
+    entries = pool.map(_read_entry, (folder / name for name in names))
+    manifest = dict(zip(names, entries, strict=True))
+  write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + '\n')
 
 
 def verify(folder: epath.Path, thorough: bool = True) -> str | None:
-  """What is wrong with a checkpoint; None if it is as it was written.
+  """Returns None for an intact checkpoint, otherwise what is wrong with it in a few words.
 
   Args:
     folder: of one step.
-    thorough: read all files; otherwise of large ones only the size is looked at.
+    thorough: compare the checksums of all files; otherwise only the sizes of large ones.
 
   Raises:
-    UserError: when what is there cannot be read.
+    UserError: when a file exists but cannot be read.
   """
 
   def check(name: str, expected: dict[str, int]) -> str | None:
@@ -71,22 +71,22 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
       size = _size(folder / name)
       if size != expected['size']:
         return f'{name} has {size:,} bytes instead of {expected["size"]:,}'
-      if (thorough or size <= _CHUNK) and _facts(folder / name) != expected:
-        return f'{name} is not what was written'
+      if (thorough or size <= _CHUNK_BYTES) and _read_entry(folder / name) != expected:
+        return f'{name} has another checksum than when it was written'
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       return f'{name} is missing'
-    except OSError as error:  # need not last, so it is no damage
+    except OSError as error:  # may be temporary, so the checkpoint does not count as damaged
       raise UserError(f'{folder / name} cannot be read: {error.strerror or error}.') from None
     return None
 
   try:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    expected = {
-      name: {'size': int(f['size']), 'crc32': int(f['crc32'])} for name, f in manifest.items()
+    manifest = {
+      name: {'size': int(entry['size']), 'crc32': int(entry['crc32'])}
+      for name, entry in json.loads((folder / MANIFEST).read_text()).items()
     }
   except FileNotFoundError:
     return f'it has no {MANIFEST}'
   except (ValueError, LookupError, TypeError, AttributeError):
-    return f'its {MANIFEST} is not what was written'
+    return f'its {MANIFEST} is not a manifest'
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    return next(filter(None, pool.map(check, expected.keys(), expected.values())), None)
+    return next(filter(None, pool.map(check, manifest.keys(), manifest.values())), None)

@@ -1,8 +1,7 @@
-"""The processes of a run: how they start, and what the others do when one of them ends.
+"""The processes of a run: how they start, and how the end of one of them ends the others.
 
-Once they have met (rendezvous.py), the connections stay open to the end: the kernel closes those of
-a killed process at once, so that the others need not hang in a collective operation until JAX
-gives up.
+The connections of rendezvous.py stay open to the end: the kernel closes those of a killed process
+at once, so the others need not hang in a collective operation until JAX gives up.
 """
 
 import collections
@@ -22,82 +21,79 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vit_jax import errors
+from vit_jax import errors, signals
 from vit_jax.distributed import rendezvous
 from vit_jax.distributed.cluster import ProcessInfo
 from vit_jax.distributed.rendezvous import ProcessGroup
 from vit_jax.errors import LostPeerError, PreemptedError, RunError
+from vit_jax.text import plural
 
-_ECHO_SECONDS = 2  # an error may be the echo of a loss; the news of that takes less
+# An error may only be a consequence of the loss of another process; that loss is known within:
+_LOSS_REPORT_SECONDS = 2
 _ACKNOWLEDGE_SECONDS = 10
 _sigterm = threading.Event()
-_peers: '_Peers | None' = None  # of a run of several processes
+_watcher: '_PeerWatcher | None' = None  # in a run of several processes
+
+# Handles SIGABRT: JAX's client aborts this process when process 0 is gone, but not before the
+# watcher has reported the loss.
+_delay_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(
+  lambda unused: time.sleep(2 * _LOSS_REPORT_SECONDS)
+)
 
 
 def should_stop(step: int) -> bool:
-  """Whether to save and leave after `step`: SIGTERM came, to this or to any process of the run.
+  """Returns True if the run is to save and exit after `step`, because a process received SIGTERM.
 
-  To be asked once a step; all processes get the same answer at the same step.
+  Call it once after each step: all processes get True at the same one.
   """
-  return _sigterm.is_set() if _peers is None else _peers.stop_after(step)
+  return _sigterm.is_set() if _watcher is None else _watcher.should_stop_after(step)
 
 
 def broadcast_from_process_0(value: int) -> int:
-  """The value of process 0, on all processes; all must ask."""
+  """Returns the int32 value of process 0 on all processes, each of which must call it."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 @contextlib.contextmanager
 def distributed_run(
-  place: ProcessInfo | None, facts: Mapping[str, Any], timeout: float
+  process: ProcessInfo | None, settings: Mapping[str, Any], timeout: float
 ) -> Iterator[None]:
-  """Meets the other processes of the run; inside, the end of one of them is the end of all.
+  """Connects the processes of a run and starts JAX; inside, the end of one ends all of them.
 
-  An error that leaves the block ends the process of a run of several: its end must not wait for
-  the others, which wait for it.
+  Where there are several, an error that leaves the block exits the process: a normal end would
+  wait for the others, which wait for this one. SIGTERM inside the block makes `should_stop` True.
 
   Args:
-    place: of this process; None if it is alone.
-    facts: what must be the same on all processes, by names for the user; JSON values.
+    process: this one; None if it is alone.
+    settings: what must be the same on all processes, by names that the user knows; JSON values.
     timeout: seconds to wait for the others.
 
   Raises:
-    LostPeerError: when others have not come in time; it says who has and who has not.
-    UserError: when the facts differ; it names them.
+    LostPeerError: when processes are missing after the timeout; it names them.
+    UserError: when settings differ; it names them.
   """
-  global _peers
-  if place is None:
-    with _sigterm_noted():
+  global _watcher
+  _sigterm.clear()
+  sigterm_handled = signals.handled(signal.SIGTERM, lambda *unused: _sigterm.set())
+  if process is None:
+    with sigterm_handled:
       yield
     return
-  met = rendezvous.meet(place, {**facts, 'the code of vit_jax': _code_hash()}, timeout)
-  _peers = peers = _Peers(met)
+  settings = {**settings, 'the code of vit_jax': _code_hash()}
+  group = rendezvous.connect_processes(process, settings, timeout)
+  _watcher = watcher = _PeerWatcher(group)
   try:
-    peers.watch()
-    with _sigterm_noted():
-      _start_jax(place, met.coordinator, timeout)
-      if place.process_id == 0:
-        _say_who_came(met.hosts)
+    watcher.start()
+    with sigterm_handled:
+      _start_jax(process, group.coordinator, timeout)
+      if process.process_id == 0:
+        _print_processes(group.hosts)
       yield
       jax.distributed.shutdown()  # waits for the others
-  except BaseException as error:  # noqa: BLE001 - all ends are told
-    _end(peers, error)
-  peers.leave(0, '')
-  _peers = None
-
-
-@contextlib.contextmanager
-def _sigterm_noted() -> Iterator[None]:
-  """Notes SIGTERM for `preempted` instead of dying of it."""
-  _sigterm.clear()
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  before = signal.signal(signal.SIGTERM, lambda *unused: _sigterm.set())
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  except BaseException as error:  # noqa: BLE001 - the others must learn of every end
+    _exit(watcher, error)
+  watcher.report_exit(0, '')
+  _watcher = None
 
 
 def _code_hash() -> str:
@@ -107,145 +103,148 @@ def _code_hash() -> str:
   return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
 
 
-def _start_jax(place: ProcessInfo, address: str, timeout: float) -> None:
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')  # CPU only; else unused
-  # JAX would note SIGTERM, too, but Orbax asks it with other numbers of steps than a loop that
-  # began after a checkpoint, and then they may never agree on one.
+def _start_jax(process: ProcessInfo, coordinator: str, timeout: float) -> None:
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')  # of CPUs only
+  # JAX's preemption service handles SIGTERM, too. But Orbax queries it with other step numbers
+  # than those of a resumed loop, and then the processes may never agree on a step.
   jax.config.update('jax_enable_preemption_service', False)
-  host, port = address.rsplit(':', 1)
-  interface = rendezvous.interface(host)
+  host, port = coordinator.rsplit(':', 1)
+  address = rendezvous.bind_address(host)
   try:
     jax.distributed.initialize(
-      address,
-      place.num_processes,
-      place.process_id,
-      local_device_ids=None if place.local_device is None else [place.local_device],
-      cluster_detection_method='deactivate',  # cluster.py has done it
+      coordinator,
+      process.num_processes,
+      process.process_id,
+      local_device_ids=None if process.local_device is None else [process.local_device],
+      cluster_detection_method='deactivate',  # cluster.py has detected it
       initialization_timeout=max(int(timeout), 10),
       shutdown_timeout_seconds=24 * 3600,  # while process 0 still writes the model
-      coordinator_bind_address=f'{interface}:{port}' if interface else None,
+      coordinator_bind_address=f'{address}:{port}' if address else None,
     )
   except RuntimeError as error:
     raise LostPeerError(
-      f"JAX's coordinator at {address} does not answer ({errors.first_line(error)})."
+      f"JAX's coordinator at {coordinator} does not answer ({errors.first_line(error)}); rerun the "
+      'same command on all processes.'
     ) from None
 
 
-def _say_who_came(hosts: Sequence[str]) -> None:
+def _print_processes(hosts: Sequence[str]) -> None:
   devices = collections.Counter(device.process_index for device in jax.devices())
-  if len(hosts) <= rendezvous.MOST_NAMES:
+  if len(hosts) <= rendezvous.MAX_LISTED:
     for i, host in enumerate(hosts):
-      print(f'process {i} on {host}: {devices[i]} device{"s"[: devices[i] > 1]}', flush=True)
+      print(f'process {i} on {host}: {plural(devices[i], "device")}', flush=True)
   else:
-    hosts_, total = len(set(hosts)), sum(devices.values())
-    print(f'{len(hosts)} processes on {hosts_} hosts: {total} devices', flush=True)
+    sizes = (len(hosts), 'process'), (len(set(hosts)), 'host'), (sum(devices.values()), 'device')
+    processes, distinct_hosts, all_devices = (plural(*size) for size in sizes)
+    print(f'{processes} on {distinct_hosts}: {all_devices}', flush=True)
 
 
-class _Peers:
-  """The open connections: of process 0 to all others, of the others to process 0."""
+class _PeerWatcher:
+  """Listens to the peers: process 0 to all others, the others to process 0.
 
-  def __init__(self, met: ProcessGroup):
-    self._me, self._hosts, self._connections = met.me, met.hosts, met.connections
-    self._ended, self._lock = set(), threading.RLock()
-    self._heeded = {'lost', 'ended'}  # what ends this process
-    self._stop_step = None  # the last one before all leave
-    self._asked_to_stop, self._acknowledged = threading.Event(), threading.Semaphore(0)
+  Messages are {'id', 'code', 'message'} when a process exits, and {'stop': step} to stop after a
+  step, or None to ask process 0 for one.
+  """
 
-  def watch(self) -> None:
-    """Starts listening; the loss of a process, or its end by an error, ends this one."""
-    _hold_aborts()
+  def __init__(self, group: ProcessGroup):
+    self._process_id, self._hosts = group.process_id, group.hosts
+    self._connections = group.connections
+    self._exited: set[int] = set()
+    self._lock = threading.RLock()
+    self._exit_on = {'loss', 'error'}  # of a peer: what ends this process
+    self._stop_step: int | None = None  # all processes stop after it
+    self._stop_requested, self._acknowledged = threading.Event(), threading.Semaphore(0)
+
+  def start(self) -> None:
+    """Starts listening; from now on the loss or an error of a peer ends this process."""
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _delay_abort)
     for i in self._connections:
       threading.Thread(target=self._listen, args=(i,), daemon=True).start()
 
   def _listen(self, i: int) -> None:
-    while message := self._connections[i].hear():
+    while message := self._connections[i].receive():
       if 'stop' in message:
-        self._hear_stop(message['stop'])
+        self._receive_stop(message['stop'])
       else:
-        self._end_with(message)
-    if i not in self._ended:
-      self._end_with({'id': i, 'code': LostPeerError.exit_code, 'said': ''})
+        self._receive_exit(message)
+    if i not in self._exited:
+      self._receive_exit({'id': i, 'code': LostPeerError.exit_code, 'message': ''})
 
-  def _end_with(self, message: Mapping[str, Any]) -> None:
-    """Passes on that a process has ended, and ends this one, too, unless that was planned."""
-    i, code, said = message['id'], message['code'], message['said']
+  def _receive_exit(self, exit_message: Mapping[str, Any]) -> None:
+    """Forwards that a process has exited, and exits as well unless it was a planned end."""
+    i, code, message = exit_message['id'], exit_message['code'], exit_message['message']
     with self._lock:
-      self._ended.add(i)
-      self._tell(message)
-      what = 'ended' if said else 'lost'
-      if code in (0, PreemptedError.exit_code) or what not in self._heeded:
+      self._exited.add(i)
+      self._send_exit(exit_message)
+      event = 'error' if message else 'loss'
+      if code in (0, PreemptedError.exit_code) or event not in self._exit_on:
         return
-      name = f'process {i} ({self._hosts[i]})'
-      print(
-        f'error: {name} ended: {said}'
-        if said
-        else f'error: {name} was lost: it was killed, has crashed or is cut off; the same '
-        'command, started again on all processes, goes on from the last checkpoint.',
-        file=sys.stderr,
-        flush=True,
+      end = (
+        f'ended: {message}'
+        if message
+        else (
+          'was lost (killed, crashed or disconnected); rerun the same command on all processes to '
+          'resume from the last checkpoint.'
+        )
       )
+      print(f'error: process {i} ({self._hosts[i]}) {end}', file=sys.stderr, flush=True)
       os._exit(code)
 
-  def stop_after(self, step: int) -> bool:
-    """Whether SIGTERM has come to a process, and all leave after this step.
+  def should_stop_after(self, step: int) -> bool:
+    """Returns True if a process has received SIGTERM, and all are to stop after this step.
 
-    Process 0 chooses the step two ahead of its own. The others are at most one step ahead of it,
-    as each step needs all of them, and it does not begin the next one before they have heard.
+    Process 0 chooses the step two after its own. The others are at most one step ahead of it,
+    because each step needs all processes, and it starts no other step before all have
+    acknowledged.
     """
-    asked = _sigterm.is_set() or self._asked_to_stop.is_set()
-    if asked and self._stop_step is None:
-      if self._me == 0:
+    requested = _sigterm.is_set() or self._stop_requested.is_set()
+    if requested and self._stop_step is None:
+      if self._process_id == 0:
         self._stop_step = step + 2
       for connection in self._connections.values():
-        connection.say({'stop': self._stop_step})
-      for _ in self._connections if self._me == 0 else ():
+        connection.send({'stop': self._stop_step})
+      for _ in self._connections if self._process_id == 0 else ():
         self._acknowledged.acquire(timeout=_ACKNOWLEDGE_SECONDS)
     return self._stop_step is not None and step >= self._stop_step
 
-  def _hear_stop(self, step: int | None) -> None:
-    """None asks process 0 to choose a step; it tells the step, and gets it back."""
-    if self._me:
+  def _receive_stop(self, step: int | None) -> None:
+    if self._process_id:
       self._stop_step = step
-      self._connections[0].say({'stop': step})
+      self._connections[0].send({'stop': step})  # acknowledges it
     elif step is None:
-      self._asked_to_stop.set()
+      self._stop_requested.set()
     else:
       self._acknowledged.release()
 
-  def _tell(self, message: Mapping[str, Any]) -> None:
+  def _send_exit(self, exit_message: Mapping[str, Any]) -> None:
+    """Process 0 sends it to all that still run; the others send only their own, to process 0."""
     for i, connection in self._connections.items():
-      if self._me == 0 or message['id'] == self._me:
-        if i not in self._ended:
-          connection.say(message)
+      if self._process_id == 0 or exit_message['id'] == self._process_id:
+        if i not in self._exited:
+          connection.send(exit_message)
 
-  def heed(self, *what: str) -> None:
-    """Chooses what may still end this process: 'lost', 'ended'."""
+  def exit_on(self, *events: str) -> None:
+    """Sets which events of a peer may still end this process: 'loss', 'error'."""
     with self._lock:
-      self._heeded = set(what)
+      self._exit_on = set(events)
 
-  def leave(self, code: int, said: str) -> None:
-    """Tells the others that this process ends on purpose."""
+  def report_exit(self, code: int, message: str) -> None:
+    """Tells the peers that this process exits on purpose; they can no longer end it."""
     with self._lock:
-      self._heeded = set()
-      self._tell({'id': self._me, 'code': code, 'said': said})
+      self._exit_on = set()
+      self._send_exit({'id': self._process_id, 'code': code, 'message': message})
 
 
-def _hold_aborts() -> None:
-  """Lets `_Peers` speak before JAX's client aborts this process because process 0 is gone."""
-  hold = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda unused: time.sleep(2 * _ECHO_SECONDS))
-  _hold_aborts.kept = hold  # as long as the process lives
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), hold)
-
-
-def _end(peers: _Peers, error: BaseException) -> NoReturn:
+def _exit(watcher: _PeerWatcher, error: BaseException) -> NoReturn:
+  """Reports the error to the user and to the other processes, and exits with its code."""
   if isinstance(error, PreemptedError):
     with contextlib.suppress(RuntimeError):
-      jax.distributed.shutdown()  # all have saved and come here
+      jax.distributed.shutdown()  # all have saved the same step
   else:
-    peers.heed('lost', *([] if isinstance(error, RunError) else ['ended']))
-    time.sleep(_ECHO_SECONDS)
-  peers.heed()
-  code, said = errors.report(error)
-  peers.leave(code, said)
+    watcher.exit_on('loss', *([] if isinstance(error, RunError) else ['error']))
+    time.sleep(_LOSS_REPORT_SECONDS)
+  watcher.exit_on()
+  code, message = errors.report(error)
+  watcher.report_exit(code, message)
   sys.stdout.flush()
   os._exit(code)

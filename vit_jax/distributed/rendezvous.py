@@ -1,7 +1,8 @@
-"""How the processes of a run meet: before JAX starts, at the coordinator's address.
+"""Connects the processes of a run, before JAX starts, at the coordinator's address.
 
-Process 0 listens and the others connect to it. So it knows who has come and whether all were
-given the same facts, and can say so. The connections stay open for `processes.py`.
+Process 0 listens and the others connect to it. So it knows which processes have connected and
+whether all were started with the same settings, and can name those that were not. The connections
+stay open for `processes.py`.
 """
 
 import collections
@@ -18,13 +19,15 @@ from vit_jax.distributed.cluster import ProcessInfo
 from vit_jax.errors import LostPeerError, UserError
 
 # A host that vanishes closes nothing: it is lost after 3 s of silence and three probes, 2 s apart.
-# The kernels do this, so a process that compiles or is stopped for a while is not taken for lost.
+# The kernels answer probes, so a process that compiles or is stopped for a while is not lost.
 _KEEPALIVE = {'TCP_KEEPIDLE': 3, 'TCP_KEEPINTVL': 2, 'TCP_KEEPCNT': 3}
-MOST_NAMES = 8
+_HELLO_SECONDS = 2  # from a connection to its first message
+_MAX_MESSAGE_BYTES = 2**20
+MAX_LISTED = 8  # processes in a message
 
 
 class Connection:
-  """Messages, one JSON object a line, over a socket."""
+  """Messages over a socket, one JSON object per line."""
 
   def __init__(self, connected: socket.socket, timeout: float):
     self._socket, self._lines = connected, connected.makefile(encoding='utf-8')
@@ -34,30 +37,30 @@ class Connection:
       if hasattr(socket, name):
         connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-  def wait_forever(self) -> None:
-    """From now on `hear` waits without a limit."""
+  def remove_timeout(self) -> None:
+    """Lets `receive` wait without a limit from now on."""
     self._socket.settimeout(None)
 
-  def say(self, message: Mapping[str, Any]) -> None:
-    """Sends a message; whether the other side is gone is noticed by `hear`."""
+  def send(self, message: Mapping[str, Any]) -> None:
+    """Sends a message; if the peer is gone, only `receive` notices."""
     with contextlib.suppress(OSError):
       self._socket.sendall(json.dumps(message).encode() + b'\n')
 
-  def hear(self) -> dict[str, Any] | None:
-    """The next message; None when the other side is gone, or is none of ours."""
+  def receive(self) -> dict[str, Any] | None:
+    """Waits for the next message; None when the peer is gone or sends something else."""
     try:
-      message = json.loads(self._lines.readline(2**20))
+      message = json.loads(self._lines.readline(_MAX_MESSAGE_BYTES))
     except (OSError, ValueError):
       return None
     return message if isinstance(message, dict) else None
 
   def close(self) -> None:
-    """Ends the connection; what was said still arrives."""
+    """Closes the connection; messages that were sent still arrive."""
     self._lines.close()
     self._socket.close()
 
-  def is_gone(self) -> bool:
-    """Whether the other side has closed."""
+  def is_closed_by_peer(self) -> bool:
+    """Returns True if the peer has closed the connection."""
     self._socket.settimeout(0)
     try:
       return not self._socket.recv(1, socket.MSG_PEEK)
@@ -69,143 +72,176 @@ class Connection:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
-  """What came of it.
+  """The connected processes of a run.
 
   Attributes:
-    me: the number of this process.
-    hosts: the host names of all processes, in their order.
-    connections: of process 0 to all others, of the others to process 0.
-    coordinator: HOST:PORT where JAX's coordinator shall listen.
+    process_id: of this process.
+    hosts: host name of each process.
+    connections: {process_id: connection}: of process 0 to all others, of the others to process 0.
+    coordinator: HOST:PORT where JAX's coordinator is to listen.
   """
 
-  me: int
+  process_id: int
   hosts: Sequence[str]
   connections: Mapping[int, Connection]
   coordinator: str
 
 
-def meet(place: ProcessInfo, facts: Mapping[str, Any], timeout: float) -> ProcessGroup:
-  """Connects process 0 with all others; arguments and errors are those of `joined`."""
-  facts = {'--num_processes': place.num_processes, **facts}
-  hello = json.loads(json.dumps({'id': place.process_id, 'host': _host(), 'facts': facts}))
-  return (_join if place.process_id else _gather)(place, hello, timeout)
+def connect_processes(
+  process: ProcessInfo, settings: Mapping[str, Any], timeout: float
+) -> ProcessGroup:
+  """Connects process 0 with all others, and checks that their settings are the same.
+
+  Args:
+    process: this one.
+    settings: what must be the same on all processes, by names that the user knows; JSON values.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    LostPeerError: when processes are missing after the timeout; it names them.
+    UserError: when settings differ; it names them.
+  """
+  settings = {'--num_processes': process.num_processes, **settings}
+  hello = {'id': process.process_id, 'host': socket.gethostname(), 'settings': settings}
+  hello = json.loads(json.dumps(hello))  # tuples are lists, as in the messages of the others
+  if process.process_id == 0:
+    return _listen_for_others(process, hello, timeout)
+  return _connect_to_process_0(process, hello, timeout)
 
 
-def _host() -> str:
-  return socket.gethostname()
-
-
-def _address(place: ProcessInfo) -> tuple[str, int]:
-  host, port = place.coordinator.rsplit(':', 1)
+def _split_address(address: str) -> tuple[str, int]:
+  host, port = address.rsplit(':', 1)
   return host, int(port)
 
 
-def interface(host: str) -> str:
-  """What to listen on: all interfaces, unless all processes are on this machine."""
+def bind_address(host: str) -> str:
+  """The address to listen at: '' (all interfaces), unless all processes are on this machine."""
   return '127.0.0.1' if host == 'localhost' or host.startswith('127.') else ''
 
 
-def _free_port(listen: str, wanted: int) -> int:
-  """The port that is wanted, which a firewall may let through, or another one if it is taken."""
-  for port in (wanted, 0):
+def _free_port(address: str, preferred: int) -> int:
+  """The preferred port, which a firewall may let through, or another one if it is taken."""
+  for port in (preferred, 0):
     with contextlib.suppress(OSError, OverflowError):
-      with socket.create_server((listen, port)) as free:
-        return free.getsockname()[1]
-  raise UserError(f'No port is free on {_host()}.')
+      with socket.create_server((address, port)) as server:
+        return server.getsockname()[1]
+  raise UserError(f'No port is free on {socket.gethostname()}.')
 
 
-def _gather(place: ProcessInfo, hello: dict[str, Any], timeout: float) -> ProcessGroup:
-  """Process 0: waits for the others, compares their facts, tells them where JAX will meet."""
-  host, port = _address(place)
+def _listen_for_others(process: ProcessInfo, hello: dict[str, Any], timeout: float) -> ProcessGroup:
+  """Process 0: waits for the others, checks their settings, sends them JAX's address."""
+  host, port = _split_address(process.coordinator)
   try:
-    listener = socket.create_server((interface(host), port))
+    server = socket.create_server((bind_address(host), port))
   except OSError as error:
     raise UserError(
-      f'Process 0 cannot listen at {place.coordinator} ({os.strerror(error.errno or 0)}); '
+      f'Process 0 cannot listen at {process.coordinator} ({os.strerror(error.errno or 0)}); '
       'choose another port.'
     ) from None
-  arrivals: list[tuple[dict[str, Any], Connection]] = []
-  deadline = time.monotonic() + timeout
-  with listener:
-    while len(arrivals) < place.num_processes - 1:
-      listener.settimeout(max(deadline - time.monotonic(), 0.001))
-      try:
-        connection = Connection(listener.accept()[0], 2)
-      except TimeoutError:
-        break
-      message = connection.hear()
-      if not message or message.keys() != hello.keys():  # none of ours
-        connection.close()
-        continue
-      # One that ended and was started again while this process waits has come once.
-      for gone in [a for a in arrivals if a[0]['id'] == message['id'] and a[1].is_gone()]:
-        gone[1].close()
-        arrivals.remove(gone)
-      arrivals.append((message, connection))
-  hellos = [hello, *(h for h, _ in arrivals)]
-  names = {h['id']: h['host'] for h in hellos}
-  error = _difference(hellos) or _absence(place, names, timeout)
-  hosts = [names.get(i, '') for i in range(place.num_processes)]
-  address = f'{place.coordinator.rsplit(":", 1)[0]}:{_free_port(interface(host), port + 1)}'
-  answer = {'coordinator': address, 'hosts': hosts, 'code': error.exit_code if error else 0}
-  for _, connection in arrivals:
-    connection.wait_forever()
-    connection.say({**answer, 'said': str(error)})
+  with server:
+    peers = _accept_peers(server, process.num_processes - 1, hello.keys(), timeout)
+  hellos = [hello, *(peer_hello for peer_hello, _ in peers)]
+  names = {hello['id']: hello['host'] for hello in hellos}
+  error = _settings_error(hellos) or _missing_error(process, names, timeout)
+  hosts = [names.get(i, '') for i in range(process.num_processes)]
+  coordinator = f'{host}:{_free_port(bind_address(host), port + 1)}'
+  for _, connection in peers:
+    connection.remove_timeout()
+    connection.send(
+      {
+        'coordinator': coordinator,
+        'hosts': hosts,
+        'code': error.exit_code if error else 0,
+        'message': str(error or ''),
+      }
+    )
     if error:
       connection.close()
   if error:
     raise error
-  return ProcessGroup(0, hosts, {h['id']: c for h, c in arrivals}, address)
+  connections = {peer_hello['id']: connection for peer_hello, connection in peers}
+  return ProcessGroup(0, hosts, connections, coordinator)
 
 
-def _join(place: ProcessInfo, hello: dict[str, Any], timeout: float) -> ProcessGroup:
-  """The others: connect to process 0 as soon as it is there, and wait for its word."""
+def _accept_peers(
+  server: socket.socket, count: int, hello_keys: Iterable[str], timeout: float
+) -> list[tuple[dict[str, Any], Connection]]:
+  """The hello and the connection of `count` processes, or of those within the timeout."""
+  peers: list[tuple[dict[str, Any], Connection]] = []
+  deadline = time.monotonic() + timeout
+  while len(peers) < count:
+    server.settimeout(max(deadline - time.monotonic(), 0.001))
+    try:
+      connection = Connection(server.accept()[0], _HELLO_SECONDS)
+    except TimeoutError:
+      break
+    hello = connection.receive()
+    if not hello or hello.keys() != hello_keys:  # not a process of ours
+      connection.close()
+      continue
+    # A process that ended and was restarted in the meantime counts once.
+    restarted = [p for p in peers if p[0]['id'] == hello['id'] and p[1].is_closed_by_peer()]
+    for peer in restarted:
+      peer[1].close()
+      peers.remove(peer)
+    peers.append((hello, connection))
+  return peers
+
+
+def _connect_to_process_0(
+  process: ProcessInfo, hello: dict[str, Any], timeout: float
+) -> ProcessGroup:
+  """The others: connect as soon as process 0 listens, and wait for its answer."""
+  name = f'process {process.process_id} on {socket.gethostname()}'
   deadline = time.monotonic() + timeout
   while True:
     try:
-      connected = socket.create_connection(_address(place), timeout=5)
+      connected = socket.create_connection(_split_address(process.coordinator), timeout=5)
       break
     except OSError as error:
       if time.monotonic() > deadline:
         raise LostPeerError(
-          f'Process 0 did not answer at {place.coordinator} within {timeout:g} s '
-          f'({error.strerror or error}); this is process {place.process_id} on {_host()}.'
+          f'Process 0 did not answer at {process.coordinator} within {timeout:g} s '
+          f'({error.strerror or error}); start it, or let {name} wait longer with '
+          '--start_timeout=SECONDS.'
         ) from None
       time.sleep(0.2)
   connection = Connection(connected, timeout + 10)
-  connection.say(hello)
-  answer = connection.hear() or {}
+  connection.send(hello)
+  answer = connection.receive() or {}
   if answer.get('code') != 0:
     connection.close()
   if 'coordinator' not in answer:
     raise LostPeerError(
-      f'Process 0 at {place.coordinator} was lost while process {place.process_id} on {_host()} '
-      'waited for the others.'
+      f'Process 0 at {process.coordinator} was lost while {name} waited for the others.'
     )
   if answer['code']:
-    raise {e.exit_code: e for e in (UserError, LostPeerError)}[answer['code']](answer['said'])
-  connection.wait_forever()
-  return ProcessGroup(place.process_id, answer['hosts'], {0: connection}, answer['coordinator'])
+    kinds = {kind.exit_code: kind for kind in (UserError, LostPeerError)}
+    raise kinds[answer['code']](answer['message'])
+  connection.remove_timeout()
+  return ProcessGroup(process.process_id, answer['hosts'], {0: connection}, answer['coordinator'])
 
 
-def _difference(hellos: Sequence[Mapping[str, Any]]) -> UserError | None:
-  """Two processes with the same number, or with other facts than the first one."""
+def _settings_error(hellos: Sequence[Mapping[str, Any]]) -> UserError | None:
+  """For two processes with the same number, or with other settings than process 0."""
   count = collections.Counter(hello['id'] for hello in hellos)
-  if twice := [hello for hello in hellos if count[hello['id']] > 1]:
-    hosts = ', '.join(hello['host'] for hello in twice)
-    return UserError(f'Several processes have --process_id={twice[0]["id"]} (on {hosts}).')
-  first, *others = hellos
-  for other in others:
-    differing = [
-      f'{name} is {first["facts"].get(name)!r} on process {first["id"]} ({first["host"]}) and '
-      f'{other["facts"].get(name)!r} on process {other["id"]} ({other["host"]})'
-      for name in {**first['facts'], **other['facts']}
-      if first['facts'].get(name) != other['facts'].get(name)
+  if duplicates := [hello for hello in hellos if count[hello['id']] > 1]:
+    hosts = ', '.join(hello['host'] for hello in duplicates)
+    return UserError(
+      f'Several processes have --process_id={duplicates[0]["id"]} (on {hosts}); give each its own.'
+    )
+  first, *peers = hellos
+  for peer in peers:
+    differences = [
+      f'{name} is {first["settings"].get(name)!r} on process {first["id"]} ({first["host"]}) and '
+      f'{peer["settings"].get(name)!r} on process {peer["id"]} ({peer["host"]})'
+      for name in {**first['settings'], **peer['settings']}
+      if first['settings'].get(name) != peer['settings'].get(name)
     ]
-    if differing:
-      more = f', and {len(differing) - 3} more' if len(differing) > 3 else ''
+    if differences:
+      more = f', and {len(differences) - 3} more' if len(differences) > 3 else ''
       return UserError(
-        f'The processes were started differently: {"; ".join(differing[:3])}{more}; '
+        f'The processes were started differently: {"; ".join(differences[:3])}{more}; '
         'start all of them with the same command.'
       )
   return None
@@ -213,16 +249,19 @@ def _difference(hellos: Sequence[Mapping[str, Any]]) -> UserError | None:
 
 def _list(ids: Iterable[int], hosts: Mapping[int, str]) -> str:
   names = [f'{i} ({hosts[i]})' if hosts.get(i) else str(i) for i in sorted(ids)]
-  more = len(names) - MOST_NAMES
-  return ', '.join(names[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
+  more = len(names) - MAX_LISTED
+  return ', '.join(names[:MAX_LISTED]) + (f' and {more} more' if more > 0 else '')
 
 
-def _absence(place: ProcessInfo, came: Mapping[int, str], timeout: float) -> LostPeerError | None:
-  missing = set(range(place.num_processes)) - came.keys()
+def _missing_error(
+  process: ProcessInfo, hosts: Mapping[int, str], timeout: float
+) -> LostPeerError | None:
+  """For processes that are not among `hosts`, {process_id: host name} of those connected."""
+  missing = set(range(process.num_processes)) - hosts.keys()
   if not missing:
     return None
   return LostPeerError(
-    f'{len(came)} of {place.num_processes} processes came within {timeout:g} s: '
-    f'{_list(came, came)}; missing: {_list(missing, dict(enumerate(place.hosts)))}; '
+    f'{len(hosts)} of {process.num_processes} processes connected within {timeout:g} s: '
+    f'{_list(hosts, hosts)}; missing: {_list(missing, dict(enumerate(process.hosts)))}; '
     '--start_timeout=SECONDS waits longer.'
   )

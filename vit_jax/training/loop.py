@@ -50,7 +50,10 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
 
-@memory_explained()
+@memory_explained(
+  'config.model.remat=full, a larger config.mesh.fsdp or config.accumulation_steps, or a smaller '
+  'config.batch_size need less, and python -m vit_jax.plan says how much'
+)
 def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, float]:
   """Trains, evaluates, and leaves a model; resumes from the last checkpoint.
 
@@ -124,7 +127,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   meter, progress = ThroughputMeter(program, first_step), Progress(program, first_step)
   progress.print_start(train, test, workdir)
-  for line in (*checkpointer.notes, *([str(report)] if report else [])):
+  for line in (*checkpointer.warnings, *([str(report)] if report else [])):
     progress.print(line)
   previous, result = None, None
   loader = DataLoader(streams, mesh, num_workers(config.data), config.data.threads)

@@ -188,10 +188,10 @@ def _open_path(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
 
 
 def _open_step(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
-  step = manager.find_step(folder.resolve())  # Orbax takes no relative paths
+  step = manager.find_checkpoint(folder.resolve())  # Orbax takes no relative paths
   if step is None:
     raise UserError(f'{folder} holds no model: none of {", ".join(_WEIGHTS)}, no checkpoints.')
-  tensors = {name: Tensor.of(x) for name, x in manager.read_step(step).items()}
+  tensors = {name: Tensor.of(x) for name, x in manager.read_params(step).items()}
   about = ModelMetadata.of_run(step.parent.parent.parent)
   return TensorFile(step, 'Orbax', tensors), about
 

@@ -1,0 +1,72 @@
+"""Files: atomic writes, links, the cache folder, JSON objects; with real files."""
+
+import os
+
+import pytest
+from etils import epath
+
+from vit_jax import files
+from vit_jax.errors import UserError
+
+
+def test_a_file_is_written_and_nothing_else_is_left(tmp_path):
+  path = tmp_path / 'x.txt'
+  files.write_text(path, 'old')
+  files.write_text(path, 'new é')
+  assert path.read_text() == 'new é'
+  files.write_bytes(path, b'\0\xff')  # synced to the disk
+  assert path.read_bytes() == b'\0\xff'
+  assert os.listdir(tmp_path) == ['x.txt']
+
+
+def test_a_failed_write_leaves_the_file_unchanged(tmp_path):
+  path = tmp_path / 'x.txt'
+  path.write_text('old')
+
+  def write(scratch):
+    assert scratch.parent == path.parent and scratch.name != path.name
+    scratch.write_text('half')
+    raise OSError(28, 'No space left on device')
+
+  with pytest.raises(OSError, match='No space left'):
+    files.write_atomically(path, write)
+  assert path.read_text() == 'old'
+  assert os.listdir(tmp_path) == ['x.txt']
+
+
+def test_a_link_is_followed(tmp_path):
+  (tmp_path / 'target.txt').write_text('old')
+  (tmp_path / 'link.txt').symlink_to('target.txt')
+  files.write_text(tmp_path / 'link.txt', 'new')
+  assert (tmp_path / 'link.txt').is_symlink()
+  assert (tmp_path / 'target.txt').read_text() == 'new'
+  assert files.real_path(epath.Path(tmp_path / 'link.txt')) == epath.Path(tmp_path / 'target.txt')
+
+
+def test_remote_paths_are_recognized():
+  remote = epath.Path('gs://bucket/run')
+  assert files.is_remote(remote) and files.is_remote('gs://bucket/run')
+  assert not files.is_remote('/runs/x')
+  assert files.real_path(remote) == remote
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path))
+  assert files.cache_folder() == epath.Path(tmp_path)
+  monkeypatch.delenv('VIT_JAX_CACHE')
+  assert files.cache_folder() == epath.Path('~/.cache/vit_jax').expanduser()
+  monkeypatch.setenv('VIT_JAX_CACHE', 'gs://bucket/x')
+  with pytest.raises(UserError, match='VIT_JAX_CACHE is gs://bucket/x; it takes a local folder'):
+    files.cache_folder()
+
+
+def test_json_objects(tmp_path):
+  path = epath.Path(tmp_path / 'x.json')
+  path.write_text('{"a": [1, null]}')
+  assert files.read_json_object(path) == {'a': [1, None]}
+  for text, message in (('[1]', 'x.json is not a JSON object'), ('{"a": ', 'Expecting value')):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+      files.read_json_object(path)
+  with pytest.raises(FileNotFoundError):
+    files.read_json_object(epath.Path(tmp_path / 'y.json'))
