@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_jax.data.sources import Source, open_source
-from vit_jax.data.sources.source import Stored
+from vit_jax.data.sources.source import Example
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import BadExampleError
 
@@ -24,7 +24,7 @@ class Examples(Protocol):
 
   def __len__(self) -> int: ...
 
-  def read(self, i: int) -> Stored: ...
+  def read(self, i: int) -> Example: ...
 
   def name(self, i: int) -> str:
     """What the example is called within its data set."""
@@ -43,7 +43,7 @@ class Files:
   def __len__(self) -> int:
     return len(self.names)
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     try:
       with open(os.path.join(self.root, self.names[i]), 'rb') as file:
         return file.read(), self.labels[i]
@@ -77,7 +77,7 @@ class Members:
     except OSError as error:
       raise BadExampleError(f'{file} cannot be read: {error.strerror}.') from None
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     return self._range(i, 0, int(self.sizes[i])), self.labels[i]
 
   def name(self, i: int) -> str:
@@ -105,7 +105,7 @@ class OfSource:
   def __len__(self) -> int:
     return self.stop - self.start
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     return self.source.read(self.start + i)
 
   def name(self, i: int) -> str:
@@ -130,7 +130,7 @@ class Opened:
   def _here(self) -> OfSource:
     return OfSource(opened(self.spec, self.split), self.start, self.stop)
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     return self._here().read(i)
 
   def name(self, i: int) -> str:

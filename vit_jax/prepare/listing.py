@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax.data import imagenet
 from vit_jax.data.sources import Source, image_files, split_names
-from vit_jax.data.sources.folder import left_out, split_folder, split_folders
+from vit_jax.data.sources.folder import ignored_files, locate_split, split_folders
 from vit_jax.data.sources.folder import split_names as folder_splits
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import UserError
@@ -103,7 +103,7 @@ def _list_folder(root: pathlib.Path, options: Options) -> Listing:
   """{train,val,test}/class/* or class/*, as `folder:` reads it."""
   files = {}
   for split in options.splits or folder_splits(str(root)):
-    folder, belongs = split_folder(root, split)
+    folder, belongs = locate_split(root, split)
     found = [file for file in image_files(folder) if os.sep in file]
     files[split] = (folder, [file for file in found if belongs(file)])
   # All classes count, also those without an image in these splits: labels must not depend on it.
@@ -122,7 +122,7 @@ def _list_folder(root: pathlib.Path, options: Options) -> Listing:
       raise UserError(f'{folder} holds no image of the split {split!r}.')
   fingerprint = _digest(*(splits[split].names for split in splits))
   folders = dict.fromkeys(folder for folder, _ in files.values())
-  notes = tuple(note for folder in folders for note in left_out(folder))
+  notes = tuple(note for folder in folders for note in ignored_files(folder))
   ids = ids if ids != names else ()
   return Listing(str(root), splits, names, ids, fingerprint=fingerprint, notes=notes)
 

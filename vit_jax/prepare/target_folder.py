@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax.data.sources.tfds import CARD, UNFINISHED
+from vit_jax.data.sources.array_record import CARD, UNFINISHED
 from vit_jax.errors import UserError
 from vit_jax.prepare.listing import Listing
 from vit_jax.prepare.shard_writer import Encoding, write_file

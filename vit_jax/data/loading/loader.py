@@ -48,10 +48,10 @@ def example_order(source: Source, seed: int) -> grain.MapDataset:
   """
   if not source.weights:
     return grain.MapDataset.range(source.size).seed(seed).shuffle().repeat()
-  ends = np.cumsum(source.parts)
+  ends = np.cumsum(source.component_sizes)
   parts = [
     grain.MapDataset.range(int(end) - size, int(end)).seed(seed + 2**16 * i).shuffle().repeat()
-    for i, (size, end) in enumerate(zip(source.parts, ends, strict=True))
+    for i, (size, end) in enumerate(zip(source.component_sizes, ends, strict=True))
   ]
   total = sum(source.weights)
   return grain.MapDataset.mix(parts, [weight / total for weight in source.weights])
