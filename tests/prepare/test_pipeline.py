@@ -241,7 +241,7 @@ def test_check_looks_and_writes_nothing(photos, tmp_path):
     ('{}/nothing', 'There is no .*nothing'),
     ('{}/file.txt', 'no folder'),
     ('{}/empty', 'holds no image'),
-    ('zip:/x', 'no data source'),
+    ('zip:/x', 'is not a data source'),
   ],
 )
 def test_sources_that_are_none(source, message, tmp_path):

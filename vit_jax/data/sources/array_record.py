@@ -53,9 +53,11 @@ class _Shards:
   def __getitem__(self, i: int) -> bytes:
     shard, position = self.locate(i)
     with self._locks[shard]:
-      reader = self._readers[shard] or ArrayRecordReader(
-        str(self.files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
-      )
+      reader = self._readers[shard]
+      if reader is None:
+        reader = ArrayRecordReader(
+          str(self.files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
+        )
       # After a damaged record a reader repeats its error for others, so only a healthy one is kept.
       self._readers[shard] = None
       reader.seek(position)

@@ -66,7 +66,7 @@ def ignored_files(folder: epath.PathLike, files: list[str] | None = None) -> tup
     suffixes = collections.Counter(os.path.splitext(file)[1].lower() or 'none' for file in others)
     counts = ', '.join(f'{suffix} {count:,}' for suffix, count in suffixes.most_common(5))
     are = 'is not a supported image' if len(others) == 1 else 'are not supported images'
-    notes.append(f'{plural(len(others), "file")} in {folder} {are} ({counts})')
+    notes.append(f'{plural(len(others), "file")} {are} ({counts}), in {folder}')
   if stray := sum(_is_image(file) and os.sep not in file for file in files):
     are = 'is' if stray == 1 else 'are'
     notes.append(f'{plural(stray, "image")} outside the class folders of {folder} {are} ignored')

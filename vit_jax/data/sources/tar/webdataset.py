@@ -147,7 +147,7 @@ def _gather(
     labels.append(new_labels[kept_labels] if index.names else kept_labels)
   return _Examples(
     stamps=[index.stamp for index in indices],
-    shard_ends=np.cumsum([len(of_shard) for of_shard in offsets]),
+    shard_ends=np.cumsum([len(shard_offsets) for shard_offsets in offsets]),
     offsets=np.concatenate(offsets),
     sizes=np.concatenate(sizes),
     label_ends=np.cumsum(np.concatenate(label_counts)) if multi_label else None,
@@ -171,7 +171,7 @@ def open_webdataset(path: str, split: str) -> Source:
   spec = f'webdataset:{path}'
   root, shards = tar_shards.find_shards(path)
   files, held_out = tar_shards.choose_shards(shards, split, spec)
-  all_files = [file for of_split in shards.values() for file in of_split]
+  all_files = [file for split_files in shards.values() for file in split_files]
   indices = dict(zip(all_files, _index_shards(all_files), strict=True))
   multi_label = any(index.multi_label for index in indices.values())
   class_names = _class_names(root, list(indices.values()))
