@@ -163,7 +163,7 @@ def _read_info(root: epath.Path) -> dict[str, Any]:
   """Reads dataset_info.json of a prepared data set."""
   if (root / UNFINISHED).exists() and not (root / CARD).exists():
     raise UserError(
-      f'The preparation of {root} is not finished; rerun the same prepare_data command to resume.'
+      f'The preparation of {root} is not finished; run the same prepare_data command to resume.'
     )
   if not (root / 'features.json').exists():
     raise UserError(
