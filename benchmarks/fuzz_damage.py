@@ -38,17 +38,17 @@ EXTREMES = st.sampled_from(
 
 
 def landmarks(data: bytes) -> list[int]:
-  """Where headers stand: zip records, npy headers, lengths and punctuation of JSON."""
-  found = [match.start() for match in re.finditer(rb'PK[\x01\x03\x05]|\x93NUMPY', data)]
+  """Finds the offsets of headers: zip records, npy headers, lengths and punctuation of JSON."""
+  offsets = [match.start() for match in re.finditer(rb'PK[\x01\x03\x05]|\x93NUMPY', data)]
   header = data[:1] != b'P' and int.from_bytes(data[:8], 'little')
   if header and header < len(data):
-    found += [0, 4] + [match.start() for match in re.finditer(rb'[:,\[{]', data[: 8 + header])]
-  return found or [0]
+    offsets += [0, 4] + [match.start() for match in re.finditer(rb'[:,\[{]', data[: 8 + header])]
+  return offsets or [0]
 
 
 @st.composite
 def damaged_bytes(draw: Callable, data: bytes, marks: list[int], others: list[bytes]) -> bytes:
-  """Changes a few places of a file, without a look at what stands there."""
+  """Changes a few places of a file, regardless of its content."""
   size = len(data)
   anywhere = st.integers(0, size - 1)
   at_mark = st.builds(lambda mark, more: mark + more, st.sampled_from(marks), st.integers(0, 48))
@@ -163,13 +163,13 @@ VALUES = st.one_of(
 
 
 def dumps(value: Any) -> bytes:
-  """JSON, also of what Python writes and reads though it is none."""
+  """Serializes JSON, including the invalid JSON that Python writes and reads."""
   text = json.dumps(value)
   return text.replace(json.dumps(DEEP), '[' * 100_000 + ']' * 100_000).encode()
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
-  """(container, key) of everything inside of a JSON value."""
+  """Lists (container, key) of everything inside a JSON value."""
   if not isinstance(value, (dict, list)):
     return []
   keys = list(value) if isinstance(value, dict) else range(len(value))
@@ -178,7 +178,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 @st.composite
 def damaged_value(draw: Callable, text: str | bytes) -> Any:
-  """Changes, removes and renames values within a JSON text; not written as text yet."""
+  """Changes, removes and renames values in a JSON text; returns the parsed value."""
   value = json.loads(text)
   for _ in range(draw(st.integers(1, 3))):
     places = _places(value)
@@ -220,7 +220,7 @@ def damaged_shape(draw: Callable, shape: tuple[int, ...]) -> list[Any]:
 
 
 def damaged_array(draw: Callable, x: np.ndarray) -> np.ndarray:
-  """Another array that is written as it should be."""
+  """Returns another array, which is then written correctly."""
   kind = draw(st.integers(0, 7))
   if kind == 0:
     return x.T
@@ -287,7 +287,7 @@ def _types() -> st.SearchStrategy[Any]:
 
 
 def _entry(name: str, data: bytes) -> dict[str, Any]:
-  """An entry of an npz as parts: {name, version, header, payload}."""
+  """Parses an entry of an npz into {name, version, header, payload, …}."""
   file = io.BytesIO(data)
   version = np.lib.format.read_magic(file)
   shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
@@ -306,7 +306,7 @@ def _set_array(entry: dict[str, Any], x: np.ndarray) -> None:
 
 
 def parse_npz(data: bytes) -> tuple[list[dict[str, Any]], bool]:
-  """(entries as parts, whether they are compressed)."""
+  """Returns (parsed entries, whether they are compressed)."""
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
     entries = archive.infolist()
     compressed = entries[0].compress_type == zipfile.ZIP_DEFLATED
@@ -315,7 +315,7 @@ def parse_npz(data: bytes) -> tuple[list[dict[str, Any]], bool]:
 
 @st.composite
 def damaged_npz(draw: Callable, parsed: tuple[list[dict[str, Any]], bool]) -> bytes:
-  """An npz written anew, with headers, names or arrays that are others."""
+  """Writes an npz with other headers, names or arrays."""
   entries, compressed = [dict(entry) for entry in parsed[0]], parsed[1]
   for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
     entry = draw(st.sampled_from(entries))
@@ -375,14 +375,14 @@ def _npy(entry: dict[str, Any]) -> bytes:
 
 
 def parse_safetensors(data: bytes) -> tuple[list[tuple[str, Any]], bytes]:
-  """(header as pairs, data)."""
+  """Returns (header as (name, entry) pairs, data)."""
   size = int.from_bytes(data[:8], 'little')
   return list(json.loads(data[8 : 8 + size]).items()), data[8 + size :]
 
 
 @st.composite
 def damaged_safetensors(draw: Callable, parsed: tuple[list[tuple[str, Any]], bytes]) -> bytes:
-  """A safetensors file with another header, of the right length, and the data that go with it."""
+  """Writes a safetensors file with another header, of the right length, and matching data."""
   pairs, data = [[name, json.loads(json.dumps(entry))] for name, entry in parsed[0]], parsed[1]
   for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
     i = draw(st.integers(0, len(pairs) - 1))
@@ -396,8 +396,9 @@ def damaged_safetensors(draw: Callable, parsed: tuple[list[tuple[str, Any]], byt
     elif kind == 2:
       pairs[i][1] = draw(damaged_value(json.dumps(entry)))
     elif kind == 3 and name == '__metadata__' and isinstance(entry, dict):
-      facts = dict(parsed[0])[name].get('vit_jax', '{"image_size": 8}')
-      entry['vit_jax'] = draw(st.one_of(damaged_value(facts).map(dumps).map(bytes.decode), VALUES))
+      metadata = dict(parsed[0])[name].get('vit_jax', '{"image_size": 8}')
+      text = damaged_value(metadata).map(dumps).map(bytes.decode)
+      entry['vit_jax'] = draw(st.one_of(text, VALUES))
     elif not isinstance(entry, dict) or not isinstance(entry.get('shape'), list):
       continue
     elif kind in (3, 4):
@@ -423,7 +424,7 @@ def damaged_safetensors(draw: Callable, parsed: tuple[list[tuple[str, Any]], byt
 
 
 def _with_array(draw: Callable, parsed: Any, i: int) -> tuple[list[list[Any]], bytes]:
-  """Another array at place i, and offsets that are right again."""
+  """Replaces array i and corrects all offsets."""
   names = {'<f4': 'F32', '<f2': 'F16', '<f8': 'F64', '<i4': 'I32', '|u1': 'U8', '|b1': 'BOOL'}
   pairs, data = [], b''
   for j, (name, entry) in enumerate(parsed[0]):

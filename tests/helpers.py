@@ -17,6 +17,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from vit_jax.config import Config
+from vit_jax.data.decoding.images import open_image
+from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
@@ -72,6 +74,21 @@ def write_images(folder: pathlib.Path, files: dict[str, tuple[int, int]], seed: 
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def read_labels(source: Source) -> list[int]:
+  return [int(source.read(i)[1]) for i in range(source.size)]
+
+
+def read_example(source: Source, i: int) -> tuple[np.ndarray, np.ndarray]:
+  """Reads (decoded image, label) of an example."""
+  image, label = source.read(i)
+  return open_image(image, source.describe(i)).pixels(None), label
+
+
+def read_images(source: Source) -> set[bytes]:
+  """Decodes all images of a source; random ones are all different."""
+  return {read_example(source, i)[0].tobytes() for i in range(source.size)}
 
 
 def free_port() -> int:

@@ -386,7 +386,7 @@ def test_a_messy_folder_of_a_user(tmp_path, monkeypatch, capsys):
   assert '2 classes' in first
   assert 'WARNING: 1 image of test is also in train' in out
   assert 'WARNING: 1 image of test cannot be read' in out
-  assert '1 file is no image that this reads (.tiff 1)' in out
+  assert '1 file is not a supported image (.tiff 1)' in out
   assert 'skipped: ' in out and 'on 24 examples (1 more cannot be read)' in out
   assert any(line.get('train/bad_examples', 0) > 0 for line in metrics(tmp_path / 'run'))
   (command,) = re.findall('next: python -m vit_jax.evaluate (.*)', out)

@@ -1,4 +1,4 @@
-"""ImageNet: order and names of its classes, ReaL labels, its tars, its ground truth."""
+"""ImageNet: classes, ReaL labels, tars and ground truth."""
 
 import io
 import pathlib
@@ -20,14 +20,14 @@ TRUTH = ['n15075141', 'n01440764', 'n01443537', 'n01440764']
 PARTIAL = Options(partial=True)
 
 
-def jpeg(seed: int) -> bytes:
+def make_jpeg(seed: int) -> bytes:
   file = io.BytesIO()
   pixels = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
   Image.fromarray(pixels).save(file, 'JPEG')
   return file.getvalue()
 
 
-def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
+def make_tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
   out = io.BytesIO()
   with tarfile.open(fileobj=out, mode=mode) as archive:
     for name, data in files.items():
@@ -39,19 +39,21 @@ def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
 
 def class_tars() -> dict[str, bytes]:
   return {
-    f'{synset}.tar': tar({f'{synset}_{i}.JPEG': jpeg(int(synset[1:]) + i) for i in range(count)})
+    f'{synset}.tar': make_tar(
+      {f'{synset}_{i}.JPEG': make_jpeg(int(synset[1:]) + i) for i in range(count)}
+    )
     for synset, count in TRAIN.items()
   }
 
 
 def write_tars(root: pathlib.Path) -> None:
   root.mkdir()
-  (root / imagenet.TRAIN_TAR).write_bytes(tar(class_tars()))
-  names = {f'ILSVRC2012_val_{i + 1:08}.JPEG': jpeg(i) for i in range(len(TRUTH))}
-  (root / imagenet.VAL_TAR).write_bytes(tar(names))
+  (root / imagenet.TRAIN_TAR).write_bytes(make_tar(class_tars()))
+  names = {f'ILSVRC2012_val_{i + 1:08}.JPEG': make_jpeg(i) for i in range(len(TRUTH))}
+  (root / imagenet.VAL_TAR).write_bytes(make_tar(names))
 
 
-def devkit(root: pathlib.Path) -> None:
+def write_devkit(root: pathlib.Path) -> None:
   ids = {synset: i + 1 for i, synset in enumerate(reversed(imagenet.synsets()))}
   table = np.zeros((1000, 1), [('ILSVRC2012_ID', object), ('WNID', object)])
   for row, (synset, number) in zip(table, ids.items(), strict=True):
@@ -64,15 +66,15 @@ def devkit(root: pathlib.Path) -> None:
     f'{folder}/meta.mat': meta.getvalue(),
     f'{folder}/ILSVRC2012_validation_ground_truth.txt': truth,
   }
-  (root / 'ILSVRC2012_devkit_t12.tar.gz').write_bytes(tar(files, 'w:gz'))
+  (root / 'ILSVRC2012_devkit_t12.tar.gz').write_bytes(make_tar(files, 'w:gz'))
 
 
-def synset_lines(root: pathlib.Path) -> None:
+def write_synset_lines(root: pathlib.Path) -> None:
   text = ''.join(f'{synset}\n' for synset in TRUTH)
   (root / 'imagenet_2012_validation_synset_labels.txt').write_text(text)
 
 
-def kaggle(root: pathlib.Path) -> None:
+def write_kaggle_solution(root: pathlib.Path) -> None:
   rows = [
     f'ILSVRC2012_val_{i + 1:08},{synset} 1 2 3 4 {synset} 5 6 7 8' for i, synset in enumerate(TRUTH)
   ]
@@ -80,18 +82,18 @@ def kaggle(root: pathlib.Path) -> None:
   (root / 'LOC_val_solution.csv').write_text(text)
 
 
-def test_order_and_names():
-  synsets, larger = imagenet.synsets(), imagenet.synsets('21k')
-  assert (len(synsets), len(larger)) == (1000, 21843)
-  assert synsets == tuple(sorted(synsets)) and larger == tuple(sorted(larger))
+def test_classes_are_in_label_order_with_unique_names():
+  synsets, synsets_21k = imagenet.synsets(), imagenet.synsets('21k')
+  assert (len(synsets), len(synsets_21k)) == (1000, 21843)
+  assert synsets == tuple(sorted(synsets)) and synsets_21k == tuple(sorted(synsets_21k))
   names = imagenet.class_names(synsets)
   assert names[0] == 'tench, Tinca tinca' and names[207] == 'golden retriever'
   assert names[134] == 'crane (n02012849)' and names[517] == 'crane (n03126707)'
-  for each in (names, imagenet.class_names(larger)):
+  for each in (names, imagenet.class_names(synsets_21k)):
     assert len(set(each)) == len(each)
 
 
-def test_real_labels():
+def test_real_labels_follow_the_validation_images():
   real = imagenet.real_labels()
   assert len(real) == 50_000
   assert sum(not labels for labels in real) == 3163
@@ -100,24 +102,24 @@ def test_real_labels():
   assert imagenet.val_number('n01440764_2.JPEG') is None
 
 
-@pytest.mark.parametrize('write', [devkit, synset_lines, kaggle])
-def test_ground_truths(write, tmp_path):
+@pytest.mark.parametrize('write', [write_devkit, write_synset_lines, write_kaggle_solution])
+def test_each_form_of_the_ground_truth_is_read(write, tmp_path):
   write_tars(tmp_path / 'tars')
   write(tmp_path / 'tars')
   examples = list_examples(str(tmp_path / 'tars'), PARTIAL).splits['validation']
   assert [int(examples.read(i)[1]) for i in range(4)] == [999, 0, 1, 0]
-  assert [examples.read(i)[0] for i in range(4)] == [jpeg(i) for i in range(4)]
+  assert [examples.read(i)[0] for i in range(4)] == [make_jpeg(i) for i in range(4)]
 
 
 def test_the_tars_become_a_data_set(tmp_path):
   import tensorflow_datasets as tfds
 
   write_tars(tmp_path / 'tars')
-  synset_lines(tmp_path / 'tars')
+  write_synset_lines(tmp_path / 'tars')
   prepare(str(tmp_path / 'tars'), tmp_path / 'out', PARTIAL, workers=1, shards=1)
   train = open_source(f'array_record:{tmp_path}/out', 'train')
   assert [int(train.read(i)[1]) for i in range(6)] == [0, 1, 1, 999, 999, 999]
-  assert train.read(2)[0] == jpeg(1443538)
+  assert train.read(2)[0] == make_jpeg(1443538)
   assert 'n01443537_1.JPEG' in train.describe(2)
   assert train.class_names == imagenet.class_names(imagenet.synsets())
   by_tfds = tfds.builder_from_directory(tmp_path / 'out').as_data_source('validation')
@@ -134,12 +136,12 @@ def test_incomplete_and_damaged_tars_are_named(tmp_path):
   with pytest.raises(UserError, match='put .*devkit.* beside it'):
     list_examples(str(tmp_path / 'tars'), PARTIAL)
   file.write_bytes(file.read_bytes()[:20_000])
-  with pytest.raises(UserError, match=f'{imagenet.TRAIN_TAR} is no whole tar'):
+  with pytest.raises(UserError, match=f'{imagenet.TRAIN_TAR} is not a complete tar file'):
     list_examples(str(file), PARTIAL)
 
 
 @pytest.mark.parametrize('packed', [True, False])
-def test_imagenet_21k(packed, tmp_path):
+def test_imagenet_21k_is_read_from_class_tars_or_folders(packed, tmp_path):
   for name, data in class_tars().items():
     if packed:
       (tmp_path / name).write_bytes(data)
@@ -151,5 +153,5 @@ def test_imagenet_21k(packed, tmp_path):
   assert listing.class_ids == synsets and len(listing.class_names) == 21843
   labels = {int(listing.splits['train'].read(i)[1]) for i in range(len(listing.splits['train']))}
   assert labels <= {synsets.index(synset) for synset in TRAIN}
-  found = list_examples(str(tmp_path), Options(classes='found'))
-  assert found.class_names == imagenet.class_names(tuple(sorted(TRAIN)))
+  listing = list_examples(str(tmp_path), Options(classes='found'))
+  assert listing.class_names == imagenet.class_names(tuple(sorted(TRAIN)))

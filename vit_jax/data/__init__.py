@@ -1,0 +1,1 @@
+"""Data: sources of examples, decoding, augmentation and loading."""

@@ -1,8 +1,7 @@
-"""ImageNet: its classes in label order, their names, ReaL labels, the ground truth of its tars.
+"""ImageNet: classes in label order and their names, ReaL labels, and the ground truth of its tars.
 
-The order of ILSVRC2012's classes is that of its sorted synsets, and so is that of ImageNet-21k.
-ReaL labels (all classes that are to be seen in a validation image) are those of
-google-research/reassessed-imagenet, Apache-2.0.
+Labels number the synsets in sorted order, in ILSVRC2012 and in ImageNet-21k. ReaL labels (all
+classes visible in a validation image) are from google-research/reassessed-imagenet, Apache-2.0.
 """
 
 import collections
@@ -20,7 +19,7 @@ TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VAL_TAR = 'ILSVRC2012_img_val.tar'
 TRAIN_IMAGES = 1_281_167
 VAL_IMAGES = 50_000
-# What the ground truth of the validation images may be called, beside the tars.
+# File names of the validation ground truth, beside the tars.
 GROUND_TRUTHS = (
   'ILSVRC2012_devkit_t12.tar.gz',
   'imagenet_2012_validation_synset_labels.txt',
@@ -28,88 +27,100 @@ GROUND_TRUTHS = (
 )
 _SYNSET = re.compile(r'n\d{8}')
 _VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})')
-# What reading a ground truth raises for a file that is none.
-_NOT_ONE = (OSError, tarfile.TarError, EOFError, KeyError, ValueError, IndexError, TypeError)
-_HERE = pathlib.Path(__file__).parent
+# Raised by reading a file that is not a ground truth.
+_DAMAGE = (OSError, tarfile.TarError, EOFError, KeyError, ValueError, IndexError, TypeError)
+_FOLDER = pathlib.Path(__file__).parent
 
 
 @functools.cache
-def _table() -> tuple[tuple[str, str, str], ...]:
-  lines = (_HERE / 'imagenet_synsets.tsv').read_text().splitlines()
-  return tuple(tuple(line.split('\t')) for line in lines if not line.startswith('#'))
+def _table() -> list[list[str]]:
+  """Reads [synset, versions of ImageNet, lemmas] of each synset."""
+  lines = (_FOLDER / 'imagenet_synsets.tsv').read_text().splitlines()
+  return [line.split('\t') for line in lines if not line.startswith('#')]
 
 
-def synsets(which: str = '1k') -> tuple[str, ...]:
-  """The synsets in label order: of '1k' (ILSVRC2012; 1,000) or '21k' (21,843)."""
-  return tuple(synset for synset, lists, _ in _table() if which in lists.split(','))
+def synsets(version: str = '1k') -> tuple[str, ...]:
+  """Lists the synsets in label order: '1k' (ILSVRC2012; 1,000) or '21k' (21,843)."""
+  return tuple(synset for synset, versions, _ in _table() if version in versions.split(','))
 
 
-def class_names(of: tuple[str, ...]) -> tuple[str, ...]:
-  """The names of some synsets, such as 'tench, Tinca tinca'; those that several share, and
-  synsets that are not known, carry the synset."""
+def class_names(ids: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the names of synsets, such as 'tench, Tinca tinca', each different.
+
+  A name that several of them share has the synset appended; an unknown synset is its own name.
+  """
   lemmas = {synset: lemma for synset, _, lemma in _table()}
-  names = [lemmas.get(synset, synset) for synset in of]
-  count = collections.Counter(names)
+  names = [lemmas.get(synset, synset) for synset in ids]
+  counts = collections.Counter(names)
   return tuple(
-    name if count[name] == 1 else f'{name} ({synset})'
-    for name, synset in zip(names, of, strict=True)
+    name if counts[name] == 1 else f'{name} ({synset})'
+    for name, synset in zip(names, ids, strict=True)
   )
 
 
 def is_synset(text: str) -> bool:
+  """Returns True for text of the form n01440764."""
   return _SYNSET.fullmatch(text) is not None
 
 
 @functools.cache
 def real_labels() -> tuple[tuple[int, ...], ...]:
-  """The ReaL labels of the 50,000 validation images, by their number; of 3,163 there are none."""
-  return tuple(map(tuple, json.loads((_HERE / 'imagenet_real.json').read_text())))
+  """Returns the ReaL labels of each of the 50,000 validation images; 3,163 images have none."""
+  return tuple(map(tuple, json.loads((_FOLDER / 'imagenet_real.json').read_text())))
 
 
 def val_number(name: str) -> int | None:
-  """0 of '…/ILSVRC2012_val_00000001.JPEG'; None for a file that is called otherwise."""
+  """Returns 0 for '…/ILSVRC2012_val_00000001.JPEG', …; None for any other name."""
   match = _VAL_NAME.search(name)
   number = int(match[1]) - 1 if match else -1
   return number if 0 <= number < VAL_IMAGES else None
 
 
-def _from_devkit(file: pathlib.Path) -> list[str]:
+def _read_devkit(file: pathlib.Path) -> list[str]:
+  """Reads the synsets of the validation images from the development kit."""
   from scipy import io as scipy_io
 
   contents = {}
   with tarfile.open(file) as tar:
     for member in tar:
-      base = member.name.rpartition('/')[2]
-      if base in ('meta.mat', 'ILSVRC2012_validation_ground_truth.txt'):
-        contents[base] = tar.extractfile(member).read()
+      name = member.name.rpartition('/')[2]
+      if name in ('meta.mat', 'ILSVRC2012_validation_ground_truth.txt'):
+        content = tar.extractfile(member)
+        contents[name] = content.read() if content else b''
   table = scipy_io.loadmat(io.BytesIO(contents['meta.mat']), squeeze_me=True)['synsets']
   synset_of = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in table}
-  numbers = contents['ILSVRC2012_validation_ground_truth.txt'].split()
-  return [synset_of[int(number)] for number in numbers]
+  ids = contents['ILSVRC2012_validation_ground_truth.txt'].split()
+  return [synset_of[int(i)] for i in ids]
 
 
 def read_ground_truth(file: pathlib.Path) -> list[str]:
-  """The synsets of the validation images, in the order of their names.
+  """Reads the synsets of the validation images, in the order of the images' names.
 
   Args:
-    file: the development kit (….tar.gz), Kaggle's LOC_val_solution.csv, or a synset a line.
+    file: the development kit (….tar.gz), Kaggle's LOC_val_solution.csv, or one synset per line.
 
   Raises:
-    UserError: when it is none of them.
+    UserError: for any other file.
   """
   try:
     if file.name.endswith(('.tar.gz', '.tgz', '.tar')):
-      found = _from_devkit(file)
+      truth = _read_devkit(file)
     elif file.suffix == '.csv':
       with open(file, newline='') as lines:
         rows = sorted((row['ImageId'], row['PredictionString']) for row in csv.DictReader(lines))
-      found = [answer.split()[0] for _, answer in rows]
+      truth = [prediction.split()[0] for _, prediction in rows]
     else:
-      found = file.read_text().split()
-  except _NOT_ONE as error:
-    raise UserError(f'{file} holds no ground truth of ImageNet ({first_line(error)}).') from None
+      truth = file.read_text().split()
+  except _DAMAGE as error:
+    raise UserError(
+      f'{file} is not a ground truth of ImageNet ({first_line(error)}); use one of '
+      f'{", ".join(GROUND_TRUTHS)}.'
+    ) from None
   known = set(synsets())
-  for synset in found:
+  for synset in truth:
     if synset not in known:
-      raise UserError(f'{file} has {synset[:40]!r}, which is no synset of ILSVRC2012.')
-  return found
+      raise UserError(
+        f'{file} has {synset[:40]!r}, which is not a synset of ILSVRC2012; use one of '
+        f'{", ".join(GROUND_TRUTHS)}.'
+      )
+  return truth

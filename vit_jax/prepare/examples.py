@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_jax.data.sources import Source, open_source
-from vit_jax.data.sources.source import Stored
+from vit_jax.data.sources.source import Example
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import BadExampleError
 
@@ -19,7 +19,7 @@ class Examples(Protocol):
 
   def __len__(self) -> int: ...
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     """Returns (image, label) as `Source.read` does; raises `BadExampleError`."""
     ...
 
@@ -43,7 +43,7 @@ class FileExamples:
   def __len__(self) -> int:
     return len(self.names)
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     try:
       with open(os.path.join(self.root, self.names[i]), 'rb') as file:
         return file.read(), self.labels[i]
@@ -85,7 +85,7 @@ class TarExamples:
     except OSError as error:
       raise BadExampleError(f'{file} cannot be read: {error.strerror}.') from None
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     return self._read_range(i, 0, int(self.sizes[i])), self.labels[i]
 
   def name(self, i: int) -> str:
@@ -108,7 +108,7 @@ class OpenSourceExamples:
   def __len__(self) -> int:
     return self.stop - self.start
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     return self.source.read(self.start + i)
 
   def name(self, i: int) -> str:
@@ -139,7 +139,7 @@ class SourceExamples:
   def _open(self) -> OpenSourceExamples:
     return OpenSourceExamples(open_source_once(self.spec, self.split), self.start, self.stop)
 
-  def read(self, i: int) -> Stored:
+  def read(self, i: int) -> Example:
     return self._open().read(i)
 
   def name(self, i: int) -> str:

@@ -15,7 +15,7 @@ from etils import epath
 
 from vit_jax.data import imagenet
 from vit_jax.data.sources import Source, image_files, split_names
-from vit_jax.data.sources.folder import left_out, split_folder, split_folders
+from vit_jax.data.sources.folder import ignored_files, locate_split, split_folders
 from vit_jax.data.sources.folder import split_names as folder_splits
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import UserError
@@ -126,7 +126,7 @@ def _list_folder(root: epath.Path, options: Options) -> Listing:
   split_files: dict[str, tuple[epath.Path, list[str]]] = {}
   folder = root
   for split in options.splits or folder_splits(str(root)):
-    folder, belongs = split_folder(root, split)
+    folder, belongs = locate_split(root, split)
     names = [file for file in image_files(folder) if os.sep in file and belongs(file)]
     split_files[split] = (folder, names)
   # All classes count, also those without an image in these splits: labels must not depend on it.
@@ -155,7 +155,7 @@ def _list_folder(root: epath.Path, options: Options) -> Listing:
     class_names,
     class_ids=ids if ids != class_names else (),
     fingerprint=_digest(*(examples.names for examples in splits.values())),
-    notes=tuple(note for folder in folders for note in left_out(folder)),
+    notes=tuple(note for folder in folders for note in ignored_files(folder)),
   )
 
 

@@ -20,7 +20,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from vit_jax.data import imagenet
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.tfds import CARD, UNFINISHED
+from vit_jax.data.sources.array_record import CARD, UNFINISHED
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.files import write_bytes
 from vit_jax.hardware import num_cores

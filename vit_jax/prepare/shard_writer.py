@@ -21,7 +21,7 @@ from vit_jax.data import imagenet
 from vit_jax.data.decoding import jpeg_tiles
 from vit_jax.data.decoding.images import decode_image
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.tfds import UNFINISHED
+from vit_jax.data.sources.array_record import UNFINISHED
 from vit_jax.errors import BadExampleError
 from vit_jax.prepare.examples import Examples
 from vit_jax.prepare.statistics import SplitStatistics, collect_statistics

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax import files
-from vit_jax.data.sources.tfds import CARD, UNFINISHED
+from vit_jax.data.sources.array_record import CARD, UNFINISHED
 from vit_jax.errors import UserError
 from vit_jax.prepare.listing import Listing
 from vit_jax.prepare.shard_writer import Encoding

@@ -159,7 +159,7 @@ def test_a_large_epoch_visits_every_example_once():
 
 
 def test_a_mixture_is_drawn_in_proportion_and_each_source_is_shuffled_by_epochs():
-  mixture = dataclasses.replace(make_source(100), parts=(60, 40), weights=(3.0, 1.0))
+  mixture = dataclasses.replace(make_source(100), component_sizes=(60, 40), weights=(3.0, 1.0))
   order = loader.example_order(mixture, 0)
   indices = np.array([order[position] for position in range(800)])
   for start in range(0, 800, 80):

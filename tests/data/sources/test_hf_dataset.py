@@ -1,4 +1,4 @@
-"""hf: data sets of Hugging Face from files on disk, and by a name on the hub that is not there."""
+"""hf: Hugging Face data sets from files on disk, and a missing name on the hub."""
 
 import io
 import os
@@ -22,23 +22,25 @@ SIZES = {'train': 7, 'test': 4}
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-  """Parquet is converted below the folder of the test, and without bars."""
+  """Converts parquet in the folder of the test, without progress bars."""
   monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'hf_cache')
   datasets.disable_progress_bars()
 
 
-def picture(i: int) -> np.ndarray:
+def pixels(i: int) -> np.ndarray:
   return np.random.default_rng(i).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
 
 def png(i: int) -> bytes:
   file = io.BytesIO()
-  Image.fromarray(picture(i)).save(file, 'PNG')
+  Image.fromarray(pixels(i)).save(file, 'PNG')
   return file.getvalue()
 
 
-def split_of(count: int, image='image', label='label', feature=None, value=lambda i: i % 3, **more):
-  """A split of `count` images; `value` gives the label of each."""
+def make_split(
+  count: int, image='image', label='label', feature=None, value=lambda i: i % 3, **more
+):
+  """Makes a split of `count` images; `value` gives the label of each."""
   feature = feature or datasets.ClassLabel(names=NAMES)
   columns = {image: [{'bytes': png(i), 'path': None} for i in range(count)]}
   columns |= {label: [value(i) for i in range(count)]} | {name: [0] * count for name in more}
@@ -46,24 +48,24 @@ def split_of(count: int, image='image', label='label', feature=None, value=lambd
   return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def splits(**kwargs) -> datasets.DatasetDict:
-  return datasets.DatasetDict({name: split_of(n, **kwargs) for name, n in SIZES.items()})
+def make_splits(**kwargs) -> datasets.DatasetDict:
+  return datasets.DatasetDict({name: make_split(n, **kwargs) for name, n in SIZES.items()})
 
 
 def write_saved(root: pathlib.Path, **kwargs) -> None:
-  splits(**kwargs).save_to_disk(root)
+  make_splits(**kwargs).save_to_disk(root)
 
 
 def write_parquet(root: pathlib.Path, **kwargs) -> None:
   (root / 'data').mkdir(parents=True)
-  for name, split in splits(**kwargs).items():
+  for name, split in make_splits(**kwargs).items():
     for shard in range(2):
-      part = split.shard(2, shard, contiguous=True)
-      part.to_parquet(root / 'data' / f'{name}-0000{shard}-of-00002.parquet')
+      rows = split.shard(2, shard, contiguous=True)
+      rows.to_parquet(root / 'data' / f'{name}-0000{shard}-of-00002.parquet')
 
 
 def write_arrow(root: pathlib.Path, **kwargs) -> None:
-  """As `datasets` keeps them in its cache."""
+  """Writes the layout of the cache of `datasets`."""
   write_saved(root / 'saved', **kwargs)
   for name in SIZES:
     (file,) = (root / 'saved' / name).glob('*.arrow')
@@ -72,14 +74,14 @@ def write_arrow(root: pathlib.Path, **kwargs) -> None:
 
 
 def write_clone(root: pathlib.Path, **kwargs) -> None:
-  """As the hub's client keeps them in its cache."""
+  """Writes the layout of the cache of the hub's client."""
   write_parquet(root / 'snapshots' / 'abc123', **kwargs)
   (root / 'refs').mkdir()
   (root / 'refs' / 'main').write_text('abc123')
 
 
 @pytest.mark.parametrize('write', [write_saved, write_parquet, write_arrow, write_clone])
-def test_files_on_disk(write, tmp_path):
+def test_files_on_disk_are_read(write, tmp_path):
   root = tmp_path / 'pets'
   write(root)
   assert set(split_names(f'hf:{root}')) == set(SIZES)
@@ -90,22 +92,22 @@ def test_files_on_disk(write, tmp_path):
     for i in reversed(range(size)):
       image, label = source.read(i)
       assert (image, label, label.dtype, label.shape) == (png(i), i % 3, np.int32, ())
-  np.testing.assert_array_equal(open_image(image, '').pixels(None), picture(0))
+  np.testing.assert_array_equal(open_image(image, '').pixels(None), pixels(0))
   everything = open_source(f'hf:{root}', 'all')
   assert everything.size == sum(SIZES.values())
   assert source.describe(2) == f'hf:{root} (test), row 2'
 
 
-def test_single_files(tmp_path):
-  split_of(5).to_parquet(tmp_path / 'x.parquet')
-  split_of(5).save_to_disk(tmp_path / 'saved')
+def test_single_files_are_read(tmp_path):
+  make_split(5).to_parquet(tmp_path / 'x.parquet')
+  make_split(5).save_to_disk(tmp_path / 'saved')
   (arrow,) = (tmp_path / 'saved').glob('*.arrow')
   for path in tmp_path / 'x.parquet', tmp_path / 'saved', arrow:
     assert [open_source(f'hf:{path}', 'train').read(i)[1] for i in range(5)] == [0, 1, 2, 0, 1]
   assert open_source(f'hf:{path}', 'train[:40%]').size == 2
 
 
-def test_columns_can_be_named(tmp_path):
+def test_options_name_the_columns(tmp_path):
   coarse = datasets.ClassLabel(names=['a', 'b', 'c', 'd'])
   write_saved(tmp_path / 'x', image='img', label='fine_label', coarse_label=coarse)
   assert open_source(f'hf:{tmp_path}/x', 'train').class_names == tuple(NAMES)
@@ -113,12 +115,12 @@ def test_columns_can_be_named(tmp_path):
   assert (source.class_names, source.read(1)[1]) == (('a', 'b', 'c', 'd'), 0)
 
 
-def test_the_only_column_of_images_is_found(tmp_path):
+def test_the_only_column_of_images_is_the_default(tmp_path):
   write_saved(tmp_path / 'x', image='photo')
   assert open_source(f'hf:{tmp_path}/x', 'train').read(0)[0] == png(0)
 
 
-def test_several_labels(tmp_path):
+def test_lists_of_labels_are_multi_label(tmp_path):
   feature = datasets.Sequence(datasets.ClassLabel(names=NAMES))
   write_saved(tmp_path / 'x', label='labels', feature=feature, value=lambda i: [[], [2, 0]][i % 2])
   source = open_source(f'hf:{tmp_path}/x', 'train')
@@ -134,14 +136,14 @@ def test_several_labels(tmp_path):
     ('string', lambda i: NAMES[2 - i % 3], tuple(NAMES)),
   ],
 )
-def test_classes_without_a_list_are_those_of_all_splits(kind, value, names, tmp_path):
+def test_classes_without_a_list_are_gathered_from_all_splits(kind, value, names, tmp_path):
   write_saved(tmp_path / 'x', feature=datasets.Value(kind), value=value)
   source = open_source(f'hf:{tmp_path}/x', 'test')
   assert source.class_names == names
   assert [names[source.read(i)[1]] for i in range(4)] == [str(value(i)) for i in range(4)]
 
 
-def test_images_may_be_files_or_plain_bytes(tmp_path):
+def test_images_may_be_paths_or_plain_bytes(tmp_path):
   for i in range(2):
     file = tmp_path / 'files' / 'train' / NAMES[i] / f'{i}.png'
     file.parent.mkdir(parents=True)
@@ -155,7 +157,7 @@ def test_images_may_be_files_or_plain_bytes(tmp_path):
   datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / 'bytes')
   source = open_source(f'hf:{tmp_path}/bytes', 'train')
   assert source.read(0)[0] == png(0)
-  with pytest.raises(BadExampleError, match='row 1 holds no bytes of an image'):
+  with pytest.raises(BadExampleError, match='row 1 has no encoded image in its column image'):
     source.read(1)
 
 
@@ -170,9 +172,17 @@ def cut(name: str):
 @pytest.mark.parametrize(
   ('write', 'damage', 'message'),
   [
-    (write_saved, cut('train/*.arrow'), 'train/data-00000-of-00001.arrow is no whole Arrow'),
-    (write_arrow, cut('pets-test.arrow'), 'pets-test.arrow is no whole Arrow file'),
-    (write_parquet, cut('data/train-00001-*'), 'train-00001-of-00002.parquet'),
+    (
+      write_saved,
+      cut('train/*.arrow'),
+      'train/data-00000-of-00001.arrow is not a complete Arrow file',
+    ),
+    (write_arrow, cut('pets-test.arrow'), 'pets-test.arrow is not a complete Arrow file'),
+    (
+      write_parquet,
+      cut('data/train-00001-*'),
+      'train-00001-of-00002.parquet is not a complete parquet file',
+    ),
     (
       write_saved,
       lambda root: (root / 'train' / 'data-00000-of-00001.arrow').unlink(),
@@ -194,20 +204,37 @@ def test_damaged_files_are_named(write, damage, message, tmp_path):
     ({}, '', 'val', "has the splits train, test, not 'val'"),
     ({'label': 'kind'}, '', 'train', "columns image, kind, none is 'label' or 'labels'"),
     ({}, '?label=kind', 'train', "columns image, label, none is 'kind'; .*hf:name.label="),
-    ({}, '?lable=kind', 'train', 'has the option lable; there are config, revision'),
+    (
+      {},
+      '?lable=kind',
+      'train',
+      'has the unknown option lable; valid options are config, revision',
+    ),
     ({'value': lambda i: -1}, '', 'test', '4 images without a label'),
-    ({'feature': datasets.Value('float32')}, '', 'train', 'holds float, no classes'),
-    ({'feature': datasets.Value('int64'), 'value': lambda i: 10**9}, '', 'test', 'no classes'),
+    (
+      {'feature': datasets.Value('float32')},
+      '',
+      'train',
+      'has the type float, so its values are not classes',
+    ),
+    (
+      {'feature': datasets.Value('int64'), 'value': lambda i: 10**9},
+      '',
+      'test',
+      'goes up to 1,000,000,000, so its values are not classes',
+    ),
   ],
 )
-def test_what_cannot_be_meant_ends_in_one_sentence(kwargs, query, split, message, tmp_path):
+def test_a_wrong_split_column_or_option_is_an_error_of_one_sentence(
+  kwargs, query, split, message, tmp_path
+):
   write_saved(tmp_path / 'x', **kwargs)
   with pytest.raises(UserError, match=message) as caught:
     open_source(f'hf:{tmp_path}/x{query}', split)
   assert '\n' not in str(caught.value)
 
 
-def test_a_path_that_is_not_there_is_no_name_on_the_hub(tmp_path):
+def test_a_missing_path_is_not_taken_for_a_name_on_the_hub(tmp_path):
   with pytest.raises(UserError, match='There is no .*gone; hf: takes a name on the hub or a path'):
     open_source(f'hf:{tmp_path}/gone', 'train')
 
@@ -224,7 +251,7 @@ def run(code: str, **environment) -> str:
   return result.stdout
 
 
-def test_without_the_hub_or_the_package_there_is_a_way_out(tmp_path):
+def test_without_the_hub_or_the_package_the_error_has_a_way_out(tmp_path):
   code = """
 import sys
 from vit_jax.data.sources import open_source
@@ -243,11 +270,11 @@ for hide in False, True:
   assert "pip install 'vit_jax[hf]'" in missing
 
 
-def test_it_is_read_without_tensorflow_jax_and_torch(tmp_path):
+def test_reading_does_not_import_tensorflow_jax_or_torch(tmp_path):
   write_saved(tmp_path / 'x')
   code = f"""
 import sys, types
-package = types.ModuleType('vit_jax')  # without what the package itself imports
+package = types.ModuleType('vit_jax')  # skips the imports of the package itself
 package.__path__ = ['{ROOT}/vit_jax']
 sys.modules['vit_jax'] = package
 from vit_jax.data.sources import open_source

@@ -1,10 +1,11 @@
-"""Splits, their slices and sums: what they mean to TFDS, and what is no split."""
+"""Splits, their slices and sums: they mean what they mean to TFDS; invalid ones are errors."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
+from tests.helpers import read_labels
 from vit_jax.data.sources import Source, open_source, split_names
 from vit_jax.data.sources.splits import bounds, concatenate, parse, select
 from vit_jax.errors import UserError
@@ -19,14 +20,10 @@ def numbers(size: int, name: str = 'numbers (train)', start: int = 0) -> Source:
   )
 
 
-def open_whole(name: str) -> Source:
+def open_split(name: str) -> Source:
   """1437 train, 60 validation, 7 test examples; labels count through all of them."""
   start = {'train': 0, 'validation': 10_000, 'test': 20_000}[name]
   return numbers(SIZES[name], f'numbers ({name})', start)
-
-
-def labels(source: Source) -> list[int]:
-  return [int(source.read(i)[1]) for i in range(source.size)]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +49,7 @@ def labels(source: Source) -> list[int]:
 def test_splits_mean_what_they_mean_to_tfds(split):
   from tensorflow_datasets.core.splits import ReadInstruction, SplitInfo
 
-  class Info(SplitInfo):  # the sizes are all it is asked for
+  class Info(SplitInfo):  # only its size is used
     def __init__(self, size):
       object.__setattr__(self, 'size', size)
 
@@ -60,12 +57,12 @@ def test_splits_mean_what_they_mean_to_tfds(split):
 
   infos = {name: Info(size) for name, size in SIZES.items()}
   expected = []
-  for part in ReadInstruction.from_spec(split).to_absolute(infos):
-    expected += labels(open_whole(part.splitname))[part.from_ : part.to]
-  assert labels(select(open_whole, split)) == expected
+  for term in ReadInstruction.from_spec(split).to_absolute(infos):
+    expected += read_labels(open_split(term.splitname))[term.from_ : term.to]
+  assert read_labels(select(open_split, split)) == expected
 
 
-def test_vtab_takes_a_sum_of_two_splits():
+def test_a_sum_reads_one_split_after_the_other():
   source = open_source('digits', 'train[:800]+test[:200]')
   assert (source.size, source.name) == (1000, 'digits (train[:800]+test[:200])')
   train, test = open_source('digits', 'train'), open_source('digits', 'test')
@@ -74,8 +71,8 @@ def test_vtab_takes_a_sum_of_two_splits():
     assert source.describe(i) == whole.describe(j)
 
 
-def test_examples_of_a_slice_are_called_by_their_place_in_the_split():
-  source = select(open_whole, 'train[5:9]+validation[-2:]')
+def test_examples_of_a_slice_are_described_by_their_index_in_the_split():
+  source = select(open_split, 'train[5:9]+validation[-2:]')
   assert source.describe(0) == 'numbers (train), example 5'
   assert source.describe(5) == 'numbers (validation), example 59'
 
@@ -90,7 +87,7 @@ def test_each_split_is_opened_once():
 
   def open_one(name):
     opened.append(name)
-    return open_whole(name)
+    return open_split(name)
 
   select(open_one, 'train[:5]+validation+train[9:]')
   assert opened == ['train', 'validation']
@@ -99,51 +96,53 @@ def test_each_split_is_opened_once():
 @pytest.mark.parametrize(
   ('split', 'message'),
   [
-    ('', "split '' cannot be read; a split is a name"),
-    ('train+', "split '' cannot be read"),
-    ('train[', r"'train\[' cannot be read"),
-    ('train[:]', 'cannot be read'),
-    ('train[5]', 'cannot be read'),
-    ('train[::2]', 'cannot be read'),
-    ('train[:5shard]', 'cannot be read'),
-    ('train test', 'cannot be read'),
-    ('train[:1.5]', 'parts of examples'),
-    ('train[10:20%]', 'mixes'),
-    ('train[:101%]', '100%'),
-    ('test[:8]', r'test\[:8\] goes beyond the 7 examples'),
-    ('test[-8:]', 'goes beyond'),
+    ('', "split '' cannot be parsed; a split is a name"),
+    ('train+', "split '' cannot be parsed"),
+    ('train[', r"'train\[' cannot be parsed"),
+    ('train[:]', 'cannot be parsed'),
+    ('train[5]', 'cannot be parsed'),
+    ('train[::2]', 'cannot be parsed'),
+    ('train[:5shard]', 'cannot be parsed'),
+    ('train test', 'cannot be parsed'),
+    ('train[:1.5]', 'has a fractional number of examples'),
+    ('train[10:20%]', 'mixes examples and percent'),
+    ('train[:101%]', 'more than 100%'),
+    ('test[:8]', r'test\[:8\] exceeds the 7 examples'),
+    ('test[-8:]', 'exceeds'),
     ('test[3:3]', r"test\[3:3\] is empty: 'test' has 7 examples"),
     ('test[:1%]', r'test\[:1%\] is empty'),
     ('train+test[5:2]', 'empty'),
   ],
 )
-def test_what_is_no_split_ends_in_one_sentence(split, message):
+def test_an_invalid_split_is_an_error_of_one_sentence(split, message):
   with pytest.raises(UserError, match=message) as caught:
-    select(open_whole, split)
+    select(open_split, split)
   assert '\n' not in str(caught.value)
 
 
-def test_parts_are_written_as_they_are_read():
+def test_slices_are_formatted_as_they_are_parsed():
   for split in 'train', 'a-b.c', 'x[:98%]', 'x[12.5%:]', 'x[-200:300_000_000]':
-    (part,) = parse(split)
-    assert parse(str(part)) == (part,)
+    (term,) = parse(split)
+    assert parse(str(term)) == (term,)
 
 
 def test_splits_of_300_million_are_exact():
-  (part,) = parse('train[:98%]')
-  assert bounds(part, 303_000_000) == (0, 296_940_000)
+  (term,) = parse('train[:98%]')
+  assert bounds(term, 303_000_000) == (0, 296_940_000)
 
 
-def test_sums_take_the_same_classes_only():
+def test_a_sum_needs_equal_classes():
   other = dataclasses.replace(numbers(3), class_names=('a', 'c'))
   with pytest.raises(UserError, match='missing: b; not expected: c'):
     concatenate([numbers(3), other], 'x')
-  several = dataclasses.replace(numbers(3, 'many'), multi_label=True)
-  with pytest.raises(UserError, match='numbers .train. has one label .* many has several'):
-    concatenate([numbers(3), several], 'x')
+  multi_label = dataclasses.replace(numbers(3, 'many'), multi_label=True)
+  with pytest.raises(
+    UserError, match='numbers .train. has one label per image and many has several'
+  ):
+    concatenate([numbers(3), multi_label], 'x')
 
 
-def test_the_fingerprint_follows_the_parts():
+def test_the_fingerprint_depends_on_the_terms():
   def opened(fingerprint, split):
     source = dataclasses.replace(numbers(9), fingerprint=fingerprint)
     return select(lambda name: source, split).fingerprint
@@ -153,6 +152,6 @@ def test_the_fingerprint_follows_the_parts():
   assert len({opened(fp, split) for fp in 'xy' for split in ('a[:3]', 'a[:4]', 'a')}) == 6
 
 
-def test_names_of_splits():
+def test_split_names_lists_the_splits_of_a_source():
   assert split_names('digits') == ('train', 'test')
   assert split_names('synthetic:imagenet') == ('train', 'validation')

@@ -1,4 +1,4 @@
-"""Data sets made on the fly: size, determinism, Zipf's law, and something to learn."""
+"""Synthetic data sets: size, determinism, Zipf's law, and that they can be learned."""
 
 import hashlib
 import subprocess
@@ -10,17 +10,17 @@ import pytest
 from tests.helpers import SANDBOX
 from vit_jax.data.decoding.images import check_image, open_image
 from vit_jax.data.sources import open_source
-from vit_jax.data.sources.synthetic import KINDS
+from vit_jax.data.sources.synthetic import DATASETS
 from vit_jax.errors import UserError
 
 MILLION = 1_000_000
 
 
-def small(source, i: int) -> np.ndarray:
-  """An image as 8 x 8 mean colors."""
-  picture = open_image(source.read(i)[0], source.describe(i)).pixels(None)
-  height, width = (8 * (n // 8) for n in picture.shape[:2])
-  blocks = picture[:height, :width].reshape(8, height // 8, 8, width // 8, 3)
+def mean_colors(source, i: int) -> np.ndarray:
+  """Reduces an image to 8 x 8 mean colors."""
+  pixels = open_image(source.read(i)[0], source.describe(i)).pixels(None)
+  height, width = (8 * (n // 8) for n in pixels.shape[:2])
+  blocks = pixels[:height, :width].reshape(8, height // 8, 8, width // 8, 3)
   return blocks.mean((1, 3)).ravel()
 
 
@@ -34,7 +34,7 @@ def test_jft_has_its_size():
 
 
 @pytest.mark.parametrize(
-  ('kind', 'split', 'size'),
+  ('name', 'split', 'size'),
   [
     ('imagenet21k', 'train', 14_197_122),
     ('imagenet', 'train', 1_281_167),
@@ -43,14 +43,14 @@ def test_jft_has_its_size():
     ('jft', 'test', 50_000),
   ],
 )
-def test_sizes(kind, split, size):
-  source = open_source(f'synthetic:{kind}', split)
-  assert (source.size, source.num_classes) == (size, KINDS[kind].classes)
+def test_data_sets_have_their_sizes(name, split, size):
+  source = open_source(f'synthetic:{name}', split)
+  assert (source.size, source.num_classes) == (size, DATASETS[name].num_classes)
   label = source.read(7)[1]
-  assert label.shape == ((KINDS[kind].classes,) if source.multi_label else ())
+  assert label.shape == ((DATASETS[name].num_classes,) if source.multi_label else ())
 
 
-def test_images_look_like_photographs_to_a_loader():
+def test_images_have_the_sizes_of_photographs():
   source = open_source('synthetic:jft', 'train')
   read = [source.read(i * MILLION)[0] for i in range(90)]
   read += [source.read(2**power)[0] for power in range(5, 25, 2)]
@@ -62,7 +62,7 @@ def test_images_look_like_photographs_to_a_loader():
   assert len({hashlib.sha256(image).digest() for image in read}) == 100
 
 
-def test_an_image_is_a_function_of_kind_split_and_index():
+def test_an_image_depends_only_on_data_set_split_and_index():
   code = """
 import hashlib
 from vit_jax.data.sources import open_source
@@ -73,14 +73,16 @@ for i in range(3):
 print(digest.hexdigest())
 """
   run = [sys.executable, '-c', code]
-  elsewhere = subprocess.run(run, cwd=SANDBOX, capture_output=True, text=True, check=True).stdout
+  other_process = subprocess.run(
+    run, cwd=SANDBOX, capture_output=True, text=True, check=True
+  ).stdout
   digest = hashlib.sha256()
   source = open_source('synthetic:jft', 'train')
-  source.read(0)  # what was read before changes nothing
+  source.read(0)  # earlier reads change nothing
   for i in range(3):
     image, label = source.read(299_999_999 - i)
     digest.update(image + label.tobytes())
-  assert digest.hexdigest() == elsewhere.strip()
+  assert digest.hexdigest() == other_process.strip()
   test = open_source('synthetic:jft', 'test')
   assert test.read(5)[0] != source.read(5)[0] != source.read(6)[0]
   splits = ('train', 'validation', 'test')
@@ -98,7 +100,7 @@ def test_labels_follow_zipfs_law(monkeypatch):
   law = 1 / np.arange(1, source.num_classes + 1)
   law /= law.sum()
   labels = counts.sum()
-  assert 1.24 < labels / images < 1.27  # JFT has 1.26; two of one class are one
+  assert 1.24 < labels / images < 1.27  # JFT has 1.26; drawing a class twice gives one label
   expected = labels * law
   edges = [0, 1, 2, 5, 10, 100, 1000, source.num_classes]
   for first, last in zip(edges, edges[1:], strict=False):
@@ -106,22 +108,22 @@ def test_labels_follow_zipfs_law(monkeypatch):
     assert abs(counts[first:last].sum() - wanted) < 5 * wanted**0.5 + 0.02 * wanted, first
 
 
-def test_imagenet_has_classes_alike_in_number(monkeypatch):
+def test_imagenet_has_equally_frequent_classes(monkeypatch):
   monkeypatch.setattr('vit_jax.data.sources.synthetic._draw', lambda *args: b'')
   source = open_source('synthetic:imagenet', 'train')
   counts = np.bincount([source.read(i)[1] for i in range(20_000)], minlength=1000)
   assert counts.min() > 1 and counts.max() < 45  # 20 on average
 
 
-def test_there_is_something_to_learn():
-  """A nearest neighbor on 8 x 8 pixels tells the 20 most frequent classes apart, on test images."""
+def test_the_classes_can_be_learned():
+  """Nearest neighbors on 8 x 8 pixels separate the 20 most frequent classes of test images."""
 
   def examples(split, count):
     source, images, labels, i = open_source('synthetic:jft', split), [], [], 0
     while len(images) < count:
       label = np.flatnonzero(source.read(i)[1])
       if len(label) == 1 and label[0] < 20:
-        images.append(small(source, i))
+        images.append(mean_colors(source, i))
         labels.append(label[0])
       i += 1
     return np.array(images), np.array(labels)
@@ -137,10 +139,14 @@ def test_there_is_something_to_learn():
 @pytest.mark.parametrize(
   ('spec', 'split', 'message'),
   [
-    ('synthetic:coco', 'train', 'synthetic:coco is not known; there are jft, imagenet21k'),
+    (
+      'synthetic:coco',
+      'train',
+      'synthetic:coco is not a synthetic data set; choose one of jft, imagenet21k',
+    ),
     ('synthetic:jft', 'validation', "synthetic:jft has the splits train, test, not 'validation'"),
   ],
 )
-def test_what_is_not_there_ends_in_one_sentence(spec, split, message):
+def test_an_unknown_data_set_or_split_is_an_error_of_one_sentence(spec, split, message):
   with pytest.raises(UserError, match=message):
     open_source(spec, split)

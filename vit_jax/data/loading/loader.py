@@ -51,10 +51,10 @@ def example_order(source: Source, seed: int) -> grain.MapDataset:
   """
   if not source.weights:
     return grain.MapDataset.range(source.size).seed(seed).shuffle().repeat()
-  stops = np.cumsum(source.parts)
+  stops = np.cumsum(source.component_sizes)
   orders = [
     grain.MapDataset.range(int(stop) - size, int(stop)).seed(seed + 2**16 * i).shuffle().repeat()
-    for i, (size, stop) in enumerate(zip(source.parts, stops, strict=True))
+    for i, (size, stop) in enumerate(zip(source.component_sizes, stops, strict=True))
   ]
   total = sum(source.weights)
   return grain.MapDataset.mix(orders, [weight / total for weight in source.weights])

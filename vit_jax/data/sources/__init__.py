@@ -1,21 +1,22 @@
-"""Where examples come from: one string, random access, labels and class names.
+"""Data sources: a string opens a split of a data set, with random access to its examples.
 
   digits                scikit-learn's 1,797 handwritten digits, installed with the package
   folder:/path          {train,val,test}/class/* or class/*
-  array_record:/path    what prepare_data or TFDS has written (…/name/config/version)
-  tfds:name             the same, by the name TFDS knows it by
-  hf:name               a data set of Hugging Face: a name on its hub, or files on disk
+  array_record:/path    a data set written by prepare_data or TFDS (…/name/config/version)
+  tfds:name             the same, by its TFDS name
+  hf:name               a Hugging Face data set: a name on the hub, or files on disk
   webdataset:/path      tar shards
-  synthetic:jft         303 million images made on the fly
-  3*folder:/a + 1*hf:b  a mixture: three examples of the first for one of the second
+  synthetic:jft         303 million images generated on the fly
+  3*folder:/a + 1*hf:b  a mixture: three examples of the first for each one of the second
 
 A split is a name, a slice of it ('train[:98%]', 'train[800:1000]'), or a sum of those with '+'.
-None of them needs TensorFlow to be read.
+Reading needs no TensorFlow.
 """
 
+import dataclasses
 from collections.abc import Callable
 
-from vit_jax.data.sources import digits, folder, hf_dataset, mixture, synthetic, tfds
+from vit_jax.data.sources import array_record, digits, folder, hf_dataset, mixture, synthetic, tfds
 from vit_jax.data.sources.folder import image_files
 from vit_jax.data.sources.source import QUICKSTART, Source, check_same_classes
 from vit_jax.data.sources.splits import select
@@ -24,54 +25,71 @@ from vit_jax.errors import UserError
 
 __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_names']
 
-_Names = tuple[str, ...]
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+  """One kind of source.
+
+  Attributes:
+    syntax: how a user writes it.
+    open_split: (path, split name) -> the whole split.
+    split_names: path -> names of its splits.
+  """
+
+  syntax: str
+  open_split: Callable[[str, str], Source]
+  split_names: Callable[[str], tuple[str, ...]]
 
 
-# kind: how it is written, what opens a whole split of it, and what names its splits.
-_KINDS: dict[str, tuple[str, Callable[[str, str], Source], Callable[[str], _Names]]] = {
-  'digits': ('digits', digits.open_digits, lambda path: ('train', 'test')),
-  'folder': ('folder:/path', folder.open_folder, folder.split_names),
-  'array_record': ('array_record:/path', tfds.open_array_record, tfds.array_record_splits),
-  'tfds': ('tfds:name', tfds.open_tfds, tfds.tfds_splits),
-  'hf': ('hf:name', hf_dataset.open_hugging_face, hf_dataset.split_names),
-  'webdataset': ('webdataset:/path', webdataset.open_webdataset, webdataset.split_names),
-  'synthetic': ('synthetic:jft', synthetic.open_synthetic, synthetic.split_names),
+_KINDS = {
+  'digits': _Kind('digits', digits.open_digits, digits.split_names),
+  'folder': _Kind('folder:/path', folder.open_folder, folder.split_names),
+  'array_record': _Kind(
+    'array_record:/path', array_record.open_array_record, array_record.split_names
+  ),
+  'tfds': _Kind('tfds:name', tfds.open_tfds, tfds.split_names),
+  'hf': _Kind('hf:name', hf_dataset.open_hugging_face, hf_dataset.split_names),
+  'webdataset': _Kind('webdataset:/path', webdataset.open_webdataset, webdataset.split_names),
+  'synthetic': _Kind('synthetic:jft', synthetic.open_synthetic, synthetic.split_names),
 }
 
 
-def _kind_and_path(spec: str) -> tuple[str, str]:
-  kind, _, path = spec.partition(':')
-  if kind not in _KINDS or (not path) != (kind == 'digits'):
-    written = ', '.join(written for written, _, _ in _KINDS.values())
+def _parse_kind(spec: str) -> tuple[_Kind, str]:
+  """Splits 'kind:path' into its kind and its path."""
+  name, _, path = spec.partition(':')
+  if name not in _KINDS or bool(path) == (name == 'digits'):
     raise UserError(
-      f'{spec!r} is no data source; choose one of {written}, or a mixture such as '
+      f'{spec!r} is not a data source; choose one of '
+      f'{", ".join(kind.syntax for kind in _KINDS.values())}, or a mixture such as '
       f"'3*folder:/a + 1*folder:/b'; {QUICKSTART}."
     )
-  return kind, path
+  return _KINDS[name], path
 
 
 def open_source(spec: str, split: str) -> Source:
-  """Opens a split of a source, for instance 'folder:/my/images' (see the top of this file).
+  """Opens a split of a source.
+
+  Args:
+    spec: the source, such as 'folder:/my/images'; the docstring of this package lists all kinds.
+    split: a name, a slice or a sum of those, such as 'train[:98%]'.
 
   Raises:
-    UserError: for an unknown kind, data that is not there, or data that cannot be read.
+    UserError: for an unknown kind, missing data, or data that cannot be read.
   """
   if mixture.is_mixture(spec):
     return mixture.open_mixture(spec, split, open_source)
-  kind, path = _kind_and_path(spec)
-  _, open_whole, _ = _KINDS[kind]
-  return select(lambda name: open_whole(path, name), split)
+  kind, path = _parse_kind(spec)
+  return select(lambda name: kind.open_split(path, name), split)
 
 
-def split_names(spec: str) -> _Names:
-  """The names of the splits that a source has; of a mixture, those that all its parts have.
+def split_names(spec: str) -> tuple[str, ...]:
+  """Lists the splits of a source; for a mixture, those that all its components have.
 
   Raises:
     UserError: as `open_source`.
   """
   if mixture.is_mixture(spec):
-    first, *others = (split_names(part) for _, part in mixture.parse_mixture(spec))
+    first, *others = (split_names(component) for _, component in mixture.parse_mixture(spec))
     return tuple(name for name in first if all(name in names for names in others))
-  kind, path = _kind_and_path(spec)
-  _, _, names_of = _KINDS[kind]
-  return names_of(path)
+  kind, path = _parse_kind(spec)
+  return kind.split_names(path)

@@ -1,170 +1,200 @@
-"""folder:/path: image files, one sub-folder a class."""
+"""folder:/path: image files, in one sub-folder per class."""
 
 import collections
 import os
+import pathlib
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.source import QUICKSTART, Source, fingerprint, is_held_out
+from vit_jax.data.sources.source import QUICKSTART, Example, Source, fingerprint, is_held_out
+from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
 from vit_jax.errors import BadExampleError, UserError
+from vit_jax.text import plural
 
-# What the folders of splits are called.
-_SPLITS = {
-  'train': ('train', 'training'),
-  'val': ('val', 'valid', 'validation'),
-  'test': ('test', 'testing'),
-}
+_Path = TypeVar('_Path', epath.Path, pathlib.Path)
 
 
 def all_files(folder: epath.PathLike) -> list[str]:
-  """Sorted paths, relative to `folder`, of all files below it; hidden ones are left out."""
+  """Lists all files below a folder, except hidden ones, as sorted paths relative to it.
 
-  def refuse(error: OSError) -> None:
+  Raises:
+    UserError: for a folder that cannot be listed.
+  """
+
+  def raise_user_error(error: OSError) -> None:
     raise UserError(f'{error.filename} cannot be read: {error.strerror}.')
 
-  found, seen = [], set()
-  for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-    if os.path.realpath(parent) in seen:  # a link that leads back
+  files, visited = [], set()
+  for parent, folders, names in os.walk(folder, followlinks=True, onerror=raise_user_error):
+    if os.path.realpath(parent) in visited:  # a cycle of links
       folders.clear()
       continue
-    seen.add(os.path.realpath(parent))
+    visited.add(os.path.realpath(parent))
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    below = os.path.relpath(parent, folder)
-    found += [
-      name if below == '.' else os.path.join(below, name)
+    relative = os.path.relpath(parent, folder)
+    files += [
+      name if relative == '.' else os.path.join(relative, name)
       for name in names
       if not name.startswith('.')
     ]
-  return sorted(found)
+  return sorted(files)
+
+
+def _is_image(file: str) -> bool:
+  return file.lower().endswith(SUFFIXES)
 
 
 def image_files(folder: epath.PathLike) -> list[str]:
-  """Sorted paths, relative to `folder`, of all images below it; hidden files are left out."""
-  return [file for file in all_files(folder) if file.lower().endswith(SUFFIXES)]
+  """Lists all images below a folder, except hidden files, as sorted paths relative to it."""
+  return list(filter(_is_image, all_files(folder)))
 
 
-def left_out(folder: epath.Path, files: list[str] | None = None) -> tuple[str, ...]:
-  """What is said of those of its files (all, if not given) that are no examples."""
-  files, said = all_files(folder) if files is None else files, []
-  others = [file for file in files if not file.lower().endswith(SUFFIXES)]
-  if others:
-    kinds = collections.Counter(os.path.splitext(file)[1].lower() or 'none' for file in others)
-    listed = ', '.join(f'{kind} {count:,}' for kind, count in kinds.most_common(5))
-    are = 'file is no image' if len(others) == 1 else 'files are no images'
-    said.append(f'{len(others):,} {are} that this reads ({listed}), in {folder}')
-  if stray := sum(os.sep not in file for file in files) - sum(os.sep not in f for f in others):
-    are = 'image is' if stray == 1 else 'images are'
-    said.append(f'{stray:,} {are} left out: outside of the class folders of {folder}')
-  return tuple(said)
+def ignored_files(folder: epath.PathLike, files: list[str] | None = None) -> tuple[str, ...]:
+  """Describes the files of a folder of classes that are not examples, for `Source.notes`.
+
+  Args:
+    folder: the folder of classes.
+    files: what `all_files(folder)` has returned; listed here if None.
+  """
+  files = all_files(folder) if files is None else files
+  notes = []
+  if others := [file for file in files if not _is_image(file)]:
+    suffixes = collections.Counter(os.path.splitext(file)[1].lower() or 'none' for file in others)
+    counts = ', '.join(f'{suffix} {count:,}' for suffix, count in suffixes.most_common(5))
+    are = 'is not a supported image' if len(others) == 1 else 'are not supported images'
+    notes.append(f'{plural(len(others), "file")} {are} ({counts}), in {folder}')
+  if stray := sum(_is_image(file) and os.sep not in file for file in files):
+    are = 'is' if stray == 1 else 'are'
+    notes.append(f'{plural(stray, "image")} outside the class folders of {folder} {are} ignored')
+  return tuple(notes)
 
 
-def _class_of(file: str) -> str:
+def _class_name(file: str) -> str:
   return file.split(os.sep, 1)[0]
-
-
-def _read_bytes(file: str) -> bytes:
-  try:
-    with open(file, 'rb') as opened:
-      return opened.read()
-  except OSError as error:
-    raise BadExampleError(f'{file} cannot be read: {error.strerror or error}.') from None
 
 
 def _is_held_out(file: str) -> bool:
   return is_held_out(file.replace(os.sep, '/'))
 
 
-def split_folders(root: epath.Path) -> dict[str, epath.Path]:
-  """{'train': …, 'val': …, 'test': …}, those that a folder is divided in; {} for class/*."""
+def split_folders(root: _Path) -> dict[str, _Path]:
+  """Returns the sub-folder of each split (train, val, test) that a folder has; {} for class/*.
+
+  Raises:
+    UserError: for two sub-folders of the same split.
+  """
   folders = {c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith('.')}
-  found = {}
-  for split, names in _SPLITS.items():
-    there = [name for name in names if name in folders]
-    if len(there) > 1:
-      raise UserError(f'{root} has both {" and ".join(there)}; keep one of them.')
-    if there:
-      found[split] = root / there[0]
-  # Without train, val or test may be names of classes.
-  return found if 'train' in found or len(found) == len(folders) else {}
+  splits = {}
+  for split, aliases in SPLIT_ALIASES.items():
+    names = [alias for alias in aliases if alias in folders]
+    if len(names) > 1:
+      raise UserError(f'{root} has both {" and ".join(names)}; keep one of them.')
+    if names:
+      splits[split] = root / names[0]
+  # Without train, val or test may be the names of classes.
+  return splits if 'train' in splits or len(splits) == len(folders) else {}
 
 
 def split_names(path: str) -> tuple[str, ...]:
-  """The splits of a folder: its sub-folders of these names, else train and a held-out test."""
-  found = tuple(split_folders(epath.Path(path).expanduser()))
-  return found if found not in ((), ('train',)) else ('train', 'test')
+  """Lists the splits: those with a sub-folder, else train and a held-out test split."""
+  names = tuple(split_folders(epath.Path(path).expanduser()))
+  return names if names not in ((), ('train',)) else ('train', 'test')
 
 
-def split_folder(root: epath.Path, split: str) -> tuple[epath.Path, Callable[[str], bool]]:
-  """The folder of classes to read for `split`, and which of its files belong to the split."""
+def locate_split(root: _Path, split: str) -> tuple[_Path, Callable[[str], bool]]:
+  """Returns the folder of classes to read for a split, and the predicate that selects its files.
+
+  Raises:
+    UserError: when the folder lacks the split.
+  """
   split = 'val' if split == 'validation' else split
   if split not in ('train', 'val', 'test', 'all'):
     raise UserError(f'folder:{root} has the splits train, val, test and all, not {split!r}.')
-  splits = split_folders(root)
-  if not splits:
+  folders = split_folders(root)
+  if not folders:
     if split == 'all':
       return root, lambda file: True
     return root, lambda file: _is_held_out(file) == (split != 'train')
-  if split == 'train' and list(splits) == ['train']:
-    return splits['train'], lambda file: not _is_held_out(file)
-  for name in {'test': ('test', 'val'), 'val': ('val', 'test')}.get(split, (split,)):
-    if name in splits:
-      return splits[name], lambda file: True
-  if split == 'all' or 'train' not in splits:
-    raise UserError(f'folder:{root} is split into {", ".join(splits)}; name one of them.')
-  return splits['train'], _is_held_out
+  if split == 'train' and list(folders) == ['train']:
+    return folders['train'], lambda file: not _is_held_out(file)
+  for name in SPLIT_FALLBACKS.get(split, ()):
+    if name in folders:
+      return folders[name], lambda file: True
+  if split == 'all' or 'train' not in folders:
+    raise UserError(f'folder:{root} has the splits {", ".join(folders)}, not {split!r}.')
+  return folders['train'], _is_held_out
+
+
+def _check_classes(folder: epath.Path, class_names: list[str], images: list[str]) -> None:
+  """Raises `UserError` for a folder without images, with one class, or with unprintable names."""
+  for name in class_names:
+    if not name.isprintable():
+      raise UserError(
+        f'The name of the class folder {folder}/{ascii(name)} has unprintable characters; '
+        'rename it.'
+      )
+  if not images:
+    raise UserError(f'{folder} has no images ({", ".join(SUFFIXES)}) in its sub-folders.')
+  if len(class_names) < 2:
+    raise UserError(
+      f'{folder} has images of {plural(len(class_names), "class")} '
+      f'({", ".join(class_names) or "all outside sub-folders"}); classification needs at least 2, '
+      'each in its own sub-folder.'
+    )
 
 
 def open_folder(path: str, split: str) -> Source:
-  """A folder of images, one sub-folder a class.
+  """Opens a folder of images with one sub-folder per class.
 
-  With `train/` and `val/` or `test/` in it (`_SPLITS` has what else they may be called) these are
-  the splits. Otherwise one file in five, chosen by a hash of its path, is held out: the same files
-  on every machine.
+  Sub-folders `train/` and `val/` or `test/` (`SPLIT_ALIASES` lists other names) are the splits.
+  Without them, one file in five is held out, by a hash of its path: the same files on every
+  machine.
+
+  Raises:
+    UserError: for a missing folder, split or image, or fewer than two classes.
   """
   root = epath.Path(path).expanduser()
   if not root.is_dir():
     raise UserError(
-      f'There is no folder {root}; folder: takes a folder with one sub-folder of images a '
-      f'class, or with train/ and test/ of that kind; {QUICKSTART}.'
+      f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
+      f'class, or with train/ and test/ folders of that kind; {QUICKSTART}.'
     )
-  folder, belongs = split_folder(root, split)
+  folder, belongs_to_split = locate_split(root, split)
   # All classes count, also those without an image in this split: labels must not depend on it.
-  classes_in = split_folders(root).get('train', folder)
-  everything = all_files(folder)
-  files = [file for file in everything if file.lower().endswith(SUFFIXES)]
-  others = files if classes_in == folder else image_files(classes_in)
-  names = sorted({_class_of(file) for file in others if os.sep in file})
-  labels = {name: i for i, name in enumerate(names)}
-  for name in names:
-    if not name.isprintable():
-      raise UserError(f'The name of the class folder {folder}/{ascii(name)} is no plain text.')
-  if not files:
-    raise UserError(f'{folder} holds no image ({", ".join(SUFFIXES)}) in any sub-folder.')
-  if len(names) < 2:
-    raise UserError(
-      f'{folder} holds images of {len(names)} class{"" if names else "es"} '
-      f'({", ".join(names) or "all outside of sub-folders"}); classification takes at least 2, '
-      'one sub-folder each.'
-    )
-  files = [file for file in files if os.sep in file and belongs(file)]
-  for file in files:
-    if _class_of(file) not in labels:
-      raise UserError(f'{folder / file} is of a class that {classes_in} does not have.')
-  if not files:
-    raise UserError(f'folder:{root} has no image in its split {split!r}; it has too few images.')
+  class_folder = split_folders(root).get('train', folder)
+  files = all_files(folder)
+  images = list(filter(_is_image, files))
+  labeled = images if class_folder == folder else image_files(class_folder)
+  class_names = sorted({_class_name(file) for file in labeled if os.sep in file})
+  _check_classes(folder, class_names, images)
+  images = [file for file in images if os.sep in file and belongs_to_split(file)]
+  labels = {name: np.int32(i) for i, name in enumerate(class_names)}
+  for file in images:
+    if _class_name(file) not in labels:
+      raise UserError(f'{folder / file} is of a class that {class_folder} does not have.')
+  if not images:
+    raise UserError(f'folder:{root} has too few images: none is in its split {split!r}.')
 
-  def read(i: int) -> tuple[bytes, np.ndarray]:
-    return _read_bytes(os.path.join(folder, files[i])), np.int32(labels[_class_of(files[i])])
+  def location(i: int) -> str:
+    return os.path.join(folder, images[i])
+
+  def read(i: int) -> Example:
+    try:
+      with open(location(i), 'rb') as file:
+        return file.read(), labels[_class_name(images[i])]
+    except OSError as error:
+      raise BadExampleError(f'{location(i)} cannot be read: {error.strerror or error}.') from None
 
   return Source(
-    f'folder:{root} ({split})',
-    len(files),
-    read,
-    tuple(names),
-    where=lambda i: os.path.join(folder, files[i]),
-    fingerprint=fingerprint('\0'.join(files)),
-    notes=left_out(folder, everything),
+    name=f'folder:{root} ({split})',
+    size=len(images),
+    read=read,
+    class_names=tuple(class_names),
+    location=location,
+    fingerprint=fingerprint('\0'.join(images)),
+    notes=ignored_files(folder, files),
   )

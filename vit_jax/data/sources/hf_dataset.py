@@ -1,133 +1,152 @@
-"""hf:name: data sets of Hugging Face, by their name on the hub or from files on disk.
+"""hf:name: Hugging Face data sets, by their name on the hub or from files on disk.
 
-  hf:cifar10, hf:user/name           downloaded by `datasets` at the first time, then kept
-  hf:/path                           what save_to_disk has written; a folder of .arrow files; a
-                                     folder of .parquet files such as data/train-00000-of-00002
-                                     .parquet, or a clone of a data set; a single file
+  hf:cifar10, hf:user/name           downloaded by `datasets` on first use, then cached
+  hf:/path                           the output of save_to_disk; a folder of .arrow files; a folder
+                                     of .parquet files such as data/train-00000-of-00002.parquet,
+                                     or a clone of a data set; a single file
   hf:name?config=…&revision=…&image=…&label=…
 
-`config` and `revision` are the hub's. `image` and `label` name columns; without them these are
-'image' or 'img', or the only column of images, and the first of 'label', 'labels' and 'fine_label'.
+`config` and `revision` are the hub's. `image` and `label` name columns. The defaults are 'image' or
+'img', or the only column of images, and the first of 'label', 'labels' and 'fine_label'.
 
-Arrow files are read where they lie, mapped into memory; parquet has no random access, so that
-`datasets` first copies it into Arrow files in its own cache (`HF_HOME`).
+Arrow files are memory-mapped in place. Parquet has no random access, so `datasets` first converts
+it to Arrow files in its own cache (`HF_HOME`).
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax.data.sources.hf_dataset_files import load_splits
-from vit_jax.data.sources.source import Source, Stored, fingerprint, multi_hot
+from vit_jax.data.sources.source import Example, Source, fingerprint, multi_hot
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import BadExampleError, UserError
+from vit_jax.text import plural
 
-_IMAGES = ('image', 'img')
-_LABELS = ('label', 'labels', 'fine_label')
-_MOST_CLASSES = 1_000_000  # a column of larger numbers holds no classes
+_DEFAULT_COLUMNS = {'image': ('image', 'img'), 'label': ('label', 'labels', 'fine_label')}
+_MAX_CLASSES = 1_000_000  # larger integers are not classes
 
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-  """How to read a column of labels: its class names, the number of each, if there are several."""
+  """The column of labels.
+
+  Attributes:
+    column: its name.
+    class_names: in label order.
+    indices: class name -> label, for columns of strings; None for columns of integers.
+    multi_label: whether a row has a list of labels.
+  """
 
   column: str
-  names: tuple[str, ...]
-  numbers: dict[str, int] | None
-  several: bool
+  class_names: tuple[str, ...]
+  indices: dict[str, int] | None
+  multi_label: bool
 
-  def read(self, value: Any) -> np.ndarray:
-    """A label as a source gives it."""
-    values = value if self.several else [value]
-    if self.numbers is not None:
-      values = [self.numbers[value] for value in values]
-    if not self.several:
-      return np.int32(values[0])
-    return multi_hot(values, len(self.names))
+  def read(self, value: Any) -> np.int32 | np.ndarray:
+    """Converts the value of a row to a label."""
+    values = value if self.multi_label else [value]
+    if self.indices is not None:
+      values = [self.indices[value] for value in values]
+    return multi_hot(values, len(self.class_names)) if self.multi_label else np.int32(values[0])
 
 
-def _column(features: Any, given: str | None, usual: Sequence[str], what: str, spec: str) -> str:
-  """The name of the column of images or labels."""
-  if given in features:
-    return given
-  found = [name for name in usual if name in features] if given is None else []
-  if not found and given is None and what == 'image':
-    found = [name for name in features if type(features[name]).__name__ == 'Image']
-    found = found if len(found) == 1 else []
-  if not found:
-    wanted = repr(given) if given else ' or '.join(map(repr, usual))
+def _choose_column(features: Any, role: str, options: dict[str, str], spec: str) -> str:
+  """Returns the name of the column of images or labels; `role` is 'image' or 'label'."""
+  wanted = (options[role],) if role in options else _DEFAULT_COLUMNS[role]
+  columns = [name for name in wanted if name in features]
+  if not columns and role == 'image' and role not in options:
+    columns = [name for name in features if type(features[name]).__name__ == 'Image']
+    columns = columns if len(columns) == 1 else []
+  if not columns:
     raise UserError(
-      f'{spec} has the columns {", ".join(features)}, none is {wanted}; name the column as '
-      f'hf:name?{what}=….'
+      f'{spec} has the columns {", ".join(features)}, none is {" or ".join(map(repr, wanted))}; '
+      f'name the column as hf:name?{role}=….'
     )
-  return found[0]
+  return columns[0]
 
 
-def _values(dataset: Any, column: str, several: bool) -> Any:
-  """The labels of a split as one Arrow array, lists laid flat."""
-  import pyarrow.compute as pc
+def _arrow_compute() -> Any:
+  """Returns pyarrow.compute as Any: it creates its functions at run time, unseen by type checks."""
+  import pyarrow.compute
 
+  return pyarrow.compute
+
+
+def _label_values(dataset: Any, column: str, multi_label: bool) -> Any:
+  """Returns all labels of a split as one flat Arrow array."""
   values = dataset.data.column(column)
-  return pc.list_flatten(values) if several else values
+  return _arrow_compute().list_flatten(values) if multi_label else values
 
 
-def _labels(splits: dict[str, Any], column: str, spec: str) -> _Labels:
-  """How to read the labels; their classes are those of all splits, whichever is opened."""
+def _find_labels(splits: dict[str, Any], column: str, spec: str) -> _Labels:
+  """Finds out how to read the labels; the classes are those of all splits."""
   import pyarrow as pa
-  import pyarrow.compute as pc
 
+  pc = _arrow_compute()
   feature = next(iter(splits.values())).features[column]
-  several = isinstance(feature, list) or getattr(feature, 'feature', None) is not None
-  inner = feature[0] if isinstance(feature, list) else getattr(feature, 'feature', feature)
-  if names := getattr(inner, 'names', None):
-    return _Labels(column, tuple(names), None, several)
-  values = [_values(dataset, column, several) for dataset in splits.values()]
-  if all(pa.types.is_integer(value.type) for value in values):
-    highest = max((pc.max(value).as_py() or 0 for value in values), default=0)
-    if highest >= _MOST_CLASSES:
-      raise UserError(f'{spec}: its column {column} goes up to {highest:,}; these are no classes.')
-    return _Labels(column, tuple(map(str, range(highest + 1))), None, several)
-  if all(value.type in (pa.string(), pa.large_string()) for value in values):
-    names = sorted({name for value in values for name in pc.unique(value).to_pylist()} - {None})
-    return _Labels(column, tuple(names), {name: i for i, name in enumerate(names)}, several)
-  raise UserError(f'{spec}: its column {column} holds {values[0].type}, no classes.')
+  multi_label = isinstance(feature, list) or getattr(feature, 'feature', None) is not None
+  element = feature[0] if isinstance(feature, list) else getattr(feature, 'feature', feature)
+  if class_names := getattr(element, 'names', None):
+    return _Labels(column, tuple(class_names), None, multi_label)
+  arrays = [_label_values(dataset, column, multi_label) for dataset in splits.values()]
+  if all(pa.types.is_integer(array.type) for array in arrays):
+    highest = max((pc.max(array).as_py() or 0 for array in arrays), default=0)
+    if highest >= _MAX_CLASSES:
+      raise UserError(
+        f'{spec}: its column {column} goes up to {highest:,}, so its values are not classes; name '
+        'another column as hf:name?label=….'
+      )
+    return _Labels(column, tuple(map(str, range(highest + 1))), None, multi_label)
+  if all(array.type in (pa.string(), pa.large_string()) for array in arrays):
+    names = {name for array in arrays for name in pc.unique(array).to_pylist()} - {None}
+    indices = {name: i for i, name in enumerate(sorted(names))}
+    return _Labels(column, tuple(indices), indices, multi_label)
+  raise UserError(
+    f'{spec}: its column {column} has the type {arrays[0].type}, so its values are not classes; '
+    'name another column as hf:name?label=….'
+  )
 
 
 def _check_labels(dataset: Any, labels: _Labels, spec: str) -> None:
   """Raises `UserError` for images without a label, such as the -1 of many test sets."""
-  import pyarrow.compute as pc
-
+  pc = _arrow_compute()
   if not len(dataset):
-    raise UserError(f'{spec} holds nothing.')
-  values = _values(dataset, labels.column, labels.several)
+    raise UserError(f'{spec} is empty; choose another split.')
+  values = _label_values(dataset, labels.column, labels.multi_label)
   missing = dataset.data.column(labels.column).null_count
-  if labels.numbers is None and len(values):
+  if labels.indices is None and len(values):
     lowest, highest = pc.min(values).as_py(), pc.max(values).as_py()
     missing += pc.sum(pc.less(values, 0)).as_py() if lowest is not None and lowest < 0 else 0
-    if highest is not None and highest >= len(labels.names):
-      raise UserError(f'{spec} has the label {highest}, but {len(labels.names)} classes.')
+    if highest is not None and highest >= len(labels.class_names):
+      raise UserError(
+        f'{spec} has the label {highest}, but only {plural(len(labels.class_names), "class")}.'
+      )
   if missing:
-    raise UserError(f'{spec} has {missing:,} images without a label ({labels.column}).')
+    raise UserError(
+      f'{spec} has {plural(missing, "image")} without a label in its column {labels.column}; '
+      'choose another split or column.'
+    )
 
 
-def _from_split(dataset: Any, image: str, labels: _Labels, spec: str, split: str) -> Source:
-  """One split as a source; images stay as they are stored."""
+def _open_split(dataset: Any, image: str, labels: _Labels, spec: str, split: str) -> Source:
+  """Opens one split; images stay encoded. `image` is the name of their column."""
   import datasets
 
-  _check_labels(dataset, labels, f'{spec} ({split})')
+  name = f'{spec} ({split})'
+  _check_labels(dataset, labels, name)
   dataset = dataset.with_format(None).select_columns([image, labels.column])
   if isinstance(dataset.features[image], datasets.Image):
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
   files = [pathlib.Path(file['filename']) for file in dataset.cache_files]
 
-  def where(i: int) -> str:
-    return f'{spec} ({split}), row {i}'
+  def location(i: int) -> str:
+    return f'{name}, row {i}'
 
-  def read(i: int) -> Stored:
+  def read(i: int) -> Example:
     row = dataset[int(i)]
     stored = row[image]
     if isinstance(stored, dict):
@@ -136,38 +155,44 @@ def _from_split(dataset: Any, image: str, labels: _Labels, spec: str, split: str
         try:
           stored = pathlib.Path(path).read_bytes()
         except OSError as error:
-          raise BadExampleError(f'{where(i)}: {path} cannot be read: {error.strerror}.') from None
+          raise BadExampleError(
+            f'{location(i)}: {path} cannot be read: {error.strerror}.'
+          ) from None
     if not isinstance(stored, bytes):
-      raise BadExampleError(f'{where(i)} holds no bytes of an image in its column {image}.')
+      raise BadExampleError(f'{location(i)} has no encoded image in its column {image}.')
     return stored, labels.read(row[labels.column])
 
   listing = repr([(file.name, os.path.getsize(file)) for file in files] + [len(dataset)])
   return Source(
-    f'{spec} ({split})',
-    len(dataset),
-    read,
-    labels.names,
-    labels.several,
-    where,
-    fingerprint(listing),
+    name=name,
+    size=len(dataset),
+    read=read,
+    class_names=labels.class_names,
+    multi_label=labels.multi_label,
+    location=location,
+    fingerprint=fingerprint(listing),
   )
 
 
 def split_names(path: str) -> tuple[str, ...]:
-  """The splits of a data set."""
+  """Lists the splits of a data set."""
   return tuple(load_splits(path)[0])
 
 
 def open_hugging_face(path: str, split: str) -> Source:
-  """A split of a data set, or 'all' of them one after the other."""
+  """Opens a split of a data set, or 'all' of them one after the other.
+
+  Raises:
+    UserError: for a data set, split or column that is missing, damaged or lacks labels.
+  """
   splits, options = load_splits(path)
   spec = f'hf:{path}'
   if split != 'all' and split not in splits:
     raise UserError(f'{spec} has the splits {", ".join(splits)}, not {split!r}.')
   features = next(iter(splits.values())).features
-  image = _column(features, options.get('image'), _IMAGES, 'image', spec)
-  labels = _labels(splits, _column(features, options.get('label'), _LABELS, 'label', spec), spec)
+  image = _choose_column(features, 'image', options, spec)
+  labels = _find_labels(splits, _choose_column(features, 'label', options, spec), spec)
   if split in splits:
-    return _from_split(splits[split], image, labels, spec, split)
-  sources = [_from_split(dataset, image, labels, spec, name) for name, dataset in splits.items()]
+    return _open_split(splits[split], image, labels, spec, split)
+  sources = [_open_split(dataset, image, labels, spec, name) for name, dataset in splits.items()]
   return concatenate(sources, f'{spec} (all)')

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: all splits of one, from the hub or from files on disk."""
+"""Loads all splits of a Hugging Face data set, from the hub or from files on disk."""
 
 import pathlib
 import re
@@ -14,19 +14,25 @@ _HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w.-]+)?')
 
 
 def _parse(path: str) -> tuple[str, dict[str, str]]:
-  """The name or path, and the options after '?'."""
+  """Splits 'name?key=value&…' into the name or path and the options."""
   name, _, query = path.partition('?')
   options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-  if unknown := set(options) - set(_OPTIONS) or (query and not options):
+  unknown = sorted(set(options) - set(_OPTIONS))
+  if query and not options:
+    unknown = [query]
+  if unknown:
     raise UserError(
-      f'hf:{path} has the option {"".join(sorted(unknown)[:1]) if options else query}; there '
-      f'are {", ".join(_OPTIONS)}, as in hf:name?image=img&label=fine_label.'
+      f'hf:{path} has the unknown option {unknown[0]}; valid options are {", ".join(_OPTIONS)}, as '
+      'in hf:name?image=img&label=fine_label.'
     )
   return name, options
 
 
 def _arrow_splits(files: Iterable[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
-  """Arrow files by split: 'cifar10-train-00000-of-00002.arrow', 'test.arrow'; 'data' is train."""
+  """Groups Arrow files by the split in their names; 'data' means train.
+
+  Names are such as 'cifar10-train-00000-of-00002.arrow' or 'test.arrow'.
+  """
   splits: dict[str, list[pathlib.Path]] = {}
   for file in sorted(files):
     if not file.name.startswith(('cache-', 'indices-', 'tmp', '.')):
@@ -38,28 +44,32 @@ def _arrow_splits(files: Iterable[pathlib.Path]) -> dict[str, list[pathlib.Path]
 def _open_arrow(datasets: Any, file: pathlib.Path) -> Any:
   try:
     return datasets.Dataset.from_file(str(file))
-  except Exception as error:  # noqa: BLE001 - Arrow and datasets raise a dozen kinds
-    raise UserError(f'{file} is no whole Arrow file ({first_line(error)}).') from None
+  except Exception as error:  # noqa: BLE001 - Arrow and datasets raise a dozen types
+    raise UserError(
+      f'{file} is not a complete Arrow file ({first_line(error)}); copy it again.'
+    ) from None
 
 
 def _check_parquet(file: pathlib.Path) -> None:
-  """Reads the end of a file, which is where parquet keeps what it holds."""
+  """Raises `UserError` for a damaged file; reads only the metadata at its end."""
   import pyarrow.parquet
 
   try:
     pyarrow.parquet.read_metadata(file)
   except (pyarrow.ArrowException, OSError) as error:
-    raise UserError(f'{file} is no whole parquet file ({first_line(error)}).') from None
+    raise UserError(
+      f'{file} is not a complete parquet file ({first_line(error)}); copy it again.'
+    ) from None
 
 
 def _snapshot(root: pathlib.Path) -> pathlib.Path:
-  """The files of a folder of the hub's cache, `datasets--user--name`; else the folder itself."""
+  """Returns the current snapshot in a folder of the hub's cache, else the folder itself."""
   main = root / 'refs' / 'main'
   return root / 'snapshots' / main.read_text().strip() if main.is_file() else root
 
 
 def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
-  """All splits of files on disk."""
+  """Loads all splits from files on disk."""
   root = _snapshot(root)
   saved = [root] if (root / 'state.json').exists() else []
   if (root / 'dataset_dict.json').exists():
@@ -68,7 +78,7 @@ def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
   arrow += [root] * (root.suffix == '.arrow')
   if saved:
     for file in arrow:
-      _open_arrow(datasets, file)  # its error names the file
+      _open_arrow(datasets, file)  # raises an error that names the file
     return datasets.load_from_disk(str(root))
   if arrow:
     return {
@@ -83,12 +93,16 @@ def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
 
 
 def load_splits(path: str) -> tuple[dict[str, Any], dict[str, str]]:
-  """All splits by name, and the options."""
+  """Loads all splits by name; also returns the options after '?' in the path.
+
+  Raises:
+    UserError: without the package `datasets`, or for a data set that cannot be loaded.
+  """
   try:
     import datasets
   except ImportError:
     raise UserError(
-      f"hf:{path} is read by the package datasets: pip install 'vit_jax[hf]'."
+      f"hf:{path} needs the package datasets; run pip install 'vit_jax[hf]'."
     ) from None
   name, options = _parse(path)
   root = pathlib.Path(name).expanduser()
@@ -97,23 +111,20 @@ def load_splits(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     raise UserError(f'There is no {root}; hf: takes a name on the hub or a path; {QUICKSTART}.')
   try:
     if root.exists():
-      found = _load_files(datasets, root, config)
+      splits = _load_files(datasets, root, config)
     else:
-      found = datasets.load_dataset(name, config, revision=options.get('revision'))
+      splits = datasets.load_dataset(name, config, revision=options.get('revision'))
   except UserError:
     raise
-  except Exception as error:  # noqa: BLE001 - every data set raises errors of its own
-    raise UserError(
-      f'hf:{path} cannot be opened ({first_line(error.__cause__ or error)}); '
-      + (
-        'look at its files.'
-        if root.exists()
-        else (
-          'check its name and the connection, or download it elsewhere and name its folder as '
-          f'hf:/path; {QUICKSTART}.'
-        )
-      )
-    ) from None
-  if isinstance(found, datasets.Dataset):
-    found = {str(found.split or 'train'): found}
-  return dict(found), options
+  except Exception as error:  # noqa: BLE001 - every data set raises its own types
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    advice = (
+      'check its files'
+      if root.exists()
+      else 'check its name and the connection, or download it elsewhere and name its folder as '
+      f'hf:/path; {QUICKSTART}'
+    )
+    raise UserError(f'hf:{path} cannot be opened ({first_line(cause)}); {advice}.') from None
+  if isinstance(splits, datasets.Dataset):
+    splits = {str(splits.split or 'train'): splits}
+  return {str(split): dataset for split, dataset in splits.items()}, options

@@ -1,8 +1,8 @@
-"""3*folder:/a + 1*hf:b: several sources as one, drawn from by their weights.
+"""3*folder:/a + 1*hf:b: a mixture of several sources, sampled in proportion to their weights.
 
-The parts are separated by ' + ', with spaces; a weight is a number before '*', 1 without. Where
-the classes of the parts differ, the mixture has all of them, in order of first appearance: classes
-of the same name are one class.
+' + ' (with spaces) separates the components; a weight is a number before '*' and defaults to 1.
+Components may differ in their classes: the mixture has the union, in order of first appearance,
+and classes of the same name are one class.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vit_jax.data.sources.source import Source, Stored, multi_hot
+from vit_jax.data.sources.source import Example, Source, multi_hot
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import UserError
 
@@ -20,59 +20,62 @@ _WEIGHT = re.compile(r'(-?\d+(?:\.\d*)?|-?\.\d+)\s*\*\s*')
 
 
 def is_mixture(spec: str) -> bool:
-  """Whether a source is written as a mixture."""
+  """Returns True if a source is written as a mixture."""
   return bool(_SEPARATOR.search(spec) or _WEIGHT.match(spec))
 
 
 def parse_mixture(spec: str) -> tuple[tuple[float, str], ...]:
-  """The weight and the source of each part.
+  """Parses a mixture into the (weight, source) of each component.
 
   Raises:
-    UserError: for a weight that is not positive, or a part that is missing.
+    UserError: for a weight that is not positive, or a missing source.
   """
-  parts = []
+  components = []
   for text in _SEPARATOR.split(spec.strip()):
     match = _WEIGHT.match(text)
-    weight, part = (float(match[1]), text[match.end() :]) if match else (1.0, text)
-    if weight <= 0 or not part.strip():
+    weight, component = (float(match[1]), text[match.end() :]) if match else (1.0, text)
+    if weight <= 0 or not component.strip():
       raise UserError(
-        f'{text!r} is no part of a mixture; each is weight*source with a positive weight, such '
-        "as '3*folder:/a + 1*folder:/b'."
+        f'{text!r} is not a valid component of a mixture; write weight*source with a positive '
+        "weight, such as '3*folder:/a + 1*folder:/b'."
       )
-    parts.append((weight, part.strip()))
-  return tuple(parts)
+    components.append((weight, component.strip()))
+  return tuple(components)
 
 
 def _relabel(source: Source, class_names: tuple[str, ...]) -> Source:
-  """The same examples, their labels counted in another list of names that has all of theirs."""
+  """Renumbers the labels of a source to index `class_names`, which include all of its classes."""
   if source.class_names == class_names:
     return source
-  numbers = {name: i for i, name in enumerate(class_names)}
-  new = np.array([numbers[name] for name in source.class_names], np.int32)
+  indices = {name: i for i, name in enumerate(class_names)}
+  new_labels = np.array([indices[name] for name in source.class_names], np.int32)
 
-  def read(i: int) -> Stored:
+  def read(i: int) -> Example:
     image, label = source.read(i)
     if not source.multi_label:
-      return image, new[label]
-    return image, multi_hot(new[np.flatnonzero(label)], len(class_names))
+      return image, new_labels[label]
+    return image, multi_hot(new_labels[np.flatnonzero(label)], len(class_names))
 
   return dataclasses.replace(source, read=read, class_names=class_names)
 
 
-def open_mixture(spec: str, split: str, open_part: Callable[[str, str], Source]) -> Source:
-  """Opens the same split of each part; indices run through one part after the other.
+def open_mixture(spec: str, split: str, open_component: Callable[[str, str], Source]) -> Source:
+  """Opens the same split of each component; indices run through one component after the other.
 
   Args:
-    spec: see the top of this file.
-    split: of every part.
-    open_part: opens one source.
+    spec: the mixture, as in the docstring of this file.
+    split: of every component.
+    open_component: (source, split) -> the source.
 
   Raises:
-    UserError: when a part cannot be opened, or only some of them are multi-label.
+    UserError: when a component cannot be opened, or only some of them are multi-label.
   """
   weights, specs = zip(*parse_mixture(spec), strict=True)
-  sources = [open_part(part, split) for part in specs]
-  names = tuple(dict.fromkeys(name for source in sources for name in source.class_names))
-  whole = concatenate([_relabel(source, names) for source in sources], f'{spec} ({split})')
-  sizes = tuple(source.size for source in sources)
-  return dataclasses.replace(whole, parts=sizes, weights=weights)
+  components = [open_component(component, split) for component in specs]
+  class_names = tuple(dict.fromkeys(name for each in components for name in each.class_names))
+  relabeled = [_relabel(component, class_names) for component in components]
+  return dataclasses.replace(
+    concatenate(relabeled, f'{spec} ({split})'),
+    component_sizes=tuple(component.size for component in components),
+    weights=weights,
+  )

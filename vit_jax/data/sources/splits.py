@@ -1,11 +1,11 @@
 """Splits: 'train', slices such as 'train[:98%]', and sums such as 'train[:800]+validation[:200]'.
 
-  split = part ('+' part)*      spaces around '+' are fine
-  part  = name | name[a:b]      a and b may be left out
-  a, b  = 800, -200             examples; negative ones count from the end
-        | 98%, 12.5%, -10%      percents of the split, rounded to the closest example
+  split = term ('+' term)*      spaces around '+' are fine
+  term  = name | name[a:b]      a and b are optional
+  a, b  = 800, -200             examples; negative numbers count from the end
+        | 98%, 12.5%, -10%      percent of the split, rounded to the nearest example
 
-They mean what they mean to TFDS.
+The meaning is that of TFDS.
 """
 
 import bisect
@@ -14,25 +14,34 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 
-from vit_jax.data.sources.source import Source, Stored, check_same_classes, fingerprint
+from vit_jax.data.sources.source import Example, Source, check_same_classes, fingerprint
 from vit_jax.errors import UserError
 
+# The names that folders of images and tar shards use for each split.
+SPLIT_ALIASES = {
+  'train': ('train', 'training'),
+  'val': ('val', 'valid', 'validation'),
+  'test': ('test', 'testing'),
+}
+# The splits that serve a request, the preferred one first.
+SPLIT_FALLBACKS = {'train': ('train',), 'val': ('val', 'test'), 'test': ('test', 'val')}
+
 _BOUND = r'\s*(-?\d[\d_]*(?:\.\d+)?%?)?\s*'
-_PART = re.compile(rf'([\w.-]+)(?:\[{_BOUND}:{_BOUND}\])?')
-_GRAMMAR = (
+_TERM = re.compile(rf'([\w.-]+)(?:\[{_BOUND}:{_BOUND}\])?')
+_SYNTAX = (
   "a split is a name, a slice such as 'train[:98%]' or 'train[800:-200]', or a sum of those "
   "such as 'train[:800]+validation[:200]'"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-  """One split of a source, or a slice of it.
+class SplitSlice:
+  """A split of a source, or a slice of one.
 
   Attributes:
     name: of the split.
-    start, stop: examples or percents; None is the beginning or the end.
-    percent: whether they are percents.
+    start, stop: bounds in examples or percent; None for the beginning or the end.
+    percent: whether the bounds are percentages.
   """
 
   name: str
@@ -46,54 +55,54 @@ class Part:
 
   def __str__(self) -> str:
     unit = '%' if self.percent else ''
-    bounds = ('' if b is None else f'{b:.15g}{unit}' for b in (self.start, self.stop))
-    return self.name if self.is_whole else f'{self.name}[{":".join(bounds)}]'
+    limits = ('' if x is None else f'{x:.15g}{unit}' for x in (self.start, self.stop))
+    return self.name if self.is_whole else f'{self.name}[{":".join(limits)}]'
 
 
-def _parse_part(text: str) -> Part:
-  match = _PART.fullmatch(text)
+def _parse_term(text: str) -> SplitSlice:
+  match = _TERM.fullmatch(text)
   if not match or ('[' in text and not any(match.groups()[1:])):
-    raise UserError(f'The split {text!r} cannot be read; {_GRAMMAR}.')
-  name, *bounds = match.groups()
-  given = [bound for bound in bounds if bound]
-  percent = bool(given) and given[0].endswith('%')
-  if any(bound.endswith('%') != percent for bound in given):
-    raise UserError(f'The split {text!r} mixes examples with percents; use either in a slice.')
-  if not percent and any('.' in bound for bound in given):
-    raise UserError(f'The split {text!r} counts parts of examples; {_GRAMMAR}.')
-  number = float if percent else int
-  start, stop = (number(bound.rstrip('%')) if bound else None for bound in bounds)
+    raise UserError(f'The split {text!r} cannot be parsed; {_SYNTAX}.')
+  name, *limits = match.groups()
+  numbers = [limit for limit in limits if limit]
+  percent = bool(numbers) and numbers[0].endswith('%')
+  if any(number.endswith('%') != percent for number in numbers):
+    raise UserError(f'The split {text!r} mixes examples and percent; use one of them in a slice.')
+  if not percent and any('.' in number for number in numbers):
+    raise UserError(f'The split {text!r} has a fractional number of examples; {_SYNTAX}.')
+  convert = float if percent else int
+  start, stop = (convert(limit.rstrip('%')) if limit else None for limit in limits)
   if percent and max(abs(start or 0), abs(stop or 0)) > 100:
-    raise UserError(f'The split {text!r} takes more than 100%.')
-  return Part(name, start, stop, percent)
+    raise UserError(f'The split {text!r} asks for more than 100%; use -100% to 100%.')
+  return SplitSlice(name, start, stop, percent)
 
 
-def parse(split: str) -> tuple[Part, ...]:
-  """The parts of a split, in order.
-
-  Raises:
-    UserError: when it is none.
-  """
-  return tuple(_parse_part(text.strip()) for text in split.split('+'))
-
-
-def bounds(part: Part, size: int) -> tuple[int, int]:
-  """The first index of a part of `size` examples, and the index after its last.
+def parse(split: str) -> tuple[SplitSlice, ...]:
+  """Parses a split into the terms of its sum, in order.
 
   Raises:
-    UserError: when the part goes beyond the split, or is empty.
+    UserError: for invalid syntax.
   """
-  start, stop = (0 if part.start is None else part.start), part.stop
-  if part.percent:
-    start = round(start * size / 100)
-    stop = size if stop is None else round(stop * size / 100)
-  elif stop is None:
-    stop = size
+  return tuple(_parse_term(text.strip()) for text in split.split('+'))
+
+
+def bounds(term: SplitSlice, size: int) -> tuple[int, int]:
+  """Returns the first index of a slice and the index after its last, in a split of `size` examples.
+
+  Raises:
+    UserError: when the slice exceeds the split, or is empty.
+  """
+
+  def to_index(bound: float) -> int:
+    return round(bound * size / 100) if term.percent else int(bound)
+
+  start = 0 if term.start is None else to_index(term.start)
+  stop = size if term.stop is None else to_index(term.stop)
   if max(abs(start), abs(stop)) > size:
-    raise UserError(f'{part} goes beyond the {size:,} examples of {part.name!r}.')
-  start, stop = (b + size if b < 0 else b for b in (start, stop))
+    raise UserError(f'{term} exceeds the {size:,} examples of {term.name!r}.')
+  start, stop = (x + size if x < 0 else x for x in (start, stop))
   if start >= stop:
-    raise UserError(f'{part} is empty: {part.name!r} has {size:,} examples.')
+    raise UserError(f'{term} is empty: {term.name!r} has {size:,} examples.')
   return start, stop
 
 
@@ -102,62 +111,67 @@ def _slice(source: Source, start: int, stop: int) -> Source:
     source,
     size=stop - start,
     read=lambda i: source.read(start + i),
-    where=lambda i: source.describe(start + i),
+    location=lambda i: source.describe(start + i),
   )
 
 
 def concatenate(sources: Sequence[Source], name: str) -> Source:
-  """One source after the other, as one; their classes must be the same."""
+  """Joins sources end to end.
+
+  Raises:
+    UserError: when their classes differ, or only some of them are multi-label.
+  """
   first, *others = sources
-  for other in others:
-    if first.multi_label != other.multi_label:
-      one, many = (other, first) if first.multi_label else (first, other)
+  for source in others:
+    if first.multi_label != source.multi_label:
+      single, multi = (source, first) if first.multi_label else (first, source)
       raise UserError(
-        f'{one.name} has one label an image and {many.name} has several; they do not go together.'
+        f'{single.name} has one label per image and {multi.name} has several; use sources of '
+        'one kind.'
       )
-    check_same_classes(first.class_names, other.class_names, other.name)
+    check_same_classes(first.class_names, source.class_names, source.name)
   ends = list(itertools.accumulate(source.size for source in sources))
 
   def locate(i: int) -> tuple[Source, int]:
-    which = bisect.bisect_right(ends, i)
-    return sources[which], i - (ends[which - 1] if which else 0)
+    position = bisect.bisect_right(ends, i)
+    return sources[position], i - (ends[position - 1] if position else 0)
 
-  def read(i: int) -> Stored:
+  def read(i: int) -> Example:
     source, index = locate(i)
     return source.read(index)
 
-  def where(i: int) -> str:
+  def location(i: int) -> str:
     source, index = locate(i)
     return source.describe(index)
 
   listing = repr([(source.name, source.size, source.fingerprint) for source in sources])
-  changes = any(source.fingerprint for source in sources)
+  can_change = any(source.fingerprint for source in sources)
   return Source(
-    name,
-    ends[-1],
-    read,
-    first.class_names,
-    first.multi_label,
-    where,
-    fingerprint(listing) if changes else '',
-    tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+    name=name,
+    size=ends[-1],
+    read=read,
+    class_names=first.class_names,
+    multi_label=first.multi_label,
+    location=location,
+    fingerprint=fingerprint(listing) if can_change else '',
+    notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
   )
 
 
-def select(open_whole: Callable[[str], Source], split: str) -> Source:
-  """Opens a split, a slice of it, or a sum of those.
+def select(open_split: Callable[[str], Source], split: str) -> Source:
+  """Opens a split, a slice of one, or a sum of those.
 
   Args:
-    open_whole: opens a whole split by its name.
-    split: see the top of this file.
+    open_split: opens a whole split by its name.
+    split: as in the docstring of this file.
 
   Raises:
-    UserError: for a split that cannot be read, is empty, or is not there.
+    UserError: for invalid syntax, an empty slice, or a split that does not exist.
   """
-  parts = parse(split)
-  whole = {name: open_whole(name) for name in dict.fromkeys(part.name for part in parts)}
-  if len(parts) == 1 and parts[0].is_whole:
-    return whole[parts[0].name]
-  spec = whole[parts[0].name].name.removesuffix(f' ({parts[0].name})')
-  sources = [_slice(whole[part.name], *bounds(part, whole[part.name].size)) for part in parts]
-  return concatenate(sources, f'{spec} ({split})')
+  terms = parse(split)
+  whole = {name: open_split(name) for name in dict.fromkeys(term.name for term in terms)}
+  if len(terms) == 1 and terms[0].is_whole:
+    return whole[terms[0].name]
+  spec = whole[terms[0].name].name.removesuffix(f' ({terms[0].name})')
+  slices = [_slice(whole[term.name], *bounds(term, whole[term.name].size)) for term in terms]
+  return concatenate(slices, f'{spec} ({split})')

@@ -1,4 +1,4 @@
-"""webdataset: tar shards by random access: layouts, labels, the index and its cache, damage."""
+"""webdataset: tar shards by random access: layouts, labels, the cached index, damage."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def write_members(path: pathlib.Path, members: dict[str, bytes], tar_format=tarf
   with tarfile.open(path, 'w', format=tar_format) as tar:
     for name, content in members.items():
       member = tarfile.TarInfo(name)
-      member.size, member.mtime = len(content), 1.5  # a fraction takes an extended header
+      member.size, member.mtime = len(content), 1.5  # a fraction needs an extended header
       tar.addfile(member, io.BytesIO(content))
 
 
@@ -38,7 +38,7 @@ def image(i: int) -> bytes:
 
 
 def write(path: pathlib.Path, numbers, label=lambda i: {'cls': b'%d' % (i % 3)}, **kwargs) -> None:
-  """One shard: `label` gives what lies beside each image."""
+  """Writes one shard; `label` gives the other members of each example."""
   members = {}
   for i in numbers:
     members[f'{i:06}.jpg'] = image(i)
@@ -73,11 +73,11 @@ def test_shards_are_read_in_any_order(tar_format, tmp_path):
   assert tar_shards.expand('{a,b}-{8..10}') == ['a-8', 'a-9', 'a-10', 'b-8', 'b-9', 'b-10']
   assert source.read(4)[1].dtype == np.int32
   assert source.describe(21).startswith(f'{tmp_path}/x-0002.tar: 000021')
-  one = open_source(f'webdataset:{tmp_path}/x-0001.tar', 'all')
-  assert contents(one) == expected(range(10, 20))
+  single = open_source(f'webdataset:{tmp_path}/x-0001.tar', 'all')
+  assert contents(single) == expected(range(10, 20))
 
 
-def test_splits_are_folders(tmp_path):
+def test_sub_folders_are_splits(tmp_path):
   write(tmp_path / 'train' / '0.tar', range(6))
   write(tmp_path / 'validation' / '0.tar', range(6, 8))  # not of all classes
   spec = f'webdataset:{tmp_path}'
@@ -91,7 +91,7 @@ def test_splits_are_folders(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['{}-0000.tar', 'in1k-{}-0000.tar', 'x_{}.tar', '{}0000.tar'])
-def test_splits_are_in_the_names_of_files(name, tmp_path):
+def test_file_names_give_the_splits(name, tmp_path):
   write(tmp_path / name.format('train'), range(6))
   write(tmp_path / name.format('val'), range(6, 10))
   write(tmp_path / name.format('test'), range(10, 13))
@@ -122,7 +122,7 @@ def test_without_a_test_split_a_fifth_is_held_out(name, tmp_path):
     (lambda i: {'json': b'{"label": 9}', 'txt': b'x', 'cls': b'1\n'}, ('0', '1'), [1] * 4),
   ],
 )
-def test_labels(label, names, labels, tmp_path):
+def test_labels_may_be_numbers_or_names(label, names, labels, tmp_path):
   write(tmp_path / '0.tar', range(2), label)
   write(tmp_path / '1.tar', range(2, 4), label)
   source = open_source(f'webdataset:{tmp_path}', 'all')
@@ -131,16 +131,16 @@ def test_labels(label, names, labels, tmp_path):
 
 
 @pytest.mark.parametrize('names', [list(range(4)), list('abcd')])
-def test_several_labels(names, tmp_path):
-  given = [[0, 2], [], [3], [1, 2, 0]]
-  label = as_json(lambda i: [names[c] for c in given[i]])
+def test_lists_of_labels_are_multi_label(names, tmp_path):
+  classes = [[0, 2], [], [3], [1, 2, 0]]
+  label = as_json(lambda i: [names[c] for c in classes[i]])
   write(tmp_path / '0.tar', [0, 1], label)
   write(tmp_path / '1.tar', [2, 3], label)
   source = open_source(f'webdataset:{tmp_path}', 'all')
   assert source.multi_label and source.class_names == tuple(map(str, names))
-  found = [source.read(i)[1] for i in range(4)]
-  assert [sorted(np.flatnonzero(label)) for label in found] == [[0, 2], [], [3], [0, 1, 2]]
-  assert (found[0].dtype, found[0].shape) == (np.uint8, (4,))
+  labels = [source.read(i)[1] for i in range(4)]
+  assert [sorted(np.flatnonzero(label)) for label in labels] == [[0, 2], [], [3], [0, 1, 2]]
+  assert (labels[0].dtype, labels[0].shape) == (np.uint8, (4,))
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,16 @@ def test_several_labels(names, tmp_path):
     ('dataset.json', '{"class_names": ["cat", "dog", "owl"]}'),
   ],
 )
-def test_class_names_lie_beside_the_shards(file, text, tmp_path):
+def test_a_file_beside_the_shards_lists_the_class_names(file, text, tmp_path):
   write(tmp_path / 'x' / 'train' / '0.tar', range(2))
   (tmp_path / 'x' / file).write_text(text)
   assert open_source(f'webdataset:{tmp_path}/x', 'all').class_names == ('cat', 'dog', 'owl')
   write(tmp_path / 'x' / 'train' / '1.tar', range(3), lambda i: {'cls': b'3'})
-  with pytest.raises(UserError, match='lists 3 classes, but there is the label 3'):
+  with pytest.raises(UserError, match='lists 3 classes, but has the label 3'):
     open_source(f'webdataset:{tmp_path}/x', 'all')
 
 
-def test_names_as_people_give_them(tmp_path):
+def test_members_may_have_unusual_names(tmp_path):
   long = 'some/folder.v2/' + 'very' * 40
   write_members(
     tmp_path / '0.tar',
@@ -175,24 +175,24 @@ def test_names_as_people_give_them(tmp_path):
       f'{long}.cls': b'1',
       'n/a.webp': b'4',
       'n/a.cls': b'0',
-      'readme.txt': b'no example',
+      'readme.txt': b'not an example',
     },
   )
   source = open_source(f'webdataset:{tmp_path}', 'all')
   assert contents(source) == [(b'1', 0), (b'2', 0), (b'3', 1), (b'4', 0)]
 
 
-def counted_reads(monkeypatch) -> list[str]:
-  """The names of the shards whose headers are read from now on."""
+def record_reads(monkeypatch) -> list[str]:
+  """Returns a list that collects the names of the shards whose headers are read."""
   read, names = tar_index._read, []
   monkeypatch.setattr(tar_index, '_read', lambda path: names.append(path.name) or read(path))
   return names
 
 
-def test_headers_are_read_once_until_a_shard_changes(tmp_path, cache, monkeypatch):
+def test_a_shard_is_indexed_again_only_when_it_changes(tmp_path, cache, monkeypatch):
   for shard in range(2):
     write(tmp_path / f'{shard}.tar', range(shard * 5, shard * 5 + 5))
-  read = counted_reads(monkeypatch)
+  read = record_reads(monkeypatch)
   first = open_source(f'webdataset:{tmp_path}', 'all')
   assert sorted(read) == ['0.tar', '1.tar']
   assert len(list(cache.iterdir())) == 2
@@ -207,8 +207,8 @@ def test_headers_are_read_once_until_a_shard_changes(tmp_path, cache, monkeypatc
   assert contents(third) == expected([*range(5), *range(20, 50)])
 
 
-@pytest.mark.parametrize('damage', [b'', b'no index', None])
-def test_a_damaged_index_is_made_again(damage, tmp_path, cache):
+@pytest.mark.parametrize('damage', [b'', b'not an index', None])
+def test_a_damaged_index_is_replaced(damage, tmp_path, cache):
   write(tmp_path / '0.tar', range(9))
   open_source(f'webdataset:{tmp_path}', 'all')
   (file,) = cache.iterdir()
@@ -217,7 +217,7 @@ def test_a_damaged_index_is_made_again(damage, tmp_path, cache):
   assert len(list(cache.iterdir())) == 1
 
 
-def test_without_a_place_for_the_cache_there_is_none(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_not_used(tmp_path, monkeypatch):
   (tmp_path / 'file').touch()
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path / 'file'))
   write(tmp_path / '0.tar', range(3))
@@ -228,9 +228,9 @@ def cut(path: pathlib.Path, size: int) -> None:
   path.write_bytes(path.read_bytes()[:size])
 
 
-def overwrite(path: pathlib.Path, place: int, content: bytes) -> None:
+def overwrite(path: pathlib.Path, offset: int, content: bytes) -> None:
   with open(path, 'r+b') as file:
-    file.seek(place)
+    file.seek(offset)
     file.write(content)
 
 
@@ -242,25 +242,31 @@ def repack(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (lambda path: cut(path, 10_000), '1.tar is no whole tar file'),  # inside of a member
-    (lambda path: cut(path, 1024 * 4), '1.tar is no whole tar file'),  # between two
-    (lambda path: overwrite(path, 4096, b'?' * 512), '1.tar is no whole tar file'),
-    (lambda path: overwrite(path, 4096, bytes(2 << 20)), '1.tar is no whole tar file .zeros'),
-    (lambda path: path.write_bytes(b''), '1.tar is no whole tar file'),
-    (lambda path: path.write_bytes(b'<html>not found</html>'), '1.tar is no whole tar file'),
+    (lambda path: cut(path, 10_000), '1.tar is not a complete tar file'),  # inside a member
+    (lambda path: cut(path, 1024 * 4), '1.tar is not a complete tar file'),  # between two members
+    (lambda path: overwrite(path, 4096, b'?' * 512), '1.tar is not a complete tar file'),
+    (lambda path: overwrite(path, 4096, bytes(2 << 20)), '1.tar is not a complete tar file .zeros'),
+    (lambda path: path.write_bytes(b''), '1.tar is not a complete tar file'),
+    (lambda path: path.write_bytes(b'<html>not found</html>'), '1.tar is not a complete tar file'),
     (repack, '1.tar is compressed'),
     (lambda path: write(path, [7], lambda i: {}), '1.tar: 000007 has no .cls or .json'),
     (lambda path: write(path, [7], lambda i: {'cls': b''}), "000007 has the .cls b''"),
     (lambda path: write(path, [7], lambda i: {'json': b'{"l'}), '000007 has the .json'),
     (lambda path: write(path, [7], as_json(lambda i: 1.5)), '000007 has the .json'),
     (lambda path: write(path, [7], as_json(lambda i: -1)), '000007 has the label -1'),
-    (lambda path: write(path, [7], as_json(lambda i: 1 << 40)), 'label 1099511627776, which'),
-    (lambda path: write(path, [7], as_json(lambda i: 'cat')), 'some labels as names'),
+    (
+      lambda path: write(path, [7], as_json(lambda i: 1 << 40)),
+      'label 1099511627776; classes are 0 to 999,999',
+    ),
+    (
+      lambda path: write(path, [7], as_json(lambda i: 'cat')),
+      'has both names and numbers as labels',
+    ),
     (lambda path: write(path, [6, 7], as_json(lambda i: ['x', 1][i % 2])), '000007 has the la'),
-    (lambda path: path.rename(path.with_name('val-1.tar')), '0.tar names no split'),
+    (lambda path: path.rename(path.with_name('val-1.tar')), '0.tar has no split in its name'),
   ],
 )
-def test_damage_ends_in_one_sentence_before_the_run(damage, message, tmp_path):
+def test_damaged_shards_are_errors_of_one_sentence_at_opening(damage, message, tmp_path):
   write(tmp_path / '0.tar', range(5))
   write(tmp_path / '1.tar', range(5, 15), tar_format=tarfile.USTAR_FORMAT)
   damage(tmp_path / '1.tar')
@@ -274,13 +280,13 @@ def test_damage_ends_in_one_sentence_before_the_run(damage, message, tmp_path):
   [
     ('gone', 'train', 'There is no .*gone; webdataset: takes a folder'),
     ('x/{0..3}.tar', 'train', 'There is no .*x/1.tar'),
-    ('empty', 'train', 'empty holds no .tar files'),
+    ('empty', 'train', 'empty has no .tar files'),
     ('x', 'dev', "has the splits train, test and all, not 'dev'"),
-    ('texts', 'all', 'has no image'),
+    ('texts', 'all', 'has no images'),
     ('val', 'train', "has the splits val and all, not 'train'"),
   ],
 )
-def test_what_is_not_there_ends_in_one_sentence(spec, split, message, tmp_path):
+def test_missing_shards_or_splits_are_errors_of_one_sentence(spec, split, message, tmp_path):
   write(tmp_path / 'x' / '0.tar', range(5))
   write(tmp_path / 'val' / 'val' / '0.tar', range(5))
   write_members(tmp_path / 'texts' / '0.tar', {'a.txt': b'x'})
@@ -289,8 +295,8 @@ def test_what_is_not_there_ends_in_one_sentence(spec, split, message, tmp_path):
     open_source(f'webdataset:{tmp_path}/{spec}', split)
 
 
-def test_a_shard_that_vanishes_or_changes_during_the_run_is_named(tmp_path, monkeypatch):
-  monkeypatch.setattr(webdataset, '_OPEN_FILES', 1)
+def test_a_shard_that_disappears_or_changes_during_a_run_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(webdataset, '_MAX_OPEN_FILES', 1)
   for shard in range(2):
     write(tmp_path / f'{shard}.tar', range(5))
   source = open_source(f'webdataset:{tmp_path}', 'all')
@@ -306,16 +312,17 @@ def test_a_shard_that_vanishes_or_changes_during_the_run_is_named(tmp_path, monk
       source.read(0)
 
 
-def test_few_files_are_open_at_a_time_and_tensorflow_and_jax_not_imported(tmp_path):
+def test_few_files_stay_open_and_reading_does_not_import_tensorflow_or_jax(tmp_path):
   for shard in range(9):
     write(tmp_path / f'{shard}.tar', range(3))
   code = f"""
 import os, sys, types
-package = types.ModuleType('vit_jax')  # without what the package itself imports
+package = types.ModuleType('vit_jax')  # skips the imports of the package itself
 package.__path__ = ['{ROOT}/vit_jax']
 sys.modules['vit_jax'] = package
-from vit_jax.data.sources import open_source, webdataset
-webdataset._OPEN_FILES = 4
+from vit_jax.data.sources import open_source
+from vit_jax.data.sources.tar import webdataset
+webdataset._MAX_OPEN_FILES = 4
 source = open_source('webdataset:{tmp_path}', 'all')
 for i in [*range(27)] * 2:
   source.read(i)

@@ -1,0 +1,1 @@
+"""Tar files: shards with random access, and archives of images."""

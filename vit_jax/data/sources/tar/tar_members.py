@@ -1,18 +1,19 @@
-"""Tar files read in place: what lies where, and any range of bytes from any process."""
+"""Reads tar files in place: the offset of each file in it, and any range of bytes."""
 
 import io
 import os
 import tarfile
 from collections.abc import Iterator
+from typing import Any
 
 from vit_jax.errors import UserError, first_line
 
 
 class _Window(io.RawIOBase):
-  """A range of bytes of a file, as a file; tars inside of a tar are read through it."""
+  """A range of bytes of a file as a file object, for a tar that is a member of another tar."""
 
   def __init__(self, descriptor: int, start: int, size: int):
-    self._descriptor, self._start, self._size, self._at = descriptor, start, size, 0
+    self._descriptor, self._start, self._size, self._position = descriptor, start, size, 0
 
   def readable(self) -> bool:
     return True
@@ -21,22 +22,27 @@ class _Window(io.RawIOBase):
     return True
 
   def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-    return self._at
+    origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+    self._position = origin + offset
+    return self._position
 
   def tell(self) -> int:
-    return self._at
+    return self._position
 
-  def readinto(self, buffer: memoryview) -> int:
-    count = max(0, min(len(buffer), self._size - self._at))
-    data = os.pread(self._descriptor, count, self._start + self._at)
+  def readinto(self, buffer: Any) -> int:
+    count = max(0, min(len(buffer), self._size - self._position))
+    data = os.pread(self._descriptor, count, self._start + self._position)
     buffer[: len(data)] = data
-    self._at += len(data)
+    self._position += len(data)
     return len(data)
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-  """The bytes [offset, offset + size) of a file; fewer where it ends."""
+  """Reads the bytes [offset, offset + size) of a file; fewer at its end.
+
+  Raises:
+    OSError: when the file cannot be read.
+  """
   descriptor = os.open(path, os.O_RDONLY)
   try:
     return os.pread(descriptor, size, offset)
@@ -45,14 +51,15 @@ def read_range(path: str, offset: int, size: int) -> bytes:
 
 
 def members(path: str, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
-  """(name, offset in the file, bytes) of the files in a tar, or in one that lies in a tar.
+  """Yields (name, offset in `path`, size in bytes) of the regular files in a tar.
 
   Args:
-    path: the file.
-    start, size: where the tar lies in it.
+    path: the tar file, or one that contains the tar as a member.
+    start: offset of the tar in `path`.
+    size: of the tar in bytes; None for the rest of the file.
 
   Raises:
-    UserError: when it is no tar or cut short.
+    UserError: for a file that is not a tar, is damaged or truncated, or cannot be read.
   """
   try:
     descriptor = os.open(path, os.O_RDONLY)
@@ -62,13 +69,17 @@ def members(path: str, start: int = 0, size: int | None = None) -> Iterator[tupl
     window = _Window(descriptor, start, os.fstat(descriptor).st_size if size is None else size)
     with tarfile.open(fileobj=window, mode='r:') as tar:
       while member := tar.next():
-        tar.members = []  # it keeps them all
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue] - it would keep them all
         if member.isreg():
           yield member.name, start + member.offset_data, member.size
-      window.seek(tar.offset)  # to tarfile a damaged header is an end like any other
+      window.seek(tar.offset)  # tarfile takes a damaged header for the end
       if window.read(512) != bytes(512):
-        raise tarfile.ReadError(f'neither a header nor an end at byte {start + tar.offset:,}')
+        raise tarfile.ReadError(
+          f'neither a header nor an end marker at byte {start + tar.offset:,}'
+        )
   except (tarfile.TarError, OSError) as error:
-    raise UserError(f'{path} is no whole tar file ({first_line(error)}); copy it again.') from None
+    raise UserError(
+      f'{path} is not a complete tar file ({first_line(error)}); copy it again.'
+    ) from None
   finally:
     os.close(descriptor)

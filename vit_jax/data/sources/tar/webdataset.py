@@ -1,15 +1,15 @@
 """webdataset:/path: tar shards, with random access.
 
-  webdataset:/path/{000000..000127}.tar   all of them
-  webdataset:/path                        all .tar files in the folder, or in its sub-folders
+  webdataset:/path/{000000..000127}.tar   several shards
+  webdataset:/path                        all .tar files in a folder, or in its sub-folders
                                           train/, val/, …
-  webdataset:/path/images.tar             one
+  webdataset:/path/images.tar             one shard
 
-The splits are such sub-folders, or what the names of the files say: 'train-0000.tar',
-'imagenet1k-validation-12.tar'. Without either one example in five, chosen by a hash of its name,
-is held out as test. What is read of an example: see tar_index.py. Class names are the lines of a
-file classes.txt or labels.txt beside the shards, the 'class_names' of a dataset.json there, else
-those given as labels, else numbers.
+The splits are such sub-folders, or in the names of the files: 'train-0000.tar',
+'imagenet1k-validation-12.tar'. Without either, one example in five is held out as test, by a hash
+of its name. tar_index.py documents the members of an example. Class names are the lines of
+classes.txt or labels.txt beside the shards, the 'class_names' in a dataset.json there, else the
+names that serve as labels, else numbers.
 """
 
 import dataclasses
@@ -23,17 +23,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tqdm
 
-from vit_jax.data.sources.source import Source, Stored, fingerprint, multi_hot
+from vit_jax.data.sources.source import Example, Source, fingerprint, multi_hot
+from vit_jax.data.sources.tar import tar_shards
 from vit_jax.data.sources.tar.tar_index import ShardIndex, file_stamp, index_shard, member_name
-from vit_jax.data.sources.tar.tar_shards import choose_shards, find_shards, names_of_splits
 from vit_jax.errors import BadExampleError, UserError
+from vit_jax.text import plural
 
-_THREADS = 4  # that read headers; more wait for the interpreter's lock
-_OPEN_FILES = 64  # at most, of one source
+_INDEX_THREADS = 4  # more of them would wait for the interpreter's lock
+_MAX_OPEN_FILES = 64  # of one source
 
 
 class _OpenFile:
-  """A shard that is open; closed when the last thread that reads it has let go of it."""
+  """An open shard; it closes when the last thread that reads it releases it."""
 
   def __init__(self, path: pathlib.Path):
     self.descriptor = os.open(path, os.O_RDONLY)
@@ -45,137 +46,162 @@ class _OpenFile:
 
 @dataclasses.dataclass(frozen=True)
 class _Examples:
-  """The examples of a split: 16 bytes each, a little more where labels are several.
+  """The N examples of a split: 16 bytes of memory each, a little more for multi-label data.
 
   Attributes:
-    files: the shards.
-    stamps: size and time of each.
-    shard_ends: where the examples of each end.
-    offsets, sizes: where the bytes of the images lie.
-    label_ends: where the labels of each example end; None for one each.
+    stamps: size and modification time of each shard.
+    shard_ends: index of the example after the last one of each shard.
+    offsets, sizes: (N,) position and bytes of each image in its shard.
+    label_ends: (N,) end of the labels of each example; None for one label per example.
     labels: of all examples.
+    num_classes: number of classes.
   """
 
-  files: list[pathlib.Path]
   stamps: list[tuple[int, int]]
   shard_ends: np.ndarray
   offsets: np.ndarray
   sizes: np.ndarray
   label_ends: np.ndarray | None
   labels: np.ndarray
+  num_classes: int
 
-  def locate(self, i: int) -> tuple[int, int, int]:
-    """Shard, offset and size of an example."""
-    shard = int(np.searchsorted(self.shard_ends, i, side='right'))
-    return shard, int(self.offsets[i]), int(self.sizes[i])
+  def shard(self, i: int) -> int:
+    """Returns the index of the shard that contains example `i`."""
+    return int(np.searchsorted(self.shard_ends, i, side='right'))
+
+  def label(self, i: int) -> np.int32 | np.ndarray:
+    """Returns the label of example `i`, as `Source.read` does."""
+    if self.label_ends is None:
+      return self.labels[i]
+    start = int(self.label_ends[i - 1]) if i else 0
+    return multi_hot(self.labels[start : int(self.label_ends[i])], self.num_classes)
 
 
-def _index(files: Sequence[pathlib.Path]) -> list[ShardIndex]:
-  """The indices of all shards; a bar shows on a terminal when it takes long."""
-  with ThreadPoolExecutor(_THREADS) as pool:
-    indices = pool.map(index_shard, files)
-    bar = dict(desc='indexing', unit='tar', delay=2, leave=False, disable=None)
-    return list(tqdm.tqdm(indices, total=len(files), **bar))
+def _index_shards(files: Sequence[pathlib.Path]) -> list[ShardIndex]:
+  """Indexes shards; on a terminal, a progress bar appears when it takes long."""
+  with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+    return list(
+      tqdm.tqdm(
+        pool.map(index_shard, files),
+        total=len(files),
+        desc='indexing',
+        unit='tar',
+        delay=2,
+        leave=False,
+        disable=None,
+      )
+    )
 
 
-def _listed_names(root: pathlib.Path) -> tuple[str, ...]:
-  """The class names that a file beside the shards gives."""
+def _read_class_names(root: pathlib.Path) -> tuple[str, ...]:
+  """Reads the list of class names beside the shards; () if there is none."""
   for file in (root / 'classes.txt', root / 'labels.txt', root / 'dataset.json'):
     if not file.is_file():
       continue
     try:
       if file.suffix == '.txt':
         return tuple(file.read_text('utf-8').splitlines())
-      names = json.loads(file.read_text('utf-8')).get('class_names', ())
-      return tuple(map(str, names))
+      return tuple(map(str, json.loads(file.read_text('utf-8')).get('class_names', ())))
     except (OSError, ValueError, AttributeError) as error:
       raise UserError(f'{file} cannot be read as a list of class names ({error}).') from None
   return ()
 
 
 def _class_names(root: pathlib.Path, indices: Sequence[ShardIndex]) -> tuple[str, ...]:
-  """The classes of all splits, whichever is opened: labels must not depend on it."""
-  listed = _listed_names(root)
-  named = {name for index in indices for name in index.names}
-  numbers = [index for index in indices if not index.names and len(index.labels)]
-  if named and numbers:
-    raise UserError(f'webdataset:{root} gives some labels as names and some as numbers.')
-  if listed and named - set(listed):
-    raise UserError(f'{min(named - set(listed))!r} is not in the list of classes in {root}.')
-  highest = max((int(index.labels.max()) for index in numbers), default=-1)
+  """Returns the classes of all splits, whichever is opened: labels must not depend on it."""
+  listed = _read_class_names(root)
+  used = {name for index in indices for name in index.names}
+  numbered = [index for index in indices if not index.names and len(index.labels)]
+  if used and numbered:
+    raise UserError(f'webdataset:{root} has both names and numbers as labels; use one of them.')
+  if unlisted := used.difference(listed) if listed else ():
+    raise UserError(
+      f'{min(unlisted)!r} is a label, but not in the list of classes in {root}; add it.'
+    )
+  highest = max((int(index.labels.max()) for index in numbered), default=-1)
   if listed and highest >= len(listed):
-    raise UserError(f'{root} lists {len(listed)} classes, but there is the label {highest}.')
-  return listed or tuple(sorted(named)) or tuple(map(str, range(highest + 1)))
+    raise UserError(
+      f'{root} lists {plural(len(listed), "class")}, but has the label {highest}; complete the '
+      'list.'
+    )
+  return listed or tuple(sorted(used)) or tuple(map(str, range(highest + 1)))
 
 
 def _gather(
-  files: list[pathlib.Path],
-  indices: list[ShardIndex],
-  names: tuple[str, ...],
-  several: bool,
+  indices: Sequence[ShardIndex],
+  class_names: tuple[str, ...],
+  multi_label: bool,
   held_out: bool | None,
 ) -> _Examples:
-  """The examples of some shards; of those, the held out ones, the others, or all."""
-  numbers = {name: i for i, name in enumerate(names)}
-  offsets, sizes, counts, labels = [], [], [], []
+  """Gathers the examples of some shards: the held-out ones, the others, or all (None)."""
+  label_of = {name: i for i, name in enumerate(class_names)}
+  offsets, sizes, label_counts, labels = [], [], [], []
   for index in indices:
     keep = np.ones(len(index.offsets), bool) if held_out is None else index.held_out == held_out
-    count = np.diff(index.ends, prepend=np.uint32(0))
-    new = np.array([numbers[name] for name in index.names], np.int32)
-    given = index.labels[np.repeat(keep, count)]
+    counts = np.diff(index.ends, prepend=np.uint32(0))
+    kept_labels = index.labels[np.repeat(keep, counts)]
+    new_labels = np.array([label_of[name] for name in index.names], np.int32)
     offsets.append(index.offsets[keep])
     sizes.append(index.sizes[keep])
-    counts.append(count[keep])
-    labels.append(new[given] if index.names else given)
+    label_counts.append(counts[keep])
+    labels.append(new_labels[kept_labels] if index.names else kept_labels)
   return _Examples(
-    files,
-    [index.stamp for index in indices],
-    np.cumsum([len(part) for part in offsets]),
-    np.concatenate(offsets),
-    np.concatenate(sizes),
-    np.cumsum(np.concatenate(counts)) if several else None,
-    np.concatenate(labels),
+    stamps=[index.stamp for index in indices],
+    shard_ends=np.cumsum([len(shard_offsets) for shard_offsets in offsets]),
+    offsets=np.concatenate(offsets),
+    sizes=np.concatenate(sizes),
+    label_ends=np.cumsum(np.concatenate(label_counts)) if multi_label else None,
+    labels=np.concatenate(labels),
+    num_classes=len(class_names),
   )
 
 
 def split_names(path: str) -> tuple[str, ...]:
-  """The splits of a set of shards."""
-  return names_of_splits(find_shards(path)[1])
+  """Lists the splits of some shards."""
+  _, shards = tar_shards.find_shards(path)
+  return tar_shards.split_names(shards)
 
 
 def open_webdataset(path: str, split: str) -> Source:
-  """The tar shards of a split."""
+  """Opens a split of tar shards.
+
+  Raises:
+    UserError: for missing or damaged shards, a missing split, or images without a valid label.
+  """
   spec = f'webdataset:{path}'
-  root, shards = find_shards(path)
-  files, held_out = choose_shards(shards, split, spec)
-  everything = [file for files in shards.values() for file in files]
-  indices = dict(zip(everything, _index(everything), strict=True))
-  several = any(index.several for index in indices.values())
-  names = _class_names(root, list(indices.values()))
-  examples = _gather(files, [indices[file] for file in files], names, several, held_out)
+  root, shards = tar_shards.find_shards(path)
+  files, held_out = tar_shards.choose_shards(shards, split, spec)
+  all_files = [file for split_files in shards.values() for file in split_files]
+  indices = dict(zip(all_files, _index_shards(all_files), strict=True))
+  multi_label = any(index.multi_label for index in indices.values())
+  class_names = _class_names(root, list(indices.values()))
+  examples = _gather([indices[file] for file in files], class_names, multi_label, held_out)
   if not len(examples.offsets):
-    raise UserError(f'{spec} has no image (jpg, png, webp, …) in its split {split!r}.')
-  opened = functools.lru_cache(_OPEN_FILES)(_OpenFile)
+    raise UserError(f'{spec} has no images (jpg, png, webp, …) in its split {split!r}.')
+  open_file = functools.lru_cache(_MAX_OPEN_FILES)(_OpenFile)
 
-  def where(i: int) -> str:
-    shard, offset, _ = examples.locate(i)
-    return f'{files[shard]}: {member_name(files[shard], offset)}'
+  def location(i: int) -> str:
+    file = files[examples.shard(i)]
+    return f'{file}: {member_name(file, int(examples.offsets[i]))}'
 
-  def read(i: int) -> Stored:
-    shard, offset, size = examples.locate(i)
+  def read(i: int) -> Example:
+    shard, size = examples.shard(i), int(examples.sizes[i])
     try:
-      file = opened(files[shard])
-      image = os.pread(file.descriptor, size, offset)
+      file = open_file(files[shard])  # a reference to it keeps it open
+      image = os.pread(file.descriptor, size, int(examples.offsets[i]))
       if file_stamp(os.fstat(file.descriptor)) != examples.stamps[shard] or len(image) != size:
         raise BadExampleError(f'{files[shard]} has changed since it was opened.')
     except OSError as error:
       raise BadExampleError(f'{files[shard]} cannot be read: {error.strerror}.') from None
-    if not several:
-      return image, examples.labels[i]
-    first = int(examples.label_ends[i - 1]) if i else 0
-    return image, multi_hot(examples.labels[first : int(examples.label_ends[i])], len(names))
+    return image, examples.label(i)
 
   listing = repr([(file.name, index.stamp[0]) for file, index in indices.items()])
   return Source(
-    f'{spec} ({split})', len(examples.offsets), read, names, several, where, fingerprint(listing)
+    name=f'{spec} ({split})',
+    size=len(examples.offsets),
+    read=read,
+    class_names=class_names,
+    multi_label=multi_label,
+    location=location,
+    fingerprint=fingerprint(listing),
   )
