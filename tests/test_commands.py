@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
-from tests.helpers import write_images
+from tests.helpers import GOLDEN, write_images
 from vit_jax import command_line, evaluate, predict
 
 
@@ -91,9 +91,9 @@ def test_predict_names_each_bad_file_and_answers_for_the_others(tiny_run, images
     (['--model=nowhere', 'x.png'], 'nowhere'),
     (['--model=README.md', 'x.png'], 'README.md'),
     (['x.png'], '--model'),
-    (['--model=tests/golden/vit_gap.npz'], 'IMAGE'),
-    (['--model=tests/golden/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
-    (['--model=tests/golden/vit_gap.npz', 'configs'], 'no image'),
+    ([f'--model={GOLDEN}/vit_gap.npz'], 'IMAGE'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'configs'], 'no images'),
   ],
 )
 def test_predict_mistakes(arguments, expected, command):

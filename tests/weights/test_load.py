@@ -13,11 +13,11 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN
-from vit_jax.classifier import load_params
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights import adapt
+from vit_jax.weights.initialize import load_params
 from vit_jax.weights.layouts import released
 
 ARCHITECTURES = {
@@ -159,7 +159,7 @@ def test_no_head_gives_the_features_below_it(golden):
 )
 def test_weights_of_color_images_serve_other_numbers_of_channels(name, channels, tmp_path):
   vit = vit_jax.load(GOLDEN / f'{name}.npz')
-  params, report = load_params(GOLDEN / f'{name}.npz', vit.model, vit.image_size, channels=channels)
+  params, report = load_params(GOLDEN / f'{name}.npz', vit.model, (*vit.image_size, channels))
   assert f'for {channels} channels' in str(report.resized)
   gray = np.random.default_rng(0).uniform(-1, 1, (2, *vit.image_size, 1)).astype(np.float32)
   params['head'] = vit.params['head']
@@ -233,7 +233,7 @@ DAMAGED = {
   'truncated': (truncate, 'truncated'),
   'a flipped byte': (damage, 'damaged'),
   'a single array': (save_one_array, 'single array'),
-  'unknown compression': (patch_directory(10, 99), 'unknown way'),
+  'unknown compression': (patch_directory(10, 99), 'not supported'),
   'an encrypted zip': (patch_directory(8, 1), 'encrypted'),
   'a zip of other files': (
     lambda path, tensors: zipfile.ZipFile(path, 'w').close(),
@@ -256,7 +256,7 @@ DAMAGED = {
   'flat query': (change(QUERY, np.ravel), 'shapes'),
   'NaN': (change(QUERY, lambda x: np.where(x > 0.05, np.nan, x)), 'finite'),
   'integers': (change('head/bias', lambda x: x.astype(int)), 'head/bias'),
-  'no square': (change(POSITIONS, lambda x: x[:, :15]), 'no square'),
+  'no square': (change(POSITIONS, lambda x: x[:, :15]), 'not a square'),
 }
 
 
@@ -311,7 +311,7 @@ def test_a_non_square_model_can_be_resized_again_and_given_a_new_head(golden, tm
 
 def test_weights_to_start_training_from(golden):
   model = golden.model.clone(num_classes=4, pre_logits=0, dropout_rate=0.1)
-  params, _ = load_params(GOLDEN / 'vit_token_prelogits.npz', model, (32, 96))
+  params, _ = load_params(GOLDEN / 'vit_token_prelogits.npz', model, (32, 96, 3))
   expected = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', (32, 96), num_classes=4)
   assert_same_tree(params, expected.params)
 
@@ -319,14 +319,14 @@ def test_weights_to_start_training_from(golden):
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'width': 64}, 'width is 48 there, 64 in config.model'),
-    ({'depth': 3, 'pool': 'gap'}, 'depth is 2 there, 3 .*; pool is token there, gap'),
+    ({'width': 64}, 'width is 48 in the file, 64 in the config'),
+    ({'depth': 3, 'pool': 'gap'}, 'depth is 2 in the file, 3 .*; pool is token in the file, gap'),
   ],
 )
 def test_weights_of_another_architecture(fields, message, golden):
   model = golden.model.clone(**fields)
   with pytest.raises(UserError, match=message):
-    load_params(GOLDEN / 'vit_token_prelogits.npz', model, (64, 64))
+    load_params(GOLDEN / 'vit_token_prelogits.npz', model, (64, 64, 3))
 
 
 @pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
@@ -350,7 +350,7 @@ def test_a_folder_with_other_files_is_not_overwritten(golden, tmp_path):
 
 
 def test_a_folder_without_a_model(tmp_path):
-  with pytest.raises(UserError, match='holds no model'):
+  with pytest.raises(UserError, match='has no model'):
     vit_jax.load(tmp_path)
 
 

@@ -30,8 +30,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import Numerics, VisionTransformer
-from vit_jax.weights import save
-from vit_jax.weights.metadata import ModelMetadata
+from vit_jax.weights.layouts import hugging_face
 
 EXPECTED = np.load(GOLDEN / 'torch_expected.npz')
 HEADS = dict(num_heads=3)
@@ -95,7 +94,7 @@ def test_stored_outputs_of_timm(name):
   vit = vit_jax.load(GOLDEN / f'{name}.safetensors', IMAGE_SIZES[name], **HEADS)
   assert vit.model.pool == name.removeprefix('timm_')
   close(vit(EXPECTED[f'{name}/images']), EXPECTED[f'{name}/logits'])
-  notes = ('LayerScale went into the layers before it', 'bfloat16 weights became float32')
+  notes = ('LayerScale is folded into layers', 'bfloat16 weights were converted to float32')
   assert vit.report.notes == (notes if name == 'timm_gap' else ())
 
 
@@ -136,7 +135,7 @@ def test_half_precision_is_accepted_and_noted(tmp_path):
   half = {name: array.astype(np.float16) for name, array in tensors.items()}
   safetensors.numpy.save_file(half, tmp_path / 'x.safetensors')
   vit = vit_jax.load(tmp_path / 'x.safetensors', (8, 20), **HEADS)
-  assert vit.report.notes == ('float16 weights became float32',)
+  assert vit.report.notes == ('float16 weights were converted to float32',)
   vit.save(tmp_path / 'y.safetensors')
   assert_same(read(tmp_path / 'y.safetensors'), {n: x.astype(np.float32) for n, x in half.items()})
 
@@ -177,7 +176,7 @@ def test_a_class_token_and_patches_that_together_are_a_square(layout, tmp_path):
 def test_a_rectangle_of_transformers_without_its_config(tmp_path):
   classifier('token', (12, 20)).save(tmp_path / 'x')
   shutil.move(tmp_path / 'x' / 'model.safetensors', tmp_path / 'y.safetensors')
-  with pytest.raises(UserError, match='15 patches, which is no square'):
+  with pytest.raises(UserError, match='15 patches, which is not a square'):
     vit_jax.load(tmp_path / 'y.safetensors', **HEADS)
 
 
@@ -206,7 +205,10 @@ OTHER_KINDS = {
   'LayerScale of another width': ({'blocks.1.ls1.gamma': (47,)}, 'LayerScale .*encoderblock_1'),
   'LayerScale of no block': ({'blocks.2.ls2.gamma': (48,)}, 'LayerScale .*encoderblock_2'),
   'a flat matrix': ({'blocks.1.attn.qkv.weight': (144 * 48,)}, 'blocks.1.attn.qkv.weight'),
-  'a name twice': ({'norm.weight': (48,), 'vit.cls_token': (1, 1, 48)}, 'cls twice'),
+  'a name twice': (
+    {f'patch_embed.backbone.{name}.weight': (64, 3, 7, 7) for name in ('conv', 'stem.conv')},
+    'conv_root/kernel twice',
+  ),
 }
 
 
@@ -233,7 +235,7 @@ def test_a_standardized_first_layer_takes_over_no_normalization(name, tmp_path):
   classifier(name).save(tmp_path / 'model.safetensors')
   config = {'architecture': name, 'pretrained_cfg': {'mean': [0.485, 0.456, 0.406]}}
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(UserError, match='0.485.*cannot take over'):
+  with pytest.raises(UserError, match='0.485.*cannot be folded'):
     vit_jax.load(tmp_path, **HEADS)
 
 
@@ -348,7 +350,7 @@ def test_facts_survive(target, labels, tmp_path):
   ],
 )
 def test_size_in_the_processor(image_size, size):
-  processor = save._preprocessor_config(ModelMetadata(image_size))
+  processor = hugging_face.make_preprocessor_config(image_size, crop_fraction=0.875)
   assert processor['size'] == size
   assert processor['crop_size'] == dict(zip(('height', 'width'), image_size, strict=True))
 
@@ -612,7 +614,7 @@ def test_half_precision_of_pytorch(dtype, torch, tmp_path):
   half = {n: torch.from_numpy(x).to(getattr(torch, dtype)) for n, x in tensors.items()}
   torch.save(half, tmp_path / 'x.pth')
   vit = vit_jax.load(tmp_path / 'x.pth', **HEADS)
-  assert vit.report.notes == (f'{dtype} weights became float32',)
+  assert vit.report.notes == (f'{dtype} weights were converted to float32',)
   vit.save(tmp_path / 'y.safetensors')
   kind = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}[dtype]
   assert_same(
@@ -641,7 +643,7 @@ def test_other_files_of_pytorch(kind, torch, tmp_path):
     'a list': [torch.zeros(2)],
   }
   torch.save(content[kind], tmp_path / 'x.pth')
-  with pytest.raises(UserError, match=r'x\.pth.*no state dict') as caught:
+  with pytest.raises(UserError, match=r'x\.pth.*not a state dict') as caught:
     vit_jax.load(tmp_path / 'x.pth')
   assert '\n' not in str(caught.value)
 

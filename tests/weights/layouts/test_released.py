@@ -130,7 +130,7 @@ def test_half_precision_is_accepted_and_said(change, tmp_path):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6), vit.params, exact.params
   )
-  assert re.search('float16 weights became float32', str(vit.report))
+  assert re.search('float16 weights were converted to float32', str(vit.report))
 
 
 def test_a_name_that_stands_twice(tmp_path):
@@ -274,12 +274,12 @@ def test_labels_too_long_for_an_npz_are_left_away(tmp_path):
 
 def test_what_was_done_to_tensors_is_noted():
   report = vit_jax.load(GOLDEN / 'big_vision_tok.npz').report
-  assert report.notes == ('the class token had no position embedding and got zeros',)
+  assert report.notes == ('the class token had no position embedding and was given zeros',)
   assert not report.is_plain and 'note: the class token' in str(report)
 
 
 def test_a_number_of_heads_that_is_not_the_files():
-  with pytest.raises(UserError, match='has 3 heads, where num_heads says 5'):
+  with pytest.raises(UserError, match='has 3 heads, but num_heads is 5'):
     vit_jax.load(TOKEN, num_heads=5)
   with pytest.raises(UserError, match='num_heads is True'):
     vit_jax.load(TOKEN, num_heads=True)
@@ -327,7 +327,7 @@ def test_positions_of_a_rectangle_need_only_the_image_size(tmp_path):
   assert vit_jax.load(tmp_path / 'own.npz').image_size == (32, 96)  # it says so itself
   with np.load(tmp_path / 'own.npz') as archive:
     np.savez(tmp_path / 'x.npz', **archive)
-  with pytest.raises(UserError, match='no square; say the image size'):
+  with pytest.raises(UserError, match='not a square; pass the image size'):
     vit_jax.load(tmp_path / 'x.npz')
   vit = vit_jax.load(tmp_path / 'x.npz', (32, 96))
   assert (vit.image_size, vit.report.resized) == ((32, 96), ())
