@@ -24,7 +24,7 @@ from vit_jax.weights.layouts.released import flatten
 from vit_jax.weights.load import open_weights
 from vit_jax.weights.metadata import DEFAULT_CROP_FRACTION, ModelMetadata
 
-_SAVE = {
+_SAVERS = {
   'npz': save.save_npz,
   'timm': save.save_timm,
   'huggingface': save.save_hugging_face,
@@ -88,8 +88,8 @@ class Classifier:
     """
     array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
     shape, dtype = array.shape, array.dtype
-    any_size = isinstance(self.model, BiTResNet) and len(shape) == 4
-    size = shape[1:3] if any_size else self.image_size
+    takes_any_size = isinstance(self.model, BiTResNet) and len(shape) == 4
+    size = shape[1:3] if takes_any_size else self.image_size
     if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
       raise ValueError(
         f'images are {dtype}{list(shape)}; pass floats in [-1, 1] of shape (B, '
@@ -98,7 +98,7 @@ class Classifier:
     return self._apply(self.params, array)
 
   def probabilities(self, images: jax.typing.ArrayLike) -> jax.Array:
-    """Returns the probabilities of the classes, (B, num_classes) float32; as calling it."""
+    """As calling it, but returns probabilities, (B, num_classes) float32 in [0, 1]."""
     return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[self.loss](self(images))
 
   def preprocess(
@@ -151,21 +151,19 @@ class Classifier:
     path = epath.Path(path).expanduser()
     if layout == 'stablehlo':
       save.write_file(path, lambda temporary: temporary.write_bytes(self.to_stablehlo()))
-    elif layout in _SAVE:
-      _SAVE[layout](self.model, jax.device_get(self.params), self._metadata(), path)
+    elif layout in _SAVERS:
+      _SAVERS[layout](self.model, jax.device_get(self.params), self._metadata(), path)
     else:
-      raise UserError(f'layout is {layout!r}; choose one of {", ".join((*_SAVE, "stablehlo"))}.')
+      raise UserError(f'layout is {layout!r}; choose one of {", ".join((*_SAVERS, "stablehlo"))}.')
 
   def _metadata(self) -> ModelMetadata:
     labels = self.labels if self.model.num_classes else None
-    metadata = ModelMetadata(
-      self.image_size, self.crop_fraction, self.loss, None if labels is None else list(labels)
-    )
-    if isinstance(self.model, BiTResNet):
-      return metadata
-    numerics = self.model.numerics
-    return dataclasses.replace(
-      metadata,
+    numerics = getattr(self.model, 'numerics', build.RELEASED_NUMERICS)  # a ResNet has none
+    return ModelMetadata(
+      self.image_size,
+      self.crop_fraction,
+      self.loss,
+      labels=None if labels is None else list(labels),
       gelu='tanh' if numerics.approximate_gelu else 'exact',
       layer_norm_epsilon=numerics.layer_norm_epsilon,
     )
@@ -227,9 +225,7 @@ def load(
   """
   for name, value, least in (('num_classes', num_classes, 0), ('num_heads', num_heads, 1)):
     if value is not None and not (type(value) is int and least <= value <= _MAX_CLASSES):
-      raise UserError(
-        f'{name} is {value!r}; it must be an integer from {least} to {_MAX_CLASSES:,}.'
-      )
+      raise UserError(f'{name} is {value!r}; it must be from {least} to {_MAX_CLASSES:,}.')
   size = None if image_size is None else height_width(image_size)
   weights = open_weights(source, size, num_heads, gelu)
   heads = getattr(weights.model, 'num_heads', None)
@@ -242,11 +238,14 @@ def load(
     if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
       model = model.clone(pre_logits=0)
   channels = weights.tensors[build.input_kernel(weights.tensors)].shape[2]
-  new_head = num_classes is not None
   tensors, report = adapt_weights(
-    weights, model, (*size, channels), new_head=new_head, position_resize=position_resize
+    weights,
+    model,
+    (*size, channels),
+    new_head=num_classes is not None,
+    position_resize=position_resize,
   )
   sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
   params = adapt.read_params(tensors, weights.name, sharding_tree)
-  crop_fraction, loss = weights.metadata.crop_fraction, weights.metadata.loss
-  return Classifier(model, params, size, labels, crop_fraction, loss, report)
+  metadata = weights.metadata
+  return Classifier(model, params, size, labels, metadata.crop_fraction, metadata.loss, report)

@@ -65,8 +65,8 @@ def download(
 
   A later call resumes a partial download from `<target>.part`, unless the file on the server (its
   ETag, in `<target>.part.etag`) has changed. While one process downloads, others wait for it: the
-  `.part` is locked (`flock`), on systems that have such locks. Verified are the announced length,
-  the md5 that Google Cloud Storage announces, the published size, and that it is a zip.
+  `.part` is locked (`flock`), on systems that have such locks. The announced length, the md5 that
+  Google Cloud Storage announces and the published size are verified, and that it is a zip.
 
   Args:
     url: address of the file.
@@ -80,25 +80,25 @@ def download(
       lost three times, or when the file is not the published one or cannot be written.
   """
   target = pathlib.Path(target)
-  part = target.with_name(target.name + '.part')
+  partial = target.with_name(target.name + '.part')
   transfer = _Transfer(url, name, published_mib, target.with_name(target.name + '.part.etag'))
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(part) as file:
+    with _locked(partial) as file:
       if target.exists():  # another process was faster
-        part.unlink()
+        partial.unlink()
         return
       try:
         _verify(transfer, file, announced=_request_with_retries(transfer, file))
       except (_UnavailableError, _WrongFileError) as error:
         if isinstance(error, _WrongFileError) or not file.seek(0, os.SEEK_END):
-          part.unlink()
+          partial.unlink()
           transfer.etag_path.unlink(missing_ok=True)
         raise
       os.fsync(file.fileno())
       if fcntl is None:  # Windows does not rename open files
         file.close()
-      part.replace(target)
+      partial.replace(target)
       transfer.etag_path.unlink(missing_ok=True)
   except _UnavailableError as error:
     raise UserError(

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
@@ -67,10 +68,17 @@ def open_weights(
     raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(build.GELUS)}.')
   file, metadata = open_path(_local_path(source))
   name = str(file.path)
-  layout, tensors, ignored, notes, metadata = _to_linen(file, metadata, num_heads)
-  approximate_gelu = (gelu or metadata.gelu) == 'tanh'
+  layout, prefix = _detect_layout(file)
+  if layout == 'Hugging Face' and metadata.image_size is None:  # there is no config.json
+    metadata = hugging_face.without_config(metadata)
+  heads = metadata.num_heads or num_heads
+  tensors, ignored, notes = _to_linen(file.tensors, layout, prefix, heads, name)
+  if metadata.has_own_normalization:
+    tensors = pytorch.fold_normalization(tensors, metadata.mean, metadata.std, name)
+    notes = (f'the normalization of pixels with mean {metadata.mean} is folded in', *notes)
   numerics = Numerics(
-    approximate_gelu=approximate_gelu, layer_norm_epsilon=metadata.layer_norm_epsilon
+    approximate_gelu=(gelu or metadata.gelu) == 'tanh',
+    layer_norm_epsilon=metadata.layer_norm_epsilon,
   )
   model = build.model_from_tensors(tensors, name, numerics)
   metadata.check_num_labels(model.num_classes, name)
@@ -95,34 +103,27 @@ def _local_path(source: epath.PathLike) -> epath.Path:
   return epath.Path(source).expanduser()
 
 
+def _detect_layout(file: TensorFile) -> tuple[str, str]:
+  """(layout, prefix of all names)."""
+  for layout in (released, timm, hugging_face):
+    if match := layout.detect(file.tensors):
+      return match
+  names = ', '.join(sorted(file.tensors)[:3])
+  raise UserError(
+    f'{file.path} is not a Vision Transformer or BiT in a supported layout'
+    + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
+  )
+
+
 def _to_linen(
-  file: TensorFile, metadata: ModelMetadata, num_heads: int | None
-) -> tuple[str, dict[str, Tensor], tuple[str, ...], tuple[str, ...], ModelMetadata]:
-  """(layout, {linen name: tensor}, ignored names, notes, metadata) of a file in any layout."""
-  name, heads, notes = str(file.path), metadata.num_heads or num_heads, ()
-  if match := released.detect(file.tensors):
-    layout, prefix = match
-    tensors, ignored = released.to_linen(file.tensors, prefix, name)
-    return layout, tensors, ignored, notes, metadata
-  if match := timm.detect(file.tensors):
-    layout, prefix = match
-    tensors, ignored, notes = timm.to_linen(file.tensors, layout, prefix, heads, name)
-  elif (prefix := hugging_face.detect(file.tensors)) is not None:
-    layout = 'Hugging Face'
-    if metadata.image_size is None:  # there is no config.json
-      metadata = hugging_face.without_config(metadata)
-    tensors, ignored = hugging_face.to_linen(file.tensors, prefix, heads, name)
-  else:
-    names = ', '.join(sorted(file.tensors)[:3])
-    raise UserError(
-      f'{name} is not a Vision Transformer or BiT in a supported layout'
-      + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
-    )
-  if metadata.has_own_normalization:
-    tensors = pytorch.fold_normalization(tensors, metadata.mean, metadata.std, name)
-    note = f'embedding: the normalization of pixels with mean {metadata.mean} is folded into it'
-    notes = (note, *notes)
-  return layout, tensors, ignored, notes, metadata
+  tensors: Mapping[str, Tensor], layout: str, prefix: str, num_heads: int | None, name: str
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+  """({linen name: tensor}, ignored names, notes)."""
+  if layout in ('timm', 'timm BiT'):
+    return timm.to_linen(tensors, layout, prefix, num_heads, name)
+  if layout == 'Hugging Face':
+    return *hugging_face.to_linen(tensors, prefix, num_heads, name), ()
+  return *released.to_linen(tensors, prefix, name), ()
 
 
 def _has_class_token(model: build.Model) -> bool:

@@ -56,12 +56,12 @@ _CONFIG_DEFAULTS = {  # of its ViTConfig
 # --- reading --------------------------------------------------------------------------------
 
 
-def detect(names: Container[str]) -> str | None:
-  """The prefix of all names if they are those of Transformers, else None."""
+def detect(names: Container[str]) -> tuple[str, str] | None:
+  """('Hugging Face', prefix of all names) if the names are those of Transformers, else None."""
   for prefix in pytorch.PREFIXES:
     for inner in ('vit.', ''):
       if f'{prefix}{inner}embeddings.patch_embeddings.projection.weight' in names:
-        return prefix
+        return 'Hugging Face', prefix
   return None
 
 
@@ -121,8 +121,8 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
   activation, size = config['hidden_act'], config['image_size']
   if activation not in pytorch.GELUS:
     raise ValueError(f'the activation {activation} is not supported')
-  label_of_id = config.get('id2label') or {}
-  labels = [label_of_id[str(i)] for i in range(len(label_of_id))]
+  id2label = config.get('id2label') or {}
+  labels = [id2label[str(i)] for i in range(len(id2label))]
   if labels == _placeholder_labels(len(labels)):
     labels = None
   ours = config.get(METADATA_KEY) or {}

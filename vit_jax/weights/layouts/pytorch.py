@@ -95,7 +95,7 @@ def translate(
       linen |= translated
   if unknown:
     raise UserError(
-      f'{source} is a {layout} model of an unsupported kind: no Vision Transformer here has '
+      f'{source} is an unsupported kind of {layout} model: it has '
       f'{", ".join(unknown[:3])}{", …" if len(unknown) > 3 else "."}'
     )
   return linen
