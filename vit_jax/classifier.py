@@ -127,8 +127,7 @@ class Classifier:
         f'{name} is a {type(image).__name__} of shape {shape}; `preprocess` takes the bytes of a '
         f'file, a Pillow image, or uint8 of shape (H, W, {self.channels}).'
       )
-    image = transforms.central_crop(image, self.image_size, self.crop_fraction)
-    return scale_pixels(image)
+    return scale_pixels(transforms.central_crop(image, self.image_size, self.crop_fraction))
 
   def save(self, path: epath.PathLike, layout: str | None = None) -> None:
     """Writes the model, completely or not at all.
