@@ -64,7 +64,7 @@ from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.tensor_file import read_tensors
-from vit_jax.weights.layouts import released, torch_export
+from vit_jax.weights.layouts import released, timm
 
 MAX_SECONDS = 5
 MAX_BYTES = 2**28  # asked for by one load; zips of any size may declare 2**26
@@ -126,7 +126,7 @@ def _shards(files: Files) -> Files:
 
 def _timm_folder(model: VisionTransformer) -> Files:
   """timm's config.json, and LayerScale."""
-  tensors = torch_export.to_timm(_params(model))
+  tensors = timm.from_linen(_params(model))
   for i in range(model.depth):
     for j in (1, 2):
       tensors[f'blocks.{i}.ls{j}.gamma'] = np.linspace(0, 1, model.width, dtype=np.float32)
@@ -153,11 +153,11 @@ def make_models() -> dict[str, Files]:
   hybrid = vit.clone(patch_size=8, depth=1, resnet_width=32, resnet_blocks=(1,))
   bit = BiTResNet(32, (1,), num_classes=3)
   return {
-    'released npz': _npz(released.to_published(_params(pre_logits))),
-    'compressed npz': _npz(released.to_published(_params(vit)), compressed=True),
+    'released npz': _npz(released.from_linen(_params(pre_logits))),
+    'compressed npz': _npz(released.from_linen(_params(vit)), compressed=True),
     'big_vision npz': _npz(_scanned(pooled)),
-    'BiT npz': _npz(released.to_published(_params(bit))),
-    'hybrid npz': _npz(released.to_published(_params(hybrid))),
+    'BiT npz': _npz(released.from_linen(_params(bit))),
+    'hybrid npz': _npz(released.from_linen(_params(hybrid))),
     'npz of our own': _saved(vit, 'x.npz'),
     'folder of our own': _saved(pre_logits, 'model', 'model'),
     'timm safetensors': _saved(vit, 'x.safetensors'),

@@ -27,16 +27,16 @@ import jax
 import numpy as np
 
 import vit_jax
-from vit_jax import config as config_lib
-from vit_jax.distributed import sharding as mesh_lib
+from vit_jax.config import MeshConfig, ModelConfig
+from vit_jax.distributed import sharding
 from vit_jax.models import build
 
 
 def write_model(name: str, num_classes: int, folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """Random weights of that model in each layout: {layout: path of the weights}."""
-  config = config_lib.default_config()
-  config.model.variant, config.model.patch_size = name.split('/')[0], int(name.split('/')[1])
-  model = build.model_from_config(config.model, num_classes)
+  variant, patch_size = name.split('/')
+  config = ModelConfig(variant=variant, patch_size=int(patch_size))
+  model = build.model_from_config(config, num_classes)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda leaf: rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02),
@@ -65,13 +65,11 @@ def measure(path: str, devices: int) -> dict[str, float]:
   """Reads and loads a file once; to be called in a process of its own."""
   jax.config.update('jax_num_cpu_devices', devices)
   size, shardings = pathlib.Path(path).stat().st_size, None
-  config = config_lib.default_config()
   if devices > 1:
-    config.mesh.data, config.mesh.fsdp = 1, devices
-    mesh = mesh_lib.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=devices))
 
     def shardings(tree):
-      return mesh_lib.state_shardings(tree, mesh)
+      return sharding.state_shardings(tree, mesh)
 
   jax.devices()
   began = time.perf_counter()

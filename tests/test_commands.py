@@ -1,4 +1,4 @@
-"""`predict` and `evaluate`, as a user runs them."""
+"""The `predict` and `evaluate` commands."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
-from tests.helpers import write_images
+from tests.helpers import GOLDEN, write_images
 from vit_jax import command_line, evaluate, predict
 
 
@@ -28,7 +28,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def images(tmp_path):
-  """One image of each kind that a camera, a scanner or a browser leaves."""
+  """One image of each kind that cameras, scanners and browsers write."""
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
   image = Image.fromarray(pixels)
   image.convert('L').save(tmp_path / 'gray.jpg')
@@ -38,7 +38,7 @@ def images(tmp_path):
   return tmp_path
 
 
-def test_predict_prints_names(tiny_run, images, command):
+def test_predict_prints_class_names(tiny_run, images, command):
   code, out, err = command(predict, f'--model={tiny_run}', images, '--top_k=3')
   assert (code, err) == (0, '')
   lines = out.splitlines()
@@ -52,17 +52,17 @@ def test_predict_json_is_the_models_softmax(tiny_run, images, command):
   assert (code, err) == (0, '')
   vit = vit_jax.load(tiny_run)
   for file, line in zip(files, out.splitlines(), strict=True):
-    found = json.loads(line)
-    assert found['image'] == str(file)
+    answer = json.loads(line)
+    assert answer['image'] == str(file)
     logits = np.asarray(vit(vit.preprocess(file.read_bytes())[None]))[0]
     expected = np.exp(logits) / np.exp(logits).sum()
-    assert [entry['index'] for entry in found['top']] == list(np.argsort(-expected)[:5])
-    for entry in found['top']:
+    assert [entry['index'] for entry in answer['top']] == list(np.argsort(-expected)[:5])
+    for entry in answer['top']:
       assert entry['label'] == str(entry['index'])
       np.testing.assert_allclose(entry['probability'], expected[entry['index']], rtol=1e-5)
 
 
-def test_predict_answers_for_many_images_do_not_depend_on_the_batch(tiny_run, tmp_path):
+def test_predictions_do_not_depend_on_the_batch_size(tiny_run, tmp_path):
   write_images(tmp_path, {f'{i:02}.png': (8 + i % 3, 9) for i in range(35)})
   vit = vit_jax.load(tiny_run)
   paths = sorted(tmp_path.iterdir())
@@ -76,7 +76,7 @@ def test_predict_answers_for_many_images_do_not_depend_on_the_batch(tiny_run, tm
     )
 
 
-def test_predict_names_each_bad_file_and_answers_for_the_others(tiny_run, images, command):
+def test_predict_names_each_bad_file_and_classifies_the_others(tiny_run, images, command):
   (images / 'broken.jpg').write_bytes((images / 'gray.jpg').read_bytes()[:300])
   code, out, err = command(predict, f'--model={tiny_run}', images, images / 'gone.png')
   assert code == 2
@@ -91,12 +91,12 @@ def test_predict_names_each_bad_file_and_answers_for_the_others(tiny_run, images
     (['--model=nowhere', 'x.png'], 'nowhere'),
     (['--model=README.md', 'x.png'], 'README.md'),
     (['x.png'], '--model'),
-    (['--model=tests/golden/vit_gap.npz'], 'IMAGE'),
-    (['--model=tests/golden/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
-    (['--model=tests/golden/vit_gap.npz', 'configs'], 'no image'),
+    ([f'--model={GOLDEN}/vit_gap.npz'], 'IMAGE'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'configs'], 'no images'),
   ],
 )
-def test_predict_mistakes(arguments, expected, command):
+def test_mistakes_in_predict_end_in_one_sentence(arguments, expected, command):
   code, out, err = command(predict, *arguments)
   assert (code, out) == (2, '')
   assert expected in err and err.startswith('error: ') and err.count('\n') == 1
@@ -108,14 +108,14 @@ def test_evaluate_agrees_with_training(tiny_run, command):
     code, out, _ = command(
       evaluate, f'--model={tiny_run}', '--data=digits', '--json', f'--batch_size={batch_size}'
     )
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 0
-    assert found['examples'] == 360
-    assert found['accuracy'] == last['test/accuracy']
-    np.testing.assert_allclose(found['loss'], last['test/loss'], rtol=1e-5)
+    assert result['examples'] == 360
+    assert result['accuracy'] == last['test/accuracy']
+    np.testing.assert_allclose(result['loss'], last['test/loss'], rtol=1e-5)
 
 
-def test_evaluate_says_how_many_examples(tiny_run, command):
+def test_evaluate_prints_the_number_of_examples(tiny_run, command):
   code, out, _ = command(evaluate, f'--model={tiny_run}', '--data=digits', '--split=train')
   assert code == 0 and 'of 1,437 examples right' in out
 
@@ -130,7 +130,7 @@ def test_evaluate_says_how_many_examples(tiny_run, command):
     (['--data=digits', '--eval=magic'], 'classification'),
   ],
 )
-def test_evaluate_mistakes(arguments, expected, tiny_run, command):
+def test_mistakes_in_evaluate_end_in_one_sentence(arguments, expected, tiny_run, command):
   code, out, err = command(evaluate, f'--model={tiny_run}', *arguments)
   assert (code, out) == (2, '')
   assert expected in err and err.startswith('error: ') and err.count('\n') == 1

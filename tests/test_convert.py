@@ -1,4 +1,4 @@
-"""`convert` as a user runs it, and the portable program it writes."""
+"""The `convert` command, and the portable program that it writes."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def assert_same_files(one, two):
       np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_the_round_through_all_layouts_is_bit_exact(tmp_path):
+def test_the_round_trip_through_all_layouts_is_bit_exact(tmp_path):
   names = ('a.safetensors', 'hf', 'own', 'b.npz')
   steps = [PATCH14, *(tmp_path / name for name in names)]
   for source, target in zip(steps, steps[1:], strict=False):
@@ -88,14 +88,14 @@ def test_a_portable_program_runs_without_this_package(tmp_path):
 def test_another_size_and_a_new_head(tmp_path, command):
   code, out, _ = command(TOKEN, tmp_path / 'x', '--image_size=32x96', '--num_classes=3')
   assert code == 0
-  assert 'resized' in out and 're-initialised' in out
+  assert 'resized' in out and 're-initialized' in out
   vit = vit_jax.load(tmp_path / 'x')
   assert (vit.image_size, vit.model.num_classes, vit.model.pre_logits) == ((32, 96), 3, 0)
   config = json.loads((tmp_path / 'x' / 'config.json').read_text())
   assert (config['image_size'], len(config['id2label'])) == ([32, 96], 3)
 
 
-def test_labels_go_along(tmp_path, command):
+def test_labels_are_written_with_the_model(tmp_path, command):
   (tmp_path / 'names').write_text('\n'.join('abcdefg') + '\n')
   assert command(PATCH14, tmp_path / 'x', f'--labels={tmp_path / "names"}')[0] == 0
   assert vit_jax.load(tmp_path / 'x').labels == list('abcdefg')
@@ -119,10 +119,10 @@ def test_labels_go_along(tmp_path, command):
     (PATCH14, ['x.npz', '--image_size=big'], "'big' is not an image size"),
     (PATCH14, ['x.npz', '--image_size=9x9x9'], 'is not an image size'),
     (PATCH14, ['x.npz', '--num_classes=99999999999'], 'num_classes is'),
-    (PATCH14, ['X.npz.gz'], 'no name of a target'),
-    (PATCH14, [''], 'no name of a target'),
+    (PATCH14, ['X.npz.gz'], 'is not a supported target'),
+    (PATCH14, [''], 'is not a supported target'),
     ('', ['x.npz'], 'is empty'),
-    ('https://example.org/x.npz', ['x.npz'], 'is an address'),
+    ('https://example.org/x.npz', ['x.npz'], 'is a URL'),
     (PATCH14, ['x.npz', '--num_heads=5'], 'has 3 heads'),
     (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose one of'),
     (PATCH14, ['x.npz', '--gelu=quick'], 'choose one of'),
@@ -133,7 +133,7 @@ def test_labels_go_along(tmp_path, command):
     (PATCH14, ['x.pth'], 'which PyTorch reads'),
   ],
 )
-def test_one_sentence_for_a_mistake(source, arguments, message, tmp_path, command, monkeypatch):
+def test_a_mistake_ends_in_one_sentence(source, arguments, message, tmp_path, command, monkeypatch):
   monkeypatch.chdir(tmp_path)
   code, _, err = command(source, *arguments)
   assert code == 2
@@ -163,7 +163,7 @@ def test_links_are_followed(tmp_path, command):
     assert vit_jax.load(tmp_path / name).model.num_classes == 7
 
 
-def test_everybody_may_read_what_is_written(tmp_path):
+def test_written_files_have_the_usual_permissions(tmp_path):
   (tmp_path / 'plain').touch()
   vit = vit_jax.load(PATCH14)
   for name in ('x.npz', 'x.safetensors', 'x'):
@@ -173,7 +173,7 @@ def test_everybody_may_read_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['x.npz', 'x.safetensors', 'x'])
-def test_a_full_disk_leaves_the_old_model_whole(name, tmp_path):
+def test_a_full_disk_leaves_the_old_model_intact(name, tmp_path):
   """A limit on the size of files stops the writing in the middle."""
   vit_jax.load(PATCH14).save(tmp_path / name)
   before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_the_old_model_whole(name, tmp_path):
   assert {path.name for path in tmp_path.iterdir()} == {name, f'{name}.part'}
 
 
-def test_files_in_the_way_are_kept(tmp_path, command):
+def test_other_files_at_the_target_are_kept(tmp_path, command):
   (tmp_path / 'thesis').mkdir()
   (tmp_path / 'thesis' / 'chapter.tex').write_text('years of work')
   (tmp_path / 'notes').write_text('more of it')

@@ -134,7 +134,7 @@ def test_fine_tuning_from_any_checkpoint(name, suffix, flags, tmp_path, monkeypa
   )
   code, out, err = run_here(monkeypatch, capsys, *arguments)
   assert (code, err) == (0, '')
-  assert re.search('ignored +2 ', out) and re.search('re-initialised +2 ', out)
+  assert re.search('ignored +2 ', out) and re.search('re-initialized +2 ', out)
   vit = vit_jax.load(tmp_path / 'run')
   old = vit_jax.load(GOLDEN / f'{name}.npz', num_classes=0)
   assert vit.model.num_classes == 10

@@ -1,25 +1,27 @@
-"""Prints the table of published checkpoints: `python -m vit_jax.catalog [TEXT]`."""
+"""Prints the registry of published models: `python -m vit_jax.catalog [TEXT]`."""
 
 from vit_jax import command_line
 from vit_jax.errors import UserError
-from vit_jax.weights.registry import CATALOG
+from vit_jax.weights.registry import PUBLISHED_MODELS
 
 _HEADER = ('px', 'MiB', 'ImageNet %', 'data', 'name', 'short name')
 
 
 def main() -> None:
   parser = command_line.Parser('vit_jax.catalog', description=__doc__)
-  parser.add_argument('text', nargs='?', default='', metavar='TEXT', help='only names with it')
+  parser.add_argument(
+    'text', nargs='?', default='', metavar='TEXT', help='print only names that contain it'
+  )
   args = parser.parse_args()
-  rows = [_HEADER]
-  for entry in CATALOG.values():
-    if args.text.lower() in f'{entry.name} {entry.alias or ""}'.lower():
-      size = '' if entry.size is None else str(entry.size)
-      accuracy = '' if entry.accuracy is None else f'{entry.accuracy:g}'
-      pixels = str(entry.resolution)
-      rows.append((pixels, size, accuracy, entry.data, entry.name, entry.alias or ''))
+  rows: list[tuple[str, ...]] = [_HEADER]
+  for model in PUBLISHED_MODELS.values():
+    if args.text.lower() in f'{model.name} {model.alias or ""}'.lower():
+      size = '' if model.size is None else str(model.size)
+      accuracy = '' if model.accuracy is None else f'{model.accuracy:g}'
+      pixels = str(model.resolution)
+      rows.append((pixels, size, accuracy, model.data, model.name, model.alias or ''))
   if len(rows) == 1:
-    raise UserError(f'No name of the catalogue has {args.text!r} in it.')
+    raise UserError(f'No published model has {args.text!r} in its name.')
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   for row in rows:
     cells = [cell.rjust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]

@@ -1,15 +1,16 @@
-"""Writes a model in another layout: `python -m vit_jax.convert SOURCE TARGET`.
+"""Converts a model to another layout: `python -m vit_jax.convert SOURCE TARGET`.
 
-The name of TARGET says which: X.npz (the published one), X.safetensors (timm), X.stablehlo (a
-portable program with its weights), X/ (a folder of Hugging Face Transformers).
+The name of TARGET determines the layout: X.npz (released JAX), X.safetensors (timm), X.stablehlo
+(a portable program with its weights), X/ (a folder of Hugging Face Transformers).
 """
 
 import argparse
 import dataclasses
 
 from vit_jax import command_line
-from vit_jax.classifier import layout_of, load
+from vit_jax.classifier import load
 from vit_jax.weights.metadata import read_labels
+from vit_jax.weights.save import layout_of
 
 
 def main() -> None:
@@ -19,32 +20,35 @@ def main() -> None:
   parser.add_argument(
     'source',
     metavar='SOURCE',
-    help='a released name (augreg/B_16), .npz, .safetensors, state dict, folder, workdir',
+    help='a published name (augreg/B_16), .npz, .safetensors, state dict, folder or workdir',
   )
   parser.add_argument('target', metavar='TARGET', help='X.npz, X.safetensors, X.stablehlo or X/')
   parser.add_argument(
     '--layout',
     choices=('npz', 'timm', 'stablehlo', 'huggingface', 'model'),
-    help='when TARGET does not say it; model is a folder of our own, for any model',
+    help='if not that of TARGET; model: a vit_jax folder, for any model',
   )
   parser.add_argument(
     '--image_size',
     type=command_line.parse_image_size,
     metavar='N|HxW',
-    help='resize the positions to it',
+    help='resize position embeddings to it',
   )
   parser.add_argument(
-    '--num_classes', type=int, metavar='N', help='a new head of zeros; 0: none, for features'
+    '--num_classes',
+    type=int,
+    metavar='N',
+    help='zero-initialized new head; 0: no head, for features',
   )
-  parser.add_argument('--keep_pre_logits', action='store_true', help='under a new head, too')
   parser.add_argument(
-    '--labels', metavar='FILE', help='names of the classes, a line each, to go along'
+    '--keep_pre_logits', action='store_true', help='keep that layer under a new head'
   )
+  parser.add_argument('--labels', metavar='FILE', help='text file of class names, one a line')
   parser.add_argument(
     '--position_resize', default='corners', help='corners (as released) or half_pixel'
   )
-  parser.add_argument('--num_heads', type=int, help='for PyTorch files that do not tell it')
-  parser.add_argument('--gelu', help='tanh or exact, for PyTorch files that do not tell it')
+  parser.add_argument('--num_heads', type=int, help='for PyTorch files that do not store it')
+  parser.add_argument('--gelu', help='tanh or exact, for PyTorch files that do not store it')
   args = parser.parse_args()
   layout = args.layout or layout_of(args.target)
   vit = load(

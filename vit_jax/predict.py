@@ -1,4 +1,4 @@
-"""Names what is in images: `python -m vit_jax.predict --model=M IMAGE…`."""
+"""Classifies images: `python -m vit_jax.predict --model=M IMAGE…`."""
 
 import itertools
 import json
@@ -17,20 +17,24 @@ from vit_jax.errors import UserError
 
 
 def find_images(arguments: Iterable[str]) -> Iterator[epath.Path]:
-  """The files that the arguments name; of a folder, all images in it."""
+  """Yields the files among the arguments, and all images of the folders among them.
+
+  Raises:
+    UserError: for a folder without images.
+  """
   for argument in arguments:
     path = epath.Path(argument).expanduser()
     if path.is_dir():
       files = image_files(path)
       if not files:
-        raise UserError(f'{path} holds no image ({", ".join(SUFFIXES)}).')
+        raise UserError(f'{path} has no images ({", ".join(SUFFIXES)}).')
       yield from (path / file for file in files)
     else:
       yield path
 
 
 def read_image(vit: Classifier, path: epath.Path) -> np.ndarray | UserError:
-  """The preprocessed image, or why there is none."""
+  """The preprocessed image, or the error if it cannot be read."""
   try:
     return vit.preprocess(path.read_bytes(), str(path))
   except OSError as error:
@@ -42,21 +46,24 @@ def read_image(vit: Classifier, path: epath.Path) -> np.ndarray | UserError:
 def predict(
   vit: Classifier, paths: Iterable[epath.Path], top_k: int, batch_size: int = 32
 ) -> Iterator[tuple[epath.Path, list[dict[str, Any]] | UserError]]:
-  """Yields, for each file, its top classes with probabilities, or why it cannot be read."""
+  """Yields each path with its `top_classes`, or with the error if it cannot be read."""
   paths = iter(paths)
   while chunk := list(itertools.islice(paths, batch_size)):
     images = [read_image(vit, path) for path in chunk]
-    good = [image for image in images if isinstance(image, np.ndarray)]
-    padding = [np.zeros((*vit.image_size, vit.channels), np.float32)] * (batch_size - len(good))
-    if len(chunk) < batch_size:  # a short list is not worth a batch of the full size
+    readable = [image for image in images if isinstance(image, np.ndarray)]
+    padding = [np.zeros((*vit.image_size, vit.channels), np.float32)]
+    padding *= batch_size - len(readable)
+    if len(chunk) < batch_size:  # only the last chunk, for which compiling again is cheaper
       padding = []
-    rows = iter(np.asarray(vit.probabilities(np.stack(good + padding)))) if good else iter(())
+    rows = iter(())
+    if readable:
+      rows = iter(np.asarray(vit.probabilities(np.stack(readable + padding))))
     for path, image in zip(chunk, images, strict=True):
-      yield path, image if isinstance(image, UserError) else top(vit, next(rows), top_k)
+      yield path, image if isinstance(image, UserError) else top_classes(vit, next(rows), top_k)
 
 
-def top(vit: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, Any]]:
-  """The `k` likeliest classes of one image, the likeliest first."""
+def top_classes(vit: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, Any]]:
+  """The `k` most probable classes of one image, most probable first."""
   return [
     {
       'label': vit.labels[i] if vit.labels else f'class {i}',
@@ -70,16 +77,16 @@ def top(vit: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, An
 def main() -> None:
   parser = command_line.Parser('vit_jax.predict', description=__doc__)
   parser.add_argument('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
-  parser.add_argument('--model', required=True, help='a file, folder, workdir or released name')
-  parser.add_argument('--top_k', type=int, default=5, help='how many classes to name')
-  parser.add_argument('--json', action='store_true', help='print one JSON object an image')
+  parser.add_argument('--model', required=True, help='a file, folder, workdir or published name')
+  parser.add_argument('--top_k', type=int, default=5, help='classes to print for each image')
+  parser.add_argument('--json', action='store_true', help='print one JSON object for each image')
   args = parser.parse_args()
   if args.top_k < 1:
-    raise UserError(f'--top_k is {args.top_k}; it counts from 1.')
+    raise UserError(f'--top_k is {args.top_k}; it must be positive.')
   vit = load(args.model)
   command_line.print_report(vit.report)
   if not vit.model.num_classes:
-    raise UserError(f'{args.model} has no head, so there are no classes to predict.')
+    raise UserError(f'{args.model} has no head; name a model with classes.')
   failed = 0
   for path, classes in predict(vit, find_images(args.images), args.top_k):
     if isinstance(classes, UserError):

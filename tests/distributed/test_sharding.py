@@ -182,7 +182,7 @@ def test_parameters_are_read_into_their_shards():
   mesh = make_mesh(2, 2, 2)
   tree = {'MlpBlock_0': {'Dense_0': {'kernel': RNG.normal(size=(64, 256)).astype(np.float32)}}}
   shardings = sharding.state_shardings(tree, mesh)
-  tensors = {name: Tensor.of(x) for name, x in released.flatten(tree).items()}
+  tensors = {name: Tensor.from_array(x) for name, x in released.flatten(tree).items()}
   placed = adapt.read_params(tensors, 'x.npz', shardings)
   jax.tree.map(np.testing.assert_array_equal, placed, tree)
   assert jax.tree.map(lambda x: x.sharding, placed) == shardings

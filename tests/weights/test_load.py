@@ -1,4 +1,4 @@
-"""Released checkpoints: golden logits, resizing, the layout on disk, damaged files, `load`."""
+"""Loading released weights: golden logits, resizing, the layout on disk, damaged files."""
 
 import dataclasses
 import io
@@ -13,11 +13,11 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN
-from vit_jax.classifier import load_params
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights import adapt
+from vit_jax.weights.initialize import load_params
 from vit_jax.weights.layouts import released
 
 ARCHITECTURES = {
@@ -66,9 +66,9 @@ def test_architecture_is_read_off_the_tensors(name):
 @pytest.mark.parametrize(('old', 'new'), [(14, 24), (16, 37), (24, 14), (7, 12)])
 def test_golden_resized_position_embeddings(old, new):
   expected = np.load(GOLDEN / f'posemb_{old}_to_{new}.npz')
-  found = adapt.resize_position_embedding(expected['old'], (old, old), (new, new))
-  assert found.dtype == np.float32
-  np.testing.assert_allclose(found, expected['new'], atol=1e-5)
+  resized = adapt.resize_position_embedding(expected['old'], (old, old), (new, new))
+  assert resized.dtype == np.float32
+  np.testing.assert_allclose(resized, expected['new'], atol=1e-5)
 
 
 def test_resizing_to_a_rectangle_aligns_corners_and_is_linear():
@@ -100,7 +100,7 @@ def test_load_resizes_to_a_rectangle(golden):
 
 
 @pytest.mark.parametrize('size', [63, (64, 40), 8])
-def test_sizes_that_patches_do_not_tile(size):
+def test_sizes_that_patches_do_not_tile_are_refused(size):
   with pytest.raises(UserError, match='do not tile'):
     vit_jax.load(GOLDEN / 'vit_gap.npz', image_size=size)
 
@@ -117,7 +117,7 @@ def test_round_trip_is_bit_exact_and_published_on_disk(golden, tensors, tmp_path
 
 
 @pytest.mark.parametrize('pool', ['token', 'gap', 'map'])
-def test_any_model_is_written_and_read_back(pool, tmp_path):
+def test_any_model_survives_a_round_trip(pool, tmp_path):
   model = VisionTransformer(4, 16, 2, 24, 2, num_classes=3, pool=pool)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
@@ -130,7 +130,7 @@ def test_any_model_is_written_and_read_back(pool, tmp_path):
   assert_same_tree(vit.params, params)
 
 
-def test_parameters_carry_the_names_of_current_linen(golden):
+def test_parameters_have_the_names_of_current_linen(golden):
   block = golden.params['Transformer']['encoderblock_0']
   names = {'LayerNorm_0', 'LayerNorm_1', 'MlpBlock_0', 'MultiHeadDotProductAttention_0'}
   assert set(block) == names
@@ -145,7 +145,7 @@ def test_a_new_head_is_zero_and_drops_pre_logits(golden):
   assert_same_tree(vit.params['Transformer'], golden.params['Transformer'])
 
 
-def test_no_head_gives_the_features_below_it(golden):
+def test_without_a_head_features_are_returned(golden):
   images = np.load(GOLDEN / 'vit_token_prelogits_expected.npz')['images']
   vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', num_classes=0)
   head = jax.device_get(golden.params['head'])
@@ -157,15 +157,15 @@ def test_no_head_gives_the_features_below_it(golden):
 @pytest.mark.parametrize(
   ('name', 'channels'), [('vit_gap', 1), ('vit_gap', 6), ('hybrid_stem', 6), ('bit_resnet', 6)]
 )
-def test_weights_of_color_images_serve_other_numbers_of_channels(name, channels, tmp_path):
+def test_weights_are_adapted_to_other_numbers_of_channels(name, channels, tmp_path):
   vit = vit_jax.load(GOLDEN / f'{name}.npz')
-  params, report = load_params(GOLDEN / f'{name}.npz', vit.model, vit.image_size, channels=channels)
+  params, report = load_params(GOLDEN / f'{name}.npz', vit.model, (*vit.image_size, channels))
   assert f'for {channels} channels' in str(report.resized)
   gray = np.random.default_rng(0).uniform(-1, 1, (2, *vit.image_size, 1)).astype(np.float32)
   params['head'] = vit.params['head']
   other = dataclasses.replace(vit, params=params)
   assert other.channels == channels
-  # The same in every channel, an image gives what it gave.
+  # An image that is the same in every channel gives the same logits as before.
   expected = vit(np.repeat(gray, 3, axis=-1))
   np.testing.assert_allclose(other(np.repeat(gray, channels, axis=-1)), expected, atol=1e-4)
   other.save(tmp_path / 'x.npz')
@@ -173,6 +173,15 @@ def test_weights_of_color_images_serve_other_numbers_of_channels(name, channels,
   assert again.channels == channels
   pixels = again.preprocess(np.zeros((20, 20, channels), np.uint8))
   assert pixels.shape == (*vit.image_size, channels)
+
+
+def test_channels_and_image_size_are_adapted_together():
+  model = vit_jax.load(GOLDEN / 'vit_gap.npz').model
+  params, report = load_params(GOLDEN / 'vit_gap.npz', model, (96, 32, 1))
+  expected, _ = load_params(GOLDEN / 'vit_gap.npz', model, (64, 64, 1))
+  assert len(report.resized) == 2
+  assert_same_tree(params['embedding'], expected['embedding'])
+  assert params['Transformer']['posembed_input']['pos_embedding'].shape == (1, 6 * 2, 48)
 
 
 class Bomb:
@@ -233,7 +242,7 @@ DAMAGED = {
   'truncated': (truncate, 'truncated'),
   'a flipped byte': (damage, 'damaged'),
   'a single array': (save_one_array, 'single array'),
-  'unknown compression': (patch_directory(10, 99), 'unknown way'),
+  'unknown compression': (patch_directory(10, 99), 'not supported'),
   'an encrypted zip': (patch_directory(8, 1), 'encrypted'),
   'a zip of other files': (
     lambda path, tensors: zipfile.ZipFile(path, 'w').close(),
@@ -256,7 +265,7 @@ DAMAGED = {
   'flat query': (change(QUERY, np.ravel), 'shapes'),
   'NaN': (change(QUERY, lambda x: np.where(x > 0.05, np.nan, x)), 'finite'),
   'integers': (change('head/bias', lambda x: x.astype(int)), 'head/bias'),
-  'no square': (change(POSITIONS, lambda x: x[:, :15]), 'no square'),
+  'not a square': (change(POSITIONS, lambda x: x[:, :15]), 'not a square'),
 }
 
 
@@ -288,10 +297,10 @@ def test_folder_round_trip(labels, golden, tmp_path):
   saved.save(tmp_path / 'model', 'model')
   saved.save(tmp_path / 'model', 'model')  # again, in its place
   for source in (tmp_path / 'model', tmp_path, tmp_path / 'model' / 'params.npz'):
-    found = vit_jax.load(source)
-    assert found.image_size == (32, 96)
-    assert (found.labels, found.crop_fraction, found.loss) == (labels, 0.75, 'sigmoid')
-    assert_same_tree(found.params, vit.params)
+    loaded = vit_jax.load(source)
+    assert loaded.image_size == (32, 96)
+    assert (loaded.labels, loaded.crop_fraction, loaded.loss) == (labels, 0.75, 'sigmoid')
+    assert_same_tree(loaded.params, vit.params)
   names = {'params.npz', 'config.json'} | ({'labels.txt'} if labels else set())
   assert {path.name for path in (tmp_path / 'model').iterdir()} == names
   assert [path.name for path in tmp_path.iterdir()] == ['model']
@@ -302,16 +311,16 @@ def test_a_non_square_model_can_be_resized_again_and_given_a_new_head(golden, tm
   vit_jax.Classifier(vit.model, vit.params, (32, 96), list('abcdefg')).save(
     tmp_path / 'model', 'model'
   )
-  found = vit_jax.load(tmp_path / 'model', image_size=(64, 48), num_classes=3)
-  positions = found.params['Transformer']['posembed_input']['pos_embedding']
+  loaded = vit_jax.load(tmp_path / 'model', image_size=(64, 48), num_classes=3)
+  positions = loaded.params['Transformer']['posembed_input']['pos_embedding']
   old = vit.params['Transformer']['posembed_input']['pos_embedding']
   np.testing.assert_array_equal(positions, adapt.resize_position_embedding(old, (2, 6), (4, 3)))
-  assert found.labels is None  # they name the classes of the old head
+  assert loaded.labels is None  # they name the classes of the old head
 
 
-def test_weights_to_start_training_from(golden):
+def test_initial_weights_for_training(golden):
   model = golden.model.clone(num_classes=4, pre_logits=0, dropout_rate=0.1)
-  params, _ = load_params(GOLDEN / 'vit_token_prelogits.npz', model, (32, 96))
+  params, _ = load_params(GOLDEN / 'vit_token_prelogits.npz', model, (32, 96, 3))
   expected = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', (32, 96), num_classes=4)
   assert_same_tree(params, expected.params)
 
@@ -319,14 +328,14 @@ def test_weights_to_start_training_from(golden):
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'width': 64}, 'width is 48 there, 64 in config.model'),
-    ({'depth': 3, 'pool': 'gap'}, 'depth is 2 there, 3 .*; pool is token there, gap'),
+    ({'width': 64}, 'width is 48 in the file, 64 in the config'),
+    ({'depth': 3, 'pool': 'gap'}, 'depth is 2 in the file, 3 .*; pool is token in the file, gap'),
   ],
 )
-def test_weights_of_another_architecture(fields, message, golden):
+def test_weights_of_another_architecture_are_refused(fields, message, golden):
   model = golden.model.clone(**fields)
   with pytest.raises(UserError, match=message):
-    load_params(GOLDEN / 'vit_token_prelogits.npz', model, (64, 64))
+    load_params(GOLDEN / 'vit_token_prelogits.npz', model, (64, 64, 3))
 
 
 @pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
@@ -337,8 +346,8 @@ def test_probabilities(loss, golden):
     'softmax': np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True),
     'sigmoid': 1 / (1 + np.exp(-logits)),
   }[loss]
-  found = dataclasses.replace(golden, loss=loss).probabilities(images)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  probabilities = dataclasses.replace(golden, loss=loss).probabilities(images)
+  np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
 
 
 def test_a_folder_with_other_files_is_not_overwritten(golden, tmp_path):
@@ -349,13 +358,13 @@ def test_a_folder_with_other_files_is_not_overwritten(golden, tmp_path):
   assert not list(tmp_path.parent.glob('*.part'))
 
 
-def test_a_folder_without_a_model(tmp_path):
-  with pytest.raises(UserError, match='holds no model'):
+def test_a_folder_without_a_model_is_refused(tmp_path):
+  with pytest.raises(UserError, match='has no model'):
     vit_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"image_size": 64}', '{"crop_fraction": 1.0}'])
-def test_a_damaged_config_json(content, golden, tmp_path):
+def test_a_damaged_config_json_is_refused(content, golden, tmp_path):
   golden.save(tmp_path / 'model', 'model')
   (tmp_path / 'model' / 'config.json').write_text(content)
   with pytest.raises(UserError, match='model'):
@@ -373,13 +382,13 @@ def test_a_damaged_config_json(content, golden, tmp_path):
     np.zeros((1, 64, 64, 4), np.float32),
   ],
 )
-def test_images_of_another_kind_are_refused(images, golden):
+def test_images_of_another_shape_or_dtype_are_refused(images, golden):
   with pytest.raises(ValueError, match=r'\(B, 64, 64, 3\)'):
     golden(images)
 
 
 @pytest.mark.parametrize('kind', [np.float32, np.float64, jnp.float32])
-def test_float_images_are_taken(kind, golden):
+def test_float_images_of_any_precision_are_accepted(kind, golden):
   images = np.load(GOLDEN / 'vit_token_prelogits_expected.npz')['images']
   np.testing.assert_allclose(golden(kind(images)), golden(images), atol=1e-6)
 
@@ -388,10 +397,10 @@ def test_preprocess_takes_bytes_pillow_images_and_arrays(golden):
   pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
   image, file = Image.fromarray(pixels), io.BytesIO()
   image.save(file, 'PNG')
-  found = [golden.preprocess(given) for given in (file.getvalue(), image, pixels)]
-  assert (found[0].shape, found[0].dtype) == ((64, 64, 3), np.float32)
-  assert -1 <= found[0].min() < -0.3 < 0.3 < found[0].max() <= 1
-  np.testing.assert_array_equal(found[0], found[1])
-  np.testing.assert_array_equal(found[0], found[2])
+  preprocessed = [golden.preprocess(image_like) for image_like in (file.getvalue(), image, pixels)]
+  assert (preprocessed[0].shape, preprocessed[0].dtype) == ((64, 64, 3), np.float32)
+  assert -1 <= preprocessed[0].min() < -0.3 < 0.3 < preprocessed[0].max() <= 1
+  np.testing.assert_array_equal(preprocessed[0], preprocessed[1])
+  np.testing.assert_array_equal(preprocessed[0], preprocessed[2])
   white = golden.preprocess(np.full((64, 64, 3), 255, np.uint8))
   np.testing.assert_array_equal(white, np.ones((64, 64, 3)))

@@ -1,4 +1,4 @@
-"""The catalogue: its table, finding names, AugReg's index.csv, downloads from a real server."""
+"""The registry of published models: table, names, AugReg's index.csv, downloads from a server."""
 
 import base64
 import csv
@@ -18,6 +18,7 @@ import pytest
 
 from vit_jax import catalog as command
 from vit_jax.errors import UserError
+from vit_jax.files import cache_folder
 from vit_jax.weights import download, registry
 
 L_16 = 'L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0'
@@ -50,33 +51,33 @@ def cache(tmp_path, monkeypatch) -> pathlib.Path:
 def test_table_is_well_formed():
   with open(pathlib.Path(registry.__file__).with_name('registry.csv'), newline='') as file:
     names = [row['name'] for row in csv.DictReader(file)]
-  assert len(set(names)) == len(names) == len(registry.CATALOG) > 100
-  entries = list(registry.CATALOG.values())
-  assert len({entry.url for entry in entries}) == len(entries)
-  assert {entry.family for entry in entries} == set(registry.FOLDERS)
-  for name, entry in registry.CATALOG.items():
-    url = urllib.parse.urlsplit(entry.url)
-    file = name.removeprefix(f'{entry.family}/')
-    assert name == entry.name and '/' not in file
+  assert len(set(names)) == len(names) == len(registry.PUBLISHED_MODELS) > 100
+  models = list(registry.PUBLISHED_MODELS.values())
+  assert len({model.url for model in models}) == len(models)
+  assert {model.family for model in models} == set(registry.FOLDERS)
+  for name, model in registry.PUBLISHED_MODELS.items():
+    url = urllib.parse.urlsplit(model.url)
+    file = name.removeprefix(f'{model.family}/')
+    assert name == model.name and '/' not in file
     assert (url.scheme, url.netloc, url.query) == ('https', 'storage.googleapis.com', '')
-    assert urllib.parse.unquote(url.path) == f'/{registry.FOLDERS[entry.family]}/{file}.npz'
+    assert urllib.parse.unquote(url.path) == f'/{registry.FOLDERS[model.family]}/{file}.npz'
     assert urllib.parse.quote(urllib.parse.unquote(url.path)) == url.path
-    assert (entry.accuracy is None) == (entry.accuracy_source is None)
-    assert entry.accuracy is None or (70 < entry.accuracy < 90 and 'imagenet2012' in entry.data)
-    assert entry.size is None or 30 < entry.size < 4000
-    assert entry.resolution in (160, 224, 384, 480)
-    assert entry.source.split(':')[0].count('/') == 1, 'no <repository>:<file>'
+    assert (model.accuracy is None) == (model.accuracy_source is None)
+    assert model.accuracy is None or (70 < model.accuracy < 90 and 'imagenet2012' in model.data)
+    assert model.size is None or 30 < model.size < 4000
+    assert model.resolution in (160, 224, 384, 480)
+    assert model.source.split(':')[0].count('/') == 1, 'no <repository>:<file>'
 
 
-def test_published_facts():
-  entry = registry.CATALOG[f'augreg/{L_16}']
-  assert (entry.size, entry.resolution, entry.data) == (1243, 224, 'imagenet21k')
+def test_published_sizes_accuracies_and_addresses():
+  model = registry.PUBLISHED_MODELS[f'augreg/{L_16}']
+  assert (model.size, model.resolution, model.data) == (1243, 224, 'imagenet21k')
   assert registry.find('augreg/L_16-imagenet2012').accuracy == 85.59
-  assert registry.CATALOG['imagenet21k+imagenet2012/ViT-L_16-224'].accuracy == 82.7
-  assert registry.CATALOG['imagenet21k+imagenet2012/R50+ViT-B_16'].url == (
+  assert registry.PUBLISHED_MODELS['imagenet21k+imagenet2012/ViT-L_16-224'].accuracy == 82.7
+  assert registry.PUBLISHED_MODELS['imagenet21k+imagenet2012/R50+ViT-B_16'].url == (
     'https://storage.googleapis.com/vit_models/imagenet21k%2Bimagenet2012/R50%2BViT-B_16.npz'
   )
-  assert registry.CATALOG['bit/distill/R50x1_224'].url == (
+  assert registry.PUBLISHED_MODELS['bit/distill/R50x1_224'].url == (
     'https://storage.googleapis.com/bit_models/distill/R50x1_224.npz'
   )
 
@@ -96,15 +97,15 @@ def test_table_is_printed(capsys, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['catalog'])
   command.main()
   _, *lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == len(registry.CATALOG)
-  for line, name in zip(lines, registry.CATALOG, strict=True):
+  assert len(lines) == len(registry.PUBLISHED_MODELS)
+  for line, name in zip(lines, registry.PUBLISHED_MODELS, strict=True):
     assert f' {name} ' in f'{line} '
   assert any(' 1243 ' in line and line.endswith('augreg/L_16') for line in lines)
   monkeypatch.setattr(sys, 'argv', ['catalog', 'r50x1_224'])
   command.main()
   assert len(capsys.readouterr().out.splitlines()) == 2
   monkeypatch.setattr(sys, 'argv', ['catalog', 'resnet'])
-  with pytest.raises(UserError, match='No name'):
+  with pytest.raises(UserError, match='No published model'):
     command.main()
 
 
@@ -112,16 +113,16 @@ def test_table_is_printed(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['augreg/L_16', 'bit/distill/x', 'imagenet21k+imagenet2012/x'])
-def test_is_name(name):
+def test_names_are_told_from_paths(name):
   assert registry.is_name(name)
 
 
 @pytest.mark.parametrize('path', ['ViT-B_16.npz', '/augreg/L_16', 'runs/model', 'augreg', ''])
-def test_is_no_name(path):
+def test_paths_are_not_names(path):
   assert not registry.is_name(path)
 
 
-def test_an_existing_path_is_no_name(tmp_path, monkeypatch):
+def test_an_existing_path_is_not_a_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'sam').mkdir()
   (tmp_path / 'sam' / 'ViT-B_16').touch()
@@ -131,38 +132,38 @@ def test_an_existing_path_is_no_name(tmp_path, monkeypatch):
 
 def test_cache_folder(monkeypatch):
   monkeypatch.setenv('VIT_JAX_CACHE', '~/x')
-  assert str(registry.cache_folder()) == os.path.expanduser('~/x')
+  assert str(cache_folder()) == os.path.expanduser('~/x')
   monkeypatch.delenv('VIT_JAX_CACHE')
-  assert str(registry.cache_folder()) == os.path.expanduser('~/.cache/vit_jax')
+  assert str(cache_folder()) == os.path.expanduser('~/.cache/vit_jax')
   monkeypatch.setenv('VIT_JAX_CACHE', 'gs://bucket/x')
   with pytest.raises(UserError, match='VIT_JAX_CACHE is gs://bucket/x; it takes a local folder'):
-    registry.cache_folder()
+    cache_folder()
 
 
 def test_find_a_row():
-  entry = registry.CATALOG['imagenet21k/ViT-B_16']
-  assert registry.find('imagenet21k/ViT-B_16') is entry
-  assert registry.find('imagenet21k/ViT-B_16.npz') is entry
+  model = registry.PUBLISHED_MODELS['imagenet21k/ViT-B_16']
+  assert registry.find('imagenet21k/ViT-B_16') is model
+  assert registry.find('imagenet21k/ViT-B_16.npz') is model
 
 
 def test_find_an_augreg_file_that_is_not_in_the_table():
-  entry = registry.find(f'augreg/{TI_16}--cifar100-steps_10k-lr_0.01-res_384')
-  assert entry.source == 'not in table'
-  assert (entry.data, entry.resolution) == ('imagenet21k+cifar100', 384)
-  assert (entry.size, entry.accuracy) == (None, None)
-  assert entry.url.endswith(f'/augreg/{TI_16}--cifar100-steps_10k-lr_0.01-res_384.npz')
+  model = registry.find(f'augreg/{TI_16}--cifar100-steps_10k-lr_0.01-res_384')
+  assert model.source == 'not in table'
+  assert (model.data, model.resolution) == ('imagenet21k+cifar100', 384)
+  assert (model.size, model.accuracy) == (None, None)
+  assert model.url.endswith(f'/augreg/{TI_16}--cifar100-steps_10k-lr_0.01-res_384.npz')
 
 
 @pytest.mark.parametrize(
   ('name', 'close'),
   [
-    ('augreg/Ti16', 'close are augreg/Ti_16,'),
-    ('imagenet21k/ViT-B16', 'close are imagenet21k/ViT-B_16,'),
-    ('augreg/L_32', 'close are augreg/'),
-    ('sam/Ti_16-i21k-300ep', "no 'sam/Ti_16-i21k-300ep' in the catalogue"),
-    ('augreg/../Ti_16-i21k-300ep', 'in the catalogue'),
-    ('augreg/Ti_16-i21k-300ep?x', 'in the catalogue'),
-    ('', "There is no '' in the catalogue; `python -m"),
+    ('augreg/Ti16', 'similar names are augreg/Ti_16,'),
+    ('imagenet21k/ViT-B16', 'similar names are imagenet21k/ViT-B_16,'),
+    ('augreg/L_32', 'similar names are augreg/'),
+    ('sam/Ti_16-i21k-300ep', "called 'sam/Ti_16-i21k-300ep'"),
+    ('augreg/../Ti_16-i21k-300ep', "called 'augreg/../Ti_16-i21k-300ep'"),
+    ('augreg/Ti_16-i21k-300ep?x', "called 'augreg/Ti_16-i21k-300ep?x'"),
+    ('', "No published model is called ''; `python -m"),
   ],
 )
 def test_unknown_name(name, close):
@@ -186,7 +187,7 @@ def index(tmp_path) -> pathlib.Path:
     ('Ti_16', 'Ti_16-i21k-300ep-b'),
     ('Ti_16-imagenet2012', 'Ti_16-i21k-300ep-b--imagenet2012-x-res_384'),
     ('R_Ti_16', 'R_Ti_16-i21k-300ep-e'),
-    (L_16, L_16),  # A full name is no choice.
+    (L_16, L_16),  # a full name leaves no choice
   ],
 )
 def test_index_chooses(index, name, file):
@@ -225,23 +226,23 @@ def test_missing_index(tmp_path):
 
 @dataclasses.dataclass
 class Server:
-  """What the server sends, how it misbehaves, and what it was asked."""
+  """What the server sends, how it misbehaves, and which requests it received."""
 
   url: str
   content: bytes
   etag: str = '"one"'
   md5: str | None = None  # None: the right one.
   one_header: bool = False  # Both hashes in one header.
-  break_after: list[int] = dataclasses.field(default_factory=list)  # Bytes, one a request.
+  lose_after: list[int] = dataclasses.field(default_factory=list)  # Bytes, one a request.
   statuses: list[int] = dataclasses.field(default_factory=list)  # One a request.
   knows_ranges: bool = True
   knows_if_range: bool = True
   extra_length: int = 0
-  asked: list[tuple[str | None, str | None]] = dataclasses.field(default_factory=list)
+  requests: list[tuple[str | None, str | None]] = dataclasses.field(default_factory=list)
 
   def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
     wanted, condition = handler.headers['Range'], handler.headers['If-Range']
-    self.asked.append((wanted, condition))
+    self.requests.append((wanted, condition))
     if self.statuses:
       handler.send_error(self.statuses.pop(0))
       return
@@ -260,7 +261,7 @@ class Server:
     for value in [','.join(hashes)] if self.one_header else hashes:
       handler.send_header('x-goog-hash', value)
     handler.end_headers()
-    handler.wfile.write(body[: self.break_after.pop(0)] if self.break_after else body)
+    handler.wfile.write(body[: self.lose_after.pop(0)] if self.lose_after else body)
 
 
 def npz(seed: int) -> bytes:
@@ -288,8 +289,10 @@ def server():
 
 
 @pytest.fixture
-def entry(server) -> registry.Entry:
-  return dataclasses.replace(registry.CATALOG['imagenet21k/ViT-B_16'], url=server.url, size=None)
+def model(server) -> registry.PublishedModel:
+  return dataclasses.replace(
+    registry.PUBLISHED_MODELS['imagenet21k/ViT-B_16'], url=server.url, size=None
+  )
 
 
 @pytest.fixture
@@ -297,203 +300,211 @@ def target(cache) -> pathlib.Path:
   return cache / 'imagenet21k' / 'ViT-B_16.npz'
 
 
-def parts(target: pathlib.Path) -> list[str]:
+def files_beside(target: pathlib.Path) -> list[str]:
   return sorted(path.name for path in target.parent.iterdir())
 
 
-def fails(entry: registry.Entry, target: pathlib.Path) -> str:
+def download_model(model: registry.PublishedModel, target: pathlib.Path) -> None:
+  download.download(model.url, target, name=model.name, published_mib=model.size)
+
+
+def error_of_download(model: registry.PublishedModel, target: pathlib.Path) -> str:
   """The one sentence with which the download ends."""
   with pytest.raises(UserError) as error:
-    download.download(entry, target)
+    download_model(model, target)
   assert not target.exists()
   assert '\n' not in str(error.value)
   return str(error.value)
 
 
 @pytest.mark.parametrize('one_header', [False, True])
-def test_download(server, entry, target, one_header, capsys):
+def test_download(server, model, target, one_header, capsys):
   server.one_header = one_header
-  download.download(entry, target)
+  download_model(model, target)
   assert target.read_bytes() == server.content
-  assert parts(target) == ['ViT-B_16.npz']
-  assert server.asked == [(None, None)]
+  assert files_beside(target) == ['ViT-B_16.npz']
+  assert server.requests == [(None, None)]
   assert capsys.readouterr().err == '', 'a progress bar that is on no terminal'
 
 
-def test_progress_bar_on_a_terminal(entry, target, monkeypatch):
+def test_progress_bar_on_a_terminal(model, target, monkeypatch):
   terminal = io.StringIO()
   terminal.isatty = lambda: True
   monkeypatch.setattr(sys, 'stderr', terminal)
-  download.download(entry, target)
+  download_model(model, target)
   assert 'imagenet21k/ViT-B_16' in terminal.getvalue()
   assert '/293k [' in terminal.getvalue()
 
 
-def test_fetch_downloads_once(server, entry, target, monkeypatch):
-  monkeypatch.setitem(registry.CATALOG, entry.name, entry)
-  assert pathlib.Path(registry.fetch(entry.name)) == target
+def test_fetch_downloads_once(server, model, target, monkeypatch):
+  monkeypatch.setitem(registry.PUBLISHED_MODELS, model.name, model)
+  assert pathlib.Path(registry.fetch(model.name)) == target
   assert target.read_bytes() == server.content
   monkeypatch.setattr(registry, 'download', None)
-  assert pathlib.Path(registry.fetch(entry.name)) == target
+  assert pathlib.Path(registry.fetch(model.name)) == target
 
 
-def test_a_broken_transfer_goes_on(server, entry, target):
-  server.break_after = [1000, 500]
-  download.download(entry, target)
+def test_a_lost_connection_is_resumed(server, model, target):
+  server.lose_after = [1000, 500]
+  download_model(model, target)
   assert target.read_bytes() == server.content
-  assert server.asked == [(None, None), ('bytes=999-', '"one"'), ('bytes=1498-', '"one"')]
-  assert parts(target) == ['ViT-B_16.npz']
+  assert server.requests == [(None, None), ('bytes=999-', '"one"'), ('bytes=1498-', '"one"')]
+  assert files_beside(target) == ['ViT-B_16.npz']
 
 
-def test_a_transfer_that_breaks_three_times_goes_on_in_the_next_call(server, entry, target):
-  server.break_after = [1000, 1000, 1000]
-  message = fails(entry, target)
-  assert 'it breaks off after 2,998 of ' in message
+def test_after_three_lost_connections_the_next_call_resumes(server, model, target):
+  server.lose_after = [1000, 1000, 1000]
+  message = error_of_download(model, target)
+  assert 'the connection is lost after 2,998 of ' in message
   assert f'fetch {server.url} by other means and put it at {target}.' in message
-  assert parts(target) == ['ViT-B_16.npz.part', 'ViT-B_16.npz.part.etag']
-  download.download(entry, target)
+  assert files_beside(target) == ['ViT-B_16.npz.part', 'ViT-B_16.npz.part.etag']
+  download_model(model, target)
   assert target.read_bytes() == server.content
-  assert server.asked[-1] == ('bytes=2997-', '"one"')
+  assert server.requests[-1] == ('bytes=2997-', '"one"')
 
 
-def test_a_server_without_ranges(server, entry, target):
-  server.break_after = [1000]
+def test_a_server_without_ranges(server, model, target):
+  server.lose_after = [1000]
   server.knows_ranges = False
-  download.download(entry, target)
+  download_model(model, target)
   assert target.read_bytes() == server.content
 
 
 @pytest.mark.parametrize('knows_if_range', [True, False])
-def test_a_file_that_has_changed_starts_anew(server, entry, target, knows_if_range):
-  server.break_after = [1000] * 3
-  fails(entry, target)
+def test_a_changed_file_is_downloaded_from_the_start(server, model, target, knows_if_range):
+  server.lose_after = [1000] * 3
+  error_of_download(model, target)
   server.content, server.etag, server.knows_if_range = npz(1), '"two"', knows_if_range
-  download.download(entry, target)
+  download_model(model, target)
   assert target.read_bytes() == server.content
 
 
-def test_a_weak_etag_is_good_for_no_part(server, entry, target):
+def test_a_weak_etag_is_not_resumed(server, model, target):
   server.etag = 'W/"one"'
-  server.break_after = [1000]
-  download.download(entry, target)
+  server.lose_after = [1000]
+  download_model(model, target)
   assert target.read_bytes() == server.content
-  assert server.asked == [(None, None)] * 2
+  assert server.requests == [(None, None)] * 2
 
 
-def test_a_complete_part_is_not_fetched_again(server, entry, target):
-  server.break_after = [1000] * 3
-  fails(entry, target)
-  part = target.with_name('ViT-B_16.npz.part')
-  part.write_bytes(server.content)
-  download.download(entry, target)
+def test_a_complete_partial_file_is_not_downloaded_again(server, model, target):
+  server.lose_after = [1000] * 3
+  error_of_download(model, target)
+  partial = target.with_name('ViT-B_16.npz.part')
+  partial.write_bytes(server.content)
+  download_model(model, target)
   assert target.read_bytes() == server.content
-  assert server.asked[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
+  assert server.requests[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
 
 
-def test_a_damaged_part_is_noticed(server, entry, target):
-  server.break_after = [1000] * 3
-  fails(entry, target)
+def test_a_damaged_partial_file_is_detected(server, model, target):
+  server.lose_after = [1000] * 3
+  error_of_download(model, target)
   target.with_name('ViT-B_16.npz.part').write_bytes(bytes(5000))
-  assert 'came damaged' in fails(entry, target)
-  download.download(entry, target)
+  assert 'is damaged' in error_of_download(model, target)
+  download_model(model, target)
   assert target.read_bytes() == server.content
 
 
-def test_wrong_length(server, entry, target):
+def test_wrong_length(server, model, target):
   server.extra_length = 10
   end = len(server.content)
-  assert f'it breaks off after {end:,} of {end + 10:,} bytes' in fails(entry, target)
+  assert f'the connection is lost after {end:,} of {end + 10:,} bytes' in error_of_download(
+    model, target
+  )
 
 
-def test_wrong_hash(server, entry, target):
+def test_wrong_hash(server, model, target):
   server.md5 = 'AAAAAAAAAAAAAAAAAAAAAA=='
-  message = fails(entry, target)
-  assert f'What came from {server.url} came damaged' in message
+  message = error_of_download(model, target)
+  assert f'The file downloaded from {server.url} is damaged' in message
   assert f'put the right file at {target}' in message
-  assert parts(target) == []
+  assert files_beside(target) == []
 
 
-def test_no_npz(server, entry, target):
+def test_a_file_that_is_not_an_npz_is_refused(server, model, target):
   server.content = b'<html>Please log in.</html>'
-  assert 'is no .npz file and was deleted' in fails(entry, target)
-  assert parts(target) == []
+  assert 'is not an .npz file and was deleted' in error_of_download(model, target)
+  assert files_beside(target) == []
 
 
-def test_wrong_size_is_noticed_before_the_download(server, entry, target):
-  server.break_after = [0]
-  entry = dataclasses.replace(entry, size=394)
-  assert 'has 0.3 MiB where 394 MiB were published' in fails(entry, target)
-  assert len(server.asked) == 1
-  assert parts(target) == []
-  download.download(dataclasses.replace(entry, size=2), target)  # Less than 2 MiB away.
+def test_a_wrong_size_is_detected_before_the_download(server, model, target):
+  server.lose_after = [0]
+  model = dataclasses.replace(model, size=394)
+  assert 'has 0.3 MiB instead of the published 394 MiB' in error_of_download(model, target)
+  assert len(server.requests) == 1
+  assert files_beside(target) == []
+  download_model(dataclasses.replace(model, size=2), target)  # Less than 2 MiB away.
 
 
 @pytest.mark.parametrize(('mib', 'ok'), [(1156.9, True), (1162.1, True), (1164, False)])
-def test_large_files_may_differ_by_half_a_percent(entry, mib, ok):
-  entry = dataclasses.replace(entry, size=1157)
+def test_large_files_may_differ_by_half_a_percent(model, mib, ok):
+  model = dataclasses.replace(model, size=1157)
   if ok:
-    download._check_size(entry, int(mib * 2**20))
+    download._check_size(1157, int(mib * 2**20))
   else:
     with pytest.raises(download._WrongFileError):
-      download._check_size(entry, int(mib * 2**20))
+      download._check_size(1157, int(mib * 2**20))
 
 
-def test_not_found_is_asked_for_once(server, entry, target):
+def test_a_missing_file_is_requested_once(server, model, target):
   server.statuses = [404]
-  message = fails(entry, target)
+  message = error_of_download(model, target)
   assert message == (
     f'imagenet21k/ViT-B_16 cannot be downloaded (the server answers 404 Not Found); fetch '
     f'{server.url} by other means and put it at {target}.'
   )
-  assert len(server.asked) == 1
-  assert parts(target) == []
+  assert len(server.requests) == 1
+  assert files_beside(target) == []
 
 
-def test_a_busy_server_is_asked_three_times(server, entry, target):
+def test_a_busy_server_is_requested_three_times(server, model, target):
   server.statuses = [503] * 3
-  assert '503 Service Unavailable' in fails(entry, target)
+  assert '503 Service Unavailable' in error_of_download(model, target)
   server.statuses = [503] * 2
-  download.download(entry, target)
+  download_model(model, target)
   assert target.read_bytes() == server.content
-  assert len(server.asked) == 6
+  assert len(server.requests) == 6
 
 
-def test_no_connection(server, entry, target):
+def test_no_connection(server, model, target):
   with http.server.HTTPServer(('127.0.0.1', 0), None) as listener:
     port = listener.server_port
-  message = fails(dataclasses.replace(entry, url=f'http://127.0.0.1:{port}/x.npz'), target)
+  message = error_of_download(
+    dataclasses.replace(model, url=f'http://127.0.0.1:{port}/x.npz'), target
+  )
   assert 'Connection refused' in message
   assert f'fetch http://127.0.0.1:{port}/x.npz by other means and put it at {target}.' in message
-  assert parts(target) == []
+  assert files_beside(target) == []
 
 
-def test_a_cache_that_cannot_be_written(entry, target):
+def test_a_cache_that_cannot_be_written(model, target):
   target.parent.parent.mkdir()
   target.parent.write_text('a file')
-  message = fails(entry, target)
+  message = error_of_download(model, target)
   assert f'cannot be written to {target.parent} (' in message
   assert 'set VIT_JAX_CACHE to another folder' in message
 
 
-def test_a_full_disk(server, entry, target, monkeypatch):
+def test_a_full_disk(server, model, target, monkeypatch):
   def full(_):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with monkeypatch.context() as patch:
     patch.setattr(os, 'fsync', full)
-    assert 'No space left on device' in fails(entry, target)
-  download.download(entry, target)
+    assert 'No space left on device' in error_of_download(model, target)
+  download_model(model, target)
   assert target.read_bytes() == server.content
-  assert server.asked[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
+  assert server.requests[-1] == (f'bytes={len(server.content) - 1}-', '"one"')
 
 
 @pytest.mark.skipif(download.fcntl is None, reason='no flock on this system')
-def test_four_at_once_download_once(server, entry, target):
-  threads = [threading.Thread(target=download.download, args=(entry, target)) for _ in range(4)]
+def test_four_at_once_download_once(server, model, target):
+  threads = [threading.Thread(target=download_model, args=(model, target)) for _ in range(4)]
   for thread in threads:
     thread.start()
   for thread in threads:
     thread.join()
   assert target.read_bytes() == server.content
-  assert parts(target) == ['ViT-B_16.npz']
-  assert len(server.asked) == 1
+  assert files_beside(target) == ['ViT-B_16.npz']
+  assert len(server.requests) == 1

@@ -47,7 +47,7 @@ def inspect_data(config: DataConfig, train: Source, test: Source) -> str:
   if not folders:
     return '\n'.join(notes)
   with tqdm.tqdm(total=size, unit=' images', desc='checking', leave=False, disable=None) as bar:
-    card = cards.inspect(folders, tell=bar.update)
+    card = cards.inspect(folders, bar.update)
   for split, statistics in card.splits.items():
     _check_unreadable(config, split, statistics, folders[split].size)
   return '\n'.join((cards.summary(card), *notes))

@@ -1,66 +1,63 @@
-"""From the tensors of a checkpoint to the parameters of a model (Section 3.2 of the paper).
-
-Position embeddings are resized, the head is swapped, and what happened is reported.
-"""
+"""Adapts the tensors of a file to a model: position embeddings, head, channels (Section 3.2)."""
 
 import concurrent.futures
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from vit_jax.config import choices
+from vit_jax.config.schema import PositionResize
 from vit_jax.errors import UserError
+from vit_jax.hardware import num_cores
 from vit_jax.models import build
+from vit_jax.text import plural
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts.released import POSITIONS, flatten, unflatten
 
-RESIZE_METHODS = ('corners', 'half_pixel')
-_READERS = 4
+_READERS = 4  # threads
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-  """What became of the tensors of a checkpoint; `str()` of it is a table.
+class LoadReport:
+  """What happened to each tensor of a file; `str()` of it is a table.
 
   Attributes:
-    source, layout: where they come from, and how they were laid out.
-    taken: names of tensors that were taken as they are.
-    resized, reinitialised, ignored: lines of text, a tensor each.
-    notes: what else a reader should know.
+    source, layout: name and layout of the file.
+    taken: names of the tensors that were loaded unchanged.
+    resized, reinitialized, ignored: lines of text, one for each tensor.
+    notes: other changes.
   """
 
   source: str
   layout: str
   taken: tuple[str, ...]
   resized: tuple[str, ...] = ()
-  reinitialised: tuple[str, ...] = ()
+  reinitialized: tuple[str, ...] = ()
   ignored: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
 
   @property
   def is_plain(self) -> bool:
-    """Whether all there was was taken as it is."""
-    return not (self.resized or self.reinitialised or self.ignored or self.notes)
+    """Whether all tensors of the file were loaded unchanged."""
+    return not (self.resized or self.reinitialized or self.ignored or self.notes)
 
   def __str__(self) -> str:
-    lines = [f'{self.source} ({self.layout})']
-    for title, names in (
-      ('taken', self.taken),
+    lines = [f'{self.source} ({self.layout})', f'  {"taken":<15}{len(self.taken):>5}']
+    for title, tensors in (
       ('resized', self.resized),
-      ('re-initialised', self.reinitialised),
+      ('re-initialized', self.reinitialized),
       ('ignored', self.ignored),
     ):
-      few = names if title != 'taken' else ()
-      text = '; '.join(few[:4]) + (f'; and {len(few) - 4} more' if len(few) > 4 else '')
-      lines.append(f'  {title:<15}{len(names):>5}  {text}'.rstrip())
+      text = '; '.join(tensors[:4]) + (f'; and {len(tensors) - 4} more' if tensors[4:] else '')
+      lines.append(f'  {title:<15}{len(tensors):>5}  {text}'.rstrip())
     return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
 
 
 def _interpolation(old: int, new: int, method: str) -> np.ndarray:
-  """(new, old) weights of linear interpolation."""
+  """The (new, old) matrix of linear interpolation."""
   if method == 'corners':
     position = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
   else:
@@ -78,14 +75,14 @@ def resize_position_embedding(
   new_grid: tuple[int, int],
   method: str = 'corners',
 ) -> np.ndarray:
-  """Bilinear interpolation of the grid (Section 3.2).
+  """Resizes position embeddings by bilinear interpolation of their grid (Section 3.2).
 
   Args:
     embedding: (1, N, D), or (1, N + 1, D) with an entry for the class token, which is kept.
     old_grid, new_grid: (rows, columns) of patches.
-    method: 'corners' keeps the corner entries in the corners, as the released code does
-      (`scipy.ndimage.zoom`); 'half_pixel' keeps the centres of patches in place, without
-      antialiasing, as `jax.image.resize` and PyTorch do.
+    method: 'corners' aligns the corner entries, as the released code does
+      (`scipy.ndimage.zoom`); 'half_pixel' aligns the centres of patches, without antialiasing,
+      as `jax.image.resize` and PyTorch do.
 
   Returns:
     (1, N', D) or (1, N' + 1, D) in the same dtype.
@@ -100,11 +97,11 @@ def resize_position_embedding(
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-  """The first layer's kernel (h, w, C, D) for images with another number of channels.
+  """Adapts the first layer's kernel (h, w, C, D) to images with another number of channels.
 
-  For one channel the sum over the old ones, so that a gray image gives what it gave as RGB
-  (nearly, where a ResNet standardizes its weights); else the old ones in turn, scaled so that the
-  response keeps its size.
+  One channel gets the sum over the old ones, so that a gray image gives the same output as its
+  RGB copy (nearly, where a ResNet standardizes its weights). Otherwise the old channels are
+  repeated in turn and scaled, so that the response keeps its size.
   """
   old = kernel.shape[2]
   if channels == 1:
@@ -124,85 +121,111 @@ def adapt_params(
   layout: str,
   ignored: tuple[str, ...] = (),
   notes: tuple[str, ...] = (),
-) -> tuple[dict[str, Tensor], Report]:
-  """Makes the tensors of a checkpoint those of a model, without reading them yet.
+) -> tuple[dict[str, Tensor], LoadReport]:
+  """Adapts the tensors of a file to a model, without reading them yet.
 
   Args:
-    tensors: {linen name: tensor} of the checkpoint.
-    abstract: the model's tree of `ShapeDtypeStruct`s.
-    old_grid, new_grid: patches of the checkpoint's and of the model's images, (rows, columns);
-      None for models without position embeddings.
-    new_head: drop the checkpoint's head for a zero-initialised one; a `pre_logits` layer that
-      the model does not have is then dropped, too.
-    resize: how position embeddings are resized, one of RESIZE_METHODS.
+    tensors: {linen name: tensor} of the file.
+    abstract: the model's parameter tree of `ShapeDtypeStruct`s.
+    old_grid, new_grid: patches of the images of the file and of the model, (rows, columns); None
+      for models without position embeddings.
+    new_head: replace the head by a zero-initialized one; a `pre_logits` layer that the model does
+      not have is then dropped too.
+    resize: how position embeddings are resized: 'corners' or 'half_pixel'.
     source, layout: for the report and for error messages.
-    ignored, notes: of what was done before.
+    ignored, notes: for the report, from earlier steps.
 
   Returns:
-    {linen name: tensor}, one for each parameter of the model, and what happened.
+    {linen name: tensor}, one for each parameter of the model, and a report.
 
   Raises:
     UserError: naming the first tensors that differ.
   """
-  if resize not in RESIZE_METHODS:
-    raise UserError(f'position_resize is {resize!r}; choose one of {", ".join(RESIZE_METHODS)}.')
-  tensors, wanted = dict(tensors), flatten(abstract)
-  dropped, fresh, resized = [], [], []
+  methods = choices(PositionResize)
+  if resize not in methods:
+    raise UserError(f'position_resize is {resize!r}; choose one of {", ".join(methods)}.')
+  params = flatten(abstract)
+  adapted, dropped, reinitialized = dict(tensors), [], []
   if new_head:
-    heads = [name for name in tensors if name.startswith('head/')]
-    if 'pre_logits/kernel' not in wanted:
-      heads += [name for name in tensors if name.startswith('pre_logits/')]
-    dropped = [f'{name} {tensors.pop(name).shape}' for name in heads]
-    for name, leaf in wanted.items():
-      if name.startswith('head/'):
-        tensors[name] = Tensor.of(np.broadcast_to(np.float32(0), leaf.shape))
-        fresh.append(f'{name} {leaf.shape} = 0')
-  kernel = build.input_kernel(wanted)
-  if kernel in tensors and tensors[kernel].shape[2:3] != wanted[kernel].shape[2:3]:
-    old, new = tensors[kernel], wanted[kernel].shape
-    tensors[kernel] = old.map(
-      (*old.shape[:2], new[2], *old.shape[3:]), lambda x: adapt_channels(_float32(x), new[2])
-    )
-    resized.append(f'{kernel} {old.shape} -> {new}, for {new[2]} channels')
-  if old_grid != new_grid and POSITIONS in tensors:
-    old, new = tensors[POSITIONS], wanted[POSITIONS].shape
-    tensors[POSITIONS] = old.map(
+    adapted, dropped, reinitialized = _replace_head(adapted, params)
+  resized = {}
+  kernel = build.input_kernel(params)
+  if kernel in adapted and adapted[kernel].shape[2:3] != params[kernel].shape[2:3]:
+    old, new = adapted[kernel], params[kernel].shape
+    adapted[kernel] = _with_channels(old, new[2])
+    resized[kernel] = f'{kernel} {old.shape} -> {new}, for {new[2]} channels'
+  if POSITIONS in adapted and old_grid and new_grid and old_grid != new_grid:
+    old, new = adapted[POSITIONS], params[POSITIONS].shape
+    adapted[POSITIONS] = old.map(
       new, lambda x: resize_position_embedding(_float32(x), old_grid, new_grid, resize)
     )
-    resized.append(f'{POSITIONS} {old.shape} -> {new}, {resize}')
-  _check_same(tensors, wanted, source)
-  changed = set(name for name in wanted if name.startswith('head/')) if new_head else set()
-  changed |= {name for name in wanted if any(line.startswith(f'{name} ') for line in resized)}
-  kinds = sorted({str(tensor.dtype) for tensor in tensors.values()} - {'float32'})
-  report = Report(
+    resized[POSITIONS] = f'{POSITIONS} {old.shape} -> {new}, {resize}'
+  _check_same_shapes(adapted, params, source)
+  unchanged = params.keys() - resized.keys()
+  if new_head:
+    unchanged = {name for name in unchanged if not name.startswith('head/')}
+  dtypes = sorted({str(tensor.dtype) for tensor in adapted.values()} - {'float32'})
+  report = LoadReport(
     source,
     layout,
-    taken=tuple(sorted(wanted.keys() - changed)),
-    resized=tuple(resized),
-    reinitialised=tuple(fresh),
+    taken=tuple(sorted(unchanged)),
+    resized=tuple(resized.values()),
+    reinitialized=tuple(reinitialized),
     ignored=(*dropped, *ignored),
-    notes=(*notes, *(f'{kind} weights became float32' for kind in kinds)),
+    notes=(*notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
   )
-  return tensors, report
+  return adapted, report
 
 
-def _check_same(tensors: Mapping[str, Tensor], wanted: Mapping[str, Any], source: str) -> None:
+def _with_channels(kernel: Tensor, channels: int) -> Tensor:
+  shape = (*kernel.shape[:2], channels, *kernel.shape[3:])
+  return kernel.map(shape, lambda x: adapt_channels(_float32(x), channels))
+
+
+def _replace_head(
+  tensors: Mapping[str, Tensor], params: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+  """The tensors with a head of zeros, and lines for the dropped and the new ones."""
+  prefixes = ('head/',) if 'pre_logits/kernel' in params else ('head/', 'pre_logits/')
+  replaced = {name: x for name, x in tensors.items() if not name.startswith(prefixes)}
+  # The head first, as in the report.
+  dropped = [
+    f'{name} {tensor.shape}'
+    for prefix in prefixes
+    for name, tensor in tensors.items()
+    if name.startswith(prefix)
+  ]
+  reinitialized = []
+  for name, leaf in params.items():
+    if name.startswith('head/'):
+      replaced[name] = Tensor.from_array(np.broadcast_to(np.float32(0), leaf.shape))
+      reinitialized.append(f'{name} {leaf.shape} = 0')
+  return replaced, dropped, reinitialized
+
+
+def _check_same_shapes(
+  tensors: Mapping[str, Tensor], params: Mapping[str, Any], source: str
+) -> None:
+  """Raises `UserError` unless the tensors are float parameters of the same names and shapes."""
+
   def shape(tree: Mapping[str, Any], name: str) -> str:
     return str(tuple(tree[name].shape)) if name in tree else 'missing'
 
   differing = [
-    f'{name} (file: {shape(tensors, name)}, model: {shape(wanted, name)})'
-    for name in sorted(tensors.keys() | wanted.keys())
-    if shape(tensors, name) != shape(wanted, name)
+    f'{name} (file: {shape(tensors, name)}, model: {shape(params, name)})'
+    for name in sorted(tensors.keys() | params.keys())
+    if shape(tensors, name) != shape(params, name)
   ]
   if differing:
     raise UserError(
-      f'{source} does not fit the model in {len(differing)} tensors: '
+      f'{source} does not match the model in {plural(len(differing), "tensor")}: '
       f'{"; ".join(differing[:3])}{"; …" if len(differing) > 3 else "."}'
     )
   for name, tensor in tensors.items():
     if tensor.dtype.kind != 'f' and tensor.dtype.name != 'bfloat16':
-      raise UserError(f'{source}: the tensor {name} is of type {tensor.dtype}, which is no float.')
+      raise UserError(
+        f'{source}: the tensor {name} has dtype {tensor.dtype}, which is not a float.'
+      )
 
 
 def _float32(x: np.ndarray) -> np.ndarray:
@@ -211,37 +234,36 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 def _is_finite(x: np.ndarray) -> bool:
   with np.errstate(over='ignore', invalid='ignore'):
-    return bool(np.isfinite(x.sum()) or np.isfinite(x).all())  # a sum is read once, and fast
+    return bool(np.isfinite(x.sum()) or np.isfinite(x).all())  # one fast pass, mostly
 
 
 def read_params(tensors: Mapping[str, Tensor], source: str, shardings: Any = None) -> Any:
-  """Reads the tensors to where they belong, a few at a time.
+  """Reads the tensors and puts them on their devices, a few at a time.
 
   Args:
     tensors: {linen name: tensor}.
     source: for error messages.
-    shardings: a tree of `Sharding`s; a device gets no more than its part. None: the default
-      device.
+    shardings: a tree of `Sharding`s; each device gets only its shard. None: the default device.
 
   Returns:
     The parameter tree, float32.
 
   Raises:
-    UserError: for damaged data, and for values that are no finite numbers.
+    UserError: for damaged data and for non-finite values.
   """
-  places = {} if shardings is None else flatten(shardings)
+  sharding_of = {} if shardings is None else flatten(shardings)
 
-  def place(name: str) -> jax.Array:
+  def put(name: str) -> jax.Array:
     with np.errstate(over='ignore', invalid='ignore'):
-      x = _float32(tensors[name].read())  # a transposed view is left to JAX, which is faster
+      x = _float32(tensors[name].read())  # JAX copies a transposed view faster than NumPy
     if not _is_finite(x):
-      raise UserError(f'{source}: the tensor {name} holds values that are not finite numbers.')
-    if name in places:
-      return jax.make_array_from_callback(x.shape, places[name], lambda index: x[index])
+      raise UserError(f'{source}: the tensor {name} has non-finite values.')
+    if name in sharding_of:
+      return jax.make_array_from_callback(x.shape, sharding_of[name], lambda index: x[index])
     return jax.device_put(x)
 
-  with concurrent.futures.ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-    # Large ones first, so that the last reader is not left with one of them.
+  with concurrent.futures.ThreadPoolExecutor(min(_READERS, num_cores())) as pool:
+    # Large ones first, so that no reader ends up alone with one of them.
     order = sorted(tensors, key=lambda name: -np.prod(tensors[name].shape, dtype=float))
-    placed = dict(zip(order, pool.map(place, order), strict=True))
-  return unflatten({name: placed[name] for name in tensors})
+    arrays = dict(zip(order, pool.map(put, order), strict=True))
+  return unflatten({name: arrays[name] for name in tensors})

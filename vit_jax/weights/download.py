@@ -1,8 +1,8 @@
-"""Downloads a published file: resumed where it broke off, checked, whole or not there at all."""
+"""Downloads a file: resumed after an interruption, verified, whole or not there at all."""
 
 import base64
 import contextlib
-import functools
+import dataclasses
 import hashlib
 import http.client
 import os
@@ -12,15 +12,12 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import tqdm
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
-
-if TYPE_CHECKING:
-  from vit_jax.weights.registry import Entry
 
 try:
   import fcntl
@@ -29,82 +26,105 @@ except ImportError:  # Windows
 
 TRIES = 3
 TIMEOUT = 30.0  # seconds without a byte
-_CHUNK = 1 << 20
-_BAR = dict(unit='B', unit_scale=True, unit_divisor=1024, leave=False, disable=None)
+_CHUNK = 1 << 20  # bytes
 
 
-class _UnreachableError(Exception):
-  """The server does not give the file; the message says why."""
+class _UnavailableError(Exception):
+  """The server does not send the file; the message says why."""
 
 
-class _BrokenError(_UnreachableError):
-  """The same, and it may when asked again."""
+class _TransientError(_UnavailableError):
+  """The same, but another request may succeed."""
 
 
 class _WrongFileError(Exception):
-  """What came is not the published file; the message says why."""
+  """The downloaded file is not the published one; the message says how it differs."""
 
 
-def download(entry: 'Entry', target: epath.PathLike) -> None:
-  """Downloads a published file; `target` appears at once, when all of it is there and checked.
+@dataclasses.dataclass(frozen=True)
+class _Transfer:
+  """A published file and where it is downloaded to.
 
-  What has come so far is in `<target>.part`, which a later call goes on with unless the file on
-  the server (its ETag, in `<target>.part.etag`) has changed. While one process downloads,
-  others wait for it: the `.part` is locked (`flock`), where the system has such locks.
-  Checked are the announced length, the md5 that Google Cloud Storage announces, the published
-  size (to half a percent, at least 2 MiB: some are published as 1.13 GiB), and that it is a zip.
+  Attributes:
+    url: address of the file.
+    name: for messages and the progress bar.
+    published_mib: its published size in MiB, or None.
+    etag_path: keeps the ETag of the file that was partly downloaded.
+  """
+
+  url: str
+  name: str
+  published_mib: int | None
+  etag_path: pathlib.Path
+
+
+def download(
+  url: str, target: epath.PathLike, *, name: str, published_mib: int | None = None
+) -> None:
+  """Downloads a published .npz file; `target` appears at once, complete and verified.
+
+  A later call resumes a partial download from `<target>.part`, unless the file on the server (its
+  ETag, in `<target>.part.etag`) has changed. While one process downloads, others wait for it: the
+  `.part` is locked (`flock`), on systems that have such locks. The announced length, the md5 that
+  Google Cloud Storage announces and the published size are verified, and that it is a zip.
+
+  Args:
+    url: address of the file.
+    target: local path.
+    name: of the model, for messages and the progress bar.
+    published_mib: size in MiB; half a percent or 2 MiB may differ, because some are published
+      as 1.13 GiB. None: not published.
 
   Raises:
-    UserError: when there is no connection or no such file, when it breaks off three times, is
-      not the published one, or cannot be written.
+    UserError: when the server cannot be reached or does not have the file, when the connection is
+      lost three times, or when the file is not the published one or cannot be written.
   """
   target = pathlib.Path(target)
-  part = target.with_name(target.name + '.part')
-  etag_file = target.with_name(target.name + '.part.etag')
+  partial = target.with_name(target.name + '.part')
+  transfer = _Transfer(url, name, published_mib, target.with_name(target.name + '.part.etag'))
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(part) as file:
-      if target.exists():  # Another process was faster.
-        part.unlink()
+    with _locked(partial) as file:
+      if target.exists():  # another process was faster
+        partial.unlink()
         return
       try:
-        _check(entry, file, announced=_transfer(entry, file, etag_file))
-      except (_UnreachableError, _WrongFileError) as error:
+        _verify(transfer, file, announced=_request_with_retries(transfer, file))
+      except (_UnavailableError, _WrongFileError) as error:
         if isinstance(error, _WrongFileError) or not file.seek(0, os.SEEK_END):
-          part.unlink()
-          etag_file.unlink(missing_ok=True)
+          partial.unlink()
+          transfer.etag_path.unlink(missing_ok=True)
         raise
       os.fsync(file.fileno())
-      if fcntl is None:  # Windows renames no open file.
+      if fcntl is None:  # Windows does not rename open files
         file.close()
-      part.replace(target)
-      etag_file.unlink(missing_ok=True)
-  except _UnreachableError as error:
+      partial.replace(target)
+      transfer.etag_path.unlink(missing_ok=True)
+  except _UnavailableError as error:
     raise UserError(
-      f'{entry.name} cannot be downloaded ({error}); fetch {entry.url} by other means and put '
-      f'it at {target}.'
+      f'{name} cannot be downloaded ({error}); fetch {url} by other means and put it at {target}.'
     ) from None
   except _WrongFileError as error:
     raise UserError(
-      f'What came from {entry.url} {error} and was deleted; try again, or put the right file '
+      f'The file downloaded from {url} {error} and was deleted; try again, or put the right file '
       f'at {target}.'
     ) from None
   except OSError as error:
     raise UserError(
-      f'{entry.name} cannot be written to {target.parent} ({first_line(error)}); make room '
-      'there, or set VIT_JAX_CACHE to another folder.'
+      f'{name} cannot be written to {target.parent} ({first_line(error)}); free some space there, '
+      'or set VIT_JAX_CACHE to another folder.'
     ) from None
 
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """Opens `path` to read and append, once no other process has it open this way."""
+  """Opens `path` to read and append, once no other process holds its lock."""
   while True:
     with open(path, 'a+b') as file:
       if fcntl is not None:
-        with contextlib.suppress(OSError):  # A file system without locks.
+        with contextlib.suppress(OSError):  # a file system without locks
           fcntl.flock(file, fcntl.LOCK_EX)
-      if _is_at(path, file):  # Who had the lock before may have renamed or deleted it.
+      if _is_at(path, file):  # the previous holder of the lock may have renamed or deleted it
         yield file
         return
 
@@ -116,43 +136,53 @@ def _is_at(path: pathlib.Path, file: BinaryIO) -> bool:
     return False
 
 
-def _transfer(entry: 'Entry', file: BinaryIO, etag_file: pathlib.Path) -> str:
-  """Brings all bytes into `file`, in up to `TRIES` requests; returns the announced hashes."""
+def _request_with_retries(transfer: _Transfer, file: BinaryIO) -> str:
+  """Downloads all bytes into `file` in up to `TRIES` requests; returns the announced hashes."""
   for _ in range(TRIES - 1):
-    with contextlib.suppress(_BrokenError):
-      return _request(entry, file, etag_file)
-  return _request(entry, file, etag_file)
+    with contextlib.suppress(_TransientError):
+      return _request(transfer, file)
+  return _request(transfer, file)
 
 
-def _request(entry: 'Entry', file: BinaryIO, etag_file: pathlib.Path) -> str:
-  """Asks once for what is missing in `file` and appends it; returns the announced hashes."""
-  # The last byte is asked for again, so that there is one to ask for when all of them are there.
-  have = file.truncate(max(0, file.seek(0, os.SEEK_END) - 1))
-  etag = etag_file.read_text() if have and etag_file.exists() else ''
-  asked = {'Range': f'bytes={have}-', 'If-Range': etag} if etag else {}
+def _request(transfer: _Transfer, file: BinaryIO) -> str:
+  """Requests the rest of `file` once and appends it; returns the announced hashes."""
+  etag_path = transfer.etag_path
+  # Request the last byte again, so that the range is not empty when all of them are there.
+  start = file.truncate(max(0, file.seek(0, os.SEEK_END) - 1))
+  etag = etag_path.read_text() if start and etag_path.exists() else ''
+  range_headers = {'Range': f'bytes={start}-', 'If-Range': etag} if etag else {}
   with _network_errors():
-    request = urllib.request.Request(entry.url, headers=asked)
+    request = urllib.request.Request(transfer.url, headers=range_headers)
     response = urllib.request.urlopen(request, timeout=TIMEOUT)
   with response:
     headers = response.headers
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-      # All of it: it is the first time, or the file has changed, or the server knows no parts.
-      have = file.truncate(0)
-      strong = headers.get('ETag', '').startswith('"')  # W/"…" is good for no part.
-      etag_file.write_text(headers['ETag'] if strong else '')
-    elif headers.get('ETag') != etag or f'bytes {have}-' not in headers.get('Content-Range', ''):
+      # The whole file: the first request, a file that has changed, or a server without ranges.
+      start = file.truncate(0)
+      is_strong = headers.get('ETag', '').startswith('"')  # W/"…" does not identify bytes
+      etag_path.write_text(headers['ETag'] if is_strong else '')
+    elif headers.get('ETag') != etag or f'bytes {start}-' not in headers.get('Content-Range', ''):
       file.truncate(0)
-      raise _BrokenError('the server sends another part than the one asked for')
-    total = None if response.length is None else have + response.length
+      raise _TransientError('the server sends another range than the requested one')
+    total = None if response.length is None else start + response.length
     if total is not None:
-      _check_size(entry, total)
-    with tqdm.tqdm(desc=entry.name[:32], total=total, initial=have, **_BAR) as bar:
+      _check_size(transfer.published_mib, total)
+    with tqdm.tqdm(
+      desc=transfer.name[:32],
+      total=total,
+      initial=start,
+      unit='B',
+      unit_scale=True,
+      unit_divisor=1024,
+      leave=False,
+      disable=None,
+    ) as bar:
       while chunk := _read(response):
         file.write(chunk)
         bar.update(len(chunk))
-    have = file.seek(0, os.SEEK_END)
-    if total is not None and have != total:
-      raise _BrokenError(f'it breaks off after {have:,} of {total:,} bytes')
+    size = file.seek(0, os.SEEK_END)
+    if total is not None and size != total:
+      raise _TransientError(f'the connection is lost after {size:,} of {total:,} bytes')
     return ','.join(headers.get_all('x-goog-hash', []))
 
 
@@ -163,32 +193,35 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 @contextlib.contextmanager
 def _network_errors() -> Iterator[None]:
+  """Turns errors of the network and the server into `_UnavailableError`s."""
   try:
     yield
   except urllib.error.HTTPError as error:
     error.close()
-    kind = _BrokenError if error.code >= 500 else _UnreachableError
-    raise kind(f'the server answers {error.code} {error.reason}') from None
+    error_type = _TransientError if error.code >= 500 else _UnavailableError
+    raise error_type(f'the server answers {error.code} {error.reason}') from None
   except (OSError, http.client.HTTPException) as error:
     reason = str(getattr(error, 'reason', error)) or type(error).__name__
-    raise _BrokenError(reason) from None
+    raise _TransientError(reason) from None
 
 
-def _check_size(entry: 'Entry', size: int) -> None:
+def _check_size(published_mib: int | None, size: int) -> None:
   mib = size / 2**20
-  if entry.size is not None and abs(mib - entry.size) > max(2, 0.005 * entry.size):
-    raise _WrongFileError(f'has {mib:,.1f} MiB where {entry.size:,} MiB were published')
+  if published_mib is not None and abs(mib - published_mib) > max(2, 0.005 * published_mib):
+    raise _WrongFileError(f'has {mib:,.1f} MiB instead of the published {published_mib:,} MiB')
 
 
-def _check(entry: 'Entry', file: BinaryIO, announced: str) -> None:
+def _verify(transfer: _Transfer, file: BinaryIO, announced: str) -> None:
   """Raises unless `file` has the published size and the announced md5, and is a zip archive."""
-  _check_size(entry, file.seek(0, os.SEEK_END))
+  _check_size(transfer.published_mib, file.seek(0, os.SEEK_END))
   md5 = re.search(r'md5=([A-Za-z0-9+/=]+)', announced)
   if md5:
     file.seek(0)
-    digest = hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False))
+    digest = hashlib.md5(usedforsecurity=False)
+    while chunk := file.read(_CHUNK):
+      digest.update(chunk)
     if base64.b64encode(digest.digest()).decode() != md5[1]:
-      raise _WrongFileError('came damaged (its md5 is not the announced one)')
+      raise _WrongFileError('is damaged (its md5 is not the announced one)')
   file.seek(0)
   if file.read(4) != b'PK\x03\x04' or not zipfile.is_zipfile(file):
-    raise _WrongFileError('is no .npz file')
+    raise _WrongFileError('is not an .npz file')

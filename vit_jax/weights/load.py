@@ -1,47 +1,37 @@
-"""From whatever a user names to the tensors of a model: files, folders, runs, the catalogue."""
+"""From whatever a user names to a model and its tensors, which are not read yet."""
 
 import dataclasses
-import json
 import math
 import os
-import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from etils import epath
 
-from vit_jax.checkpoints import manager
-from vit_jax.errors import UserError, first_line
+from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.models.resnet import BiTResNet
-from vit_jax.models.variants import VARIANTS
-from vit_jax.models.vit import Numerics
+from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights import registry
-from vit_jax.weights.formats.lazy_tensor import FACTS, Tensor, TensorFile, read_text
-from vit_jax.weights.formats.tensor_file import read_tensors
-from vit_jax.weights.layouts import released, torch_format
-from vit_jax.weights.layouts.torch_names import LAYER_SCALE
+from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
+from vit_jax.weights.layouts import hugging_face, pytorch, released, timm
 from vit_jax.weights.metadata import ModelMetadata
-
-_HEADS_OF_WIDTH = {variant.width: variant.num_heads for variant in VARIANTS.values()}
-_WEIGHTS = ('params.npz', 'model/params.npz', 'model.safetensors', 'pytorch_model.bin')
+from vit_jax.weights.model_files import open_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Checkpoint:
-  """What was found: tensors that are not read yet, and the model that they are of.
+class SourceWeights:
+  """The tensors of a source, not read yet, and the model that they belong to.
 
   Attributes:
     name: of the file, for messages.
-    layout: how it was laid out, for the report.
+    layout: layout and container, for the report.
     tensors: {linen name: tensor}.
-    ignored: names in the file that are no parameters of the model.
-    notes: what was done to tensors on the way.
-    model: with all that the tensors tell.
-    grid: (rows, columns) of the position embeddings, None for a ResNet.
+    ignored: names in the file that are not parameters of the model.
+    notes: how tensors were changed.
+    model: as the tensors and the metadata determine it.
+    grid: (rows, columns) of the position embeddings; None for a ResNet.
     image_size: (height, width) in pixels.
-    about: what is said besides the tensors.
+    metadata: what the tensors do not determine.
   """
 
   name: str
@@ -52,91 +42,109 @@ class Checkpoint:
   model: build.Model
   grid: tuple[int, int] | None
   image_size: tuple[int, int]
-  about: ModelMetadata
+  metadata: ModelMetadata
 
 
-def open_checkpoint(
+def open_weights(
   source: epath.PathLike,
   image_size: tuple[int, int] | None = None,
   num_heads: int | None = None,
   gelu: str | None = None,
-) -> Checkpoint:
-  """Finds out what `source` is, and what model its tensors are of.
+) -> SourceWeights:
+  """Opens a source: detects its layout and reads the architecture off its tensors.
 
   Args:
-    source: a name of the catalogue, a file, a folder of a run or of Transformers or timm.
-    image_size: (height, width) that is wanted; tells the grid of position embeddings whose
-      number is no square.
-    num_heads, gelu: what PyTorch's files may not tell.
+    source: a published name, a file, or a folder of a run, of Transformers or of timm.
+    image_size: (height, width) to load the model for; determines the grid of position embeddings
+      whose number is not a square.
+    num_heads, gelu: for PyTorch files that do not store them.
 
   Raises:
-    UserError: for a source that is missing, damaged, or no model that is known here.
+    UserError: for a source that is missing, damaged, or not a supported model.
   """
   if registry.is_name(source):
     source = registry.fetch(str(source))
   if gelu not in (None, *build.GELUS):
     raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(build.GELUS)}.')
-  file, about = _open(_local(source))
+  file, metadata = open_path(_local_path(source))
   name = str(file.path)
-  if found := released.find_layout(file.tensors):
-    layout, prefix = found
-    tensors, ignored = released.to_linen(file.tensors, prefix, name)
-  elif found := torch_format.find_layout(file.tensors):
-    layout, prefix = found
-    if layout == 'Hugging Face' and about.image_size is None:  # there is no config.json
-      about = about.with_transformers_defaults()
-    heads = about.num_heads or num_heads or _known_heads(file.tensors, layout, name)
-    tensors, ignored = torch_format.to_linen(file.tensors, layout, prefix, heads, name)
-    tensors = about.unnormalized(tensors, name)
-  else:
-    names = ', '.join(sorted(file.tensors)[:3])
-    raise UserError(
-      f'{name} is no Vision Transformer or BiT in a layout that is known here'
-      + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
-    )
+  layout, prefix = _detect_layout(file)
+  if layout == 'Hugging Face' and metadata.image_size is None:  # there is no config.json
+    metadata = hugging_face.without_config(metadata)
+  heads = metadata.num_heads or num_heads
+  tensors, ignored, notes = _to_linen(file.tensors, layout, prefix, heads, name)
+  if metadata.has_own_normalization:
+    tensors = pytorch.fold_normalization(tensors, metadata.mean, metadata.std, name)
+    notes = (f'the normalization of pixels with mean {metadata.mean} is folded in', *notes)
   numerics = Numerics(
-    approximate_gelu=(gelu or about.gelu) == 'tanh', layer_norm_epsilon=about.layer_norm_epsilon
+    approximate_gelu=(gelu or metadata.gelu) == 'tanh',
+    layer_norm_epsilon=metadata.layer_norm_epsilon,
   )
   model = build.model_from_tensors(tensors, name, numerics)
-  about.check_classes(model.num_classes, name)
-  notes = _notes(file.tensors, about)
-  if layout in ('timm', 'big_vision') and getattr(model, 'pool', None) == 'token':
-    wanted = (about.image_size or image_size) if layout == 'timm' else None
-    tensors, note = _with_class_position(tensors, wanted and build.patch_grid(wanted, model))
-    notes += note
-  size, grid = about.image_size or image_size or (224, 224), None
-  if released.POSITIONS in tensors and not isinstance(model, BiTResNet):
-    size, grid = _grid(tensors[released.POSITIONS].shape, model, about, image_size, name)
-  text = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
-  return Checkpoint(name, text, tensors, tuple(ignored), notes, model, grid, size, about)
+  metadata.check_num_labels(model.num_classes, name)
+  size = metadata.image_size or image_size
+  if layout in ('timm', 'big_vision') and _has_class_token(model):
+    grid = build.patch_grid(size, model) if size and layout == 'timm' else None
+    tensors, padding_notes = _pad_class_position(tensors, grid)
+    notes += padding_notes
+  grid, size = None, size or (224, 224)
+  if released.POSITIONS in tensors and isinstance(model, VisionTransformer):
+    shape = tensors[released.POSITIONS].shape
+    size, grid = _position_grid(shape, model, metadata.image_size, image_size, name)
+  description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
+  return SourceWeights(name, description, tensors, ignored, notes, model, grid, size, metadata)
 
 
-def _local(source: epath.PathLike) -> epath.Path:
+def _local_path(source: epath.PathLike) -> epath.Path:
   if not os.fspath(source):
-    raise UserError('The name of the model is empty.')
+    raise UserError('The name of the model is empty; name a file, a folder or a published model.')
   if os.fspath(source).startswith(('http://', 'https://')):
-    raise UserError(f'{source} is an address; fetch it, or give its name in the catalogue.')
+    raise UserError(f'{source} is a URL; download the file, or use the name of a published model.')
   return epath.Path(source).expanduser()
 
 
-def _notes(tensors: Mapping[str, Tensor], about: ModelMetadata) -> tuple[str, ...]:
-  """What is done to the tensors of a PyTorch file."""
-  notes = []
-  if about.is_normalized:
-    notes.append(f'embedding: takes over the normalization of pixels, mean {about.mean}')
-  if any(LAYER_SCALE.search(name) for name in tensors):
-    notes.append('LayerScale went into the layers before it')
-  return tuple(notes)
+def _detect_layout(file: TensorFile) -> tuple[str, str]:
+  """(layout, prefix of all names)."""
+  for layout in (released, timm, hugging_face):
+    if match := layout.detect(file.tensors):
+      return match
+  names = ', '.join(sorted(file.tensors)[:3])
+  raise UserError(
+    f'{file.path} is not a Vision Transformer or BiT in a supported layout'
+    + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
+  )
 
 
-def _with_class_position(
+def _to_linen(
+  tensors: Mapping[str, Tensor], layout: str, prefix: str, num_heads: int | None, name: str
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+  """({linen name: tensor}, ignored names, notes)."""
+  if layout in ('timm', 'timm BiT'):
+    return timm.to_linen(tensors, layout, prefix, num_heads, name)
+  if layout == 'Hugging Face':
+    return *hugging_face.to_linen(tensors, prefix, num_heads, name), ()
+  return *released.to_linen(tensors, prefix, name), ()
+
+
+def _has_class_token(model: build.Model) -> bool:
+  return isinstance(model, VisionTransformer) and model.pool == 'token'
+
+
+def _pad_class_position(
   tensors: dict[str, Tensor], grid: tuple[int, int] | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """Gives the class token a position embedding of zeros where it joins after they are added.
+  """Adds a position embedding of zeros for the class token, where it has none.
 
-  So it does in big_vision (but for files from before 2022) and in timm's `no_embed_class`
-  models. `grid` is that of the images, where it is known; otherwise a square number of
-  entries has none for the token among them. Returns a note when it is given one.
+  In big_vision (but for files from before 2022) and in timm's `no_embed_class` models the class
+  token is concatenated after the position embeddings are added.
+
+  Args:
+    tensors: {linen name: tensor}.
+    grid: (rows, columns) of patches, where the image size is known; otherwise a square number of
+      position embeddings is taken for one without the class token.
+
+  Returns:
+    The tensors, and a note if the class token was given a position embedding.
   """
   positions = tensors.get(released.POSITIONS)
   if positions is None or len(positions.shape) != 3:
@@ -145,97 +153,22 @@ def _with_class_position(
   patches = grid and grid[0] * grid[1]
   if patches == count - 1 or not (patches == count or _is_square(count)):
     return tensors, ()
-  longer = positions.map(
+  padded = positions.map(
     (batch, count + 1, width), lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1)
   )
-  note = 'the class token had no position embedding and got zeros'
-  return {**tensors, released.POSITIONS: longer}, (note,)
+  note = 'the class token had no position embedding and was given zeros'
+  return {**tensors, released.POSITIONS: padded}, (note,)
 
 
 def _is_square(number: int) -> bool:
   return math.isqrt(number) ** 2 == number
 
 
-def _open(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
-  """The tensors that `path` means, and what is said about them in files beside."""
-  try:
-    return _open_path(path)
-  except PermissionError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-  except ImportError as error:  # such as gcsfs
-    raise UserError(f'{path} cannot be read: {first_line(error)}.') from None
-
-
-def _open_path(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
-  if not path.exists():
-    raise UserError(
-      f'There is no model at {path}; it takes a file (.npz, .safetensors), the folder of a '
-      f'run or of Transformers, or a name such as augreg/B_16.'
-    )
-  if path.is_dir():
-    index = path / 'model.safetensors.index.json'
-    if index.exists():
-      return _read_shards(index), ModelMetadata.read(path)
-    candidate = next((path / name for name in _WEIGHTS if (path / name).exists()), None)
-    if candidate is None:
-      return _open_step(path)
-    path = candidate
-  file = read_tensors(path)
-  beside = path.name in ('params.npz', 'model.safetensors', 'pytorch_model.bin')
-  if beside and (FACTS not in file.metadata or (path.parent / 'config.json').exists()):
-    return file, ModelMetadata.read(path.parent)
-  return file, ModelMetadata.from_metadata(file.metadata, str(path))
-
-
-def _open_step(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
-  step = manager.find_checkpoint(folder.resolve())  # Orbax takes no relative paths
-  if step is None:
-    raise UserError(f'{folder} holds no model: none of {", ".join(_WEIGHTS)}, no checkpoints.')
-  tensors = {name: Tensor.of(x) for name, x in manager.read_params(step).items()}
-  about = ModelMetadata.of_run(step.parent.parent.parent)
-  return TensorFile(step, 'Orbax', tensors), about
-
-
-def _read_shards(index: epath.Path) -> TensorFile:
-  """The tensors of several safetensors files, as Transformers splits large models."""
-  try:
-    files = set(json.loads(read_text(index))['weight_map'].values())
-    if not all(re.fullmatch(r'[\w.-]+\.safetensors', name) for name in files):
-      raise ValueError('names of files expected')
-    if missing := [name for name in sorted(files) if not (index.parent / name).exists()]:
-      raise UserError(f'{index} names {missing[0]}, which is not there.')
-  except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-    raise UserError(f'{index} is damaged ({first_line(error)}).') from None
-  tensors: dict[str, Tensor] = {}
-  for name in sorted(files):
-    part = read_tensors(index.parent / name)
-    if both := tensors.keys() & part.tensors.keys():
-      raise UserError(f'{part.path} holds {sorted(both)[0]}, which another file has, too.')
-    tensors |= part.tensors
-  return TensorFile(index.parent, 'safetensors', tensors)
-
-
-def _known_heads(tensors: Mapping[str, Any], layout: str, name: str) -> int | None:
-  """The heads of the published models, which all differ in width; None for a ResNet."""
-  if layout == 'timm BiT':
-    return None
-  token = next((x for n, x in tensors.items() if n.endswith(('pos_embed', 'embeddings'))), None)
-  if token is None or not token.shape:
-    raise UserError(f'{name} is no Vision Transformer: it has no position embeddings.')
-  width = token.shape[-1]
-  if width not in _HEADS_OF_WIDTH:
-    raise UserError(
-      f'{name} does not tell its number of heads, nor does its width of {width}; '
-      'say it with num_heads.'
-    )
-  return _HEADS_OF_WIDTH[width]
-
-
-def _grid(
+def _position_grid(
   shape: tuple[int, ...],
-  model: build.Model,
-  about: ModelMetadata,
-  image_size: tuple[int, int] | None,
+  model: VisionTransformer,
+  stored_size: tuple[int, int] | None,
+  requested_size: tuple[int, int] | None,
   name: str,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
   """(image size, (rows, columns)) of position embeddings of that shape."""
@@ -243,18 +176,19 @@ def _grid(
     raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
   patches = shape[1] - (model.pool == 'token')
   side = math.isqrt(max(patches, 0))
-  wanted = None if side * side == patches else image_size  # all published ones are squares
-  for size in (about.image_size, wanted):
+  is_square = side * side == patches  # as in all published models
+  for size in (stored_size, None if is_square else requested_size):
     grid = size and build.patch_grid(size, model)
-    if grid and grid[0] * grid[1] == patches:
+    if size and grid and grid[0] * grid[1] == patches:
       return size, grid
-  if about.image_size or side < 1 or side * side != patches:
+  if stored_size is not None:
     raise UserError(
-      f'{name} has position embeddings for {patches} patches, which is '
-      + (
-        f'not what its image_size {about.image_size} has.'
-        if about.image_size
-        else 'no square; say the image size that they are of.'
-      )
+      f'{name} has position embeddings for {patches} patches, which does not match its '
+      f'image_size {stored_size}.'
     )
-  return (side * model.patch_size,) * 2, (side, side)
+  if side < 1 or not is_square:
+    raise UserError(
+      f'{name} has position embeddings for {patches} patches, which is not a square; pass the '
+      'image size that they were trained at.'
+    )
+  return (side * model.patch_size, side * model.patch_size), (side, side)

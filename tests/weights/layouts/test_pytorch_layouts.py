@@ -1,4 +1,4 @@
-"""Checkpoints of timm and Transformers, read and written: against stored outputs, and live.
+"""Weights of timm and Transformers, read and written: against stored outputs, and live.
 
 The live tests need the `torch` extra and are skipped without it.
 """
@@ -30,8 +30,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import Numerics, VisionTransformer
-from vit_jax.weights import save
-from vit_jax.weights.metadata import ModelMetadata
+from vit_jax.weights.layouts import hugging_face
 
 EXPECTED = np.load(GOLDEN / 'torch_expected.npz')
 HEADS = dict(num_heads=3)
@@ -48,8 +47,8 @@ MODELS = {
 SIZES = {'hybrid_stages': (64, 64), 'bit': (64, 64)}  # (32, 32) otherwise
 
 
-def close(found, expected, atol=1e-4):
-  np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=atol)
+def close(actual, expected, atol=1e-4):
+  np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=atol)
 
 
 def assert_same(one, two):
@@ -95,13 +94,13 @@ def test_stored_outputs_of_timm(name):
   vit = vit_jax.load(GOLDEN / f'{name}.safetensors', IMAGE_SIZES[name], **HEADS)
   assert vit.model.pool == name.removeprefix('timm_')
   close(vit(EXPECTED[f'{name}/images']), EXPECTED[f'{name}/logits'])
-  notes = ('LayerScale went into the layers before it', 'bfloat16 weights became float32')
+  notes = ('LayerScale is folded into layers', 'bfloat16 weights were converted to float32')
   assert vit.report.notes == (notes if name == 'timm_gap' else ())
 
 
 @pytest.mark.parametrize('processor', ['half', 'imagenet'])
 def test_stored_outputs_of_transformers(processor, folder):
-  if processor == 'imagenet':  # its normalization becomes a part of the first layer
+  if processor == 'imagenet':  # its normalization is folded into the first layer
     change_json(folder / 'preprocessor_config.json', **IMAGENET)
   vit = vit_jax.load(folder)
   images = np.stack([vit.preprocess(image) for image in EXPECTED['transformers/pixels']])
@@ -114,29 +113,31 @@ def test_pixels_that_are_not_normalized(folder):
   expected = vit_jax.load(folder)
   change_json(folder / 'preprocessor_config.json', do_normalize=False)
   images = np.float32(EXPECTED['transformers/pixels']) / 255
-  # This model sees x where the other sees 2 x - 1, which is what `preprocess` makes of images.
+  # This model gets x where the other gets 2 x - 1, which `preprocess` returns.
   close(vit_jax.load(folder)(2 * images - 1), expected(images))
 
 
-def test_a_split_model(folder):
+def test_a_model_in_several_files(folder):
   tensors = read(folder / 'model.safetensors')
   names = sorted(tensors)
-  parts = {'a.safetensors': names[:9], 'b.safetensors': names[9:]}
-  for file, part in parts.items():
-    safetensors.numpy.save_file({name: tensors[name] for name in part}, folder / file)
+  shards = {'a.safetensors': names[:9], 'b.safetensors': names[9:]}
+  for file, names_in_shard in shards.items():
+    safetensors.numpy.save_file({name: tensors[name] for name in names_in_shard}, folder / file)
   (folder / 'model.safetensors').unlink()
-  index = {'weight_map': {name: file for file, part in parts.items() for name in part}}
+  index = {
+    'weight_map': {name: file for file, names_in_shard in shards.items() for name in names_in_shard}
+  }
   (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
   vit_jax.load(folder).save(folder.parent / 'copy')
   assert_same(read(folder.parent / 'copy' / 'model.safetensors'), tensors)
 
 
-def test_half_precision_is_accepted_and_noted(tmp_path):
+def test_half_precision_is_loaded_and_noted(tmp_path):
   tensors = read(GOLDEN / 'timm_token.safetensors')
   half = {name: array.astype(np.float16) for name, array in tensors.items()}
   safetensors.numpy.save_file(half, tmp_path / 'x.safetensors')
   vit = vit_jax.load(tmp_path / 'x.safetensors', (8, 20), **HEADS)
-  assert vit.report.notes == ('float16 weights became float32',)
+  assert vit.report.notes == ('float16 weights were converted to float32',)
   vit.save(tmp_path / 'y.safetensors')
   assert_same(read(tmp_path / 'y.safetensors'), {n: x.astype(np.float32) for n, x in half.items()})
 
@@ -150,7 +151,7 @@ def test_no_position_embedding_for_the_class_token(square, tmp_path):
     expected = np.load(GOLDEN / 'vit_patch14_expected.npz')
   else:
     path, size = GOLDEN / 'timm_token.safetensors', (8, 20)
-    expected = {part: EXPECTED[f'timm_token/{part}'] for part in ('images', 'logits')}
+    expected = {name: EXPECTED[f'timm_token/{name}'] for name in ('images', 'logits')}
   tensors = read(path)
   tensors['cls_token'] = tensors['cls_token'] + tensors['pos_embed'][:, :1]
   tensors['pos_embed'] = tensors['pos_embed'][:, 1:].copy()
@@ -159,25 +160,25 @@ def test_no_position_embedding_for_the_class_token(square, tmp_path):
   close(vit(expected['images']), expected['logits'])
 
 
-@pytest.mark.parametrize('layout', ['timm', 'timm of others', 'huggingface'])
+@pytest.mark.parametrize('layout', ['timm', 'timm without metadata', 'huggingface'])
 def test_a_class_token_and_patches_that_together_are_a_square(layout, tmp_path):
   """3 x 5 patches and a token: 16 entries are not those of 4 x 4 patches."""
   vit = classifier('token', (12, 20))
   path = tmp_path / ('x' if layout == 'huggingface' else 'x.safetensors')
   vit.save(path)
-  if layout == 'timm of others':
+  if layout == 'timm without metadata':
     safetensors.numpy.save_file(read(path), path)
-    found = vit_jax.load(path, (12, 20), **HEADS)
+    loaded = vit_jax.load(path, (12, 20), **HEADS)
   else:
-    found = vit_jax.load(path)
-  assert found.image_size == (12, 20)
-  jax.tree.map(np.testing.assert_array_equal, found.params, vit.params)
+    loaded = vit_jax.load(path)
+  assert loaded.image_size == (12, 20)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, vit.params)
 
 
 def test_a_rectangle_of_transformers_without_its_config(tmp_path):
   classifier('token', (12, 20)).save(tmp_path / 'x')
   shutil.move(tmp_path / 'x' / 'model.safetensors', tmp_path / 'y.safetensors')
-  with pytest.raises(UserError, match='15 patches, which is no square'):
+  with pytest.raises(UserError, match='15 patches, which is not a square'):
     vit_jax.load(tmp_path / 'y.safetensors', **HEADS)
 
 
@@ -195,7 +196,7 @@ def test_a_square_is_resized_to_a_rectangle_of_as_many_patches():
   assert len(vit.report.resized) == 1
 
 
-# --- what is refused --------------------------------------------------------------------------
+# --- unsupported files ------------------------------------------------------------------------
 
 OTHER_KINDS = {
   'fc_norm': ({'fc_norm.weight': (48,)}, 'fc_norm.weight'),
@@ -206,12 +207,15 @@ OTHER_KINDS = {
   'LayerScale of another width': ({'blocks.1.ls1.gamma': (47,)}, 'LayerScale .*encoderblock_1'),
   'LayerScale of no block': ({'blocks.2.ls2.gamma': (48,)}, 'LayerScale .*encoderblock_2'),
   'a flat matrix': ({'blocks.1.attn.qkv.weight': (144 * 48,)}, 'blocks.1.attn.qkv.weight'),
-  'a name twice': ({'norm.weight': (48,), 'vit.cls_token': (1, 1, 48)}, 'cls twice'),
+  'a name twice': (
+    {f'patch_embed.backbone.{name}.weight': (64, 3, 7, 7) for name in ('conv', 'stem.conv')},
+    'conv_root/kernel twice',
+  ),
 }
 
 
 @pytest.mark.parametrize('kind', OTHER_KINDS)
-def test_models_of_another_kind(kind, tmp_path):
+def test_unsupported_kinds_of_models_are_refused(kind, tmp_path):
   extra, message = OTHER_KINDS[kind]
   tensors = read(GOLDEN / 'timm_token.safetensors')
   tensors |= {name: np.ones(shape, np.float32) for name, shape in extra.items()}
@@ -221,7 +225,7 @@ def test_models_of_another_kind(kind, tmp_path):
   assert 'x.safetensors' in str(caught.value)
 
 
-def test_the_number_of_heads_that_nothing_tells():
+def test_an_unknown_number_of_heads_is_asked_for():
   with pytest.raises(UserError, match='width of 48.*num_heads'):
     vit_jax.load(GOLDEN / 'timm_map.safetensors')
   with pytest.raises(UserError, match='5 heads'):
@@ -229,11 +233,11 @@ def test_the_number_of_heads_that_nothing_tells():
 
 
 @pytest.mark.parametrize('name', ['hybrid_stem', 'bit'])
-def test_a_standardized_first_layer_takes_over_no_normalization(name, tmp_path):
+def test_normalization_cannot_be_folded_into_a_standardized_layer(name, tmp_path):
   classifier(name).save(tmp_path / 'model.safetensors')
   config = {'architecture': name, 'pretrained_cfg': {'mean': [0.485, 0.456, 0.406]}}
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  with pytest.raises(UserError, match='0.485.*cannot take over'):
+  with pytest.raises(UserError, match='0.485.*cannot be folded'):
     vit_jax.load(tmp_path, **HEADS)
 
 
@@ -247,7 +251,7 @@ def test_a_standardized_first_layer_takes_over_no_normalization(name, tmp_path):
     ('bit', 'x', 'a ResNet'),
   ],
 )
-def test_models_that_a_layout_does_not_know(name, target, message, tmp_path):
+def test_models_that_a_layout_does_not_support_are_refused(name, target, message, tmp_path):
   vit = classifier(name) if name in MODELS else vit_jax.load(GOLDEN / f'{name}.npz')
   with pytest.raises(UserError, match=message):
     vit.save(tmp_path / target, None if target.endswith('.safetensors') else 'huggingface')
@@ -283,8 +287,8 @@ def test_a_state_dict_without_torch_names_the_extra_and_never_runs(tmp_path, mon
 
 
 @pytest.mark.parametrize('name', ['timm_token', 'timm_map', 'transformers'])
-def test_what_we_write_is_what_they_wrote(name, tmp_path):
-  """Same names, shapes and bytes: so they read it, and the round trip is exact."""
+def test_writing_reproduces_the_files_of_timm_and_transformers(name, tmp_path):
+  """Same names, shapes and bytes, so both libraries read it and the round trip is exact."""
   if name == 'transformers':
     source, target = GOLDEN / name, tmp_path / 'x'
     vit_jax.load(source).save(target)
@@ -312,16 +316,16 @@ def test_names_and_shapes_of_timm(name, tmp_path):
   expected = json.loads((GOLDEN / 'timm_names.json').read_text())[name]
   written = read(tmp_path / 'x.safetensors')
   assert {name: list(array.shape) for name, array in written.items()} == expected
-  found = vit_jax.load(tmp_path / 'x.safetensors')
-  assert build.architecture(found.model) == build.architecture(vit.model)
-  jax.tree.map(np.testing.assert_array_equal, found.params, vit.params)
+  loaded = vit_jax.load(tmp_path / 'x.safetensors')
+  assert build.architecture(loaded.model) == build.architecture(vit.model)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, vit.params)
 
 
 @pytest.mark.parametrize(
   ('name', 'target'),
   [('vit_gap', 'x.safetensors'), ('vit_patch14', 'x.safetensors'), ('vit_patch14', 'x')],
 )
-def test_npz_to_others_and_back_is_bit_exact(name, target, tmp_path):
+def test_npz_to_other_layouts_and_back_is_bit_exact(name, target, tmp_path):
   vit_jax.load(GOLDEN / f'{name}.npz').save(tmp_path / target)
   vit_jax.load(tmp_path / target).save(tmp_path / 'copy.npz')
   assert_same(read(tmp_path / 'copy.npz'), read(GOLDEN / f'{name}.npz'))
@@ -329,14 +333,14 @@ def test_npz_to_others_and_back_is_bit_exact(name, target, tmp_path):
 
 @pytest.mark.parametrize('labels', [None, LABELS])
 @pytest.mark.parametrize('target', ['x.safetensors', 'model.safetensors', 'x'])
-def test_facts_survive(target, labels, tmp_path):
+def test_metadata_survives_a_round_trip(target, labels, tmp_path):
   vit = classifier('token', (8, 20), labels=labels, crop_fraction=0.75, loss='sigmoid')
   numerics = Numerics(approximate_gelu=labels is None, layer_norm_epsilon=1e-5)
   vit = dataclasses.replace(vit, model=vit.model.clone(numerics=numerics))
   vit.save(tmp_path / target)
-  found = vit_jax.load(tmp_path / target)
+  loaded = vit_jax.load(tmp_path / target)
   for name in ('image_size', 'labels', 'crop_fraction', 'loss', 'model'):
-    assert getattr(found, name) == getattr(vit, name), name
+    assert getattr(loaded, name) == getattr(vit, name), name
 
 
 @pytest.mark.parametrize(
@@ -348,7 +352,7 @@ def test_facts_survive(target, labels, tmp_path):
   ],
 )
 def test_size_in_the_processor(image_size, size):
-  processor = save._preprocessor_config(ModelMetadata(image_size))
+  processor = hugging_face.make_preprocessor_config(image_size, crop_fraction=0.875)
   assert processor['size'] == size
   assert processor['crop_size'] == dict(zip(('height', 'width'), image_size, strict=True))
 
@@ -378,14 +382,14 @@ def timm(torch):
 
 @pytest.fixture(scope='module')
 def transformers(torch):
-  found = import_or_skip('transformers')
+  module = import_or_skip('transformers')
   with warnings.catch_warnings(action='ignore'):
     try:
-      _ = found.ViTForImageClassification, found.AutoImageProcessor
+      _ = module.ViTForImageClassification, module.AutoImageProcessor
     except Exception as error:  # noqa: BLE001 - as above
       pytest.skip(f'transformers cannot be used: {error!r}')
-  found.utils.logging.disable_progress_bar()
-  return found
+  module.utils.logging.disable_progress_bar()
+  return module
 
 
 def randomize(module, seed: int = 0):
@@ -409,12 +413,12 @@ def images_of(size: tuple[int, int]) -> np.ndarray:
 
 
 def logits_of(module, images: np.ndarray) -> np.ndarray:
-  """What a PyTorch module makes of (B, H, W, 3)."""
+  """The logits of a PyTorch module for (B, H, W, 3) images."""
   import torch
 
   with torch.no_grad():
-    found = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-  return getattr(found, 'logits', found).numpy()
+    output = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+  return getattr(output, 'logits', output).numpy()
 
 
 SHAPES = {
@@ -440,7 +444,7 @@ TIMM = dict(
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_timm(shape, timm, torch, tmp_path):
+def test_live_models_of_timm(shape, timm, torch, tmp_path):
   files = importlib.import_module('safetensors.torch')
   kwargs = TIMM | SHAPES[shape]
   module = randomize(timm.models.VisionTransformer(**kwargs))
@@ -454,24 +458,24 @@ def test_timm(shape, timm, torch, tmp_path):
     vit = vit_jax.load(tmp_path / name, size, gelu=gelu, **HEADS)
     close(vit(images), expected)
 
-  vit.save(tmp_path / 'ours.safetensors')
-  for name in ('no_embed_class', 'init_values'):  # both are part of other tensors now
+  vit.save(tmp_path / 'saved.safetensors')
+  for name in ('no_embed_class', 'init_values'):  # both are folded into other tensors
     kwargs.pop(name, None)
-  found = timm.create_model(
-    'vit_tiny_patch16_224', checkpoint_path=str(tmp_path / 'ours.safetensors'), **kwargs
+  module = timm.create_model(
+    'vit_tiny_patch16_224', checkpoint_path=str(tmp_path / 'saved.safetensors'), **kwargs
   ).eval()
-  close(logits_of(found, images), expected)
-  found = randomize(timm.models.VisionTransformer(**kwargs), 1)
-  found.load_state_dict(files.load_file(tmp_path / 'ours.safetensors'), strict=True)
-  close(logits_of(found, images), expected)
-  vit.save(tmp_path / 'ours.npz')
-  found = randomize(timm.models.VisionTransformer(**kwargs), 2)
-  found.load_pretrained(str(tmp_path / 'ours.npz'))
-  close(logits_of(found, images), expected)
+  close(logits_of(module, images), expected)
+  module = randomize(timm.models.VisionTransformer(**kwargs), 1)
+  module.load_state_dict(files.load_file(tmp_path / 'saved.safetensors'), strict=True)
+  close(logits_of(module, images), expected)
+  vit.save(tmp_path / 'saved.npz')
+  module = randomize(timm.models.VisionTransformer(**kwargs), 2)
+  module.load_pretrained(str(tmp_path / 'saved.npz'))
+  close(logits_of(module, images), expected)
 
 
 @pytest.mark.parametrize('name', ['hybrid_stem', 'hybrid_stages', 'bit'])
-def test_timm_with_a_resnet(name, timm, torch, tmp_path):
+def test_live_models_of_timm_with_a_resnet(name, timm, torch, tmp_path):
   """timm's epsilons differ a little; in BiT it pads the max-pool with zeros, which is undone."""
   resnetv2, hybrid = timm.models.resnetv2, timm.models.vision_transformer_hybrid
   if name == 'bit':
@@ -516,7 +520,7 @@ def vit_of_transformers(request, transformers):
   return randomize(transformers.ViTForImageClassification(config))
 
 
-def test_transformers_to_us(vit_of_transformers, torch, tmp_path):
+def test_reading_live_models_of_transformers(vit_of_transformers, torch, tmp_path):
   module = vit_of_transformers
   images = images_of((32, 32))
   expected = logits_of(module, images)
@@ -534,24 +538,24 @@ def test_transformers_to_us(vit_of_transformers, torch, tmp_path):
 
 @pytest.mark.parametrize('approximate', [True, False])
 @pytest.mark.parametrize('size', [(32, 32), (16, 40), (12, 20)])
-def test_us_to_transformers(size, approximate, transformers, tmp_path):
+def test_transformers_reads_what_is_written(size, approximate, transformers, tmp_path):
   vit = classifier('token', size, labels=LABELS, loss='sigmoid')
   model = vit.model.clone(numerics=Numerics(approximate_gelu=approximate))
   params = jax.tree.map(lambda x: x / 4, vit.params)
   vit = dataclasses.replace(vit, model=model, params=params)
   vit.save(tmp_path / 'x')
-  found, said = transformers.ViTForImageClassification.from_pretrained(
+  module, loading_info = transformers.ViTForImageClassification.from_pretrained(
     tmp_path / 'x', output_loading_info=True
   )
-  assert not any(said.values()), said
-  assert found.config.id2label == dict(enumerate(LABELS))
-  assert found.config.problem_type == 'multi_label_classification'
+  assert not any(loading_info.values()), loading_info
+  assert module.config.id2label == dict(enumerate(LABELS))
+  assert module.config.problem_type == 'multi_label_classification'
   images = images_of(size)
-  close(logits_of(found.eval(), images), vit(images))
+  close(logits_of(module.eval(), images), vit(images))
 
 
-def test_features_of_transformers(transformers, tmp_path):
-  """Its pooler is our `pre_logits`; there is no head."""
+def test_features_of_live_models_of_transformers(transformers, tmp_path):
+  """Its pooler is `pre_logits` here; it has no head."""
   config = transformers.ViTConfig(
     hidden_size=48,
     num_hidden_layers=2,
@@ -601,8 +605,8 @@ def test_a_processor_with_its_own_normalization(transformers, folder):
   vit, image = vit_jax.load(folder), photo(16, 16)
   pixels = processor(image, return_tensors='pt')['pixel_values']
   close(vit(vit.preprocess(image)[None]), module(pixels).logits.detach())
-  vit.save(folder.parent / 'ours')  # now with [-1, 1]
-  module = transformers.ViTForImageClassification.from_pretrained(folder.parent / 'ours').eval()
+  vit.save(folder.parent / 'saved')  # now with [-1, 1]
+  module = transformers.ViTForImageClassification.from_pretrained(folder.parent / 'saved').eval()
   close(logits_of(module, vit.preprocess(image)[None]), vit(vit.preprocess(image)[None]))
 
 
@@ -612,7 +616,7 @@ def test_half_precision_of_pytorch(dtype, torch, tmp_path):
   half = {n: torch.from_numpy(x).to(getattr(torch, dtype)) for n, x in tensors.items()}
   torch.save(half, tmp_path / 'x.pth')
   vit = vit_jax.load(tmp_path / 'x.pth', **HEADS)
-  assert vit.report.notes == (f'{dtype} weights became float32',)
+  assert vit.report.notes == (f'{dtype} weights were converted to float32',)
   vit.save(tmp_path / 'y.safetensors')
   kind = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}[dtype]
   assert_same(
@@ -622,7 +626,7 @@ def test_half_precision_of_pytorch(dtype, torch, tmp_path):
 
 
 @pytest.mark.parametrize('new', [True, False])
-def test_a_malicious_state_dict_is_refused_and_never_run(new, torch, tmp_path):
+def test_a_malicious_state_dict_is_refused_and_never_runs(new, torch, tmp_path):
   weights = {'patch_embed.proj.weight': torch.zeros(48, 3, 4, 4), 'x': Bomb(tmp_path / 'exploded')}
   torch.save(weights, tmp_path / 'x.pth', _use_new_zipfile_serialization=new)
   with pytest.raises(UserError, match=r'x\.pth.*never loaded') as caught:
@@ -634,14 +638,14 @@ def test_a_malicious_state_dict_is_refused_and_never_run(new, torch, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['a whole module', 'a number', 'a list'])
-def test_other_files_of_pytorch(kind, torch, tmp_path):
+def test_other_files_of_pytorch_are_refused(kind, torch, tmp_path):
   content = {
     'a whole module': torch.nn.Linear(2, 2),
     'a number': {'epoch': 3},
     'a list': [torch.zeros(2)],
   }
   torch.save(content[kind], tmp_path / 'x.pth')
-  with pytest.raises(UserError, match=r'x\.pth.*no state dict') as caught:
+  with pytest.raises(UserError, match=r'x\.pth.*not a state dict') as caught:
     vit_jax.load(tmp_path / 'x.pth')
   assert '\n' not in str(caught.value)
 

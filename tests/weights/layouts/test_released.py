@@ -1,5 +1,5 @@
-"""Every layout a checkpoint may come in: golden logits of hybrids, BiT and big_vision, old names,
-runs that have not ended, and the report of what was taken."""
+"""All JAX layouts: golden logits of hybrids, BiT and big_vision, old names, unfinished runs, and
+the report of a load."""
 
 import dataclasses
 import re
@@ -48,9 +48,9 @@ def assert_same_tree(one, two):
 def test_golden_logits(name):
   vit = vit_jax.load(GOLDEN / f'{name}.npz')
   check_logits(vit, name)
-  found = build.architecture(vit.model)
-  assert {field: found[field] for field in SPECIAL[name]} == SPECIAL[name]
-  assert found['num_classes'] == 7
+  architecture = build.architecture(vit.model)
+  assert {field: architecture[field] for field in SPECIAL[name]} == SPECIAL[name]
+  assert architecture['num_classes'] == 7
 
 
 def squeeze_norms(tensors):
@@ -87,7 +87,7 @@ def image_tower(tensors):
   }
 
 
-def numpy_bfloat16(tensors):  # how numpy writes what it does not know
+def numpy_bfloat16(tensors):  # NumPy writes bfloat16 as V2
   return {n: np.asarray(jnp.asarray(x, jnp.bfloat16)).view('V2') for n, x in tensors.items()}
 
 
@@ -106,13 +106,13 @@ VARIATIONS = [
 
 
 @pytest.mark.parametrize(('name', 'vary'), VARIATIONS)
-def test_the_same_weights_under_other_names(name, vary, tmp_path):
+def test_older_names_load_the_same_weights(name, vary, tmp_path):
   np.savez(tmp_path / 'x.npz', **vary(read(name)))
-  found = vit_jax.load(tmp_path / 'x.npz')
-  assert_same_tree(found.params, vit_jax.load(GOLDEN / f'{name}.npz').params)
+  loaded = vit_jax.load(tmp_path / 'x.npz')
+  assert_same_tree(loaded.params, vit_jax.load(GOLDEN / f'{name}.npz').params)
 
 
-def test_what_lies_beside_the_parameters_is_ignored_and_said(tmp_path):
+def test_other_tensors_of_a_training_state_are_ignored_and_reported(tmp_path):
   np.savez(tmp_path / 'x.npz', **training_state(read('vit_gap')))
   report = vit_jax.load(tmp_path / 'x.npz').report
   assert report.ignored == ('opt/state/step', 'opt/state/x/mu')
@@ -122,7 +122,7 @@ def test_what_lies_beside_the_parameters_is_ignored_and_said(tmp_path):
 @pytest.mark.parametrize(
   'change', [numpy_bfloat16, lambda tensors: {n: x.astype(np.float16) for n, x in tensors.items()}]
 )
-def test_half_precision_is_accepted_and_said(change, tmp_path):
+def test_half_precision_is_loaded_and_noted(change, tmp_path):
   np.savez(tmp_path / 'x.npz', **change(read('vit_gap')))
   vit = vit_jax.load(tmp_path / 'x.npz')
   exact = vit_jax.load(GOLDEN / 'vit_gap.npz')
@@ -130,10 +130,10 @@ def test_half_precision_is_accepted_and_said(change, tmp_path):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6), vit.params, exact.params
   )
-  assert re.search('float16 weights became float32', str(vit.report))
+  assert re.search('float16 weights were converted to float32', str(vit.report))
 
 
-def test_a_name_that_stands_twice(tmp_path):
+def test_an_old_and_a_new_name_of_one_parameter_are_refused(tmp_path):
   tensors = read('vit_gap')
   tensors[f'{BLOCK}LayerNorm_1/scale'] = tensors[f'{BLOCK}LayerNorm_2/scale']
   np.savez(tmp_path / 'x.npz', **tensors)
@@ -141,7 +141,7 @@ def test_a_name_that_stands_twice(tmp_path):
     vit_jax.load(tmp_path / 'x.npz')
 
 
-def test_stacks_of_different_depths(tmp_path):
+def test_stacks_of_different_depths_are_refused(tmp_path):
   tensors = read('big_vision_map_scan')
   name = 'params/Transformer/encoderblock/LayerNorm_0/scale'
   np.savez(tmp_path / 'x.npz', **{**tensors, name: tensors[name][:2]})
@@ -150,7 +150,7 @@ def test_stacks_of_different_depths(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['hybrid_stem', 'bit_resnet', 'vit_token_prelogits'])
-def test_what_is_written_is_what_was_published(name, tmp_path):
+def test_writing_reproduces_the_published_file(name, tmp_path):
   """Same names and shapes, but for the norms that older linen kept as (1, 1, 1, C)."""
   vit_jax.load(GOLDEN / f'{name}.npz').save(tmp_path / 'copy.npz')
   with np.load(tmp_path / 'copy.npz') as archive:
@@ -164,9 +164,9 @@ def test_a_bit_model_takes_images_of_any_size(tmp_path):
   with pytest.raises(ValueError):
     vit(np.zeros((33, 47, 3), np.float32))
   vit_jax.load(GOLDEN / 'bit_resnet.npz', image_size=(64, 32)).save(tmp_path / 'm', 'model')
-  found = vit_jax.load(tmp_path / 'm')
-  assert found.image_size == (64, 32)
-  assert_same_tree(found.params, vit.params)
+  loaded = vit_jax.load(tmp_path / 'm')
+  assert loaded.image_size == (64, 32)
+  assert_same_tree(loaded.params, vit.params)
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,12 @@ def test_parameter_counts_of_hybrids(name, count):
 
 
 @pytest.mark.parametrize('name', ['vit_gap', 'vit_token_prelogits', 'hybrid_stem', 'bit_resnet'])
-def test_a_folder_of_our_own_holds_what_transformers_cannot(name, tmp_path):
+def test_models_that_transformers_lacks_go_into_a_vit_jax_folder(name, tmp_path):
   vit = dataclasses.replace(vit_jax.load(GOLDEN / f'{name}.npz'), labels=list('abcdefg'))
   vit.save(tmp_path / 'x')
-  found = vit_jax.load(tmp_path / 'x')
-  assert (tmp_path / 'x' / 'params.npz').exists() and found.labels == list('abcdefg')
-  assert_same_tree(found.params, vit.params)
+  loaded = vit_jax.load(tmp_path / 'x')
+  assert (tmp_path / 'x' / 'params.npz').exists() and loaded.labels == list('abcdefg')
+  assert_same_tree(loaded.params, vit.params)
   with pytest.raises(UserError, match='ViTForImageClassification'):
     vit.save(tmp_path / 'y', 'huggingface')
 
@@ -228,13 +228,13 @@ def test_keeping_pre_logits(tmp_path):
 
 
 @pytest.mark.parametrize(('old', 'new'), [((4, 4), (6, 9)), ((6, 9), (4, 3)), ((1, 5), (3, 5))])
-def test_half_pixel_resizing_is_that_of_jax_image(old, new):
+def test_half_pixel_resizing_agrees_with_jax_image(old, new):
   rng = np.random.default_rng(0)
   embedding = rng.normal(size=(1, 1 + old[0] * old[1], 5)).astype(np.float32)
-  found = adapt.resize_position_embedding(embedding, old, new, 'half_pixel')
+  resized = adapt.resize_position_embedding(embedding, old, new, 'half_pixel')
   grid = jax.image.resize(embedding[0, 1:].reshape(*old, 5), (*new, 5), 'linear', antialias=False)
-  np.testing.assert_allclose(found[0, 1:].reshape(*new, 5), grid, atol=1e-5)
-  np.testing.assert_array_equal(found[:, 0], embedding[:, 0])
+  np.testing.assert_allclose(resized[0, 1:].reshape(*new, 5), grid, atol=1e-5)
+  np.testing.assert_array_equal(resized[:, 0], embedding[:, 0])
 
 
 def test_half_pixel_resizing_is_an_option_of_load():
@@ -246,16 +246,16 @@ def test_half_pixel_resizing_is_an_option_of_load():
     vit_jax.load(TOKEN, position_resize='cubic')
 
 
-def test_an_npz_tells_what_its_tensors_do_not(tmp_path):
-  """In a comment of the zip, which other readers do not see."""
+def test_an_npz_keeps_the_metadata(tmp_path):
+  """In a comment of the zip, which other readers ignore."""
   vit = vit_jax.load(TOKEN, (32, 128), gelu='exact')
   labels = ['größer Hund', '"', 'c', '', 'e', 'f', 'g']
   vit = dataclasses.replace(vit, labels=labels, crop_fraction=0.7, loss='sigmoid')
   vit.save(tmp_path / 'x.npz')
-  found = vit_jax.load(tmp_path / 'x.npz')
-  assert (found.labels, found.crop_fraction, found.loss) == (labels, 0.7, 'sigmoid')
-  assert (found.model, found.image_size) == (vit.model, (32, 128))  # not the square of 16 patches
-  assert_same_tree(found.params, vit.params)
+  loaded = vit_jax.load(tmp_path / 'x.npz')
+  assert (loaded.labels, loaded.crop_fraction, loaded.loss) == (labels, 0.7, 'sigmoid')
+  assert (loaded.model, loaded.image_size) == (vit.model, (32, 128))  # not the square of 16 patches
+  assert_same_tree(loaded.params, vit.params)
   data = bytearray((tmp_path / 'x.npz').read_bytes())
   data[data.rindex(b'sigmoid')] ^= 1
   (tmp_path / 'x.npz').write_bytes(data)
@@ -263,7 +263,7 @@ def test_an_npz_tells_what_its_tensors_do_not(tmp_path):
     vit_jax.load(tmp_path / 'x.npz')
 
 
-def test_labels_too_long_for_an_npz_are_left_away(tmp_path):
+def test_labels_too_long_for_an_npz_are_left_out(tmp_path):
   labels = [letter * 10_000 for letter in 'abcdefg']
   vit = dataclasses.replace(vit_jax.load(GOLDEN / 'vit_gap.npz'), labels=labels)
   vit.save(tmp_path / 'x.npz')
@@ -272,14 +272,14 @@ def test_labels_too_long_for_an_npz_are_left_away(tmp_path):
   assert vit_jax.load(tmp_path / 'x.safetensors').labels == labels
 
 
-def test_what_was_done_to_tensors_is_noted():
+def test_changed_tensors_are_noted():
   report = vit_jax.load(GOLDEN / 'big_vision_tok.npz').report
-  assert report.notes == ('the class token had no position embedding and got zeros',)
+  assert report.notes == ('the class token had no position embedding and was given zeros',)
   assert not report.is_plain and 'note: the class token' in str(report)
 
 
-def test_a_number_of_heads_that_is_not_the_files():
-  with pytest.raises(UserError, match='has 3 heads, where num_heads says 5'):
+def test_a_contradicting_number_of_heads_is_refused():
+  with pytest.raises(UserError, match='has 3 heads, but num_heads is 5'):
     vit_jax.load(TOKEN, num_heads=5)
   with pytest.raises(UserError, match='num_heads is True'):
     vit_jax.load(TOKEN, num_heads=True)
@@ -295,7 +295,7 @@ def test_a_number_of_heads_that_is_not_the_files():
     'image.jpg',
   ],
 )
-def test_preprocess_refuses_what_it_would_get_wrong(image):
+def test_preprocess_refuses_ambiguous_images(image):
   with pytest.raises(ValueError, match='`preprocess` takes'):
     vit_jax.load(GOLDEN / 'vit_gap.npz').preprocess(image)
 
@@ -307,16 +307,16 @@ def test_lists_and_empty_batches():
   assert vit(images[:0]).shape == (0, 7)
 
 
-def test_the_report_is_one_table_of_all_tensors():
+def test_the_report_counts_all_tensors_in_one_table():
   report = vit_jax.load(TOKEN, image_size=96, num_classes=5).report
-  assert (len(report.taken), len(report.resized), len(report.reinitialised)) == (37, 1, 2)
+  assert (len(report.taken), len(report.resized), len(report.reinitialized)) == (37, 1, 2)
   assert len(report.ignored) == 4
   lines = str(report).splitlines()
   assert 'released layout' in lines[0]
   assert [line.split()[:2] for line in lines[1:]] == [
     ['taken', '37'],
     ['resized', '1'],
-    ['re-initialised', '2'],
+    ['re-initialized', '2'],
     ['ignored', '4'],
   ]
   assert '(1, 17, 48) -> (1, 37, 48)' in lines[2]
@@ -324,40 +324,40 @@ def test_the_report_is_one_table_of_all_tensors():
 
 def test_positions_of_a_rectangle_need_only_the_image_size(tmp_path):
   vit_jax.load(GOLDEN / 'vit_gap.npz', (32, 96)).save(tmp_path / 'own.npz')
-  assert vit_jax.load(tmp_path / 'own.npz').image_size == (32, 96)  # it says so itself
+  assert vit_jax.load(tmp_path / 'own.npz').image_size == (32, 96)  # from its metadata
   with np.load(tmp_path / 'own.npz') as archive:
     np.savez(tmp_path / 'x.npz', **archive)
-  with pytest.raises(UserError, match='no square; say the image size'):
+  with pytest.raises(UserError, match='not a square; pass the image size'):
     vit_jax.load(tmp_path / 'x.npz')
   vit = vit_jax.load(tmp_path / 'x.npz', (32, 96))
   assert (vit.image_size, vit.report.resized) == ((32, 96), ())
 
 
-def test_a_run_that_has_not_ended_is_read_from_its_checkpoints(tiny_run, tmp_path):
+def test_an_unfinished_run_is_loaded_from_its_checkpoints(tiny_run, tmp_path):
   for name in ('config.json', 'checkpoints'):
     (tmp_path / name).symlink_to(tiny_run / name)
   finished = vit_jax.load(tiny_run)
   steps = sorted((tiny_run / 'checkpoints').iterdir(), key=lambda path: int(path.name))
   for source in (tmp_path, tmp_path / 'checkpoints', steps[-1]):
-    found = vit_jax.load(source)
-    assert_same_tree(found.params, finished.params)
-    assert found.image_size == finished.image_size
+    loaded = vit_jax.load(source)
+    assert_same_tree(loaded.params, finished.params)
+    assert loaded.image_size == finished.image_size
   assert vit_jax.load(steps[0]).report.taken == finished.report.taken
 
 
-def test_a_run_is_found_by_a_relative_path(tiny_run, monkeypatch):
+def test_a_run_is_loaded_from_a_relative_path(tiny_run, monkeypatch):
   monkeypatch.chdir(tiny_run / 'model')
   assert vit_jax.load('../checkpoints').report.layout == 'Orbax'
 
 
-def test_a_damaged_orbax_checkpoint(tmp_path):
+def test_a_damaged_orbax_checkpoint_is_refused(tmp_path):
   (tmp_path / '5' / 'default').mkdir(parents=True)
   (tmp_path / '5' / 'default' / '_METADATA').write_text('{')
   with pytest.raises(UserError, match='cannot be read'):
     vit_jax.load(tmp_path / '5')
 
 
-def test_a_released_name_is_fetched(tmp_path, monkeypatch):
+def test_a_published_name_is_fetched(tmp_path, monkeypatch):
   monkeypatch.setenv('VIT_JAX_CACHE', str(tmp_path))
   (tmp_path / 'imagenet21k').mkdir()
   (tmp_path / 'imagenet21k' / 'ViT-B_16.npz').write_bytes(TOKEN.read_bytes())
@@ -366,7 +366,7 @@ def test_a_released_name_is_fetched(tmp_path, monkeypatch):
     vit_jax.load('imagenet21k/ViT-B_17')
 
 
-def test_parameters_go_to_their_shards():
+def test_parameters_are_loaded_into_their_shards():
   mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
 
   def shard(tree):
@@ -383,4 +383,4 @@ def test_parameters_go_to_their_shards():
   vit = vit_jax.load(TOKEN, shardings=shard)
   assert_same_tree(vit.params, vit_jax.load(TOKEN).params)
   kernel = vit.params['Transformer']['encoderblock_0']['MlpBlock_0']['Dense_0']['kernel']
-  assert {part.data.shape for part in kernel.addressable_shards} == {(6, 96)}
+  assert {shard.data.shape for shard in kernel.addressable_shards} == {(6, 96)}

@@ -1,4 +1,4 @@
-"""npz files: checked before anything is allocated, by their CRC when they are read."""
+"""npz files: headers are checked before anything is allocated, CRCs when data is read."""
 
 import functools
 import math
@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
+from typing import IO, Literal
 
 import numpy as np
 from etils import epath
@@ -16,52 +16,64 @@ from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import (
   BFLOAT16,
   CHUNK,
-  FACTS,
+  METADATA_KEY,
   Tensor,
   TensorFile,
-  aligned,
+  allocate_aligned,
   check_names,
-  checked,
-  fill,
+  damage_reported,
   is_shape,
   raw_load,
+  read_at,
   read_into,
 )
 from vit_jax.weights.formats.state_dict import read_state_dict
 
-# Trained weights hardly compress; more than this is a zip bomb.
-_MAX_COMPRESSION, _FREE_BYTES = 50, 2**26
-MAX_FACTS = 2**16 - 100  # bytes; the comment of a zip holds little more
+# Trained weights hardly compress; a file that declares more than this is a zip bomb.
+_MAX_COMPRESSION, _ALLOWED_BYTES = 50, 2**26
+MAX_METADATA = 2**16 - 100  # bytes; the comment of a zip holds little more
 
 
-def write_npz_file(path: epath.PathLike, arrays: Mapping[str, np.ndarray], facts: str = '') -> None:
-  """Writes arrays as `numpy.savez` does, with facts where other readers do not look.
+def write_npz_file(
+  path: epath.PathLike, arrays: Mapping[str, np.ndarray], metadata: str = ''
+) -> None:
+  """Writes arrays as `numpy.savez` does, with metadata that other readers ignore.
 
   Args:
     path: of the file.
     arrays: {name: array}.
-    facts: JSON for the comment of the zip, ASCII, of at most MAX_FACTS bytes.
+    metadata: JSON for the comment of the zip, ASCII, of at most MAX_METADATA bytes.
   """
   with epath.Path(path).open('wb') as file, zipfile.ZipFile(file, 'w') as archive:
     for name, array in arrays.items():
       with archive.open(f'{name}.npy', 'w', force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
-    if facts:
-      data = facts.encode()
-      archive.comment = f'{FACTS} {zlib.crc32(data):08x} '.encode() + data
+    if metadata:
+      data = metadata.encode()
+      archive.comment = f'{METADATA_KEY} {zlib.crc32(data):08x} '.encode() + data
 
 
-def _facts(path: epath.Path, comment: bytes) -> dict[str, str]:
-  """What `write_npz_file` wrote besides arrays."""
-  match = re.fullmatch(FACTS.encode() + rb' ([0-9a-f]{8}) (.*)', comment, re.DOTALL)
+def _read_metadata(path: epath.Path, comment: bytes) -> dict[str, str]:
+  """The metadata that `write_npz_file` wrote."""
+  match = re.fullmatch(METADATA_KEY.encode() + rb' ([0-9a-f]{8}) (.*)', comment, re.DOTALL)
   if match is None:
     return {}
   if zlib.crc32(match[2]) != int(match[1], 16):
-    raise UserError(f'{path} is damaged: the CRC of its comment is another one than written.')
-  return {FACTS: match[2].decode()}
+    raise UserError(f'{path} is damaged: the CRC of its comment does not match.')
+  return {METADATA_KEY: match[2].decode()}
 
 
-def read_npz(path: epath.Path, file: BinaryIO, size: int) -> TensorFile:
+def read_npz(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
+  """Opens an npz file, or a PyTorch state dict, which is a zip too.
+
+  Args:
+    path: of the file.
+    file: the same, open.
+    size: its bytes.
+
+  Raises:
+    UserError, `READ_ERRORS`: for a damaged file.
+  """
   with zipfile.ZipFile(file) as archive:
     entries = archive.infolist()
     names = [entry.filename.removesuffix('.npy') for entry in entries]
@@ -75,28 +87,34 @@ def read_npz(path: epath.Path, file: BinaryIO, size: int) -> TensorFile:
       name: _npy_entry(path, archive, entry, start)
       for name, entry, start in zip(names, entries, starts, strict=True)
     }
-    metadata = _facts(path, archive.comment)
+    metadata = _read_metadata(path, archive.comment)
   return TensorFile(path, 'npz', tensors, metadata)
 
 
 def _check_entries(
-  path: epath.Path, file: BinaryIO, entries: list[zipfile.ZipInfo], size: int, end: int
+  path: epath.Path, file: IO[bytes], entries: list[zipfile.ZipInfo], size: int, end: int
 ) -> list[int]:
-  """Where the data of each entry start; raises unless they fill the file up to its directory.
+  """The offsets of the data of each entry.
 
-  A gap may hold no more than the 24 bytes of a data descriptor, so that no entry can be lost.
+  Raises:
+    UserError: unless the entries fill the file up to the zip's directory at `end`; a gap may hold
+      only the 24 bytes of a data descriptor, so that no entry can be lost.
   """
   declared = sum(entry.file_size for entry in entries)
-  if declared > _MAX_COMPRESSION * size + _FREE_BYTES:
-    raise UserError(f'{path} declares {declared:,} bytes in a file of {size:,}: a zip bomb.')
+  if declared > _MAX_COMPRESSION * size + _ALLOWED_BYTES:
+    raise UserError(f'{path} declares {declared:,} bytes in a file of {size:,} bytes: a zip bomb.')
   starts, position, slack = {}, 0, 0
   for entry in sorted(entries, key=lambda entry: entry.header_offset):
     if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-      raise UserError(f'{path}: {entry.filename} is encrypted, or compressed in an unknown way.')
+      raise UserError(
+        f'{path}: {entry.filename} is encrypted, or its compression is not supported.'
+      )
     if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
-      raise UserError(f'{path}: the two sizes of {entry.filename} contradict each other.')
+      raise UserError(
+        f'{path}: the compressed and the uncompressed size of {entry.filename} differ.'
+      )
     if not position <= entry.header_offset <= position + slack:
-      raise UserError(f'{path}: {entry.filename} overlaps another entry, or leaves a hole.')
+      raise UserError(f'{path}: {entry.filename} overlaps another entry, or leaves a gap.')
     file.seek(entry.header_offset + 26)
     lengths = struct.unpack('<HH', file.read(4))  # of the name and the extra field
     starts[entry.filename] = entry.header_offset + 30 + sum(lengths)
@@ -110,7 +128,7 @@ def _check_entries(
 def _npy_entry(
   path: epath.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, start: int
 ) -> Tensor:
-  """One array of an npz archive: its header is read and checked now, its data later."""
+  """One array of an npz file: its header is read and checked now, its data later."""
   with archive.open(entry) as data:
     version = np.lib.format.read_magic(data)
     read_header = {
@@ -118,28 +136,28 @@ def _npy_entry(
       (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if read_header is None:
-      raise ValueError(f'{entry.filename} is of the unknown version {version}')
+      raise ValueError(f'{entry.filename} has the unknown version {version}')
     shape, fortran, dtype = read_header(data)
     header_size = data.tell()
   if dtype.hasobject:
     raise UserError(
-      f'{path} is not a plain npz file of arrays: {entry.filename} holds pickled Python '
-      'objects, which are never loaded because that can run code.'
+      f'{path} is not a plain npz file: {entry.filename} holds pickled Python objects, which are '
+      'never loaded because that can run code.'
     )
   size = is_shape(shape) and header_size + math.prod(shape) * dtype.itemsize
   if size != entry.file_size:
-    raise UserError(f'{path}: the shape of {entry.filename} is not that of its data.')
+    raise UserError(f'{path}: the shape of {entry.filename} does not match its data.')
   stored = entry.compress_type == zipfile.ZIP_STORED
   if stored and not fortran:
     check = _crc_check(path, start, header_size, entry)
     load = raw_load(path, start + header_size, shape, dtype, check)
   else:
     order = 'F' if fortran else 'C'
-    whole = functools.partial(_inflate, path, entry, header_size, shape, dtype, order)
-    kept = functools.cache(whole)  # so that a stack is not inflated for each of its blocks
-    load = checked(path, lambda part: whole() if part is None else kept()[part])
-  if dtype == np.dtype('V2'):  # how numpy writes bfloat16
-    return Tensor(shape, BFLOAT16, lambda part: load(part).view(BFLOAT16))
+    read = functools.partial(_inflate, path, entry, header_size, shape, dtype, order)
+    read_once = functools.cache(read)  # so that a stack is not inflated for each of its blocks
+    load = damage_reported(path, lambda rows: read() if rows is None else read_once()[rows])
+  if dtype == np.dtype('V2'):  # how NumPy writes bfloat16
+    return Tensor(shape, BFLOAT16, lambda rows: load(rows).view(BFLOAT16))
   return Tensor(shape, dtype, load)
 
 
@@ -149,35 +167,38 @@ def _inflate(
   header_size: int,
   shape: tuple[int, ...],
   dtype: np.dtype,
-  order: str,
+  order: Literal['C', 'F'],
 ) -> np.ndarray:
-  """Reads a compressed or column-ordered array as a whole; `zipfile` checks its CRC.
+  """Reads a compressed or Fortran-ordered array as a whole; `zipfile` checks its CRC.
 
   The header is not parsed again: Python 3.11 cannot always do that in several threads.
   """
-  buffer = aligned(entry.file_size - header_size)
+  buffer = allocate_aligned(entry.file_size - header_size)
   with path.open('rb') as file, zipfile.ZipFile(file) as archive, archive.open(entry) as data:
     data.read(header_size)
     read_into(data, buffer)
-    data.read(1)  # nothing, but only there it checks
+    data.read(1)  # the end, where the CRC is checked
   return buffer.view(dtype).reshape(shape, order=order)
 
 
 def _crc_check(
   path: epath.Path, start: int, header_size: int, entry: zipfile.ZipInfo
 ) -> Callable[[np.ndarray | None], None]:
-  """Compares the CRC of a stored entry; where only a part of it was read, by a pass of its own."""
+  """A `check` for `raw_load` that compares the CRC of a stored entry.
+
+  When only some rows were read, the whole entry is read once to check it.
+  """
 
   def compare(crc: int) -> None:
     if crc != entry.CRC:
-      raise ValueError(f'the data of {entry.filename} have another CRC than written')
+      raise ValueError(f'the CRC of {entry.filename} does not match its data')
 
   @functools.cache
   def check_file() -> None:
-    crc, rest = 0, np.empty(CHUNK, np.uint8)
+    crc, buffer = 0, np.empty(CHUNK, np.uint8)
     for offset in range(start, start + entry.file_size, CHUNK):
-      chunk = rest[: min(CHUNK, start + entry.file_size - offset)]
-      fill(path, offset, chunk)
+      chunk = buffer[: min(CHUNK, start + entry.file_size - offset)]
+      read_at(path, offset, chunk)
       crc = zlib.crc32(chunk, crc)
     compare(crc)
 
@@ -185,7 +206,7 @@ def _crc_check(
     if data is None:
       return check_file()
     header = np.empty(header_size, np.uint8)
-    fill(path, start, header)
+    read_at(path, start, header)
     compare(zlib.crc32(data, zlib.crc32(header)))
 
   return check

@@ -1,16 +1,17 @@
-"""safetensors files, with the limits of the safetensors library."""
+"""safetensors files, within the limits of the safetensors library."""
 
 import json
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import safetensors.numpy
 from etils import epath
 
 from vit_jax.errors import UserError
+from vit_jax.files import is_remote
 from vit_jax.weights.formats.lazy_tensor import (
   BFLOAT16,
   MAX_HEADER,
@@ -41,17 +42,17 @@ _DTYPES = {
 def write_safetensors(
   path: epath.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-  """Writes arrays and the strings of the header.
+  """Writes {name: array} and {key: text} for the header.
 
   Raises:
-    OSError: when it cannot be written.
+    OSError: when the file cannot be written.
   """
   try:
-    if '://' in os.fspath(path):
+    if is_remote(path):
       path.write_bytes(safetensors.numpy.save(dict(arrays), metadata=dict(metadata)))
-    else:  # a local file takes the arrays one by one
+    else:  # array by array
       path.touch()
-      mode = os.stat(path).st_mode  # the library leaves 0600, whatever the umask
+      mode = os.stat(path).st_mode  # the library sets 0600, whatever the umask
       safetensors.numpy.save_file(dict(arrays), path, metadata=dict(metadata))
       os.chmod(path, mode)
   except safetensors.SafetensorError as error:
@@ -59,13 +60,18 @@ def write_safetensors(
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) != len(pairs):
-    raise ValueError('a name stands twice in the header')
-  return found
+  unique = dict(pairs)
+  if len(unique) != len(pairs):
+    raise ValueError('its header has a name twice')
+  return unique
 
 
-def read_safetensors(path: epath.Path, file: BinaryIO, size: int) -> TensorFile:
+def read_safetensors(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
+  """Opens a safetensors file; the arguments are those of `read_npz`.
+
+  Raises:
+    UserError, `READ_ERRORS`: for a damaged file.
+  """
   file.seek(0)
   length = int.from_bytes(file.read(8), 'little')
   if length > min(MAX_HEADER, size - 8):
@@ -73,22 +79,22 @@ def read_safetensors(path: epath.Path, file: BinaryIO, size: int) -> TensorFile:
   header = json.loads(file.read(length).decode('utf-8'), object_pairs_hook=_no_duplicates)
   metadata = header.pop('__metadata__', {})
   if not isinstance(metadata, dict) or not all(type(x) is str for x in metadata.values()):
-    raise UserError(f'{path}: __metadata__ in its header is no table of strings.')
+    raise UserError(f'{path}: __metadata__ in its header does not map strings to strings.')
   check_names(path, header)
-  tensors, parts = {}, []
+  tensors, ranges = {}, []
   for name, entry in header.items():
     shape, dtype, begin, end = _safetensors_entry(path, name, entry)
     tensors[name] = Tensor(shape, dtype, raw_load(path, 8 + length + begin, shape, dtype))
-    parts.append((begin, end))
+    ranges.append((begin, end))
   position = 0
-  for begin, end in sorted(parts):
+  for begin, end in sorted(ranges):
     if begin != position:
-      raise UserError(f'{path}: its header leaves holes or overlaps between tensors.')
+      raise UserError(f'{path}: its header leaves gaps or overlaps between tensors.')
     position = end
   if 8 + length + position != size:
     raise UserError(
-      f'{path} is truncated or has too much: its header tells of {8 + length + position:,} '
-      f'bytes, the file has {size:,}.'
+      f'{path} is truncated or too long: its header declares {8 + length + position:,} bytes, the '
+      f'file has {size:,}.'
     )
   return TensorFile(path, 'safetensors', tensors, metadata)
 
@@ -101,9 +107,9 @@ def _safetensors_entry(
     dtype = _DTYPES.get(entry['dtype']) if type(entry['dtype']) is str else None
     shape, offsets = entry['shape'], entry['data_offsets']
     if dtype is None:
-      raise UserError(f'{path}: {name} is of the unknown type {str(entry["dtype"])[:20]!r}.')
-    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    if lists and is_shape(shape) and is_shape(offsets):
+      raise UserError(f'{path}: {name} has the unknown dtype {str(entry["dtype"])[:20]!r}.')
+    are_lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+    if are_lists and is_shape(shape) and is_shape(offsets):
       begin, end = offsets
       if end - begin == math.prod(shape) * dtype.itemsize:
         return tuple(shape), dtype, begin, end

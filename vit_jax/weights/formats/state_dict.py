@@ -1,4 +1,4 @@
-"""PyTorch's state dicts, read by PyTorch itself, and only as weights: nothing in them is run."""
+"""PyTorch state dicts, read by PyTorch itself as weights only: no code in them is run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,27 +11,31 @@ from vit_jax.weights.formats.lazy_tensor import BFLOAT16, Tensor, TensorFile, ch
 
 
 def read_state_dict(path: epath.Path) -> TensorFile:
-  """A state dict, by PyTorch's own reader of weights, which runs nothing."""
+  """Reads a pickled state dict with `torch.load(…, weights_only=True)`.
+
+  Raises:
+    UserError: when PyTorch is not installed, or the file is not a state dict of tensors.
+  """
   try:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
   except ImportError:
     raise UserError(
-      f'{path} is a pickled file, a PyTorch state dict perhaps; only PyTorch reads it '
-      "(pip install 'vit_jax[torch]'), or save it as .safetensors."
+      f'{path} is a pickled file, perhaps a PyTorch state dict, which only PyTorch can read; '
+      "pip install 'vit_jax[torch]', or save it as .safetensors."
     ) from None
   try:
     with path.open('rb') as file:
       loaded = torch.load(file, map_location='cpu', weights_only=True)
   except Exception as error:  # noqa: BLE001 - torch raises a dozen kinds
     raise UserError(
-      f'{path} is no state dict of tensors ({type(error).__name__}); a whole model that was '
-      'pickled is never loaded, because that can run code.'
+      f'{path} is not a state dict of tensors ({type(error).__name__}); a pickled model is never '
+      'loaded, because that can run code.'
     ) from None
   for key in ('state_dict', 'model_state_dict', 'model'):
     if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
       loaded = loaded[key]
   if not isinstance(loaded, Mapping) or not any(map(torch.is_tensor, loaded.values())):
-    raise UserError(f'{path} is a PyTorch file, but no state dict of tensors.')
+    raise UserError(f'{path} is a PyTorch file, but not a state dict of tensors.')
 
   def to_numpy(tensor: Any) -> np.ndarray:
     tensor = tensor.detach().contiguous()
@@ -41,11 +45,11 @@ def read_state_dict(path: epath.Path) -> TensorFile:
 
   try:
     tensors = {
-      str(name): Tensor.of(to_numpy(tensor))
+      str(name): Tensor.from_array(to_numpy(tensor))
       for name, tensor in loaded.items()
       if torch.is_tensor(tensor)
     }
   except (TypeError, RuntimeError) as error:
-    raise UserError(f'{path} has tensors of an unknown type ({first_line(error)}).') from None
+    raise UserError(f'{path} has tensors of an unsupported dtype ({first_line(error)}).') from None
   check_names(path, tensors)
   return TensorFile(path, 'PyTorch', tensors)

@@ -1,20 +1,20 @@
-"""Opens a file of tensors, whatever its name is: npz, safetensors or a PyTorch state dict."""
+"""Opens a file of tensors of any format: npz, safetensors or a PyTorch state dict."""
 
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.weights.formats.lazy_tensor import DAMAGE, TensorFile, is_special
+from vit_jax.weights.formats.lazy_tensor import READ_ERRORS, TensorFile, is_special
 from vit_jax.weights.formats.npz_file import read_npz
 from vit_jax.weights.formats.safetensors_file import read_safetensors
 from vit_jax.weights.formats.state_dict import read_state_dict
 
 
 def read_tensors(path: epath.PathLike) -> TensorFile:
-  """Opens a file, whatever its name is; what it is shows in its first bytes.
+  """Opens a file; its first bytes, not its name, tell the format.
 
   Raises:
-    UserError: for a file that is missing, damaged, none of the three containers, or one whose
-      sizes, names or offsets contradict each other.
+    UserError: for a file that is missing, damaged or of another format, or whose sizes, names or
+      offsets contradict each other.
   """
   path = epath.Path(path)
   try:
@@ -37,6 +37,6 @@ def read_tensors(path: epath.PathLike) -> TensorFile:
     raise UserError(f'There is no model at {path}.') from None
   except (IsADirectoryError, PermissionError) as error:
     raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-  except DAMAGE as error:
+  except READ_ERRORS as error:
     raise UserError(f'{path} is damaged or truncated ({first_line(error)}).') from None
-  raise UserError(f'{path} is no npz, no safetensors and no PyTorch file, or a damaged one.')
+  raise UserError(f'{path} is not an npz, safetensors or PyTorch file, or it is damaged.')

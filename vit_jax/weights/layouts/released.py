@@ -1,13 +1,13 @@
-"""The published layouts of parameters: their names and shapes, to the ones in memory and back.
+"""The layouts of Google's JAX code, and the names of parameters in memory.
 
-Read are the layouts of google-research/vision_transformer (with the older linen names), of
-big_vision (position embeddings apart from the class token, scanned blocks) and of BiT
-(`resnet/…`). Written are the first and the last. In memory parameters carry the names of
-current linen.
+Reads google-research/vision_transformer (whose older linen numbered modules differently),
+big_vision (position embeddings outside `posembed_input`, stacked blocks) and BiT (`resnet/…`).
+Writes the first, and the last for a BiT ResNet. In memory parameters have the names that current
+linen gives them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,20 @@ from vit_jax.weights.formats.lazy_tensor import MAX_TENSORS, Tensor
 from vit_jax.weights.formats.npz_file import write_npz_file
 
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
+ATTENTION = 'MultiHeadDotProductAttention_0'
 _BLOCK = r'(Transformer/encoderblock_\d+/)'
 _TO_LINEN = {
-  'MultiHeadDotProductAttention_1': 'MultiHeadDotProductAttention_0',
+  'MultiHeadDotProductAttention_1': ATTENTION,
   'LayerNorm_2': 'LayerNorm_1',
   'MlpBlock_3': 'MlpBlock_0',
 }
-_TO_PUBLISHED = {linen: published for published, linen in _TO_LINEN.items()}
+_FROM_LINEN = {linen: released for released, linen in _TO_LINEN.items()}
 # Where a checkpoint of a whole training state keeps the parameters of the image model.
 _PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/')
 _STACK = 'Transformer/encoderblock/'
-_MAP_HEAD = ('probe', 'MlpBlock_0/', 'MultiHeadDotProductAttention_0/', 'LayerNorm_0/')
+_MAP_HEAD = ('probe', 'MlpBlock_0/', f'{ATTENTION}/', 'LayerNorm_0/')
 _GROUP_NORM = re.compile(r'(^|/)(gn\d|gn_root|gn_proj|norm-pre-head)/(scale|bias)$')
-_BIT = {  # name in the files of BiT: name in memory
+_BIT = {  # name in BiT's files: name in memory
   'resnet/root_block/standardized_conv2d/kernel': 'root_block/conv_root/kernel',
   'resnet/group_norm/gamma': 'norm-pre-head/scale',
   'resnet/group_norm/beta': 'norm-pre-head/bias',
@@ -61,26 +62,29 @@ def _rename(name: str, table: Mapping[str, str]) -> str:
   return f'{match[1]}{table.get(match[2], match[2])}{match[3]}' if match else name
 
 
-def find_layout(tensors: Mapping[str, Any]) -> tuple[str, str] | None:
-  """(layout, prefix of its names) when the names are of a published layout, else None."""
+# --- reading --------------------------------------------------------------------------------
+
+
+def detect(names: Container[str]) -> tuple[str, str] | None:
+  """('released', 'big_vision' or 'BiT', prefix of all names) for names of these, else None."""
   for prefix in _PREFIXES:
-    if f'{prefix}resnet/root_block/standardized_conv2d/kernel' in tensors:
+    if f'{prefix}resnet/root_block/standardized_conv2d/kernel' in names:
       return 'BiT', prefix
-    if f'{prefix}root_block/conv_root/kernel' in tensors:
+    if f'{prefix}root_block/conv_root/kernel' in names:
       return 'big_vision', prefix
-    if f'{prefix}embedding/kernel' in tensors:
-      return 'released' if prefix + POSITIONS in tensors else 'big_vision', prefix
+    if f'{prefix}embedding/kernel' in names:
+      return 'released' if prefix + POSITIONS in names else 'big_vision', prefix
   return None
 
 
 def to_linen(
   tensors: Mapping[str, Tensor], prefix: str, source: str
-) -> tuple[dict[str, Tensor], list[str]]:
-  """The tensors of a published layout under the names and in the shapes of memory.
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+  """The tensors of one of these layouts under the names and in the shapes of linen.
 
   Args:
     tensors: {name in the file: tensor}.
-    prefix: as `find_layout` tells.
+    prefix: as `detect` returns it.
     source: the name of the file, for error messages.
 
   Returns:
@@ -89,21 +93,21 @@ def to_linen(
   Raises:
     UserError: when two names in the file mean the same parameter.
   """
-  ignored = [name for name in tensors if not name.startswith(prefix)]
-  found = {}
+  ignored = tuple(name for name in tensors if not name.startswith(prefix))
+  linen: dict[str, Tensor] = {}
   for name, tensor in tensors.items():
     if name.startswith(prefix):
       for new_name, new_tensor in _translate(name.removeprefix(prefix), tensor):
-        if new_name in found:
-          raise UserError(f'{source} holds {new_name} twice, under an old and a new name.')
-        found[new_name] = new_tensor
-    if len(found) > MAX_TENSORS:
+        if new_name in linen:
+          raise UserError(f'{source} has {new_name} twice, under an old and a new name.')
+        linen[new_name] = new_tensor
+    if len(linen) > MAX_TENSORS:
       raise UserError(f'{source} has more than {MAX_TENSORS:,} tensors.')
-  return found, ignored
+  return linen, ignored
 
 
 def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-  """One tensor of a file: a renamed one, or one for each block of a scanned stack."""
+  """One tensor of a file: a renamed one, or one for each block of a stack."""
   if name.startswith('resnet/'):
     return [_from_bit(name, tensor)]
   if name.startswith(_STACK) and tensor.shape:
@@ -115,7 +119,7 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
       )
       for i in range(min(tensor.shape[0], MAX_DEPTH + 1))
     ]
-  if name.startswith(_MAP_HEAD):  # as models of the time of ViT-G had them
+  if name.startswith(_MAP_HEAD):  # models from the time of ViT-G have no MAPHead_0
     return [(f'MAPHead_0/{name}', tensor)]
   if name in ('pos_embedding', 'Transformer/pos_embedding'):
     return [(POSITIONS, tensor)]
@@ -134,22 +138,25 @@ def _from_bit(name: str, tensor: Tensor) -> tuple[str, Tensor]:
   return name, tensor
 
 
-def to_published(params: Any) -> dict[str, np.ndarray]:
-  """A parameter tree as {published name: array}, so that existing loaders read it."""
+# --- writing --------------------------------------------------------------------------------
+
+
+def from_linen(params: Any) -> dict[str, np.ndarray]:
+  """A parameter tree as {released name: array}, so that existing loaders read it."""
   tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
   if 'root_block/conv_root/kernel' not in tensors:
-    return {_rename(name, _TO_PUBLISHED): array for name, array in tensors.items()}
-  to_bit = {linen: published for published, linen in _BIT.items()}
-  unit = {linen: published for published, linen in _BIT_UNIT.items()}
-  found = {}
+    return {_rename(name, _FROM_LINEN): array for name, array in tensors.items()}
+  to_bit = {linen: name for name, linen in _BIT.items()}
+  to_bit_unit = {linen: name for name, linen in _BIT_UNIT.items()}
+  arrays = {}
   for name, array in tensors.items():
     if match := re.fullmatch(r'(block\d/unit\d\d)/(.*)', name):
-      found[f'resnet/{match[1]}/{unit[match[2]]}'] = array
+      arrays[f'resnet/{match[1]}/{to_bit_unit[match[2]]}'] = array
     else:
-      found[to_bit[name]] = array[None, None] if name == 'head/kernel' else array
-  return found
+      arrays[to_bit[name]] = array[None, None] if name == 'head/kernel' else array
+  return arrays
 
 
-def write_npz(path: epath.PathLike, params: Any, facts: str = '') -> None:
-  """Writes a parameter tree in the published layout; the facts are those of `npz_file`."""
-  write_npz_file(path, to_published(params), facts)
+def write_npz(path: epath.PathLike, params: Any, metadata: str = '') -> None:
+  """Writes a parameter tree in the released layout; `metadata` as in `write_npz_file`."""
+  write_npz_file(path, from_linen(params), metadata)

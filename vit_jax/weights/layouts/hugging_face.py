@@ -1,0 +1,277 @@
+"""The layout of Hugging Face Transformers: its `ViTForImageClassification` and `ViTModel`."""
+
+import dataclasses
+import re
+from collections.abc import Container, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.config import height_width
+from vit_jax.errors import UserError
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
+from vit_jax.weights.layouts import pytorch
+from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
+from vit_jax.weights.metadata import HALF, ModelMetadata
+
+# Name in Transformers: the linen parameter.
+_PARAMETERS = {'embeddings.cls_token': 'cls', 'embeddings.position_embeddings': POSITIONS}
+# Name of a layer in Transformers: the linen module.
+_LAYERS = {
+  'embeddings.patch_embeddings.projection': 'embedding',
+  'layernorm': 'Transformer/encoder_norm',
+  'classifier': 'head',
+  'pooler.dense': 'pre_logits',
+}
+_BLOCK = {
+  'layernorm_before': 'LayerNorm_0',
+  'layernorm_after': 'LayerNorm_1',
+  'attention.attention.query': f'{ATTENTION}/query',
+  'attention.attention.key': f'{ATTENTION}/key',
+  'attention.attention.value': f'{ATTENTION}/value',
+  'attention.output.dense': f'{ATTENTION}/out',
+  'intermediate.dense': 'MlpBlock_0/Dense_0',
+  'output.dense': 'MlpBlock_0/Dense_1',
+}
+# The state dicts of Transformers 5 have other names than its files.
+_BLOCK_5 = {
+  'layernorm_before': 'LayerNorm_0',
+  'layernorm_after': 'LayerNorm_1',
+  'attention.q_proj': f'{ATTENTION}/query',
+  'attention.k_proj': f'{ATTENTION}/key',
+  'attention.v_proj': f'{ATTENTION}/value',
+  'attention.o_proj': f'{ATTENTION}/out',
+  'mlp.fc1': 'MlpBlock_0/Dense_0',
+  'mlp.fc2': 'MlpBlock_0/Dense_1',
+}
+_CONFIG_DEFAULTS = {  # of its ViTConfig
+  'hidden_act': 'gelu',
+  'image_size': 224,
+  'layer_norm_eps': 1e-12,
+  'num_attention_heads': 12,
+}
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def detect(names: Container[str]) -> tuple[str, str] | None:
+  """('Hugging Face', prefix of all names) if the names are those of Transformers, else None."""
+  for prefix in pytorch.PREFIXES:
+    for inner in ('vit.', ''):
+      if f'{prefix}{inner}embeddings.patch_embeddings.projection.weight' in names:
+        return 'Hugging Face', prefix
+  return None
+
+
+def to_linen(
+  tensors: Mapping[str, Tensor], prefix: str, num_heads: int | None, source: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+  """Tensors of Transformers under the names and in the shapes of linen.
+
+  Args:
+    tensors: {name in the file: tensor}.
+    prefix: as `detect` returns it.
+    num_heads: K; None: that of the published model of the same width.
+    source: the name of the file, for error messages.
+
+  Returns:
+    {linen name: tensor}, and the names in the file that lie outside of `prefix`.
+
+  Raises:
+    UserError: for tensors that no supported model has, or shapes that contradict each other.
+  """
+  tensors, ignored = pytorch.split_prefix(tensors, prefix)
+  positions = (f'{inner}embeddings.position_embeddings' for inner in ('vit.', ''))
+  embeddings = next((tensors[name] for name in positions if name in tensors), None)
+  heads = num_heads or pytorch.published_num_heads(embeddings, source)
+  linen = pytorch.translate(tensors, _to_linen, heads, 'Hugging Face', source)
+  return linen, ignored
+
+
+def _to_linen(name: str, tensor: Tensor, num_heads: int) -> dict[str, Tensor] | None:
+  name = name.removeprefix('vit.')
+  if name in _PARAMETERS:
+    return {_PARAMETERS[name]: tensor}
+  layer, _, leaf = name.rpartition('.')
+  if match := re.fullmatch(r'(encoder\.layer|layers)\.(\d+)\.(.*)', layer):
+    table = _BLOCK if match[1] == 'encoder.layer' else _BLOCK_5
+    module = table.get(match[3])
+    module = module and f'Transformer/encoderblock_{int(match[2])}/{module}'
+  else:
+    module = _LAYERS.get(layer)
+  if module is None or leaf not in ('weight', 'bias'):
+    return None
+  return pytorch.layer_to_linen((module,), leaf, tensor, num_heads)
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+  """Whether a config.json is one of Transformers."""
+  return 'model_type' in config or 'architectures' in config
+
+
+def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> ModelMetadata:
+  """The metadata in config.json and preprocessor_config.json of Transformers.
+
+  Raises:
+    LookupError, TypeError, ValueError, …: for damaged ones (`metadata.damage_explained`).
+  """
+  config = {**_CONFIG_DEFAULTS, **config}
+  activation, size = config['hidden_act'], config['image_size']
+  if activation not in pytorch.GELUS:
+    raise ValueError(f'the activation {activation} is not supported')
+  id2label = config.get('id2label') or {}
+  labels = [id2label[str(i)] for i in range(len(id2label))]
+  if labels == _placeholder_labels(len(labels)):
+    labels = None
+  ours = config.get(METADATA_KEY) or {}
+  multi_label = config.get('problem_type') == 'multi_label_classification'
+  mean, std = _normalization(processor)
+  return ModelMetadata(
+    image_size=height_width(size if isinstance(size, int) else tuple(size)),
+    crop_fraction=ours.get('crop_fraction', _crop_fraction(processor)),
+    loss=ours.get('loss', 'sigmoid' if multi_label else 'softmax'),
+    labels=labels,
+    num_heads=config['num_attention_heads'],
+    gelu=pytorch.GELUS[activation],
+    layer_norm_epsilon=float(config['layer_norm_eps']),
+    mean=mean,
+    std=std,
+  )
+
+
+def without_config(metadata: ModelMetadata) -> ModelMetadata:
+  """The metadata of weights that have no config.json: the numerics of the class's defaults."""
+  return dataclasses.replace(
+    metadata,
+    gelu=pytorch.GELUS[_CONFIG_DEFAULTS['hidden_act']],
+    layer_norm_epsilon=_CONFIG_DEFAULTS['layer_norm_eps'],
+  )
+
+
+def _normalization(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """(mean, std) for pixels in [0, 1]."""
+  mean, std = processor.get('image_mean') or HALF, processor.get('image_std') or HALF
+  if not processor.get('do_normalize', True):
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+  factor = processor.get('rescale_factor', 1 / 255) if processor.get('do_rescale', True) else 1
+  excess = 255 * factor - 1  # 0 when pixels are rescaled to [0, 1] first
+  if not abs(excess) <= 1e-6:
+    mean, std = ([x / (excess + 1) for x in values] for values in (mean, std))
+  return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _crop_fraction(processor: Mapping[str, Any]) -> float:
+  """The central share of an image that a processor keeps."""
+  size, crop = processor.get('size'), processor.get('crop_size')
+  if not processor.get('do_center_crop') or not isinstance(size, dict) or not crop:
+    return 1.0
+  shorter_side = size.get('shortest_edge') or min(size['height'], size['width'])
+  cropped_side = crop if isinstance(crop, int) else min(crop['height'], crop['width'])
+  return min(cropped_side / shorter_side, 1.0)
+
+
+def _placeholder_labels(num_classes: int) -> list[str]:
+  """What Transformers writes for a model without class names."""
+  return [f'LABEL_{i}' for i in range(num_classes)]
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def unsupported_feature(params: Any) -> str | None:
+  """What keeps a model from being a `ViTForImageClassification`: 'a ResNet', …, or None."""
+  names = flatten(params).keys()
+  if {'conv_root/kernel', 'root_block/conv_root/kernel'} & names:
+    return 'a ResNet'
+  if 'cls' not in names:
+    return 'no class token'
+  if 'pre_logits/kernel' in names:
+    return 'a pre_logits layer'
+  if 'head/kernel' not in names:
+    return 'no head'
+  return None
+
+
+def from_linen(params: Any) -> dict[str, np.ndarray]:
+  """A parameter tree as the state dict of Transformers' `ViTForImageClassification`.
+
+  Raises:
+    UserError: for a model that this class cannot represent: without a class token, with
+      `pre_logits` or with a ResNet.
+  """
+  if feature := unsupported_feature(params):
+    raise UserError(
+      f'The model has {feature}, which ViTForImageClassification does not support; write an '
+      '.npz, or a vit_jax folder (layout model).'
+    )
+  tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+  state_dict = {f'vit.{name}': tensors[linen] for name, linen in _PARAMETERS.items()}
+  layers = {
+    name if name == 'classifier' else f'vit.{name}': module for name, module in _LAYERS.items()
+  }
+  for i in range(pytorch.block_count(tensors)):
+    for name, module in _BLOCK.items():
+      layers[f'vit.encoder.layer.{i}.{name}'] = f'Transformer/encoderblock_{i}/{module}'
+  for name, module in layers.items():
+    state_dict |= pytorch.layer_from_linen(tensors, name, (module,))
+  return state_dict
+
+
+def make_config(
+  model: VisionTransformer, metadata: ModelMetadata, image_size: tuple[int, int], channels: int
+) -> dict[str, Any]:
+  """The config.json of `ViTForImageClassification`, without our own metadata."""
+  height, width = image_size
+  labels = metadata.labels or _placeholder_labels(model.num_classes)
+  problem = {'softmax': 'single_label_classification', 'sigmoid': 'multi_label_classification'}
+  return {
+    'architectures': ['ViTForImageClassification'],
+    'model_type': 'vit',
+    'hidden_size': model.width,
+    'num_hidden_layers': model.depth,
+    'num_attention_heads': model.num_heads,
+    'intermediate_size': model.mlp_dim,
+    'hidden_act': {'tanh': 'gelu_pytorch_tanh', 'exact': 'gelu'}[metadata.gelu],
+    'layer_norm_eps': metadata.layer_norm_epsilon,
+    'hidden_dropout_prob': 0.0,
+    'attention_probs_dropout_prob': 0.0,
+    'image_size': height if height == width else [height, width],
+    'patch_size': model.patch_size,
+    'num_channels': channels,
+    'qkv_bias': True,
+    'problem_type': problem[metadata.loss],
+    'id2label': {str(i): label for i, label in enumerate(labels)},
+    'label2id': {label: i for i, label in enumerate(labels)},
+    'torch_dtype': 'float32',
+  }
+
+
+def make_preprocessor_config(
+  image_size: tuple[int, int], crop_fraction: float, channels: int = 3
+) -> dict[str, Any]:
+  """The preprocessor_config.json that does what `Classifier.preprocess` does.
+
+  It resizes the shorter side, crops the centre and scales pixels to [-1, 1]. No processor of
+  Transformers does the same for a rectangle: it squeezes images of another aspect ratio into it.
+  """
+  height, width = image_size
+  zoom = max(round(side / crop_fraction) / side for side in image_size)
+  size = {'height': round(height * zoom), 'width': round(width * zoom)}
+  if height == width:
+    size = {'shortest_edge': size['height']}
+  return {
+    'image_processor_type': 'BitImageProcessor',
+    'do_convert_rgb': channels == 3,
+    'do_resize': True,
+    'size': size,
+    'resample': 2,  # bilinear
+    'do_center_crop': True,
+    'crop_size': {'height': height, 'width': width},
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': [0.5] * channels,
+    'image_std': [0.5] * channels,
+  }
