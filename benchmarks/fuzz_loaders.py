@@ -103,23 +103,23 @@ def _scanned(model: VisionTransformer) -> dict[str, np.ndarray]:
   """big_vision's names: a stack of blocks, position embeddings apart, bfloat16."""
   tensors = released.flatten(_params(model))
   stacks = {name for name in tensors if '/encoderblock_0/' in name}
-  found = {name: x for name, x in tensors.items() if '/encoderblock_' not in name}
-  found['pos_embedding'] = found.pop(released.POSITIONS)
+  scanned = {name: x for name, x in tensors.items() if '/encoderblock_' not in name}
+  scanned['pos_embedding'] = scanned.pop(released.POSITIONS)
   for name in stacks:
     blocks = [tensors[name.replace('block_0/', f'block_{i}/')] for i in range(model.depth)]
-    found[name.replace('block_0/', 'block/')] = np.stack(blocks)
-  return {f'params/img/{name}': x.astype(ml_dtypes.bfloat16) for name, x in found.items()}
+    scanned[name.replace('block_0/', 'block/')] = np.stack(blocks)
+  return {f'params/img/{name}': x.astype(ml_dtypes.bfloat16) for name, x in scanned.items()}
 
 
 def _shards(files: Files) -> Files:
   """A folder of Transformers whose weights are in two files."""
   tensors = safetensors.numpy.load(files.pop('model.safetensors'))
   names = sorted(tensors)
-  parts = {'a.safetensors': names[::2], 'b.safetensors': names[1::2]}
-  index = {'metadata': {}, 'weight_map': {n: part for part in parts for n in parts[part]}}
+  shards = {'a.safetensors': names[::2], 'b.safetensors': names[1::2]}
+  index = {'metadata': {}, 'weight_map': {n: shard for shard in shards for n in shards[shard]}}
   weights = {
-    part: safetensors.numpy.save({name: tensors[name] for name in names})
-    for part, names in parts.items()
+    shard: safetensors.numpy.save({name: tensors[name] for name in names})
+    for shard, names in shards.items()
   }
   return files | weights | {'model.safetensors.index.json': json.dumps(index).encode()}
 
@@ -213,22 +213,22 @@ def check(source: pathlib.Path, paths: list[pathlib.Path], originals: list[Any])
     originals: one of these are its parameters if it loads; none when they may be others.
   """
   try:
-    found = vit_jax.load(source)
+    vit = vit_jax.load(source)
   except UserError as error:
     text = str(error)
     assert text.strip() and len(text.splitlines()) == 1, f'not one line: {text!r}'
     assert len(text) < 3000, f'a long sentence: {text[:300]}'
     assert 'allocate' not in text and 'MemoryError' not in text, f'too much memory: {text}'
     return 'error'
-  tensors = released.flatten(found.params)
-  wanted = released.flatten(build.abstract_params(found.model, found.image_size))
+  tensors = released.flatten(vit.params)
+  wanted = released.flatten(build.abstract_params(vit.model, vit.image_size))
   assert {n: x.shape for n, x in tensors.items()} == {n: x.shape for n, x in wanted.items()}
   for name, x in tensors.items():
     assert x.dtype == np.float32 and np.isfinite(x).all(), f'{name} is {x.dtype} or not finite'
-  assert 0 < found.crop_fraction <= 1 and found.loss in ('softmax', 'sigmoid')
-  assert found.labels is None or (
-    isinstance(found.labels, list) and len(found.labels) == found.model.num_classes
-  ), f'labels {found.labels}'
+  assert 0 < vit.crop_fraction <= 1 and vit.loss in ('softmax', 'sigmoid')
+  assert vit.labels is None or (
+    isinstance(vit.labels, list) and len(vit.labels) == vit.model.num_classes
+  ), f'labels {vit.labels}'
   same = (
     tensors.keys() == one.keys() and all(np.array_equal(x, one[n]) for n, x in tensors.items())
     for one in originals
@@ -255,12 +255,12 @@ def write_files(folder: pathlib.Path, files: Files) -> pathlib.Path:
 def limit_memory() -> None:
   """Lets this process have MAX_BYTES and MAX_MAPPED more than it has."""
   pages = [int(count) for count in pathlib.Path('/proc/self/statm').read_text().split()]
-  for what, count, more in (
+  for limit, count, more in (
     (resource.RLIMIT_DATA, pages[5], MAX_BYTES),
     (resource.RLIMIT_AS, pages[0], MAX_MAPPED),
   ):
-    _, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (count * resource.getpagesize() + more, hard))
+    _, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (count * resource.getpagesize() + more, hard))
 
 
 def run_job(
@@ -277,13 +277,13 @@ def run_job(
   originals = []
   for i, other in enumerate(models.values()):
     (folder / str(i)).mkdir()
-    found = vit_jax.load(write_files(folder / str(i), other))
-    originals += [released.flatten(found.params)] if any('.npz' in name for name in other) else []
+    vit = vit_jax.load(write_files(folder / str(i), other))
+    originals += [released.flatten(vit.params)] if any('.npz' in name for name in other) else []
   result = {'inputs': 0, 'error': 0, 'load': 0, 'failures': 0}
   hashes, began = set(), time.perf_counter()
 
-  def one(given: tuple[Files, bool]) -> None:
-    damaged, structured = given
+  def try_input(damaged_input: tuple[Files, bool]) -> None:
+    damaged, structured = damaged_input
     changed = [name for name in damaged if damaged[name] != files[name]]
     digest = hash((container, *damaged.values()))
     if not changed or digest in hashes or damaged[changed[0]] in everything:
@@ -300,14 +300,14 @@ def run_job(
       outcome = check(source, paths, originals if sure else [])
       assert time.process_time() - start < MAX_SECONDS, f'more than {MAX_SECONDS} seconds'
       result[outcome] += 1
-    except Exception:  # noqa: BLE001 - all that is no UserError is a failure
+    except Exception:  # noqa: BLE001 - anything but a UserError is a failure
       keep(current, failures, f'{container} {seed} {result["inputs"]}', traceback.format_exc())
       result['failures'] += 1
     faulthandler.cancel_dump_traceback_later()
     result['inputs'] += 1
 
   settings = hypothesis.settings(database=None, deadline=None)
-  fuzz = settings(hypothesis.given(inputs(files, prepared))(one)).hypothesis.fuzz_one_input
+  fuzz = settings(hypothesis.given(inputs(files, prepared))(try_input)).hypothesis.fuzz_one_input
   rng = np.random.default_rng(seed)
   while result['inputs'] < count:
     try:
@@ -383,10 +383,12 @@ def main() -> None:
     results = list(zip(jobs, pool.map(lambda job: start_job(*job), jobs), strict=True))
   rows = []
   for name in (*names, 'all'):
-    found = [result for job, result in results if name in (job[0], 'all')]
-    total = {key: sum(r[key] for r in found) for key in ('inputs', 'error', 'load', 'failures')}
-    distinct = {digest for result in found for digest in result['hashes']}
-    seconds = sum(result['seconds'] for result in found)
+    job_results = [result for job, result in results if name in (job[0], 'all')]
+    total = {
+      key: sum(r[key] for r in job_results) for key in ('inputs', 'error', 'load', 'failures')
+    }
+    distinct = {digest for result in job_results for digest in result['hashes']}
+    seconds = sum(result['seconds'] for result in job_results)
     rows.append(
       {
         'date': datetime.date.today().isoformat(),

@@ -114,8 +114,10 @@ def main() -> None:
     cases = [(*item, 1) for item in files.items()] + [('npz', files['npz'], 8)]
     for layout, path, devices in cases:
       command = [sys.executable, __file__, f'--measure={path}', f'--devices={devices}']
-      found = [json.loads(subprocess.check_output(command)) for _ in range(args.rounds)]
-      row = {name: round(statistics.median(x[name] for x in found), 3) for name in found[0]}
+      measurements = [json.loads(subprocess.check_output(command)) for _ in range(args.rounds)]
+      row = {
+        name: round(statistics.median(x[name] for x in measurements), 3) for name in measurements[0]
+      }
       rows.append(
         {
           'date': datetime.date.today().isoformat(),

@@ -282,7 +282,7 @@ BAD = {
   'an empty workdir': (lambda path: [*QUICKSTART, '--workdir='], '--workdir'),
   'a class whose name is not text': (
     lambda path: [*QUICKSTART, *bad_folder(path, ['a/1.png', os.fsdecode(b'b\xe9/1.png')])],
-    'no plain text',
+    'has unprintable characters',
   ),
   'a coordinator without a port': (
     lambda path: [*QUICKSTART, '--coordinator=abc', '--num_processes=2', '--process_id=1'],
@@ -324,7 +324,7 @@ BAD = {
   ),
   'remat of a ResNet': (
     lambda path: [*QUICKSTART, '--config.model.variant=R50x1', '--config.model.remat=full'],
-    "config.model.remat is 'full'; a ResNet does not have it",
+    'remat=full is for encoder blocks, which a ResNet does not have',
   ),
   'weights of another architecture': (
     lambda path: [*QUICKSTART, f'--config.init_from={GOLDEN}/vit_gap.npz'],

@@ -3,31 +3,22 @@
 import importlib
 from typing import Any
 
-# Imported when they are asked for: the processes that only read data do without JAX.
-_HOME = {
+_ERRORS = (
+  'BadExampleError DeviceMemoryError LostPeerError NonFiniteLossError PreemptedError UserError'
+)
+# Imported on first use: the processes that only read data do without JAX.
+_MODULES = {
   'Classifier': 'vit_jax.classifier',
   'load': 'vit_jax.classifier',
-  **dict.fromkeys(
-    (
-      'BadExampleError',
-      'DeviceMemoryError',
-      'LostPeerError',
-      'NonFiniteLossError',
-      'PreemptedError',
-      'UserError',
-    ),
-    'vit_jax.errors',
-  ),
+  **dict.fromkeys(_ERRORS.split(), 'vit_jax.errors'),
 }
-
-__all__ = [*_HOME]
 
 
 def __dir__() -> list[str]:
-  return __all__
+  return [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-  if name not in _HOME:
+  if name not in _MODULES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  return getattr(importlib.import_module(_HOME[name]), name)
+  return getattr(importlib.import_module(_MODULES[name]), name)

@@ -104,9 +104,9 @@ def test_decay_is_decoupled_times_the_rate_and_on_kernels(name, params):
   opt = optimizer(name=name, weight_decay=0.25)
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = jax.jit(opt.update)(zeros, opt.init(params), params)
-  actual, given = released.flatten(updates), released.flatten(params)
+  actual, kernels = released.flatten(updates), released.flatten(params)
   for tensor, update in actual.items():
-    expected = -0.1 * 0.25 * given[tensor] if tensor.endswith('kernel') else 0 * given[tensor]
+    expected = -0.1 * 0.25 * kernels[tensor] if tensor.endswith('kernel') else 0 * kernels[tensor]
     np.testing.assert_allclose(update, expected, rtol=1e-5)
 
 

@@ -250,7 +250,7 @@ DAMAGED = {
   ),
   'no block': (
     lambda path, tensors: np.savez(path, **{'embedding/kernel': np.zeros((4, 4, 3, 8))}),
-    'no Vision Transformer',
+    'not a Vision Transformer',
   ),
   'missing block': (remove_block, 'encoderblock_1/'),
   'a missing tensor': (

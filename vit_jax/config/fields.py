@@ -36,10 +36,10 @@ def between(least: float, most: float) -> Range:
   return Range(f'at least {least} and at most {most}', lambda x: least <= x <= most)
 
 
-def interval(most: float, what: str) -> Range:
+def interval(most: float, unit: str) -> Range:
   """A pair 0 < least <= most."""
   bound = '' if most == math.inf else f' <= {most}'
-  return Range(f'two {what}, 0 < least <= most{bound}', lambda x: 0 < x[0] <= x[1] <= most)
+  return Range(f'two {unit}, 0 < least <= most{bound}', lambda x: 0 < x[0] <= x[1] <= most)
 
 
 def field(default: Any, doc: str, allowed: Range | None = None, *, execution: bool = False) -> Any:

@@ -186,9 +186,11 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
     raise UserError(f'A value does not have the type of its config field: {error}.') from None
   if rest:
     raise UserError(f'{rest[0]!r} is not a flag; config fields are set as --config.field=value.')
-  for one, other in (('total_steps', 'epochs'), ('epochs', 'total_steps')):
-    if one in names and other not in names:  # setting the length of a run in one unit
-      config[other] = 0.0 if other == 'epochs' else 0
+  # Setting the length of a run in one unit resets the other.
+  if 'total_steps' in names and 'epochs' not in names:
+    config.epochs = 0.0
+  if 'epochs' in names and 'total_steps' not in names:
+    config.total_steps = 0
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def content_hash(data: bytes | np.ndarray) -> bytes:
   return hashlib.sha256(data).digest()[:HASH_BYTES]
 
 
-def _label_list(label: np.ndarray, multi_label: bool) -> list[int]:
+def _label_list(label: np.int32 | np.ndarray, multi_label: bool) -> list[int]:
   return np.flatnonzero(label).tolist() if multi_label else [int(label)]
 
 

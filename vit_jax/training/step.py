@@ -58,10 +58,10 @@ def init_state(
   return TrainState(jnp.int32(0), params, optimizer.init(params), ema_params)
 
 
-def _split(batch: Batch, parts: int) -> Batch:
-  """(B, …) -> (parts, B / parts, …); strided, so that each device keeps its own rows."""
+def _micro_batches(batch: Batch, count: int) -> Batch:
+  """(B, …) -> (count, B / count, …); strided, so that each device keeps its own rows."""
   return jax.tree.map(
-    lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
+    lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
   )
 
 
@@ -73,26 +73,26 @@ def make_train_step(
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C)}; the key is the
   run's, and each step folds its number in. Metrics are float32 scalars.
   """
-  parts = config.accumulation_steps
+  num_micro_batches = config.accumulation_steps
 
   def loss_fn(params: Any, batch: Batch, key: Array) -> Array:
     logits: Any = model.apply(
       {'params': params}, scale_pixels(batch['image']), deterministic=False, rngs={'dropout': key}
     )
-    wanted = targets(batch['label'], model.num_classes, config.label_smoothing)
-    return LOSSES[config.loss](logits, wanted).mean()
+    labels = targets(batch['label'], model.num_classes, config.label_smoothing)
+    return LOSSES[config.loss](logits, labels).mean()
 
   def gradients(params: Any, batch: Batch, key: Array) -> tuple[Array, Any]:
-    if parts == 1:
+    if num_micro_batches == 1:
       return jax.value_and_grad(loss_fn)(params, batch, key)
 
-    def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-      return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *part)), None
+    def add(total: Any, micro_batch: tuple[Batch, Array]) -> tuple[Any, None]:
+      return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *micro_batch)), None
 
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-    keys = jax.random.split(key, parts)
-    total, _ = jax.lax.scan(add, zeros, (_split(batch, parts), keys))
-    return jax.tree.map(lambda x: x / parts, total)
+    keys = jax.random.split(key, num_micro_batches)
+    total, _ = jax.lax.scan(add, zeros, (_micro_batches(batch, num_micro_batches), keys))
+    return jax.tree.map(lambda x: x / num_micro_batches, total)
 
   def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
