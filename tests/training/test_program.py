@@ -24,7 +24,10 @@ def check(fields: dict) -> None:
     ({'model.mlp_dim': 1026, 'mesh.tensor': 4}, 'mlp_dim is 1026, .*tensor=4'),
     ({'model.variant': 'R50x1', 'mesh.tensor': 2}, 'a ResNet has no heads'),
     ({'model.variant': 'R50x1', 'model.remat': 'full'}, 'remat=full .* a ResNet does not have'),
-    ({'model.variant': 'R50x1', 'model.scan_blocks': True}, 'scan_blocks=True .* a ResNet does not have'),
+    (
+      {'model.variant': 'R50x1', 'model.scan_blocks': True},
+      'scan_blocks=True .* a ResNet does not have',
+    ),
     ({'model.attention': 'flash'}, 'choose one of einsum, xla'),
     ({'model.attention': 'xla', 'model.attention_dropout_rate': 0.1}, 'has no dropout'),
     ({'model.remat': 'some'}, 'choose one of none, dots, full'),
