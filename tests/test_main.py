@@ -18,7 +18,7 @@ import vit_jax
 from tests.helpers import GOLDEN, ROOT, SANDBOX, TINY, run, write_images
 from vit_jax import command_line, main
 from vit_jax.config import Config, load_config
-from vit_jax.config.fields import field_table
+from vit_jax.config.fields import walk_fields
 from vit_jax.files import cache_folder
 from vit_jax.weights.layouts import released
 
@@ -487,7 +487,7 @@ def test_a_real_process_ends_in_one_sentence_too():
 def test_help_prints_every_field_with_documentation_and_range(monkeypatch, capsys):
   code, out, _ = run_here(monkeypatch, capsys, '--help')
   assert code == 0 and '--coordinator HOST:PORT' in out
-  for name, (_, field, _) in field_table(Config()).items():
+  for name, _, field in walk_fields(Config()):
     assert f'  --config.{name}=' in out
     assert field.metadata['doc'][:40] in ' '.join(out.split())
   assert '[at least 0 and less than 1]' in out and 'config.data.augment: Random changes' in out

@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax.config import Config, replace_fields
-from vit_jax.config.fields import field_table
+from vit_jax.config.fields import walk_fields
 from vit_jax.errors import UserError
 
 
@@ -15,9 +15,9 @@ def load(name: str, *overrides: str) -> Config:
 
 
 def test_every_field_stands_once_with_its_documentation():
-  table = field_table(Config())
-  assert len(table) == len(config_lib.flatten(Config())) > 60
-  for name, (_, field, _) in table.items():
+  fields = list(walk_fields(Config()))
+  assert len(fields) == len(config_lib.flatten(Config())) > 60
+  for name, _, field in fields:
     assert len(field.metadata['doc']) > 3, name
 
 

@@ -4,11 +4,12 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from vit_jax.errors import UserError
 
+FieldInfo: TypeAlias = 'dataclasses.Field[Any]'
 SectionType = TypeVar('SectionType', bound='Section')
 
 
@@ -154,25 +155,16 @@ def replace_fields(config: SectionType, changes: Mapping[str, Any]) -> SectionTy
   return dataclasses.replace(config, **plain)
 
 
-def flatten(config: Section, prefix: str = '') -> dict[str, Any]:
+def walk_fields(config: Section, prefix: str = '') -> Iterator[tuple[str, Section, FieldInfo]]:
+  """('model.width', its section, its dataclass field), … of a section and those that it holds."""
+  for each in dataclasses.fields(config):
+    value = getattr(config, each.name)
+    if isinstance(value, Section):
+      yield from walk_fields(value, f'{prefix}{each.name}.')
+    else:
+      yield prefix + each.name, config, each
+
+
+def flatten(config: Section) -> dict[str, Any]:
   """{'model.width': 64, …}: all fields of a section and of those that it holds."""
-  flat = {}
-  for each in dataclasses.fields(config):
-    value = getattr(config, each.name)
-    if isinstance(value, Section):
-      flat |= flatten(value, f'{prefix}{each.name}.')
-    else:
-      flat[prefix + each.name] = value
-  return flat
-
-
-def field_table(config: Section, prefix: str = '') -> dict[str, tuple[type[Section], Any, Any]]:
-  """{'model.width': (the section's class, the dataclass field, its type), …}."""
-  table, annotations = {}, typing.get_type_hints(type(config))
-  for each in dataclasses.fields(config):
-    value = getattr(config, each.name)
-    if isinstance(value, Section):
-      table |= field_table(value, f'{prefix}{each.name}.')
-    else:
-      table[prefix + each.name] = (type(config), each, annotations[each.name])
-  return table
+  return {name: getattr(holder, each.name) for name, holder, each in walk_fields(config)}

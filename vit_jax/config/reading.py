@@ -15,7 +15,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_dict, config_flags
 
-from vit_jax.config.fields import Section, field_table, flatten
+from vit_jax.config.fields import Section, flatten, replace_fields
 from vit_jax.config.schema import Config
 from vit_jax.errors import UserError, first_line
 
@@ -69,22 +69,11 @@ def from_fields(values: Mapping[str, Any]) -> Config:
   """
   for name in values:
     _check_name(name)
-  return _build(Config(), values)
-
-
-def _build(default: Any, values: Mapping[str, Any], prefix: str = '') -> Any:
-  fields = {}
-  for each in dataclasses.fields(default):
-    value, name = getattr(default, each.name), prefix + each.name
-    if isinstance(value, Section):
-      fields[each.name] = _build(value, values, f'{name}.')
-    else:
-      fields[each.name] = values.get(name, value)
-  return type(default)(**fields)
+  return replace_fields(Config(), values)
 
 
 def _check_name(name: str) -> None:
-  known = list(field_table(Config()))
+  known = list(flatten(Config()))
   if name not in known:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     close += [field for field in known if field.endswith('.' + name.rpartition('.')[2])]
@@ -142,7 +131,7 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
     sys.path.pop(0)
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config() gives a {type(config).__name__}, not a ConfigDict.')
-  if differing := sorted(field_table(Config()).keys() ^ _flatten(config).keys()):
+  if differing := sorted(flatten(Config()).keys() ^ _flatten(config).keys()):
     raise UserError(
       f'{path}: its fields are not those of vit_jax.config.default_config(); the first ones '
       f'that differ: {", ".join(differing[:3])}.'
@@ -191,13 +180,3 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
     config.epochs = 0.0
   if 'epochs' in names and 'total_steps' not in names:
     config.total_steps = 0
-
-
-def to_json(config: Config) -> dict[str, Any]:
-  """The config as nested dicts of JSON values."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def json_fields(config: Config) -> dict[str, Any]:
-  """{'model.width': 64, …} with JSON values: tuples are lists."""
-  return json.loads(json.dumps(flatten(config)))

@@ -1,11 +1,12 @@
 """The config.json of a run: written at its start, compared when it is resumed."""
 
+import dataclasses
 import json
 
 from etils import epath
 
-from vit_jax.config.fields import field_table
-from vit_jax.config.reading import json_fields, read_json, to_json
+from vit_jax.config.fields import flatten, walk_fields
+from vit_jax.config.reading import read_json
 from vit_jax.config.schema import Config
 from vit_jax.errors import UserError
 from vit_jax.files import write_text
@@ -13,7 +14,7 @@ from vit_jax.files import write_text
 
 def write_config(config: Config, path: epath.Path) -> None:
   """Writes config.json, whole or not at all."""
-  write_text(path, json.dumps(to_json(config), indent=2, sort_keys=True) + '\n')
+  write_text(path, json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + '\n')
 
 
 def check_same_run(config: Config, path: epath.Path) -> None:
@@ -22,15 +23,13 @@ def check_same_run(config: Config, path: epath.Path) -> None:
   Fields that change how a run is executed but not what it computes may differ.
   """
   try:
-    before = json_fields(read_json(path))
+    before, now = flatten(read_json(path)), flatten(config)
   except UserError as error:
     raise UserError(f'{error} Choose another --workdir, or remove this one.') from None
-  now = json_fields(config)
-  table = field_table(config)
   differing = [
-    f'{name} ({before[name]!r} there, {value!r} now)'
-    for name, value in sorted(now.items())
-    if before[name] != value and not table[name][1].metadata['execution']
+    f'{name} ({before[name]!r} there, {now[name]!r} now)'
+    for name, _, field in sorted(walk_fields(config), key=lambda each: each[0])
+    if before[name] != now[name] and not field.metadata['execution']
   ]
   if differing:
     raise UserError(

@@ -75,9 +75,7 @@ class ModelConfig(Section):
   )
   resnet_blocks: tuple[int, ...] = field((), 'units of each ResNet stage; (): only the stem')
   remat: Literal['none', 'dots', 'full'] = field(
-    'none',
-    'what the backward pass recomputes: nothing, all but the dense layers, or every block',
-    execution=True,
+    'none', 'the backward pass recomputes nothing, all but dense layers, or all', execution=True
   )
   scan_blocks: bool = field(
     False, 'compile one block for all: compiles faster, runs slower', execution=True
@@ -86,13 +84,8 @@ class ModelConfig(Section):
     'einsum', "einsum, or xla: jax.nn's, without attention dropout", execution=True
   )
   dtype: Literal['auto', 'float32', 'bfloat16'] = field(
-    'auto',
-    'precision of matrix products; auto: bfloat16 on accelerators, float32 on CPUs',
-    execution=True,
+    'auto', 'of matrix products; auto: bfloat16 on accelerators', execution=True
   )
-
-
-_CROPS = Literal['inception', 'resize', 'random', 'central']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +93,9 @@ class AugmentConfig(Section):
   """Random changes to a training image, in the order in which they are applied."""
 
   path: ClassVar[str] = 'data.augment'
-  crop: _CROPS = field(
+  crop: Literal['inception', 'resize', 'random', 'central'] = field(
     'inception',
-    'inception (random area and aspect ratio, arXiv 1409.4842), resize (the whole image), '
-    'random or central (resized, then cropped at whole pixels)',
+    'random area and aspect ratio (arXiv 1409.4842), the whole image, or a part at whole pixels',
   )
   area: tuple[float, float] = field(
     (0.05, 1.0), 'inception: share of the image', interval(1, 'shares')
@@ -112,9 +104,7 @@ class AugmentConfig(Section):
     0, 'random, central: pixels of the shorter side; 0: just enough', between(0, 2**16)
   )
   pad: int = field(0, 'random, central: gray pixels on each side', between(0, 2**12))
-  antialias: bool = field(
-    False, 'antialias when resizing; the released models were trained without'
-  )
+  antialias: bool = field(False, 'average when shrinking; the released models were trained without')
   reduced_decoding: bool = field(
     True, 'decode JPEGs at 1/2, 1/4 or 1/8 of their size where enough pixels remain'
   )
@@ -126,12 +116,8 @@ class AugmentConfig(Section):
     'none', 'a published variant of RandAugment (arXiv 1909.13719)'
   )
   randaugment_layers: int = field(2, 'operations for each image', between(0, 100))
-  randaugment_magnitude: float = field(
-    10.0, 'timm: 0 to 10; AugReg goes up to 20', between(0, 2**10)
-  )
-  randaugment_std: float = field(
-    0.0, 'timm: standard deviation of the magnitude', between(0, 2**10)
-  )
+  randaugment_magnitude: float = field(10.0, '0 to 10; AugReg: up to 20', between(0, 2**10))
+  randaugment_std: float = field(0.0, 'timm: deviation of the magnitude', between(0, 2**10))
   jitter: tuple[float, float, float, float] = field(
     (0.0, 0.0, 0.0, 0.0),
     'largest relative changes of brightness, contrast, saturation, and of the hue (up to 0.5)',
@@ -140,9 +126,7 @@ class AugmentConfig(Section):
       lambda x: min(x) >= 0 and x[3] <= 0.5,
     ),
   )
-  erase_probability: float = field(
-    0.0, 'probability of erasing a rectangle (arXiv 1708.04896)', FRACTION
-  )
+  erase_probability: float = field(0.0, 'of erasing a rectangle (arXiv 1708.04896)', FRACTION)
   erase_area: tuple[float, float] = field(
     (0.02, 0.33), 'share of the image that the rectangle covers', interval(1, 'shares')
   )
@@ -183,6 +167,9 @@ class TestDataConfig(Section):
   split: str = field('test', 'as data.train.split')
 
 
+_WORKERS = Range('-1 (one per core), 0 or positive', lambda x: x >= -1)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
   """Where examples come from, and how they become batches."""
@@ -190,7 +177,7 @@ class DataConfig(Section):
   path: ClassVar[str] = 'data'
   image_size: int | tuple[int, int] = field(224, 'pixels, or (height, width)')
   num_classes: int = field(
-    0, 'classes that the data must have; 0: any number', NOT_NEGATIVE, execution=True
+    0, 'classes that the data must have; 0: any', NOT_NEGATIVE, execution=True
   )
   crop_fraction: float = field(
     0.875, 'central share of a test image that is kept', between(0.01, 1)
@@ -199,25 +186,18 @@ class DataConfig(Section):
     3, 'channels of an image: 1 (gray), 3 (RGB), 4 (RGBA); any number for arrays', POSITIVE
   )
   workers: int = field(
-    -1,
-    'processes that read and augment; 0: threads of this one; -1: one a core, at most 16',
-    Range('-1 (one a core), 0 or positive', lambda x: x >= -1),
-    execution=True,
+    -1, 'reading processes; 0: threads; -1: one per core, at most 16', _WORKERS, execution=True
   )
   threads: int = field(
-    0, 'threads without workers; 0: one a core, at most 3', NOT_NEGATIVE, execution=True
+    0, 'threads without workers; 0: one per core, at most 3', NOT_NEGATIVE, execution=True
   )
   on_bad_example: OnBadExample = field(
     'error',
-    'an unreadable example ends the run (in folders: before it starts), or is skipped: '
-    'replaced in training, left out in tests',
+    'an unreadable example ends the run; or skip: replace it while training, else leave it out',
     execution=True,
   )
   max_bad_fraction: float = field(
-    0.01,
-    'with on_bad_example=skip: a larger share of unreadable examples ends the run',
-    FRACTION,
-    execution=True,
+    0.01, 'with skip: a larger share of bad examples ends the run', FRACTION, execution=True
   )
   train: TrainDataConfig = section(TrainDataConfig)
   test: TestDataConfig = section(TestDataConfig)
@@ -252,9 +232,7 @@ class OptimizerConfig(Section):
   b1: float = field(0.9, 'momentum (first-moment decay)', RATE)
   b2: float = field(0.999, 'adamw: second-moment decay', RATE)
   epsilon: float = field(1e-8, 'adamw: added to the denominator', POSITIVE)
-  weight_decay: float = field(
-    0.0, 'decoupled, times the learning rate, on kernels only', NOT_NEGATIVE
-  )
+  weight_decay: float = field(0.0, 'decoupled, on kernels only', NOT_NEGATIVE)
   clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
 
 
@@ -300,14 +278,9 @@ class CheckpointConfig(Section):
 
   path: ClassVar[str] = 'checkpoint'
   every: int = field(
-    1000,
-    'steps between checkpoints; 0: ten in a run. The last step is always saved',
-    NOT_NEGATIVE,
-    execution=True,
+    1000, 'steps between checkpoints; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
-  keep: int = field(
-    3, 'how many of the latest to keep; the best one is kept too', POSITIVE, execution=True
-  )
+  keep: int = field(3, 'latest ones to keep, besides the best one', POSITIVE, execution=True)
 
 
 _AXIS = Range('positive, or -1 (the devices that remain)', lambda x: x == -1 or x > 0)
@@ -333,25 +306,14 @@ class StepConfig(Section):
   )
   total_steps: int = field(10_000, 'optimizer updates; 0: set by epochs', NOT_NEGATIVE)
   batch_size: int = field(512, 'examples in each step, over all devices and processes', POSITIVE)
-  accumulation_steps: int = field(
-    1,
-    'micro-batches in each step; gradients are those of the whole batch',
-    POSITIVE,
-    execution=True,
-  )
+  accumulation_steps: int = field(1, 'micro-batches in each step', POSITIVE, execution=True)
   loss: Loss = field('softmax', 'softmax, or sigmoid (multi-label)')
   label_smoothing: float = field(0.0, 'share of the target that is spread over all classes', RATE)
   mixup_alpha: float = field(
-    0.0,
-    'Beta parameter of Mixup; 0: off. With CutMix on, each is drawn with probability 1/2',
-    NOT_NEGATIVE,
+    0.0, 'Beta parameter of Mixup; 0: off; with CutMix each is drawn evenly', NOT_NEGATIVE
   )
   cutmix_alpha: float = field(0.0, 'Beta parameter of CutMix; 0: off', NOT_NEGATIVE)
-  ema_decay: float = field(
-    0.0,
-    'decay of the moving average of the parameters, which is evaluated and exported; 0: off',
-    RATE,
-  )
+  ema_decay: float = field(0.0, 'decay of the parameter average that is evaluated; 0: off', RATE)
 
   def __post_init__(self):
     super().__post_init__()
@@ -363,20 +325,13 @@ class StepConfig(Section):
 class Config(StepConfig):
   """The run: its length, its batches, its loss, its initial weights."""
 
-  epochs: float = field(
-    0.0,
-    'passes over the training data; 0: set by total_steps. Setting one resets the other',
-    NOT_NEGATIVE,
-  )
+  epochs: float = field(0.0, 'passes over the training data; 0: set by total_steps', NOT_NEGATIVE)
   eval_batch_size: int = field(
     0, 'examples in each test batch; 0: batch_size', NOT_NEGATIVE, execution=True
   )
   log_every: int = field(50, 'steps between logs', POSITIVE, execution=True)
   eval_every: int = field(
-    1000,
-    'steps between evaluations; 0: ten in a run. The last step is always evaluated',
-    NOT_NEGATIVE,
-    execution=True,
+    1000, 'steps between evaluations; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
   init_from: str = field(
     '', 'weights to start from, with a new head: a released name, a file, or the folder of a run'
