@@ -97,7 +97,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
   path = epath.Path(match[1] if match else source)
   if not match and path.suffix != '.json':
     raise UserError(f'--config takes a .py or a .json file, not {source!r}.')
-  path = path if path.is_file() else _installed(path)
+  path = path if path.exists() else _installed(path)
   config = _read_python(Path(path), match[2]) if match else _to_config_dict(read_json(path))
   _apply_overrides(config, overrides)
   return from_config_dict(config)
@@ -107,7 +107,7 @@ def _installed(path: epath.Path) -> epath.Path:
   """The experiment of that name in the checkout or package that this module belongs to."""
   package = epath.Path(__file__).parent.parent
   for folder in (package.parent, package):  # a checkout, a wheel
-    if path.parts[:1] == ('configs',) and (folder / path).is_file():
+    if path.parts[:1] == ('configs',) and (folder / path).exists():
       return folder / path
   files = sorted(str(each) for each in Path('configs').glob('*.py') if each.stem != '__init__')
   hint = f'; there are {", ".join(files)}' if files else ''
