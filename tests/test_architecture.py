@@ -4,6 +4,7 @@ import ast
 import collections
 import graphlib
 import pathlib
+import re
 
 import pytest
 
@@ -12,18 +13,16 @@ from tests.helpers import ROOT
 PACKAGE = ROOT / 'vit_jax'
 # From the ground up: a module imports from its own layer and from those before it.
 LAYERS = (
-    ('errors', 'text'),
-    ('files', 'signals', 'hardware'),
-    ('config',),
-    ('models', 'distributed'),
-    ('data', 'weights', 'checkpoints'),
-    ('classifier', 'evaluation', 'prepare'),
-    ('training',),
-    ('planning',),
-    (
-        'command_line', 'main', 'evaluate', 'predict', 'convert', 'prepare_data', 'plan', 'catalog',
-    ),
-)  # fmt: skip
+  ('errors', 'text'),
+  ('files', 'signals', 'hardware'),
+  ('config',),
+  ('models', 'distributed'),
+  ('data', 'weights', 'checkpoints'),
+  ('classifier', 'evaluation', 'prepare'),
+  ('training',),
+  ('planning',),
+  tuple('command_line main evaluate predict convert prepare_data plan catalog'.split()),
+)
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 COMMANDS = [name for name in LAYERS[-1] if name != 'command_line']
 MODULES = {
@@ -105,8 +104,6 @@ def test_the_architecture_page_names_every_file_and_folder():
 
 
 def test_the_architecture_page_names_no_file_that_is_gone():
-  import re
-
   page = (ROOT / 'docs' / 'architecture.md').read_text()
   names = set(re.findall(r'`([a-z_]+\.py)`', page))
   assert not names - {path.name for path in ROOT.rglob('*.py') if '.venv' not in path.parts}
