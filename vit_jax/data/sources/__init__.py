@@ -24,7 +24,6 @@ from vit_jax.errors import UserError
 
 __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_names']
 
-
 # How a user writes each kind, and its module: open_split(path, split name) and split_names(path).
 _KINDS = {
   'digits': ('digits', digits),

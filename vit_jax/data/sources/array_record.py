@@ -135,16 +135,15 @@ def _check_shards(files: list[epath.Path], card: dict[str, Any]) -> None:
   """Raises `UserError` for a shard that is missing or has another size than in the card."""
   splits = card.get('splits', {}).values()
   sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
+  advice = 'copy or prepare the data again'
   for file in files:
     try:
       size = file.stat().length
     except OSError:
-      raise UserError(f'The shard {file} is missing; copy or prepare the data again.') from None
-    if size != sizes.get(file.name, size):
-      raise UserError(
-        f'The shard {file} has {size:,} bytes of {sizes[file.name]:,}; copy or prepare the '
-        'data again.'
-      )
+      raise UserError(f'The shard {file} is missing; {advice}.') from None
+    expected = sizes.get(file.name, size)
+    if size != expected:
+      raise UserError(f'The shard {file} has {size:,} bytes of {expected:,}; {advice}.')
 
 
 def _read_info(root: epath.Path) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def _choose_column(features: Any, role: str, options: dict[str, str], spec: str)
   wanted = (options[role],) if role in options else _DEFAULT_COLUMNS[role]
   columns = [name for name in wanted if name in features]
   if not columns and role == 'image' and role not in options:
-    columns = [name for name in features if type(features[name]).__name__ == 'Image']
-    columns = columns if len(columns) == 1 else []
+    images = [name for name in features if type(features[name]).__name__ == 'Image']
+    columns = images if len(images) == 1 else []
   if not columns:
     raise UserError(
       f'{spec} has the columns {", ".join(features)}, none is {" or ".join(map(repr, wanted))}; '
@@ -111,9 +111,8 @@ def _check_labels(dataset: Any, labels: _Labels, spec: str) -> None:
     missing += pc.sum(pc.less(values, 0)).as_py() or 0
     highest = pc.max(values).as_py() or 0
     if highest >= len(labels.class_names):
-      raise UserError(
-        f'{spec} has the label {highest}, but only {plural(len(labels.class_names), "class")}.'
-      )
+      count = plural(len(labels.class_names), 'class')
+      raise UserError(f'{spec} has the label {highest}, but only {count}.')
   if missing:
     raise UserError(
       f'{spec} has {plural(missing, "image")} without a label in its column {labels.column}; '

@@ -17,10 +17,7 @@ def _parse(path: str) -> tuple[str, dict[str, str]]:
   """Splits 'name?key=value&…' into the name or path and the options."""
   name, _, query = path.partition('?')
   options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-  unknown = sorted(set(options) - set(_OPTIONS))
-  if query and not options:
-    unknown = [query]
-  if unknown:
+  if unknown := sorted(set(options) - set(_OPTIONS)):
     raise UserError(
       f'hf:{path} has the unknown option {unknown[0]}; valid options are {", ".join(_OPTIONS)}, as '
       'in hf:name?image=img&label=fine_label.'

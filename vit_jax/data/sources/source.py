@@ -11,7 +11,6 @@ from vit_jax.errors import UserError
 from vit_jax.text import plural
 
 QUICKSTART = 'to try things without any data, run --config=configs/quickstart.py'
-
 MAX_CLASSES = 1_000_000  # larger integers are not classes
 
 # (image as stored, label); `Source.read` documents both.
@@ -69,12 +68,10 @@ def is_held_out(name: str) -> bool:
   return int(fingerprint(name)[:2], 16) % 5 == 0
 
 
-def locate(ends: Sequence[int] | np.ndarray, i: int) -> tuple[int, int]:
-  """Returns the segment with element `i` of concatenated ones, and the element's index in it.
+def locate(ends: Sequence[int], i: int) -> tuple[int, int]:
+  """Returns which of several concatenated segments holds element `i`, and its index there.
 
-  Args:
-    ends: index after the last element of each segment, ascending.
-    i: index of an element.
+  `ends` has the index after the last element of each segment.
   """
   segment = bisect.bisect_right(ends, i)
   return segment, i - (ends[segment - 1] if segment else 0)

@@ -106,15 +106,12 @@ def _class_names(root: pathlib.Path, indices: Sequence[ShardIndex]) -> tuple[str
 
 
 def _gather(
-  indices: Sequence[ShardIndex],
-  class_names: Sequence[str],
-  multi_label: bool,
-  held_out: bool | None,
+  shards: Sequence[ShardIndex], class_names: Sequence[str], multi_label: bool, held_out: bool | None
 ) -> _Examples:
   """Gathers the examples of some shards: the held-out ones, the others, or all (None)."""
   label_of = {name: i for i, name in enumerate(class_names)}
   offsets, sizes, label_counts, labels = [], [], [], []
-  for index in indices:
+  for index in shards:
     keep = np.ones(len(index.offsets), bool) if held_out is None else index.held_out == held_out
     counts = np.diff(index.ends, prepend=np.uint32(0))
     kept_labels = index.labels[np.repeat(keep, counts)]
