@@ -25,8 +25,6 @@ GROUND_TRUTHS = (
   'imagenet_2012_validation_synset_labels.txt',
   'LOC_val_solution.csv',
 )
-_SYNSET = re.compile(r'n\d{8}')
-_VAL_NAME = re.compile(r'ILSVRC2012_val_(\d{8})')
 # Raised by reading a file that is not a ground truth.
 _DAMAGE = (OSError, tarfile.TarError, EOFError, KeyError, ValueError, IndexError, TypeError)
 _FOLDER = pathlib.Path(__file__).parent
@@ -60,7 +58,7 @@ def class_names(ids: tuple[str, ...]) -> tuple[str, ...]:
 
 def is_synset(text: str) -> bool:
   """Returns True for text of the form n01440764."""
-  return _SYNSET.fullmatch(text) is not None
+  return re.fullmatch(r'n\d{8}', text) is not None
 
 
 @functools.cache
@@ -71,13 +69,13 @@ def real_labels() -> tuple[tuple[int, ...], ...]:
 
 def val_number(name: str) -> int | None:
   """Returns 0 for '…/ILSVRC2012_val_00000001.JPEG', …; None for any other name."""
-  match = _VAL_NAME.search(name)
+  match = re.search(r'ILSVRC2012_val_(\d{8})', name)
   number = int(match[1]) - 1 if match else -1
   return number if 0 <= number < VAL_IMAGES else None
 
 
 def _read_devkit(file: pathlib.Path) -> list[str]:
-  """Reads the synsets of the validation images from the development kit."""
+  """Reads a ground truth from the development kit."""
   from scipy import io as scipy_io
 
   contents = {}
@@ -94,7 +92,7 @@ def _read_devkit(file: pathlib.Path) -> list[str]:
 
 
 def read_ground_truth(file: pathlib.Path) -> list[str]:
-  """Reads the synsets of the validation images, in the order of the images' names.
+  """Reads the synsets of the validation images, in the order of their file names.
 
   Args:
     file: the development kit (….tar.gz), Kaggle's LOC_val_solution.csv, or one synset per line.
@@ -102,6 +100,7 @@ def read_ground_truth(file: pathlib.Path) -> list[str]:
   Raises:
     UserError: for any other file.
   """
+  advice = f'use one of {", ".join(GROUND_TRUTHS)}'
   try:
     if file.name.endswith(('.tar.gz', '.tgz', '.tar')):
       truth = _read_devkit(file)
@@ -112,15 +111,10 @@ def read_ground_truth(file: pathlib.Path) -> list[str]:
     else:
       truth = file.read_text().split()
   except _DAMAGE as error:
-    raise UserError(
-      f'{file} is not a ground truth of ImageNet ({first_line(error)}); use one of '
-      f'{", ".join(GROUND_TRUTHS)}.'
-    ) from None
+    reason = first_line(error)
+    raise UserError(f'{file} is not a ground truth of ImageNet ({reason}); {advice}.') from None
   known = set(synsets())
-  for synset in truth:
-    if synset not in known:
-      raise UserError(
-        f'{file} has {synset[:40]!r}, which is not a synset of ILSVRC2012; use one of '
-        f'{", ".join(GROUND_TRUTHS)}.'
-      )
+  if unknown := [synset for synset in truth if synset not in known]:
+    synset = unknown[0][:40]
+    raise UserError(f'{file} has {synset!r}, which is not a synset of ILSVRC2012; {advice}.')
   return truth

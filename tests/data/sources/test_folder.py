@@ -156,6 +156,11 @@ def test_bad_folders_end_in_one_sentence(write, split, message, tmp_path):
   assert '\n' not in str(caught.value)
 
 
+def test_a_missing_folder_has_no_splits_to_list(tmp_path):
+  with pytest.raises(UserError, match='There is no folder .*gone; folder: takes'):
+    split_names(f'folder:{tmp_path}/gone')
+
+
 @pytest.mark.parametrize('name', ['training', 'train'])
 @pytest.mark.parametrize('held_out', ['valid', 'validation', 'testing'])
 def test_split_folders_may_have_other_names(name, held_out, tmp_path):

@@ -13,8 +13,7 @@ A split is a name, a slice of it ('train[:98%]', 'train[800:1000]'), or a sum of
 Reading needs no TensorFlow.
 """
 
-import dataclasses
-from collections.abc import Callable
+from types import ModuleType
 
 from vit_jax.data.sources import array_record, digits, folder, hf_dataset, mixture, synthetic, tfds
 from vit_jax.data.sources.folder import image_files
@@ -25,45 +24,28 @@ from vit_jax.errors import UserError
 
 __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_names']
 
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-  """One kind of source.
-
-  Attributes:
-    syntax: how a user writes it.
-    open_split: (path, split name) -> the whole split.
-    split_names: path -> names of its splits.
-  """
-
-  syntax: str
-  open_split: Callable[[str, str], Source]
-  split_names: Callable[[str], tuple[str, ...]]
-
-
+# How a user writes each kind, and its module: open_split(path, split name) and split_names(path).
 _KINDS = {
-  'digits': _Kind('digits', digits.open_digits, digits.split_names),
-  'folder': _Kind('folder:/path', folder.open_folder, folder.split_names),
-  'array_record': _Kind(
-    'array_record:/path', array_record.open_array_record, array_record.split_names
-  ),
-  'tfds': _Kind('tfds:name', tfds.open_tfds, tfds.split_names),
-  'hf': _Kind('hf:name', hf_dataset.open_hugging_face, hf_dataset.split_names),
-  'webdataset': _Kind('webdataset:/path', webdataset.open_webdataset, webdataset.split_names),
-  'synthetic': _Kind('synthetic:jft', synthetic.open_synthetic, synthetic.split_names),
+  'digits': ('digits', digits),
+  'folder': ('folder:/path', folder),
+  'array_record': ('array_record:/path', array_record),
+  'tfds': ('tfds:name', tfds),
+  'hf': ('hf:name', hf_dataset),
+  'webdataset': ('webdataset:/path', webdataset),
+  'synthetic': ('synthetic:jft', synthetic),
 }
 
 
-def _parse_kind(spec: str) -> tuple[_Kind, str]:
-  """Splits 'kind:path' into its kind and its path."""
+def _parse(spec: str) -> tuple[ModuleType, str]:
+  """Returns the module and the path of 'kind:path'."""
   name, _, path = spec.partition(':')
   if name not in _KINDS or bool(path) == (name == 'digits'):
     raise UserError(
       f'{spec!r} is not a data source; choose one of '
-      f'{", ".join(kind.syntax for kind in _KINDS.values())}, or a mixture such as '
+      f'{", ".join(syntax for syntax, _ in _KINDS.values())}, or a mixture such as '
       f"'3*folder:/a + 1*folder:/b'; {QUICKSTART}."
     )
-  return _KINDS[name], path
+  return _KINDS[name][1], path
 
 
 def open_source(spec: str, split: str) -> Source:
@@ -78,8 +60,8 @@ def open_source(spec: str, split: str) -> Source:
   """
   if mixture.is_mixture(spec):
     return mixture.open_mixture(spec, split, open_source)
-  kind, path = _parse_kind(spec)
-  return select(lambda name: kind.open_split(path, name), split)
+  module, path = _parse(spec)
+  return select(lambda name: module.open_split(path, name), split)
 
 
 def split_names(spec: str) -> tuple[str, ...]:
@@ -91,5 +73,5 @@ def split_names(spec: str) -> tuple[str, ...]:
   if mixture.is_mixture(spec):
     first, *others = (split_names(component) for _, component in mixture.parse_mixture(spec))
     return tuple(name for name in first if all(name in names for names in others))
-  kind, path = _parse_kind(spec)
-  return kind.split_names(path)
+  module, path = _parse(spec)
+  return module.split_names(path)

@@ -4,10 +4,8 @@ The folder has features.json, dataset_info.json and ArrayRecord shards. Opening 
 small files and checks the sizes of the shards; a shard is opened when its first record is read.
 """
 
-import bisect
 import dataclasses
 import itertools
-import json
 import resource
 import threading
 from typing import Any
@@ -17,16 +15,15 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.source import QUICKSTART, Example, Source, multi_hot
+from vit_jax.data.sources.source import QUICKSTART, Example, Source, locate, multi_hot
 from vit_jax.errors import BadExampleError, UserError, first_line
+from vit_jax.files import read_json_object
 
 # Written by prepare_data: a folder while it runs, and a file at the very end.
 UNFINISHED = '.unfinished'
 CARD = 'dataset.json'
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
-_LABEL_KEYS = ('label', 'labels')
-# Raised by reading a damaged record.
-_DAMAGE = (RuntimeError, ValueError, OSError, KeyError, IndexError)
+_DAMAGE = (RuntimeError, ValueError, OSError, KeyError, IndexError)  # raised by a damaged record
 
 
 class _Shards:
@@ -37,26 +34,22 @@ class _Shards:
   """
 
   def __init__(self, files: list[epath.Path], lengths: list[int]):
-    self.files = files
+    self._files = files
     self._ends = list(itertools.accumulate(lengths))
     self._readers: list[ArrayRecordReader | None] = [None] * len(files)
     self._locks = [threading.Lock() for _ in files]
 
-  def __len__(self) -> int:
-    return self._ends[-1] if self._ends else 0
-
-  def locate(self, i: int) -> tuple[int, int]:
-    """Returns the shard of record `i` and its position in that shard."""
-    shard = bisect.bisect_right(self._ends, i)
-    return shard, i - (self._ends[shard - 1] if shard else 0)
+  def describe(self, i: int) -> str:
+    shard, record = locate(self._ends, i)
+    return f'{self._files[shard]}, record {record}'
 
   def __getitem__(self, i: int) -> bytes:
-    shard, position = self.locate(i)
+    shard, position = locate(self._ends, i)
     with self._locks[shard]:
       reader = self._readers[shard]
       if reader is None:
         reader = ArrayRecordReader(
-          str(self.files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
+          str(self._files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
         )
       # After a damaged record a reader repeats its error for others, so only a healthy one is kept.
       self._readers[shard] = None
@@ -76,14 +69,14 @@ def _allow_open_files(count: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-  """The feature with the label: its key in a record, its class names, and if it is multi-label."""
+  """The feature with the label."""
 
   key: str
   class_names: tuple[str, ...]
   multi_label: bool
 
   def read(self, values: list[int]) -> np.int32 | np.ndarray:
-    """Converts the integers of a record to a label; `ValueError` unless their number is right."""
+    """Converts the integers of a record to a label; raises `ValueError` for a wrong number."""
     if self.multi_label:
       return multi_hot(values, len(self.class_names))
     (label,) = values
@@ -92,7 +85,7 @@ class _Labels:
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
   try:
-    return json.loads(file.read_text())
+    return read_json_object(file)
   except (OSError, ValueError) as error:
     raise UserError(
       f'{file.parent} is not a complete TFDS data set ({file.name}: {first_line(error)}); copy or '
@@ -103,7 +96,7 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
 def _read_labels(root: epath.Path, spec: str) -> _Labels:
   """Reads features.json, and the class names beside it."""
   features = _read_json(root / 'features.json').get('featuresDict', {}).get('features', {})
-  key = next((key for key in _LABEL_KEYS if key in features), None)
+  key = next((key for key in ('label', 'labels') if key in features), None)
   if 'image' not in features or key is None:
     raise UserError(
       f'{spec} has the features {", ".join(sorted(features))}; image and label are needed.'
@@ -124,19 +117,14 @@ def _read_labels(root: epath.Path, spec: str) -> _Labels:
 
 def _file_names(dataset: str, split: dict[str, Any]) -> list[str]:
   """Returns the file names of the shards of a split, by the template in dataset_info.json."""
-  count = len(split['shardLengths'])
+  template = (split.get('filepathTemplate') or _TEMPLATE).replace('${', '{')
+  names, count = [], len(split['shardLengths'])
   digits = max(5, len(str(count)))
-  names = []
   for shard in range(count):
-    name = (split.get('filepathTemplate') or _TEMPLATE).replace('${', '{')
-    values = {
-      'DATASET': dataset,
-      'SPLIT': split['name'],
-      'FILEFORMAT': 'array_record',
-      'SHARD_INDEX': f'{shard:0{digits}}',
-      'NUM_SHARDS': f'{count:0{digits}}',
-      'SHARD_X_OF_Y': f'{shard:0{digits}}-of-{count:0{digits}}',
-    }
+    index, total = f'{shard:0{digits}}', f'{count:0{digits}}'
+    values = {'DATASET': dataset, 'SPLIT': split['name'], 'FILEFORMAT': 'array_record'}
+    values |= {'SHARD_INDEX': index, 'NUM_SHARDS': total, 'SHARD_X_OF_Y': f'{index}-of-{total}'}
+    name = template
     for key, value in values.items():
       name = name.replace(f'{{{key}}}', value)
     names.append(name)
@@ -144,23 +132,21 @@ def _file_names(dataset: str, split: dict[str, Any]) -> list[str]:
 
 
 def _check_shards(files: list[epath.Path], card: dict[str, Any]) -> None:
-  """Raises `UserError` for a shard that is missing or does not have the size in the card."""
+  """Raises `UserError` for a shard that is missing or has another size than in the card."""
   splits = card.get('splits', {}).values()
   sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
+  advice = 'copy or prepare the data again'
   for file in files:
     try:
       size = file.stat().length
     except OSError:
-      raise UserError(f'The shard {file} is missing; copy or prepare the data again.') from None
-    if size != sizes.get(file.name, size):
-      raise UserError(
-        f'The shard {file} has {size:,} bytes of {sizes[file.name]:,}; copy or prepare the '
-        'data again.'
-      )
+      raise UserError(f'The shard {file} is missing; {advice}.') from None
+    expected = sizes.get(file.name, size)
+    if size != expected:
+      raise UserError(f'The shard {file} has {size:,} bytes of {expected:,}; {advice}.')
 
 
 def _read_info(root: epath.Path) -> dict[str, Any]:
-  """Reads dataset_info.json of a prepared data set."""
   if (root / UNFINISHED).exists() and not (root / CARD).exists():
     raise UserError(
       f'The preparation of {root} is not finished; run the same prepare_data command to resume.'
@@ -180,26 +166,18 @@ def _read_info(root: epath.Path) -> dict[str, Any]:
 
 
 def split_names(path: str) -> tuple[str, ...]:
-  """Lists the splits of a prepared data set that are not empty."""
+  """Lists the splits that are not empty."""
   splits = _read_info(epath.Path(path).expanduser()).get('splits', [])
   return tuple(split['name'] for split in splits if split.get('shardLengths'))
 
 
-def open_array_record(path: str, split: str) -> Source:
-  """Opens a split of a data set that prepare_data or TFDS has written.
-
-  Raises:
-    UserError: for a missing, unfinished or damaged data set, or one that lacks the split.
-  """
+def open_split(path: str, split: str, spec: str = '') -> Source:
+  """Opens a split of a data set that prepare_data or TFDS has written; messages call it `spec`."""
   root = epath.Path(path).expanduser()
-  return open_prepared(root, split, f'array_record:{root}')
-
-
-def open_prepared(root: epath.Path, split: str, spec: str) -> Source:
-  """Opens a split of a prepared data set; `spec` is its name in messages."""
+  spec = spec or f'array_record:{root}'
   info = _read_info(root)
   labels = _read_labels(root, spec)
-  splits = {each['name']: each for each in info.get('splits', [])}
+  splits = {entry['name']: entry for entry in info.get('splits', [])}
   if split not in splits:
     raise UserError(f'{spec} has the splits {", ".join(splits)}, not {split!r}.')
   lengths = [int(length) for length in splits[split].get('shardLengths', [])]
@@ -209,16 +187,12 @@ def open_prepared(root: epath.Path, split: str, spec: str) -> Source:
   _allow_open_files(len(files))
   shards = _Shards(files, lengths)
 
-  def position(i: int) -> str:
-    shard, record = shards.locate(i)
-    return f'{files[shard]}, record {record}'
-
   def location(i: int) -> str:
     try:
       record = tf_example.decode(shards[i], ('file_name',))
-      return f'{position(i)} ({ascii(record["file_name"][0].decode())[1:-1]})'
+      return f'{shards.describe(i)} ({ascii(record["file_name"][0].decode())[1:-1]})'
     except _DAMAGE:
-      return position(i)
+      return shards.describe(i)
 
   def read(i: int) -> Example:
     try:
@@ -226,15 +200,15 @@ def open_prepared(root: epath.Path, split: str, spec: str) -> Source:
       (image,) = record['image']
       return image, labels.read(record.get(labels.key, []))
     except _DAMAGE as error:
-      raise BadExampleError(f'{position(i)} cannot be read: {first_line(error)}.') from None
+      raise BadExampleError(f'{shards.describe(i)} cannot be read: {first_line(error)}.') from None
 
   return Source(
     name=f'{spec} ({split})',
-    size=len(shards),
+    size=sum(lengths),
     read=read,
     class_names=labels.class_names,
     multi_label=labels.multi_label,
     location=location,
-    fingerprint=f'{len(shards)} in {len(files)}',
+    fingerprint=f'{sum(lengths)} in {len(files)}',
     notes=tuple(card.get('warnings', ())),
   )

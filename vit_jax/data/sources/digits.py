@@ -9,17 +9,12 @@ from vit_jax.errors import UserError
 
 
 def split_names(path: str) -> tuple[str, ...]:
-  """Lists the splits."""
   del path
   return 'train', 'test'
 
 
-def open_digits(path: str, split: str) -> Source:
-  """Opens a split: train (1,437), test (360; stratified, always the same), or all.
-
-  Raises:
-    UserError: for another split.
-  """
+def open_split(path: str, split: str) -> Source:
+  """Opens a split: train (1,437), test (360; stratified, always the same), or all."""
   from sklearn import datasets, model_selection
 
   del path

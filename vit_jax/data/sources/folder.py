@@ -19,28 +19,20 @@ _Path = TypeVar('_Path', epath.Path, pathlib.Path)
 
 
 def all_files(folder: epath.PathLike) -> list[str]:
-  """Lists all files below a folder, except hidden ones, as sorted paths relative to it.
-
-  Raises:
-    UserError: for a folder that cannot be listed.
-  """
+  """Lists all files below a folder, except hidden ones, as sorted paths relative to it."""
 
   def raise_user_error(error: OSError) -> None:
     raise UserError(f'{error.filename} cannot be read: {error.strerror}.')
 
-  files, visited = [], set()
+  folder, files, visited = os.fspath(folder), [], set()
   for parent, folders, names in os.walk(folder, followlinks=True, onerror=raise_user_error):
     if os.path.realpath(parent) in visited:  # a cycle of links
       folders.clear()
       continue
     visited.add(os.path.realpath(parent))
     folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    relative = os.path.relpath(parent, folder)
-    files += [
-      name if relative == '.' else os.path.join(relative, name)
-      for name in names
-      if not name.startswith('.')
-    ]
+    prefix = '' if parent == folder else os.path.relpath(parent, folder)
+    files += [os.path.join(prefix, name) for name in names if not name.startswith('.')]
   return sorted(files)
 
 
@@ -49,7 +41,7 @@ def _is_image(file: str) -> bool:
 
 
 def image_files(folder: epath.PathLike) -> list[str]:
-  """Lists all images below a folder, except hidden files, as sorted paths relative to it."""
+  """Lists the images as `all_files` does; raises `UserError` for a folder that it cannot list."""
   return list(filter(_is_image, all_files(folder)))
 
 
@@ -58,7 +50,7 @@ def ignored_files(folder: epath.PathLike, files: list[str] | None = None) -> tup
 
   Args:
     folder: the folder of classes.
-    files: what `all_files(folder)` has returned; listed here if None.
+    files: `all_files(folder)`; None lists them here.
   """
   files = all_files(folder) if files is None else files
   notes = []
@@ -74,7 +66,7 @@ def ignored_files(folder: epath.PathLike, files: list[str] | None = None) -> tup
 
 
 def _class_name(file: str) -> str:
-  return file.split(os.sep, 1)[0]
+  return file.split(os.sep)[0]
 
 
 def _is_held_out(file: str) -> bool:
@@ -82,11 +74,7 @@ def _is_held_out(file: str) -> bool:
 
 
 def split_folders(root: _Path) -> dict[str, _Path]:
-  """Returns the sub-folder of each split (train, val, test) that a folder has; {} for class/*.
-
-  Raises:
-    UserError: for two sub-folders of the same split.
-  """
+  """Returns the sub-folder of each split (train, val, test) that a folder has; {} for class/*."""
   folders = {c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith('.')}
   splits = {}
   for split, aliases in SPLIT_ALIASES.items():
@@ -95,13 +83,23 @@ def split_folders(root: _Path) -> dict[str, _Path]:
       raise UserError(f'{root} has both {" and ".join(names)}; keep one of them.')
     if names:
       splits[split] = root / names[0]
-  # Without train, val or test may be the names of classes.
+  # Without train, val and test may be classes.
   return splits if 'train' in splits or len(splits) == len(folders) else {}
+
+
+def _find_root(path: str) -> epath.Path:
+  root = epath.Path(path).expanduser()
+  if not root.is_dir():
+    raise UserError(
+      f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
+      f'class, or with train/ and test/ folders of that kind; {QUICKSTART}.'
+    )
+  return root
 
 
 def split_names(path: str) -> tuple[str, ...]:
   """Lists the splits: those with a sub-folder, else train and a held-out test split."""
-  names = tuple(split_folders(epath.Path(path).expanduser()))
+  names = tuple(split_folders(_find_root(path)))
   return names if names not in ((), ('train',)) else ('train', 'test')
 
 
@@ -130,11 +128,10 @@ def locate_split(root: _Path, split: str) -> tuple[_Path, Callable[[str], bool]]
 
 
 def _check_classes(folder: epath.Path, class_names: list[str], images: list[str]) -> None:
-  """Raises `UserError` for a folder without images, with one class, or with unprintable names."""
   for name in class_names:
     if not name.isprintable():
       raise UserError(
-        f'The name of the class folder {folder}/{ascii(name)} has unprintable characters; '
+        f'The class folder {folder}/{ascii(name)} has unprintable characters in its name; '
         'rename it.'
       )
   if not images:
@@ -147,22 +144,14 @@ def _check_classes(folder: epath.Path, class_names: list[str], images: list[str]
     )
 
 
-def open_folder(path: str, split: str) -> Source:
+def open_split(path: str, split: str) -> Source:
   """Opens a folder of images with one sub-folder per class.
 
   Sub-folders `train/` and `val/` or `test/` (`SPLIT_ALIASES` lists other names) are the splits.
   Without them, one file in five is held out, by a hash of its path: the same files on every
   machine.
-
-  Raises:
-    UserError: for a missing folder, split or image, or fewer than two classes.
   """
-  root = epath.Path(path).expanduser()
-  if not root.is_dir():
-    raise UserError(
-      f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
-      f'class, or with train/ and test/ folders of that kind; {QUICKSTART}.'
-    )
+  root = _find_root(path)
   folder, belongs_to_split = locate_split(root, split)
   # All classes count, also those without an image in this split: labels must not depend on it.
   class_folder = split_folders(root).get('train', folder)

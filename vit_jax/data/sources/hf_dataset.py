@@ -14,6 +14,7 @@ it to Arrow files in its own cache (`HF_HOME`).
 """
 
 import dataclasses
+import importlib
 import os
 import pathlib
 from typing import Any
@@ -21,29 +22,21 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.sources.hf_dataset_files import load_splits
-from vit_jax.data.sources.source import Example, Source, fingerprint, multi_hot
+from vit_jax.data.sources.source import MAX_CLASSES, Example, Source, fingerprint, multi_hot
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.text import plural
 
 _DEFAULT_COLUMNS = {'image': ('image', 'img'), 'label': ('label', 'labels', 'fine_label')}
-_MAX_CLASSES = 1_000_000  # larger integers are not classes
 
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-  """The column of labels.
-
-  Attributes:
-    column: its name.
-    class_names: in label order.
-    indices: class name -> label, for columns of strings; None for columns of integers.
-    multi_label: whether a row has a list of labels.
-  """
+  """The column of labels, and how to read it."""
 
   column: str
   class_names: tuple[str, ...]
-  indices: dict[str, int] | None
+  indices: dict[str, int] | None  # class name -> label; None for a column of integers
   multi_label: bool
 
   def read(self, value: Any) -> np.int32 | np.ndarray:
@@ -59,8 +52,8 @@ def _choose_column(features: Any, role: str, options: dict[str, str], spec: str)
   wanted = (options[role],) if role in options else _DEFAULT_COLUMNS[role]
   columns = [name for name in wanted if name in features]
   if not columns and role == 'image' and role not in options:
-    columns = [name for name in features if type(features[name]).__name__ == 'Image']
-    columns = columns if len(columns) == 1 else []
+    images = [name for name in features if type(features[name]).__name__ == 'Image']
+    columns = images if len(images) == 1 else []
   if not columns:
     raise UserError(
       f'{spec} has the columns {", ".join(features)}, none is {" or ".join(map(repr, wanted))}; '
@@ -70,10 +63,7 @@ def _choose_column(features: Any, role: str, options: dict[str, str], spec: str)
 
 
 def _arrow_compute() -> Any:
-  """Returns pyarrow.compute as Any: it creates its functions at run time, unseen by type checks."""
-  import pyarrow.compute
-
-  return pyarrow.compute
+  return importlib.import_module('pyarrow.compute')  # lazy, and without types
 
 
 def _label_values(dataset: Any, column: str, multi_label: bool) -> Any:
@@ -82,8 +72,13 @@ def _label_values(dataset: Any, column: str, multi_label: bool) -> Any:
   return _arrow_compute().list_flatten(values) if multi_label else values
 
 
+def _not_classes(reason: str) -> UserError:
+  advice = 'name another column as hf:name?label=….'
+  return UserError(f'{reason}, so its values are not classes; {advice}')
+
+
 def _find_labels(splits: dict[str, Any], column: str, spec: str) -> _Labels:
-  """Finds out how to read the labels; the classes are those of all splits."""
+  """Inspects the column of labels; its classes are those of all splits."""
   import pyarrow as pa
 
   pc = _arrow_compute()
@@ -95,20 +90,14 @@ def _find_labels(splits: dict[str, Any], column: str, spec: str) -> _Labels:
   arrays = [_label_values(dataset, column, multi_label) for dataset in splits.values()]
   if all(pa.types.is_integer(array.type) for array in arrays):
     highest = max((pc.max(array).as_py() or 0 for array in arrays), default=0)
-    if highest >= _MAX_CLASSES:
-      raise UserError(
-        f'{spec}: its column {column} goes up to {highest:,}, so its values are not classes; name '
-        'another column as hf:name?label=….'
-      )
+    if highest >= MAX_CLASSES:
+      raise _not_classes(f'{spec}: its column {column} goes up to {highest:,}')
     return _Labels(column, tuple(map(str, range(highest + 1))), None, multi_label)
   if all(array.type in (pa.string(), pa.large_string()) for array in arrays):
     names = {name for array in arrays for name in pc.unique(array).to_pylist()} - {None}
     indices = {name: i for i, name in enumerate(sorted(names))}
     return _Labels(column, tuple(indices), indices, multi_label)
-  raise UserError(
-    f'{spec}: its column {column} has the type {arrays[0].type}, so its values are not classes; '
-    'name another column as hf:name?label=….'
-  )
+  raise _not_classes(f'{spec}: its column {column} has the type {arrays[0].type}')
 
 
 def _check_labels(dataset: Any, labels: _Labels, spec: str) -> None:
@@ -119,12 +108,11 @@ def _check_labels(dataset: Any, labels: _Labels, spec: str) -> None:
   values = _label_values(dataset, labels.column, labels.multi_label)
   missing = dataset.data.column(labels.column).null_count
   if labels.indices is None and len(values):
-    lowest, highest = pc.min(values).as_py(), pc.max(values).as_py()
-    missing += pc.sum(pc.less(values, 0)).as_py() if lowest is not None and lowest < 0 else 0
-    if highest is not None and highest >= len(labels.class_names):
-      raise UserError(
-        f'{spec} has the label {highest}, but only {plural(len(labels.class_names), "class")}.'
-      )
+    missing += pc.sum(pc.less(values, 0)).as_py() or 0
+    highest = pc.max(values).as_py() or 0
+    if highest >= len(labels.class_names):
+      count = plural(len(labels.class_names), 'class')
+      raise UserError(f'{spec} has the label {highest}, but only {count}.')
   if missing:
     raise UserError(
       f'{spec} has {plural(missing, "image")} without a label in its column {labels.column}; '
@@ -132,11 +120,10 @@ def _check_labels(dataset: Any, labels: _Labels, spec: str) -> None:
     )
 
 
-def _open_split(dataset: Any, image: str, labels: _Labels, spec: str, split: str) -> Source:
+def _open(dataset: Any, image: str, labels: _Labels, name: str) -> Source:
   """Opens one split; images stay encoded. `image` is the name of their column."""
   import datasets
 
-  name = f'{spec} ({split})'
   _check_labels(dataset, labels, name)
   dataset = dataset.with_format(None).select_columns([image, labels.column])
   if isinstance(dataset.features[image], datasets.Image):
@@ -155,9 +142,8 @@ def _open_split(dataset: Any, image: str, labels: _Labels, spec: str, split: str
         try:
           stored = pathlib.Path(path).read_bytes()
         except OSError as error:
-          raise BadExampleError(
-            f'{location(i)}: {path} cannot be read: {error.strerror}.'
-          ) from None
+          reason = f'{path} cannot be read: {error.strerror}'
+          raise BadExampleError(f'{location(i)}: {reason}.') from None
     if not isinstance(stored, bytes):
       raise BadExampleError(f'{location(i)} has no encoded image in its column {image}.')
     return stored, labels.read(row[labels.column])
@@ -175,16 +161,11 @@ def _open_split(dataset: Any, image: str, labels: _Labels, spec: str, split: str
 
 
 def split_names(path: str) -> tuple[str, ...]:
-  """Lists the splits of a data set."""
   return tuple(load_splits(path)[0])
 
 
-def open_hugging_face(path: str, split: str) -> Source:
-  """Opens a split of a data set, or 'all' of them one after the other.
-
-  Raises:
-    UserError: for a data set, split or column that is missing, damaged or lacks labels.
-  """
+def open_split(path: str, split: str) -> Source:
+  """Opens a split of a data set, or 'all' of them one after the other."""
   splits, options = load_splits(path)
   spec = f'hf:{path}'
   if split != 'all' and split not in splits:
@@ -193,6 +174,6 @@ def open_hugging_face(path: str, split: str) -> Source:
   image = _choose_column(features, 'image', options, spec)
   labels = _find_labels(splits, _choose_column(features, 'label', options, spec), spec)
   if split in splits:
-    return _open_split(splits[split], image, labels, spec, split)
-  sources = [_open_split(dataset, image, labels, spec, name) for name, dataset in splits.items()]
+    return _open(splits[split], image, labels, f'{spec} ({split})')
+  sources = [_open(dataset, image, labels, f'{spec} ({name})') for name, dataset in splits.items()]
   return concatenate(sources, f'{spec} (all)')

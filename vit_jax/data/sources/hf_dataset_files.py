@@ -3,7 +3,7 @@
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vit_jax.data.sources.source import QUICKSTART
@@ -17,10 +17,7 @@ def _parse(path: str) -> tuple[str, dict[str, str]]:
   """Splits 'name?key=value&…' into the name or path and the options."""
   name, _, query = path.partition('?')
   options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-  unknown = sorted(set(options) - set(_OPTIONS))
-  if query and not options:
-    unknown = [query]
-  if unknown:
+  if unknown := sorted(set(options) - set(_OPTIONS)):
     raise UserError(
       f'hf:{path} has the unknown option {unknown[0]}; valid options are {", ".join(_OPTIONS)}, as '
       'in hf:name?image=img&label=fine_label.'
@@ -29,10 +26,7 @@ def _parse(path: str) -> tuple[str, dict[str, str]]:
 
 
 def _arrow_splits(files: Iterable[pathlib.Path]) -> dict[str, list[pathlib.Path]]:
-  """Groups Arrow files by the split in their names; 'data' means train.
-
-  Names are such as 'cifar10-train-00000-of-00002.arrow' or 'test.arrow'.
-  """
+  """Groups files named 'cifar10-train-00000-of-00002.arrow' or 'test.arrow' by their splits."""
   splits: dict[str, list[pathlib.Path]] = {}
   for file in sorted(files):
     if not file.name.startswith(('cache-', 'indices-', 'tmp', '.')):
@@ -41,52 +35,39 @@ def _arrow_splits(files: Iterable[pathlib.Path]) -> dict[str, list[pathlib.Path]
   return splits
 
 
-def _open_arrow(datasets: Any, file: pathlib.Path) -> Any:
+def _open_file(open_file: Callable[[str], Any], file: pathlib.Path, file_format: str) -> Any:
+  """Opens a file, or raises a `UserError` that names it."""
   try:
-    return datasets.Dataset.from_file(str(file))
+    return open_file(str(file))
   except Exception as error:  # noqa: BLE001 - Arrow and datasets raise a dozen types
     raise UserError(
-      f'{file} is not a complete Arrow file ({first_line(error)}); copy it again.'
+      f'{file} is not a complete {file_format} file ({first_line(error)}); copy it again.'
     ) from None
-
-
-def _check_parquet(file: pathlib.Path) -> None:
-  """Raises `UserError` for a damaged file; reads only the metadata at its end."""
-  import pyarrow.parquet
-
-  try:
-    pyarrow.parquet.read_metadata(file)
-  except (pyarrow.ArrowException, OSError) as error:
-    raise UserError(
-      f'{file} is not a complete parquet file ({first_line(error)}); copy it again.'
-    ) from None
-
-
-def _snapshot(root: pathlib.Path) -> pathlib.Path:
-  """Returns the current snapshot in a folder of the hub's cache, else the folder itself."""
-  main = root / 'refs' / 'main'
-  return root / 'snapshots' / main.read_text().strip() if main.is_file() else root
 
 
 def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
-  """Loads all splits from files on disk."""
-  root = _snapshot(root)
+  """Loads all splits from files on disk; `root` may be a folder of the hub's cache."""
+  import pyarrow.parquet
+
+  main = root / 'refs' / 'main'
+  root = root / 'snapshots' / main.read_text().strip() if main.is_file() else root
   saved = [root] if (root / 'state.json').exists() else []
   if (root / 'dataset_dict.json').exists():
     saved = [state.parent for state in sorted(root.glob('*/state.json'))]
   arrow = [file for folder in saved or [root] for file in folder.glob('*.arrow')]
   arrow += [root] * (root.suffix == '.arrow')
   if saved:
-    for file in arrow:
-      _open_arrow(datasets, file)  # raises an error that names the file
+    for file in arrow:  # for an error that names the file
+      _open_file(datasets.Dataset.from_file, file, 'Arrow')
     return datasets.load_from_disk(str(root))
   if arrow:
-    return {
-      split: datasets.concatenate_datasets([_open_arrow(datasets, file) for file in files])
-      for split, files in _arrow_splits(arrow).items()
-    }
+    splits = {}
+    for split, files in _arrow_splits(arrow).items():
+      tables = [_open_file(datasets.Dataset.from_file, file, 'Arrow') for file in files]
+      splits[split] = datasets.concatenate_datasets(tables)
+    return splits
   for file in [root] if root.is_file() else root.rglob('*.parquet'):
-    _check_parquet(file)
+    _open_file(pyarrow.parquet.read_metadata, file, 'parquet')
   if root.suffix == '.parquet':
     return datasets.load_dataset('parquet', data_files=str(root))
   return datasets.load_dataset(str(root), config)
@@ -101,12 +82,10 @@ def load_splits(path: str) -> tuple[dict[str, Any], dict[str, str]]:
   try:
     import datasets
   except ImportError:
-    raise UserError(
-      f"hf:{path} needs the package datasets; run pip install 'vit_jax[hf]'."
-    ) from None
+    advice = "run pip install 'vit_jax[hf]'"
+    raise UserError(f'hf:{path} needs the package datasets; {advice}.') from None
   name, options = _parse(path)
-  root = pathlib.Path(name).expanduser()
-  config = options.get('config')
+  root, config = pathlib.Path(name).expanduser(), options.get('config')
   if not root.exists() and not _HUB_NAME.fullmatch(name):
     raise UserError(f'There is no {root}; hf: takes a name on the hub or a path; {QUICKSTART}.')
   try:
@@ -118,12 +97,8 @@ def load_splits(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     raise
   except Exception as error:  # noqa: BLE001 - every data set raises its own types
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    advice = (
-      'check its files'
-      if root.exists()
-      else 'check its name and the connection, or download it elsewhere and name its folder as '
-      f'hf:/path; {QUICKSTART}'
-    )
+    online = 'its name and the connection, or download it elsewhere and name its folder as hf:/path'
+    advice = 'check its files' if root.exists() else f'check {online}; {QUICKSTART}'
     raise UserError(f'hf:{path} cannot be opened ({first_line(cause)}); {advice}.') from None
   if isinstance(splits, datasets.Dataset):
     splits = {str(splits.split or 'train'): splits}

@@ -25,11 +25,7 @@ def is_mixture(spec: str) -> bool:
 
 
 def parse_mixture(spec: str) -> tuple[tuple[float, str], ...]:
-  """Parses a mixture into the (weight, source) of each component.
-
-  Raises:
-    UserError: for a weight that is not positive, or a missing source.
-  """
+  """Parses a mixture into the (weight, source) of each component."""
   components = []
   for text in _SEPARATOR.split(spec.strip()):
     match = _WEIGHT.match(text)
@@ -60,19 +56,16 @@ def _relabel(source: Source, class_names: tuple[str, ...]) -> Source:
 
 
 def open_mixture(spec: str, split: str, open_component: Callable[[str, str], Source]) -> Source:
-  """Opens the same split of each component; indices run through one component after the other.
+  """Opens a split of each component with `open_component`, which takes a source and a split.
 
-  Args:
-    spec: the mixture, as in the docstring of this file.
-    split: of every component.
-    open_component: (source, split) -> the source.
+  Indices run through one component after the other.
 
   Raises:
     UserError: when a component cannot be opened, or only some of them are multi-label.
   """
   weights, specs = zip(*parse_mixture(spec), strict=True)
   components = [open_component(component, split) for component in specs]
-  class_names = tuple(dict.fromkeys(name for each in components for name in each.class_names))
+  class_names = tuple(dict.fromkeys(name for source in components for name in source.class_names))
   relabeled = [_relabel(component, class_names) for component in components]
   return dataclasses.replace(
     concatenate(relabeled, f'{spec} ({split})'),

@@ -1,5 +1,6 @@
 """The interface of all data sources: a size, random access to examples, and class names."""
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.text import plural
 
 QUICKSTART = 'to try things without any data, run --config=configs/quickstart.py'
+MAX_CLASSES = 1_000_000  # larger integers are not classes
 
 # (image as stored, label); `Source.read` documents both.
 Example = tuple[bytes | np.ndarray, np.int32 | np.ndarray]
@@ -52,22 +54,27 @@ class Source:
     return len(self.class_names)
 
   def describe(self, index: int) -> str:
-    """Returns the name of an example for messages: its location, or its index."""
+    """Names an example in messages: by its location, or its index."""
     return self.location(index) if self.location else f'{self.name}, example {index}'
-
-
-def _sha256(text: str) -> 'hashlib._Hash':
-  return hashlib.sha256(text.encode('utf-8', 'surrogateescape'))
 
 
 def fingerprint(listing: str) -> str:
   """Hashes a listing of the data for `Source.fingerprint`."""
-  return _sha256(listing).hexdigest()
+  return hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()
 
 
 def is_held_out(name: str) -> bool:
   """Returns True if an example of unsplit data is in the test split: one in five, by its name."""
-  return _sha256(name).digest()[0] % 5 == 0
+  return int(fingerprint(name)[:2], 16) % 5 == 0
+
+
+def locate(ends: Sequence[int], i: int) -> tuple[int, int]:
+  """Returns which of several concatenated segments holds element `i`, and its index there.
+
+  `ends` has the index after the last element of each segment.
+  """
+  segment = bisect.bisect_right(ends, i)
+  return segment, i - (ends[segment - 1] if segment else 0)
 
 
 def multi_hot(labels: np.typing.ArrayLike, num_classes: int) -> np.ndarray:

@@ -5,16 +5,15 @@
   a, b  = 800, -200             examples; negative numbers count from the end
         | 98%, 12.5%, -10%      percent of the split, rounded to the nearest example
 
-The meaning is that of TFDS.
+They mean the same as in TFDS.
 """
 
-import bisect
 import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Sequence
 
-from vit_jax.data.sources.source import Example, Source, check_same_classes, fingerprint
+from vit_jax.data.sources.source import Example, Source, check_same_classes, fingerprint, locate
 from vit_jax.errors import UserError
 
 # The names that folders of images and tar shards use for each split.
@@ -36,18 +35,12 @@ _SYNTAX = (
 
 @dataclasses.dataclass(frozen=True)
 class SplitSlice:
-  """A split of a source, or a slice of one.
-
-  Attributes:
-    name: of the split.
-    start, stop: bounds in examples or percent; None for the beginning or the end.
-    percent: whether the bounds are percentages.
-  """
+  """A split of a source, or a slice of one; its bounds are None for the beginning or the end."""
 
   name: str
-  start: float | None = None
-  stop: float | None = None
-  percent: bool = False
+  start: float | None
+  stop: float | None
+  percent: bool  # whether the bounds are in percent, not examples
 
   @property
   def is_whole(self) -> bool:
@@ -78,11 +71,7 @@ def _parse_term(text: str) -> SplitSlice:
 
 
 def parse(split: str) -> tuple[SplitSlice, ...]:
-  """Parses a split into the terms of its sum, in order.
-
-  Raises:
-    UserError: for invalid syntax.
-  """
+  """Parses a split into the terms of its sum, in order; raises `UserError` for invalid syntax."""
   return tuple(_parse_term(text.strip()) for text in split.split('+'))
 
 
@@ -116,11 +105,7 @@ def _slice(source: Source, start: int, stop: int) -> Source:
 
 
 def concatenate(sources: Sequence[Source], name: str) -> Source:
-  """Joins sources end to end.
-
-  Raises:
-    UserError: when their classes differ, or only some of them are multi-label.
-  """
+  """Joins sources end to end; `UserError` if classes differ or only some are multi-label."""
   first, *others = sources
   for source in others:
     if first.multi_label != source.multi_label:
@@ -132,17 +117,13 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
     check_same_classes(first.class_names, source.class_names, source.name)
   ends = list(itertools.accumulate(source.size for source in sources))
 
-  def locate(i: int) -> tuple[Source, int]:
-    position = bisect.bisect_right(ends, i)
-    return sources[position], i - (ends[position - 1] if position else 0)
-
   def read(i: int) -> Example:
-    source, index = locate(i)
-    return source.read(index)
+    position, index = locate(ends, i)
+    return sources[position].read(index)
 
   def location(i: int) -> str:
-    source, index = locate(i)
-    return source.describe(index)
+    position, index = locate(ends, i)
+    return sources[position].describe(index)
 
   listing = repr([(source.name, source.size, source.fingerprint) for source in sources])
   can_change = any(source.fingerprint for source in sources)
@@ -159,11 +140,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
 
 
 def select(open_split: Callable[[str], Source], split: str) -> Source:
-  """Opens a split, a slice of one, or a sum of those.
-
-  Args:
-    open_split: opens a whole split by its name.
-    split: as in the docstring of this file.
+  """Opens a split, a slice of one, or a sum of those; `open_split` opens a whole one by its name.
 
   Raises:
     UserError: for invalid syntax, an empty slice, or a split that does not exist.

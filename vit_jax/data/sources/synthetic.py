@@ -24,20 +24,12 @@ from vit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """The properties of a data set.
+  """The properties of a data set; class c has a probability proportional to (c + 1)^-exponent."""
 
-  Attributes:
-    splits: name -> number of images.
-    num_classes: number of classes.
-    exponent: of Zipf's law; the probability of class c is proportional to (c + 1) ** -exponent.
-    mean_draws: classes drawn per image on average, in [1, 2); an image may draw one twice.
-    multi_label: whether labels are vectors.
-  """
-
-  splits: dict[str, int]
+  splits: dict[str, int]  # name -> number of images
   num_classes: int
   exponent: float
-  mean_draws: float = 1.0
+  mean_draws: float = 1.0  # classes drawn per image, in [1, 2); an image may draw one twice
   multi_label: bool = True
 
 
@@ -129,23 +121,18 @@ def _find_dataset(name: str) -> Dataset:
 
 
 def split_names(name: str) -> tuple[str, ...]:
-  """Lists the splits of a data set."""
   return tuple(_find_dataset(name).splits)
 
 
-def open_synthetic(name: str, split: str) -> Source:
-  """Opens a split of one of the `DATASETS`; 'test' means validation in one without test images.
-
-  Raises:
-    UserError: for an unknown data set or split.
-  """
+def open_split(name: str, split: str) -> Source:
+  """Opens a split of one of the `DATASETS`; 'test' means validation in one without test images."""
   dataset = _find_dataset(name)
-  names = tuple(dataset.splits)
-  actual_split = 'validation' if split == 'test' and 'test' not in names else split
-  if actual_split not in names:
-    raise UserError(f'synthetic:{name} has the splits {", ".join(names)}, not {split!r}.')
-  key = hashlib.blake2b(f'{name}/{actual_split}'.encode(), digest_size=8).digest()
-  key = int.from_bytes(key, 'little')
+  splits = dataset.splits
+  actual_split = 'validation' if split == 'test' and 'test' not in splits else split
+  if actual_split not in splits:
+    raise UserError(f'synthetic:{name} has the splits {", ".join(splits)}, not {split!r}.')
+  digest = hashlib.blake2b(f'{name}/{actual_split}'.encode(), digest_size=8).digest()
+  key = int.from_bytes(digest, 'little')
   cumulative = _cumulative_probabilities(name)
   # Probabilities of a second and a third draw.
   second, third = 0.8 * (dataset.mean_draws - 1), 0.2 * (dataset.mean_draws - 1)
@@ -161,7 +148,7 @@ def open_synthetic(name: str, split: str) -> Source:
 
   return Source(
     name=f'synthetic:{name} ({split})',
-    size=dataset.splits[actual_split],
+    size=splits[actual_split],
     read=read,
     class_names=tuple(f'class {i}' for i in range(dataset.num_classes)),
     multi_label=dataset.multi_label,

@@ -11,36 +11,32 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-# message -> (name, type) of its fields, which are numbered from 1.
-_SCHEMA = {
-  'BytesList': [('value', 'repeated bytes')],
-  'FloatList': [('value', 'repeated float')],
-  'Int64List': [('value', 'repeated int64')],
-  'Feature': [
-    ('bytes_list', 'BytesList'),
-    ('float_list', 'FloatList'),
-    ('int64_list', 'Int64List'),
-  ],
-  'Entry': [('key', 'string'), ('value', 'Feature')],  # protobuf encodes a map as its entries
-  'Features': [('feature', 'repeated Entry')],
-  'Example': [('features', 'Features')],
-}
+_SCHEMA = """
+BytesList: repeated bytes value
+FloatList: repeated float value
+Int64List: repeated int64 value
+Feature: BytesList bytes_list, FloatList float_list, Int64List int64_list
+Entry: string key, Feature value
+Features: repeated Entry feature
+Example: Features features
+"""  # fields are numbered from 1; protobuf encodes a map as its entries
 
 
 def _make_message_class() -> type[Any]:
   """Builds the class of Example messages from the schema, as protoc would."""
   field_types = descriptor_pb2.FieldDescriptorProto
   file = descriptor_pb2.FileDescriptorProto(name='tf_example.proto', syntax='proto3')
-  for message, fields in _SCHEMA.items():
+  for line in _SCHEMA.split('\n')[1:-1]:
+    message, _, fields = line.partition(': ')
     descriptor = file.message_type.add(name=message)
-    for number, (name, declaration) in enumerate(fields, start=1):
-      repeated, _, type_name = declaration.rpartition(' ')
+    for number, declaration in enumerate(fields.split(', '), start=1):
+      *repeated, type_name, name = declaration.split()
       field = descriptor.field.add(name=name, number=number)
       field.label = field_types.LABEL_REPEATED if repeated else field_types.LABEL_OPTIONAL
-      if type_name in _SCHEMA:
-        field.type_name = type_name
-      else:
+      if type_name.islower():
         field.type = field_types.Type.Value(f'TYPE_{type_name.upper()}')
+      else:
+        field.type_name = type_name
   pool = descriptor_pool.DescriptorPool()
   pool.AddSerializedFile(file.SerializeToString())
   return message_factory.GetMessageClass(pool.FindMessageTypeByName('Example'))
@@ -62,12 +58,8 @@ def decode(record: bytes, names: Sequence[str]) -> dict[str, list[Any]]:
   features = {}
   for entry in entries:
     if entry.key in names:
-      lists = entry.value
-      features[entry.key] = [
-        *lists.bytes_list.value,
-        *lists.float_list.value,
-        *lists.int64_list.value,
-      ]
+      lists = (entry.value.bytes_list, entry.value.float_list, entry.value.int64_list)
+      features[entry.key] = [value for values in lists for value in values.value]
   return features
 
 

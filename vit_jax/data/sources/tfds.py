@@ -27,14 +27,9 @@ def _find_folder(name: str) -> epath.Path:
 
 
 def split_names(name: str) -> tuple[str, ...]:
-  """Lists the splits of a prepared data set."""
   return array_record.split_names(str(_find_folder(name)))
 
 
-def open_tfds(name: str, split: str) -> Source:
-  """Opens a split of a data set that TFDS has prepared.
-
-  Raises:
-    UserError: for an unknown name, a data set that is not prepared, or one that lacks the split.
-  """
-  return array_record.open_prepared(_find_folder(name), split, f'tfds:{name}')
+def open_split(name: str, split: str) -> Source:
+  """Opens a split of a data set that TFDS has prepared."""
+  return array_record.open_split(str(_find_folder(name)), split, f'tfds:{name}')

@@ -24,12 +24,11 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.source import is_held_out
-from vit_jax.data.sources.tar.tar_members import members
+from vit_jax.data.sources.source import MAX_CLASSES, is_held_out
+from vit_jax.data.sources.tar.tar_members import members, read_range
 from vit_jax.errors import UserError
 from vit_jax.files import cache_folder, write_atomically
 
-_MAX_CLASSES = 1_000_000  # larger numbers are not classes
 _VERSION = 1  # of the format of cached indices
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; 10,240 are usual
 _COMPRESSED = (b'\x1f\x8b', b'\x28\xb5\x2f\xfd', b'\xfd7zXZ\0', b'BZh91AY&SY')
@@ -38,26 +37,16 @@ _ARRAYS = ('offsets', 'sizes', 'held_out', 'ends', 'labels')
 
 @dataclasses.dataclass(frozen=True)
 class ShardIndex:
-  """The N examples of one tar file.
+  """The N examples of one tar file."""
 
-  Attributes:
-    stamp: size and modification time (ns) of the file when it was indexed.
-    names: classes in order of appearance if labels are names; else empty.
-    multi_label: whether an example has a list of labels.
-    offsets, sizes: (N,) int64 and uint32: position and bytes of each image.
-    held_out: (N,) bool: the test split of unsplit data, one in five by a hash of the name.
-    ends: (N,) uint32: end of the labels of each example in `labels`.
-    labels: int32: the labels of all examples; they index `names` if there are any.
-  """
-
-  stamp: tuple[int, int]
-  names: tuple[str, ...]
-  multi_label: bool
-  offsets: np.ndarray
-  sizes: np.ndarray
-  held_out: np.ndarray
-  ends: np.ndarray
-  labels: np.ndarray
+  stamp: tuple[int, int]  # size and modification time (ns) of the file
+  names: tuple[str, ...]  # classes in order of appearance, if labels are names
+  multi_label: bool  # whether an example has a list of labels
+  offsets: np.ndarray  # (N,) int64: position of each image
+  sizes: np.ndarray  # (N,) uint32: bytes of each image
+  held_out: np.ndarray  # (N,) bool: the test split of unsplit data, by a hash of the name
+  ends: np.ndarray  # (N,) uint32: end of the labels of each example in `labels`
+  labels: np.ndarray  # int32: the labels of all examples; they index `names` if not empty
 
 
 @dataclasses.dataclass
@@ -71,7 +60,7 @@ class _Members:
 
 
 def file_stamp(status: os.stat_result) -> tuple[int, int]:
-  """Returns the size and modification time (ns), which differ once a file has changed."""
+  """Returns the size and modification time (ns) of a file, to notice that it has changed."""
   return status.st_size, status.st_mtime_ns
 
 
@@ -97,7 +86,6 @@ def _group_members(path: pathlib.Path, descriptor: int) -> Iterator[_Members]:
 
 
 def _parse_label(example: _Members, path: pathlib.Path) -> int | str | list[int] | list[str]:
-  """Parses the label of an example: a number, a name, or a list of either."""
   content = 'no .cls or .json with its label'
   with contextlib.suppress(ValueError, KeyError, TypeError):  # ValueError includes bad JSON
     if example.cls is not None:
@@ -126,7 +114,6 @@ def _check_format(path: pathlib.Path, descriptor: int) -> None:
 
 
 def _read(path: pathlib.Path) -> ShardIndex:
-  """Reads the headers and labels of a tar file."""
   names: dict[str, int] = {}
   labels: list[int] = []
   rows: list[tuple[int, int, bool, int]] = []
@@ -147,29 +134,16 @@ def _read(path: pathlib.Path) -> ShardIndex:
           )
         if isinstance(value, str):
           labels.append(names.setdefault(value, len(names)))
-        elif 0 <= value < _MAX_CLASSES:
+        elif 0 <= value < MAX_CLASSES:
           labels.append(value)
         else:
           raise UserError(
-            f'{path}: {example.key} has the label {value}; classes are 0 to {_MAX_CLASSES - 1:,}.'
+            f'{path}: {example.key} has the label {value}; classes are 0 to {MAX_CLASSES - 1:,}.'
           )
       rows.append((*example.image, is_held_out(example.key), len(labels)))
-  offsets, sizes, held_out, ends = zip(*rows, strict=True) if rows else ((),) * 4
-  return ShardIndex(
-    stamp=stamp,
-    names=tuple(names),
-    multi_label=multi_label,
-    offsets=np.array(offsets, np.int64),
-    sizes=np.array(sizes, np.uint32),
-    held_out=np.array(held_out, bool),
-    ends=np.array(ends, np.uint32),
-    labels=np.array(labels, np.int32),
-  )
-
-
-def _cache_file(path: pathlib.Path) -> epath.Path:
-  name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-  return cache_folder() / 'webdataset' / f'{name}.index'
+  columns = zip(*rows, strict=True) if rows else ((),) * 4
+  arrays = map(np.array, (*columns, labels), (np.int64, np.uint32, np.bool, np.uint32, np.int32))
+  return ShardIndex(stamp, tuple(names), multi_label, *arrays)
 
 
 def _load(cached: epath.Path, stamp: tuple[int, int]) -> ShardIndex | None:
@@ -187,12 +161,8 @@ def _load(cached: epath.Path, stamp: tuple[int, int]) -> ShardIndex | None:
 
 def _save(index: ShardIndex, cached: epath.Path) -> None:
   """Writes an index to the cache; does nothing if the cache is not writable."""
-  metadata = {
-    'version': _VERSION,
-    'stamp': index.stamp,
-    'names': index.names,
-    'several': index.multi_label,
-  }
+  metadata = {'version': _VERSION, 'stamp': index.stamp, 'names': index.names}
+  metadata['several'] = index.multi_label
 
   def write(part: epath.Path) -> None:
     with open(part, 'wb') as file:
@@ -206,13 +176,10 @@ def _save(index: ShardIndex, cached: epath.Path) -> None:
 
 
 def index_shard(path: pathlib.Path) -> ShardIndex:
-  """Returns the index of a tar file, from the cache if it is up to date.
-
-  Raises:
-    UserError: for a file that is not a complete tar, or an image without a valid label.
-  """
+  """Returns the index of a tar file, from the cache if it is up to date."""
   try:
-    cached = _cache_file(path)
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+    cached = cache_folder() / 'webdataset' / f'{name}.index'
     index = _load(cached, file_stamp(os.stat(path)))
     if index is None:
       index = _read(path)
@@ -223,11 +190,9 @@ def index_shard(path: pathlib.Path) -> ShardIndex:
 
 
 def member_name(path: pathlib.Path, offset: int) -> str:
-  """Returns the name of the member with its content at `offset`; its offset if unreadable."""
+  """Returns the name of the member whose content is at `offset`; its offset if unreadable."""
   try:
-    with open(path, 'rb') as file:
-      file.seek(offset - tarfile.BLOCKSIZE)  # the header precedes the content
-      header = file.read(tarfile.BLOCKSIZE)
+    header = read_range(str(path), offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
     return tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name
   except (OSError, tarfile.TarError):
     return f'the member at byte {offset:,}'

@@ -10,23 +10,13 @@ from vit_jax.errors import UserError, first_line
 
 
 class _Window(io.RawIOBase):
-  """A range of bytes of a file as a file object, for a tar that is a member of another tar."""
+  """A range of bytes of a file, with the methods that tarfile needs to read a tar in it."""
 
   def __init__(self, descriptor: int, start: int, size: int):
     self._descriptor, self._start, self._size, self._position = descriptor, start, size, 0
 
-  def readable(self) -> bool:
-    return True
-
-  def seekable(self) -> bool:
-    return True
-
   def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-    self._position = origin + offset
-    return self._position
-
-  def tell(self) -> int:
+    self._position = (0, self._position, self._size)[whence] + offset
     return self._position
 
   def readinto(self, buffer: Any) -> int:
@@ -38,16 +28,9 @@ class _Window(io.RawIOBase):
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-  """Reads the bytes [offset, offset + size) of a file; fewer at its end.
-
-  Raises:
-    OSError: when the file cannot be read.
-  """
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    return os.pread(descriptor, size, offset)
-  finally:
-    os.close(descriptor)
+  """Reads the bytes [offset, offset + size) of a file; fewer at its end."""
+  with open(path, 'rb', buffering=0) as file:
+    return os.pread(file.fileno(), size, offset)
 
 
 def members(path: str, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
@@ -74,12 +57,10 @@ def members(path: str, start: int = 0, size: int | None = None) -> Iterator[tupl
           yield member.name, start + member.offset_data, member.size
       window.seek(tar.offset)  # tarfile takes a damaged header for the end
       if window.read(512) != bytes(512):
-        raise tarfile.ReadError(
-          f'neither a header nor an end marker at byte {start + tar.offset:,}'
-        )
+        position = start + tar.offset
+        raise tarfile.ReadError(f'neither a header nor an end marker at byte {position:,}')
   except (tarfile.TarError, OSError) as error:
-    raise UserError(
-      f'{path} is not a complete tar file ({first_line(error)}); copy it again.'
-    ) from None
+    reason = first_line(error)
+    raise UserError(f'{path} is not a complete tar file ({reason}); copy it again.') from None
   finally:
     os.close(descriptor)

@@ -1,5 +1,6 @@
-"""Finds the tar files that a path stands for, and the split of each."""
+"""Finds the tar shards of a path, and the split of each."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Sequence
@@ -7,16 +8,13 @@ from collections.abc import Sequence
 from vit_jax.data.sources.source import QUICKSTART
 from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
 from vit_jax.errors import UserError
+from vit_jax.files import is_remote
 
 Shards = dict[str, list[pathlib.Path]]  # by split; '' if the names give none
 
 # alias -> split; unlike folders of images, shards are never called 'testing'.
-_SPLITS = {
-  alias: split
-  for split, aliases in SPLIT_ALIASES.items()
-  for alias in aliases
-  if alias != 'testing'
-}
+_SPLITS = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
+del _SPLITS['testing']
 _SPLIT_IN_NAME = re.compile(rf'(?:^|[-_.])({"|".join(_SPLITS)})(?=[-_.\d]|$)')
 
 
@@ -35,12 +33,8 @@ def expand(pattern: str) -> list[str]:
 
 
 def find_shards(path: str) -> tuple[pathlib.Path, Shards]:
-  """Returns the folder of the shards, which may also have a list of class names, and the shards.
-
-  Raises:
-    UserError: for a remote path, a missing file, a folder without shards, or inconsistent names.
-  """
-  if '://' in path:
+  """Returns the folder of the shards, which may also list the class names, and the shards."""
+  if is_remote(path):
     raise UserError(
       f'webdataset:{path} is not a local path; copy the shards to a local disk, or mount them.'
     )
@@ -59,14 +53,11 @@ def find_shards(path: str) -> tuple[pathlib.Path, Shards]:
   shards = {split: files for split, files in shards.items() if files}
   shards = shards or _group_by_split(sorted(root.glob('*.tar')))
   if not shards:
-    raise UserError(
-      f'{root} has no .tar files, nor sub-folders such as train/ and val/ with .tar files.'
-    )
+    raise UserError(f'{root} has no .tar files, nor sub-folders train/ or val/ with .tar files.')
   return root, shards
 
 
 def _group_by_split(files: Sequence[pathlib.Path]) -> Shards:
-  """Groups shards by the split in their names."""
   shards: Shards = {}
   for file in files:
     match = _SPLIT_IN_NAME.search(file.stem)
@@ -81,16 +72,11 @@ def _group_by_split(files: Sequence[pathlib.Path]) -> Shards:
 
 
 def choose_shards(shards: Shards, split: str, spec: str) -> tuple[list[pathlib.Path], bool | None]:
-  """Chooses the shards of a split.
+  """Returns the shards of a split, and which of their examples belong to it.
 
-  Returns:
-    The shards, and which of their examples to read: the held-out ones (True), the others (False)
-    or all (None).
-
-  Raises:
-    UserError: when the shards lack the split.
+  True stands for the held-out ones, False for the others, None for all.
   """
-  all_shards = [file for files in shards.values() for file in files]
+  all_shards = list(itertools.chain(*shards.values()))
   if split == 'all':
     return all_shards, None
   if split in _SPLITS and set(shards) <= {'', 'train'}:

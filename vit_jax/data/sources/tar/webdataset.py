@@ -14,6 +14,7 @@ names that serve as labels, else numbers.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -46,31 +47,19 @@ class _OpenFile:
 
 @dataclasses.dataclass(frozen=True)
 class _Examples:
-  """The N examples of a split: 16 bytes of memory each, a little more for multi-label data.
+  """The N examples of a split: 16 bytes of memory each, a little more for multi-label data."""
 
-  Attributes:
-    stamps: size and modification time of each shard.
-    shard_ends: index of the example after the last one of each shard.
-    offsets, sizes: (N,) position and bytes of each image in its shard.
-    label_ends: (N,) end of the labels of each example; None for one label per example.
-    labels: of all examples.
-    num_classes: number of classes.
-  """
-
-  stamps: list[tuple[int, int]]
-  shard_ends: np.ndarray
-  offsets: np.ndarray
-  sizes: np.ndarray
-  label_ends: np.ndarray | None
-  labels: np.ndarray
+  shard_ends: np.ndarray  # index after the last example of each shard
+  offsets: np.ndarray  # (N,) position of each image in its shard
+  sizes: np.ndarray  # (N,) bytes
+  label_ends: np.ndarray | None  # (N,) end of the labels of each; None for one label per example
+  labels: np.ndarray  # of all examples
   num_classes: int
 
   def shard(self, i: int) -> int:
-    """Returns the index of the shard that contains example `i`."""
     return int(np.searchsorted(self.shard_ends, i, side='right'))
 
   def label(self, i: int) -> np.int32 | np.ndarray:
-    """Returns the label of example `i`, as `Source.read` does."""
     if self.label_ends is None:
       return self.labels[i]
     start = int(self.label_ends[i - 1]) if i else 0
@@ -79,22 +68,13 @@ class _Examples:
 
 def _index_shards(files: Sequence[pathlib.Path]) -> list[ShardIndex]:
   """Indexes shards; on a terminal, a progress bar appears when it takes long."""
+  bar = {'desc': 'indexing', 'unit': 'tar', 'delay': 2, 'leave': False, 'disable': None}
   with ThreadPoolExecutor(_INDEX_THREADS) as pool:
-    return list(
-      tqdm.tqdm(
-        pool.map(index_shard, files),
-        total=len(files),
-        desc='indexing',
-        unit='tar',
-        delay=2,
-        leave=False,
-        disable=None,
-      )
-    )
+    return list(tqdm.tqdm(pool.map(index_shard, files), total=len(files), **bar))
 
 
 def _read_class_names(root: pathlib.Path) -> tuple[str, ...]:
-  """Reads the list of class names beside the shards; () if there is none."""
+  """Reads the list of class names beside the shards; () without one."""
   for file in (root / 'classes.txt', root / 'labels.txt', root / 'dataset.json'):
     if not file.is_file():
       continue
@@ -120,23 +100,18 @@ def _class_names(root: pathlib.Path, indices: Sequence[ShardIndex]) -> tuple[str
     )
   highest = max((int(index.labels.max()) for index in numbered), default=-1)
   if listed and highest >= len(listed):
-    raise UserError(
-      f'{root} lists {plural(len(listed), "class")}, but has the label {highest}; complete the '
-      'list.'
-    )
+    count = plural(len(listed), 'class')
+    raise UserError(f'{root} lists {count}, but has the label {highest}; complete the list.')
   return listed or tuple(sorted(used)) or tuple(map(str, range(highest + 1)))
 
 
 def _gather(
-  indices: Sequence[ShardIndex],
-  class_names: tuple[str, ...],
-  multi_label: bool,
-  held_out: bool | None,
+  shards: Sequence[ShardIndex], class_names: Sequence[str], multi_label: bool, held_out: bool | None
 ) -> _Examples:
   """Gathers the examples of some shards: the held-out ones, the others, or all (None)."""
   label_of = {name: i for i, name in enumerate(class_names)}
   offsets, sizes, label_counts, labels = [], [], [], []
-  for index in indices:
+  for index in shards:
     keep = np.ones(len(index.offsets), bool) if held_out is None else index.held_out == held_out
     counts = np.diff(index.ends, prepend=np.uint32(0))
     kept_labels = index.labels[np.repeat(keep, counts)]
@@ -146,7 +121,6 @@ def _gather(
     label_counts.append(counts[keep])
     labels.append(new_labels[kept_labels] if index.names else kept_labels)
   return _Examples(
-    stamps=[index.stamp for index in indices],
     shard_ends=np.cumsum([len(shard_offsets) for shard_offsets in offsets]),
     offsets=np.concatenate(offsets),
     sizes=np.concatenate(sizes),
@@ -157,25 +131,20 @@ def _gather(
 
 
 def split_names(path: str) -> tuple[str, ...]:
-  """Lists the splits of some shards."""
-  _, shards = tar_shards.find_shards(path)
-  return tar_shards.split_names(shards)
+  return tar_shards.split_names(tar_shards.find_shards(path)[1])
 
 
-def open_webdataset(path: str, split: str) -> Source:
-  """Opens a split of tar shards.
-
-  Raises:
-    UserError: for missing or damaged shards, a missing split, or images without a valid label.
-  """
+def open_split(path: str, split: str) -> Source:
+  """Opens a split of tar shards, indexing them on first use."""
   spec = f'webdataset:{path}'
   root, shards = tar_shards.find_shards(path)
   files, held_out = tar_shards.choose_shards(shards, split, spec)
-  all_files = [file for split_files in shards.values() for file in split_files]
+  all_files = list(itertools.chain(*shards.values()))
   indices = dict(zip(all_files, _index_shards(all_files), strict=True))
   multi_label = any(index.multi_label for index in indices.values())
   class_names = _class_names(root, list(indices.values()))
   examples = _gather([indices[file] for file in files], class_names, multi_label, held_out)
+  stamps = [indices[file].stamp for file in files]
   if not len(examples.offsets):
     raise UserError(f'{spec} has no images (jpg, png, webp, …) in its split {split!r}.')
   open_file = functools.lru_cache(_MAX_OPEN_FILES)(_OpenFile)
@@ -189,7 +158,7 @@ def open_webdataset(path: str, split: str) -> Source:
     try:
       file = open_file(files[shard])  # a reference to it keeps it open
       image = os.pread(file.descriptor, size, int(examples.offsets[i]))
-      if file_stamp(os.fstat(file.descriptor)) != examples.stamps[shard] or len(image) != size:
+      if file_stamp(os.fstat(file.descriptor)) != stamps[shard] or len(image) != size:
         raise BadExampleError(f'{files[shard]} has changed since it was opened.')
     except OSError as error:
       raise BadExampleError(f'{files[shard]} cannot be read: {error.strerror}.') from None
