@@ -101,9 +101,9 @@ def argument_bytes(program: Program) -> int:
 def _refused_memory(message: str, arguments: int) -> Memory:
   """Reads the sizes in a refusal, which gives either the sum or only the temporaries."""
   if match := re.search(rf'[Uu]sed {_SIZE} of {_SIZE} hbm', message):
-    return Memory(arguments, max(_parse_size(match[1], match[2]) - arguments, 0))
+    return Memory(arguments, max(_parse_size(*match.group(1, 2)) - arguments, 0))
   if match := re.search(rf'temporaries \({_SIZE}\) exceeds', message):
-    return Memory(arguments, _parse_size(match[1], match[2]))
+    return Memory(arguments, _parse_size(*match.groups()))
   return Memory(arguments, None)
 
 

@@ -147,9 +147,8 @@ def augment(
   if config.flip and rng.random() < 0.5:
     pixels = ops.flip(pixels)
   if config.randaugment != 'none':
-    magnitude, std = config.randaugment_magnitude, config.randaugment_std
-    layers = config.randaugment_layers
-    pixels = randaugment(pixels, config.randaugment, layers, magnitude, std, rng)
+    layers, magnitude = config.randaugment_layers, config.randaugment_magnitude
+    pixels = randaugment(pixels, config.randaugment, layers, magnitude, config.randaugment_std, rng)
   if any(config.jitter):
     pixels = color_jitter(pixels, config.jitter, rng)
   if rng.random() < config.erase_probability:
