@@ -141,7 +141,7 @@ def model_from_tensors(
   Args:
     tensors: {'embedding/kernel': array, …}, with current linen names.
     source: of the tensors, for error messages.
-    numerics: of a Transformer, which its tensors do not tell.
+    numerics: of a Transformer; its tensors do not determine them.
 
   Raises:
     UserError: if they are not the tensors of a `VisionTransformer` or `BiTResNet`.
@@ -209,7 +209,7 @@ def _count_modules(tensors: Mapping[str, Any], pattern: str) -> int:
 
 
 def _resnet_sizes(tensors: Mapping[str, Any], root: str) -> tuple[int, tuple[int, ...]]:
-  """Features of the stem of a ResNet, whose kernel is `root`, and units of each stage."""
+  """The width of a ResNet, whose first kernel is called `root`, and the units of each stage."""
   width = tensors[root].shape[3]
   if width < 32 or width % 32:
     raise ValueError(width)
@@ -223,13 +223,13 @@ def _resnet_sizes(tensors: Mapping[str, Any], root: str) -> tuple[int, tuple[int
 
 
 def input_kernel(names: Container[str]) -> str:
-  """The parameter, among all `names`, that is applied to the pixels; its third axis is channels."""
+  """Returns the name of the kernel that is applied to the pixels, (H, W, channels, features)."""
   kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel')
   return next(name for name in kernels if name in names)
 
 
 def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> None:
-  """Raises `UserError`, which calls the size `name`, if the model does not take such images."""
+  """Raises `UserError` unless the model takes (height, width) pixels; `name` names the size."""
   height, width = image_size
   text = f'{name} is {height}x{width} pixels'
   if max(height, width) > MAX_IMAGE_SIDE:

@@ -17,25 +17,19 @@ import jax.numpy as jnp
 from vit_jax.models.head import classify
 
 Array = jax.Array
-Padding = str | Sequence[tuple[int, int]]
 
 
 class StdConv(nn.Module):
   """Convolution with a kernel standardized over all but its last axis (arXiv 1903.10520).
 
   (B, H, W, F) -> (B, H/stride, W/stride, features), without a bias.
-
-  Attributes:
-    features, kernel_size, stride: of the convolution.
-    padding: 'SAME', or ((top, bottom), (left, right)) pixels.
-    epsilon: added to the standard deviation, or to the variance if `in_variance`.
   """
 
   features: int
   kernel_size: int
   stride: int = 1
-  padding: Padding = 'SAME'
-  epsilon: float = 1e-5
+  padding: str | Sequence[tuple[int, int]] = 'SAME'  # or ((top, bottom), (left, right)) pixels
+  epsilon: float = 1e-5  # added to the standard deviation, or to the variance if `in_variance`
   in_variance: bool = False
   dtype: Any = jnp.float32
 
@@ -79,20 +73,13 @@ class ResidualUnit(nn.Module):
 
 
 class Stage(nn.Module):
-  """The units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features).
-
-  Attributes:
-    unit: `ResidualUnit` or `BiTUnit`.
-    unit_name: format string of the released names; takes a unit's number, from 1.
-    num_units, features: number and width of the units.
-    stride: of the first unit.
-  """
+  """The units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
 
   unit: 'type[ResidualUnit] | type[BiTUnit]'
-  unit_name: str
+  unit_name: str  # format string of the released names, for a unit's number, from 1
   num_units: int
   features: int
-  stride: int
+  stride: int  # of the first unit
   dtype: Any = jnp.float32
 
   @nn.compact

@@ -1,7 +1,7 @@
 """What a run needs on a topology: its train step compiled for those devices, and its FLOPs."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vit_jax.config import Config, MeshConfig, flatten, replace_fields
@@ -30,49 +30,29 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a config needs on a topology.
-
-  Attributes:
-    topology: the devices.
-    changes: {config field: value} where the plan differs from the config that was asked for.
-    mesh: {axis: devices along it}.
-    num_slices, num_chips, num_devices, num_hosts: of the whole run.
-    parameters: of the model.
-    global_batch, host_batch, device_batch, micro_batch: examples of a step: in total; read by a
-      host; held by a device; computed with at once by a device.
-    memory: of one device.
-    limit: bytes of HBM that one device's program can use; None if no limit is known.
-    fits: whether the memory suffices; None if no limit is known.
-    collectives: of one device and step, one row a kind; empty if the step does not fit.
-    train_flops, recomputed_flops: of a step on all devices: forward and backward pass, and what
-      rematerialization adds.
-    min_step_seconds: lower bound of a step's time, from its matrix products alone at the chips'
-      peak; None if no peak is known.
-    total_steps: of the run.
-    compile_seconds: spent on lowering and compiling.
-  """
+  """What a config needs on a topology; FLOPs and seconds are those of a step on all devices."""
 
   topology: Topology
-  changes: dict[str, Any]
-  mesh: dict[str, int]
+  changes: dict[str, Any]  # {config field: value} that differ from the config that was asked for
+  mesh: dict[str, int]  # {axis: devices along it}
   num_slices: int
   num_chips: int
   num_devices: int
   num_hosts: int
-  parameters: int
-  global_batch: int
-  host_batch: int
-  device_batch: int
-  micro_batch: int
-  memory: Memory
-  limit: int | None
-  fits: bool | None
-  collectives: tuple[Collective, ...]
-  train_flops: int
-  recomputed_flops: int
-  min_step_seconds: float | None
-  total_steps: int
-  compile_seconds: float
+  parameters: int  # of the model
+  global_batch: int  # examples of a step
+  host_batch: int  # of these, read by a host
+  device_batch: int  # held by a device
+  micro_batch: int  # computed with at once by a device
+  memory: Memory  # of one device
+  limit: int | None  # bytes of HBM that one device's program can use; None if unknown
+  fits: bool | None  # None if no limit is known
+  collectives: tuple[Collective, ...]  # of one device and step; empty if the step does not fit
+  train_flops: int  # forward and backward pass
+  recomputed_flops: int  # what rematerialization adds
+  min_step_seconds: float | None  # the matrix products at the chips' peak; None if that is unknown
+  total_steps: int  # of the run
+  compile_seconds: float  # spent on lowering and compiling
 
   @property
   def bytes_over_limit(self) -> int | None:
@@ -229,23 +209,15 @@ def fallback_configs(
       yield changes
 
 
-def find_fallback(
-  config: Config,
-  topology: Topology,
-  labels: Labels,
-  limit: int,
-  on_plan: Callable[[Plan], None] = lambda plan: None,
-) -> Plan | None:
-  """Compiles the fallback configs of a config that does not fit; returns the first that fits.
-
-  The arguments are those of `make_plan`; `on_plan` is called with each plan once it is compiled.
-  """
+def fallback_plans(
+  config: Config, topology: Topology, labels: Labels, limit: int
+) -> Iterator[Plan]:
+  """Yields the plans of the fallback configs, up to the first that fits; see `make_plan`."""
   for changes in fallback_configs(config, topology, labels, limit):
     plan = make_plan(config, topology, labels, limit, changes)
-    on_plan(plan)
+    yield plan
     if plan.fits:
-      return plan
-  return None
+      return
 
 
 def _doubled_fsdp(mesh: MeshConfig) -> Iterator[dict[str, int]]:

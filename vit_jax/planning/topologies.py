@@ -22,19 +22,12 @@ from vit_jax.hardware import CHIPS, Chip
 
 @dataclasses.dataclass(frozen=True)
 class SliceRules:
-  """What slices of a TPU generation look like.
+  """What slices of a TPU generation look like."""
 
-  Attributes:
-    usable_gib: GiB of HBM that the compiler gives to one device's program.
-    tensor_cores: of a chip; where there are two, the names of slices count them.
-    dimensions: of a topology, 2 or 3.
-    max_chips: of the largest slice.
-  """
-
-  usable_gib: float
-  tensor_cores: int
-  dimensions: int
-  max_chips: int
+  usable_gib: float  # of HBM, that the compiler gives to one device's program
+  tensor_cores: int  # of a chip; the names of slices count them if there are two
+  dimensions: int  # of a topology, 2 or 3
+  max_chips: int  # of the largest slice
 
 
 # Cores, dimensions and sizes: as in `hardware.CHIPS`. Usable HBM: measured with libtpu 0.0.42.1, as
@@ -58,17 +51,11 @@ _SYNTAX = (
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """One TPU slice, or CPU devices.
+  """One TPU slice, or CPU devices."""
 
-  Attributes:
-    name: as the user wrote it.
-    kind: a key of SLICES, or 'cpu'.
-    shape: chips along each dimension; (devices,) for cpu.
-  """
-
-  name: str
-  kind: str
-  shape: tuple[int, ...]
+  name: str  # as the user wrote it
+  kind: str  # a key of SLICES, or 'cpu'
+  shape: tuple[int, ...]  # chips along each dimension; (devices,) for cpu
 
   @property
   def chip(self) -> Chip | None:
@@ -98,10 +85,8 @@ def parse_topology(name: str) -> Topology:
   if match is None or kind not in SLICES:
     raise UserError(f'{name!r} is not a topology; {_SYNTAX}.')
   rules = SLICES[kind]
-  if match[2]:
-    shape = tuple(map(int, match[2].split('x')))
-  else:
-    shape = _slice_shape(name, int(match[3]), rules)
+  sides = map(int, match[2].split('x')) if match[2] else _slice_shape(name, int(match[3]), rules)
+  shape = tuple(sides)
   fills_hosts = min(shape) > 0 and shape[0] % 2 == shape[1] % 2 == 0  # of 2 x 2 chips
   if len(shape) != rules.dimensions or not (fills_hosts or shape == (1, 1)):
     example = 'x'.join('4' * rules.dimensions)

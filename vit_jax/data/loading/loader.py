@@ -61,21 +61,13 @@ def example_order(source: Source, seed: int) -> grain.MapDataset:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """A sequence of batches that a `DataLoader` can read.
+  """A sequence of batches that a `DataLoader` can read."""
 
-  Attributes:
-    reader: of single examples.
-    batch_size: global.
-    order: position -> index, for training; None reads every example once, in order (tests).
-    config: what `reader` was made from, which worker processes need.
-    max_bad_fraction: a larger share of bad examples ends the run.
-  """
-
-  reader: Reader
-  batch_size: int
-  order: grain.MapDataset | None = None
-  config: ReadConfig | None = None
-  max_bad_fraction: float = 1.0
+  reader: Reader  # of single examples
+  batch_size: int  # global
+  order: grain.MapDataset | None = None  # position -> index; None: every example once, in order
+  config: ReadConfig | None = None  # of `reader`; worker processes need it
+  max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
 
   @property
   def num_batches(self) -> int:
@@ -138,7 +130,7 @@ def num_workers(config: DataConfig) -> int:
 class DataLoader:
   """Reads streams with threads or worker processes and places their batches on the devices.
 
-  A context manager that ends the threads and processes it has started.
+  A context manager that ends its threads and processes.
 
   Attributes:
     bad_examples: {stream: {index: error message}} of the examples that could not be read.
@@ -201,12 +193,8 @@ class DataLoader:
   ) -> Iterator[Batch]:
     """Yields the global batches of the steps [first_step, last_step) of a stream, on the devices.
 
-    Only one pass over a stream may run at a time: its slots are shared by all passes.
-
-    Args:
-      name: of the stream.
-      first_step: of the pass.
-      last_step: exclusive; None: after every example was read once (tests).
+    Without `last_step`, every example is read once (tests). Only one pass over a stream may run at
+    a time: its slots are shared by all passes.
 
     Yields:
       {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, num_classes) uint8}; in tests also

@@ -13,7 +13,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.config import AugmentConfig
@@ -25,21 +25,13 @@ ERRORS = {'BadExampleError': BadExampleError, 'UserError': UserError}  # raised 
 
 @dataclasses.dataclass(frozen=True)
 class SharedStream:
-  """A stream as a worker sees it.
-
-  Attributes:
-    config: how to read.
-    fingerprint: of the source; the worker must open the same data.
-    rows: of a slot.
-    count: of slots.
-    file: descriptor of the memory of the slots.
-  """
+  """A stream as a worker sees it."""
 
   config: ReadConfig
-  fingerprint: str
-  rows: int
-  count: int
-  file: int
+  fingerprint: str  # of the source; the worker must open the same data
+  rows: int  # of a slot
+  count: int  # of slots
+  file: int  # descriptor of the memory of the slots
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'SharedStream':
@@ -48,17 +40,6 @@ class SharedStream:
     if config['augment'] is not None:
       config['augment'] = AugmentConfig(**config['augment'])
     return cls(**{**fields, 'config': ReadConfig(**config)})
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-  """Blocks SIGINT and SIGTERM in this thread; a process started inside keeps them blocked."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-  try:
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Worker:
@@ -71,7 +52,9 @@ class Worker:
     environment = malloc | os.environ | {'OMP_NUM_THREADS': '1'}
     root = str(pathlib.Path(__file__).resolve().parents[3])
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (root, environment.get('PYTHONPATH'))))
-    with _blocked_signals():
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+      signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # inherited
       process = subprocess.Popen(
         [sys.executable, '-m', 'vit_jax.data.loading.worker_main'],
         stdin=subprocess.PIPE,
@@ -80,6 +63,8 @@ class Worker:
         env=environment,
         text=True,
       )
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     assert process.stdin is not None and process.stdout is not None  # pipes
     self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
     self._send([dataclasses.asdict(stream) for stream in streams])
