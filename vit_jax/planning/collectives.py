@@ -20,7 +20,7 @@ class Collective:
   """All collectives of one kind.
 
   Attributes:
-    kind: of `KINDS`.
+    kind: one of KINDS.
     count: how many a device starts in one call of the program.
     bytes: what a device receives through them in one call, if they run as rings: of an array of S
       bytes over g devices, (g - 1) / g S in an all-gather, reduce-scatter or all-to-all, twice

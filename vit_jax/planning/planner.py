@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a config needs on a topology; FLOPs and seconds are those of a step on all devices."""
+  """What a config needs on a topology; counts and FLOPs are those of a step on all devices."""
 
   topology: Topology
   changes: dict[str, Any]  # {config field: value} that differ from the config that was asked for
@@ -50,7 +50,7 @@ class Plan:
   collectives: tuple[Collective, ...]  # of one device and step; empty if the step does not fit
   train_flops: int  # forward and backward pass
   recomputed_flops: int  # what rematerialization adds
-  min_step_seconds: float | None  # the matrix products at the chips' peak; None if that is unknown
+  min_step_seconds: float | None  # lower bound, at the chips' peak FLOP/s; None if unknown
   total_steps: int  # of the run
   compile_seconds: float  # spent on lowering and compiling
 
@@ -130,7 +130,7 @@ def make_plan(
     topology: after `topologies.prepare_backend`.
     labels: of the training data.
     limit: bytes of HBM that one device's program can use; None: those of the topology.
-    changes: {field: value}, made to `config` first.
+    changes: {field: value} to set in `config` first.
 
   Raises:
     UserError: for a config that cannot run on it.
