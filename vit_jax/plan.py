@@ -36,24 +36,19 @@ def _plan_one(config: Config, topology: Topology, args: argparse.Namespace) -> N
   if not args.json:
     print(report.page(plan))
   tried: list[Plan] = []
-  fallback = None
   if plan.fits is False and plan.limit is not None and not args.no_fallback:
     _log('it does not fit; compiling fallback configs …')
-
-    def on_plan(fallback: Plan) -> None:
+    for fallback in planner.fallback_plans(config, topology, labels, plan.limit):
       tried.append(fallback)
       if not args.json:
         print(f'tried {report.fallback_line(fallback)}', flush=True)
-
-    fallback = planner.find_fallback(config, topology, labels, plan.limit, on_plan)
+  flags = tried[-1].flags if tried and tried[-1].fits else None
   if args.json:
-    fields = report.as_json(plan) | {
-      'tried': [report.as_json(fallback) for fallback in tried],
-      'fits_with': fallback.flags if fallback else None,
-    }
+    fallbacks = [report.as_json(fallback) for fallback in tried]
+    fields = report.as_json(plan) | {'tried': fallbacks, 'fits_with': flags}
     print(json.dumps(fields, indent=2))
   if plan.fits is False:
-    advice = f'set {fallback.flags}, which fits' if fallback else 'use more chips'
+    advice = f'set {flags}, which fits' if flags else 'use more chips'
     raise DeviceMemoryError(f'The run does not fit {topology.name}; {advice}.')
 
 

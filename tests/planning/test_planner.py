@@ -170,18 +170,19 @@ class TestFallbackConfigs:
     assert candidates[0] == {'mesh.fsdp': 2}
     assert not any('model.remat' in changes for changes in candidates)
 
-  def test_the_first_that_fits_is_returned(self):
+  def test_the_first_that_fits_is_the_last(self):
     # On a CPU only smaller micro-batches change what a step this small needs.
     overrides = ['--config.batch_size=256', '--config.model.remat=full', '--config.mesh.fsdp=8']
-    config, tried = tiny_config(*overrides), []
+    config = tiny_config(*overrides)
     plan = planner.make_plan(config, CPU_8, LABELS, limit=2**40)
     assert plan.fits
     limit = plan.memory.needed - 1
     plan = planner.make_plan(config, CPU_8, LABELS, limit)
     assert plan.fits is False and plan.bytes_over_limit == 1
     assert 'does not fit by 0.00 MiB' in report.page(plan)
-    fallback = planner.find_fallback(config, CPU_8, LABELS, limit, tried.append)
-    assert fallback is tried[-1] and fallback.fits and fallback.memory.needed <= limit
+    *others, fallback = planner.fallback_plans(config, CPU_8, LABELS, limit)
+    assert not any(plan.fits for plan in others)
+    assert fallback.fits and fallback.memory.needed <= limit
     assert fallback.flags == '--config.accumulation_steps=2'
     assert fallback.micro_batch == plan.micro_batch // 2
     assert fallback.flags in report.fallback_line(fallback)

@@ -24,14 +24,12 @@ def evaluate(
   Raises:
     UserError: if no example can be read.
   """
-  totals = {'examples': 0, 'correct': 0, 'loss': 0.0}
+  examples, correct, loss = 0, 0, 0.0
   for batch in batches:
     sums = jax.device_get(eval_step(params, batch))
-    totals = {name: total + sums[name].item() for name, total in totals.items()}
-  if not totals['examples']:
+    examples += sums['examples'].item()
+    correct += sums['correct'].item()
+    loss += sums['loss'].item()
+  if not examples:
     raise UserError('None of the test examples can be read, so there is nothing to score.')
-  return {
-    'accuracy': totals['correct'] / totals['examples'],
-    'loss': totals['loss'] / totals['examples'],
-    'examples': totals['examples'],
-  }
+  return {'accuracy': correct / examples, 'loss': loss / examples, 'examples': examples}

@@ -17,11 +17,8 @@ def make_eval_step(
   """Returns eval_step(params, batch) -> sums over the examples that batch['mask'] selects.
 
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, classes), 'mask': (B,)
-  bool}; the sums are scalars {'examples': int32, 'correct': int32, 'loss': float32}.
-
-  Args:
-    model: that gives the logits.
-    loss: a key of LOSSES.
+  bool}; the sums are scalars {'examples': int32, 'correct': int32, 'loss': float32}. `loss` is a
+  key of LOSSES.
   """
 
   def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -36,12 +36,12 @@ def score(
       size that the devices do not divide.
   """
   source = open_source(data, split)
+  num_classes = model.model.num_classes
   if model.labels is not None:
     check_same_classes(model.labels, source.class_names, source.name)
-  elif source.num_classes != model.model.num_classes:
+  elif source.num_classes != num_classes:
     raise UserError(
-      f'{source.name} has {source.num_classes} classes, but the model has '
-      f'{model.model.num_classes}.'
+      f'{source.name} has {source.num_classes} classes, but the model has {num_classes}.'
     )
   mesh = sharding.make_mesh(MeshConfig())
   sharding.check_batch_size(mesh, batch_size, '--batch_size')
@@ -57,8 +57,6 @@ def score(
   params = jax.device_put(model.params, sharding.replicated(mesh))
   eval_step = jax.jit(make_eval_step(model.model, model.loss))
   with DataLoader({'test': stream}, mesh) as loader:
-    batches = tqdm.tqdm(
-      loader.batches('test'), total=stream.num_batches, unit='batch', leave=False, disable=None
-    )
-    metrics = classification.evaluate(eval_step, params, batches)
-  return {'data': source.name, **metrics}
+    batches, total = loader.batches('test'), stream.num_batches
+    batches = tqdm.tqdm(batches, total=total, unit='batch', leave=False, disable=None)
+    return {'data': source.name, **classification.evaluate(eval_step, params, batches)}

@@ -37,11 +37,9 @@ def architecture(model: Model) -> dict[str, Any]:
 
 
 def resolve_dtype(name: str, platform: str | None = None) -> Any:
-  """The dtype of a name in the config.
+  """The dtype of 'float32', 'bfloat16' or 'auto': bfloat16 on accelerators, float32 on a CPU.
 
-  Args:
-    name: 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators, float32 on a CPU.
-    platform: 'cpu', 'gpu' or 'tpu'; None: this process's default backend.
+  The platform is 'cpu', 'gpu' or 'tpu'; None: this process's default backend.
   """
   return {
     'auto': jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16,
@@ -62,7 +60,7 @@ def model_from_config(
     config: the model section.
     num_classes: outputs of the head; 0: no head.
     constrain: applied to the tokens at block boundaries, to shard them.
-    platform: where the model will run; None: this process's default backend.
+    platform: as in `resolve_dtype`.
 
   Raises:
     UserError: for incompatible sizes or options.
@@ -116,7 +114,6 @@ def _resnet_from_config(
 
 
 def _check_sizes(model: VisionTransformer) -> None:
-  """Raises `UserError` for incompatible sizes."""
   if model.width % model.num_heads:
     raise UserError(f'width={model.width} is not a multiple of num_heads={model.num_heads}.')
   if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
@@ -144,7 +141,7 @@ def model_from_tensors(
   Args:
     tensors: {'embedding/kernel': array, …}, with current linen names.
     source: of the tensors, for error messages.
-    numerics: of a Transformer; they cannot be read off the tensors.
+    numerics: of a Transformer; its tensors do not determine them.
 
   Raises:
     UserError: if they are not the tensors of a `VisionTransformer` or `BiTResNet`.
@@ -160,9 +157,8 @@ def model_from_tensors(
       f'{source} is not a Vision Transformer or BiT in a known layout: it has no tensor {error}.'
     ) from None
   except (ValueError, IndexError):
-    raise UserError(
-      f'{source}: its tensors do not have the shapes of a Vision Transformer or BiT.'
-    ) from None
+    message = f'{source}: its tensors do not have the shapes of a Vision Transformer or BiT.'
+    raise UserError(message) from None
 
 
 def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
@@ -172,10 +168,7 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
   _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
   resnet_width, resnet_blocks = 0, ()
   if 'conv_root/kernel' in tensors:
-    resnet_width = tensors['conv_root/kernel'].shape[3]
-    resnet_blocks = _units_of_stages(tensors)
-    if resnet_width < 32 or resnet_width % 32:
-      raise ValueError(resnet_width)
+    resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
   if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
   pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
@@ -195,16 +188,12 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
 
 
 def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:
-  width = tensors['root_block/conv_root/kernel'].shape[3]
-  if width < 32 or width % 32:
-    raise ValueError(width)
-  return BiTResNet(
-    width, _units_of_stages(tensors), num_classes=_num_outputs(tensors, 'head/kernel')
-  )
+  width, blocks = _resnet_sizes(tensors, 'root_block/conv_root/kernel')
+  return BiTResNet(width, blocks, num_classes=_num_outputs(tensors, 'head/kernel'))
 
 
 def _num_outputs(tensors: Mapping[str, Any], name: str) -> int:
-  """The number of columns of a kernel, 0 without that kernel."""
+  """The number of columns of a kernel; 0 without that kernel."""
   if name not in tensors:
     return 0
   _, num_outputs = tensors[name].shape
@@ -219,49 +208,41 @@ def _count_modules(tensors: Mapping[str, Any], pattern: str) -> int:
   return count
 
 
-def _units_of_stages(tensors: Mapping[str, Any]) -> tuple[int, ...]:
-  """The number of units in each stage of a ResNet."""
+def _resnet_sizes(tensors: Mapping[str, Any], root: str) -> tuple[int, tuple[int, ...]]:
+  """The width of a ResNet, whose first kernel is called `root`, and the units of each stage."""
+  width = tensors[root].shape[3]
+  if width < 32 or width % 32:
+    raise ValueError(width)
   num_stages = _count_modules(tensors, r'block(\d+)/')
   if num_stages > _MAX_STAGES:
     raise ValueError(num_stages)
   units = tuple(_count_modules(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(num_stages))
   if sum(units) > _MAX_UNITS:
     raise ValueError(units)
-  return units
+  return width, units
 
 
 def input_kernel(names: Container[str]) -> str:
-  """The name of the kernel that is applied to the pixels; its third axis is the channels.
-
-  Args:
-    names: of all parameters, as current linen has them.
-  """
+  """Returns the name of the kernel that is applied to the pixels, (H, W, channels, features)."""
   kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel')
   return next(name for name in kernels if name in names)
 
 
 def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> None:
-  """Raises `UserError` unless the model takes images of (height, width) pixels.
-
-  Args:
-    image_size: (height, width) in pixels.
-    model: that takes the images.
-    name: of the size, for error messages.
-  """
+  """Raises `UserError` unless the model takes (height, width) pixels; `name` names the size."""
   height, width = image_size
+  text = f'{name} is {height}x{width} pixels'
   if max(height, width) > MAX_IMAGE_SIDE:
-    raise UserError(
-      f'{name} is {height}x{width} pixels; use at most {MAX_IMAGE_SIDE} pixels a side.'
-    )
+    raise UserError(f'{text}; use at most {MAX_IMAGE_SIDE} pixels a side.')
   if isinstance(model, BiTResNet):
     if min(height, width) < 1:
-      raise UserError(f'{name} is {height}x{width} pixels; both sides must be positive.')
+      raise UserError(f'{text}; both sides must be positive.')
     return
   patch = model.patch_size
   if min(height, width) < patch or height % patch or width % patch:
     raise UserError(
-      f'{name} is {height}x{width} pixels, which patches of {patch}x{patch} pixels do not tile; '
-      f'use {max(height // patch, 1) * patch}x{max(width // patch, 1) * patch}.'
+      f'{text}, which patches of {patch}x{patch} pixels do not tile; use '
+      f'{max(height // patch, 1) * patch}x{max(width // patch, 1) * patch}.'
     )
 
 

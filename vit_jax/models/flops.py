@@ -4,6 +4,8 @@ Counts matrix products and convolutions only: normalization, softmax, GELU, bias
 add a percent or two. A multiply-add counts as two operations. Padding counts as pixels do.
 """
 
+import math
+
 from vit_jax.models.build import Model
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.vit import VisionTransformer
@@ -20,8 +22,7 @@ def forward_flops(model: Model, image_size: tuple[int, int]) -> int:
     flops += _map_head_flops(model, _num_tokens(model, image_size))
   features = model.width
   if model.pre_logits:
-    flops += 2 * features * model.pre_logits
-    features = model.pre_logits
+    flops, features = flops + 2 * features * model.pre_logits, model.pre_logits
   return flops + 2 * features * model.num_classes
 
 
@@ -49,8 +50,7 @@ def recomputed_flops(model: Model, image_size: tuple[int, int]) -> int:
 
 
 def _num_patches(model: VisionTransformer, image_size: tuple[int, int]) -> int:
-  height, width = image_size
-  return (height // model.patch_size) * (width // model.patch_size)
+  return math.prod(side // model.patch_size for side in image_size)
 
 
 def _num_tokens(model: VisionTransformer, image_size: tuple[int, int]) -> int:
@@ -88,20 +88,17 @@ def _resnet_flops(
   def halved(size: tuple[int, int]) -> tuple[int, int]:  # by a stride of 2; padding rounds up
     return -(-size[0] // 2), -(-size[1] // 2)
 
-  def pixels(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
-
   size = halved(image_size)
-  flops = 2 * pixels(size) * 7 * 7 * 3 * width
+  flops = 2 * math.prod(size) * 7 * 7 * 3 * width
   size, features = halved(size), width  # max pooling
   for stage, num_units in enumerate(blocks):
     narrow = width * 2**stage
     for unit in range(num_units):
       stride = 2 if stage and not unit else 1
       next_size = halved(size) if stride == 2 else size
-      flops += 2 * pixels(size) * features * narrow
-      flops += 2 * pixels(next_size) * (9 * narrow**2 + 4 * narrow**2)
+      flops += 2 * math.prod(size) * features * narrow
+      flops += 2 * math.prod(next_size) * (9 * narrow**2 + 4 * narrow**2)
       if features != 4 * narrow or stride != 1:
-        flops += 2 * pixels(next_size) * features * 4 * narrow
+        flops += 2 * math.prod(next_size) * features * 4 * narrow
       size, features = next_size, 4 * narrow
   return features, flops

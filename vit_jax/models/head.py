@@ -5,15 +5,9 @@ import jax
 
 
 def classify(x: jax.Array, num_classes: int, bias_init: float) -> jax.Array:
-  """Applies a linear layer with a zero-initialized kernel; call it inside a compact method.
+  """Features (B, D) float32 -> logits (B, C) float32; without classes, the features.
 
-  Args:
-    x: (B, D) features, float32.
-    num_classes: C; 0: no layer.
-    bias_init: initial value of the bias.
-
-  Returns:
-    (B, C) logits, float32; without a layer the features.
+  A linear layer with a zero-initialized kernel; call it inside a compact method.
   """
   if not num_classes:
     return x

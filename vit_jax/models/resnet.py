@@ -17,25 +17,19 @@ import jax.numpy as jnp
 from vit_jax.models.head import classify
 
 Array = jax.Array
-Padding = str | Sequence[tuple[int, int]]
 
 
 class StdConv(nn.Module):
   """Convolution with a kernel standardized over all but its last axis (arXiv 1903.10520).
 
   (B, H, W, F) -> (B, H/stride, W/stride, features), without a bias.
-
-  Attributes:
-    features, kernel_size, stride: of the convolution.
-    padding: 'SAME', or ((top, bottom), (left, right)) pixels.
-    epsilon: added to the standard deviation, or to the variance if `in_variance`.
   """
 
   features: int
   kernel_size: int
   stride: int = 1
-  padding: Padding = 'SAME'
-  epsilon: float = 1e-5
+  padding: str | Sequence[tuple[int, int]] = 'SAME'  # or ((top, bottom), (left, right)) pixels
+  epsilon: float = 1e-5  # added to the standard deviation, or to the variance if `in_variance`
   in_variance: bool = False
   dtype: Any = jnp.float32
 
@@ -49,13 +43,9 @@ class StdConv(nn.Module):
       kernel = kernel / jnp.sqrt(variance + self.epsilon)
     else:
       kernel = kernel / (jnp.sqrt(variance) + self.epsilon)
-    return jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      (self.stride, self.stride),
-      self.padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    x, kernel, strides = x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride)
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(x, kernel, strides, self.padding, dimension_numbers=layout)
 
 
 class ResidualUnit(nn.Module):
@@ -73,8 +63,7 @@ class ResidualUnit(nn.Module):
     def norm(name: str, **kwargs: Any) -> nn.GroupNorm:
       return nn.GroupNorm(dtype=self.dtype, name=name, **kwargs)
 
-    wide = 4 * self.features
-    residual = x
+    residual, wide = x, 4 * self.features
     if x.shape[-1] != wide or self.stride != 1:
       residual = norm('gn_proj')(conv(1, wide, 'conv_proj', self.stride)(x))
     x = nn.relu(norm('gn1')(conv(1, self.features, 'conv1')(x)))
@@ -84,20 +73,13 @@ class ResidualUnit(nn.Module):
 
 
 class Stage(nn.Module):
-  """The units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features).
-
-  Attributes:
-    unit: `ResidualUnit` or `BiTUnit`.
-    unit_name: format string of the released names; takes a unit's number, from 1.
-    num_units, features: number and width of the units.
-    stride: of the first unit.
-  """
+  """The units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
 
   unit: 'type[ResidualUnit] | type[BiTUnit]'
-  unit_name: str
+  unit_name: str  # format string of the released names, for a unit's number, from 1
   num_units: int
   features: int
-  stride: int
+  stride: int  # of the first unit
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -109,16 +91,10 @@ class Stage(nn.Module):
 
 
 def hybrid_features(images: Array, width: int, blocks: Sequence[int], dtype: Any) -> Array:
-  """Applies the ResNet of a hybrid model (Section 3.1); call it inside a compact method.
+  """Applies the ResNet of a hybrid (Section 3.1) inside a compact method: (B, H/s, W/s, F).
 
-  Args:
-    images: (B, H, W, 3).
-    width: features of the stem, 64 in all releases.
-    blocks: units of each stage; (): only the stem.
-    dtype: of the convolutions.
-
-  Returns:
-    (B, H/s, W/s, F), where s is `hybrid_stride(blocks)`.
+  s is `hybrid_stride(blocks)`. The stem has `width` features, 64 in all releases; `blocks` are the
+  units of each stage, (): only the stem.
   """
   x = StdConv(width, 7, 2, dtype=dtype, name='conv_root')(images)
   x = nn.relu(nn.GroupNorm(dtype=dtype, name='gn_root')(x))
@@ -150,8 +126,7 @@ class BiTUnit(nn.Module):
     def norm_relu(x: Array, name: str) -> Array:
       return nn.relu(bit_norm(self.dtype, name)(x))
 
-    residual, wide = x, 4 * self.features
-    x = norm_relu(x, 'gn1')
+    residual, wide, x = x, 4 * self.features, norm_relu(x, 'gn1')
     if residual.shape[-1] != wide or self.stride != 1:
       residual = conv(1, wide, 'conv_proj', self.stride)(x)
     x = conv(1, self.features, 'conv1')(x)
@@ -161,14 +136,14 @@ class BiTUnit(nn.Module):
 
 
 def bit_conv(features: int, size: int, stride: int, dtype: Any, name: str) -> StdConv:
-  """A convolution of BiT, padded equally on both sides whatever the stride."""
+  """BiT's convolution, padded equally on both sides whatever the stride."""
   pad = (size - 1) // 2
   padding = ((pad, pad), (pad, pad))
   return StdConv(features, size, stride, padding, 1e-10, True, dtype, name=name)
 
 
 def bit_norm(dtype: Any, name: str) -> nn.GroupNorm:
-  """Group normalization of BiT: 32 groups, epsilon 1e-5, two-pass variance."""
+  """BiT's group normalization: 32 groups, epsilon 1e-5, two-pass variance."""
   return nn.GroupNorm(32, epsilon=1e-5, dtype=dtype, use_fast_variance=False, name=name)
 
 

@@ -310,16 +310,11 @@ class VisionTransformer(nn.Module):
       attention=self.attention,
     )
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
+    key = self.make_rng('dropout') if is_random and not deterministic else None
+    execution = (self.remat, self.scan_blocks, self.constrain)
     x = Encoder(
-      self.depth,
-      block_fields,
-      self.dropout_rate,
-      self.numerics,
-      self.remat,
-      self.scan_blocks,
-      self.constrain,
-      name='Transformer',
-    )(x, None if deterministic or not is_random else self.make_rng('dropout'))
+      self.depth, block_fields, self.dropout_rate, self.numerics, *execution, name='Transformer'
+    )(x, key)
     if self.pool == 'token':
       x = x[:, 0]
     elif self.pool == 'gap':

@@ -3,12 +3,13 @@
 Parsed from the text of XLA's optimized HLO, which is the program of one device.
 """
 
+import collections
 import dataclasses
 import math
 import re
 from collections.abc import Iterator
 
-_KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.-]+) \(.*\{$')
 _INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.-]+) = (.*?[\])}]) ([a-z][a-z0-9-]*)\((.*)')
 _ARRAY = re.compile(r'\b(pred|bf|f|s|u|c)(\d*)(?:e\d\w*)?\[([\d,]*)\]')  # pred[2], f8e4m3fn[2,3]
@@ -19,7 +20,7 @@ class Collective:
   """All collectives of one kind.
 
   Attributes:
-    kind: 'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all' or 'collective-permute'.
+    kind: one of KINDS.
     count: how many a device starts in one call of the program.
     bytes: what a device receives through them in one call, if they run as rings: of an array of S
       bytes over g devices, (g - 1) / g S in an all-gather, reduce-scatter or all-to-all, twice
@@ -43,20 +44,15 @@ _Computations = dict[str, list[_Instruction]]  # by name
 
 
 def count_collectives(hlo: str, num_devices: int) -> tuple[Collective, ...]:
-  """The collectives of a program, one row a kind, in descending order of bytes.
+  """The collectives of `compiled.as_text()`, one row a kind, in descending order of bytes.
 
   Those in a loop count once an iteration.
-
-  Args:
-    hlo: `compiled.as_text()`.
-    num_devices: that the program runs on.
   """
-  counts: dict[str, int] = {}
-  num_bytes: dict[str, float] = {}
+  counts, num_bytes = collections.Counter[str](), collections.defaultdict[str, float](float)
   computations, entry = _parse(hlo)
   for kind, times, size in _walk(computations, entry, 1, num_devices, set()):
-    counts[kind] = counts.get(kind, 0) + times
-    num_bytes[kind] = num_bytes.get(kind, 0) + times * size
+    counts[kind] += times
+    num_bytes[kind] += times * size
   rows = [Collective(kind, counts[kind], round(num_bytes[kind])) for kind in counts]
   return tuple(sorted(rows, key=lambda row: -row.bytes))
 
@@ -79,13 +75,8 @@ def _walk(
 ) -> Iterator[tuple[str, int, float]]:
   """Yields (kind, how often, bytes received each time) for the collectives of a computation.
 
-  Args:
-    computations: of the program.
-    name: of the computation.
-    times: how often it runs.
-    num_devices: that the program runs on.
-    running: asynchronous collectives under way; a TPU program names them again in each fusion
-      that computes meanwhile.
+  `times` is how often it runs; `running` collects the asynchronous collectives under way, which a
+  TPU program names again in each fusion that computes meanwhile.
   """
   body = computations[name]
   shapes = {instruction.name: instruction.shape for instruction in body}
@@ -93,7 +84,7 @@ def _walk(
   for instruction in body:
     opcode, rest = instruction.opcode, instruction.rest
     kind = opcode.removesuffix('-start')
-    if kind in _KINDS:
+    if kind in KINDS:
       channel = re.search(r'channel_id=(\d+)', rest)
       key = f'{kind} {channel[1]}' if channel else ''
       if is_start:
@@ -113,13 +104,13 @@ def _walk(
 
 def _called_computations(opcode: str, rest: str) -> list[str]:
   """Names of the computations an instruction runs, without those that only reduce two scalars."""
-  attributes = {
+  attribute = {
     'while': 'body',
     'call': 'to_apply',
     'call-start': 'to_apply',  # on a SparseCore
     'conditional': r'(?:true|false)_computation',
-  }
-  names = re.findall(rf'\b{attributes.get(opcode, "calls")}=%?([\w.-]+)', rest)
+  }.get(opcode, 'calls')
+  names = re.findall(rf'\b{attribute}=%?([\w.-]+)', rest)
   if match := re.search(r'branch_computations=\{(.*?)\}', rest):
     names += re.findall(r'[\w.-]+', match[1])
   return names
@@ -160,10 +151,7 @@ def _group_size(rest: str, num_devices: int) -> int:
 
 def _received_bytes(kind: str, size: float, group_size: int) -> float:
   """Bytes that a device receives for operands of `size` bytes; see `Collective`."""
-  if kind == 'all-gather':
-    return size * (group_size - 1)
-  if kind == 'all-reduce':
-    return 2 * size * (group_size - 1) / group_size
   if kind == 'collective-permute':
     return size
-  return size * (group_size - 1) / group_size
+  factor = {'all-gather': group_size, 'all-reduce': 2}.get(kind, 1)
+  return factor * size * (group_size - 1) / group_size

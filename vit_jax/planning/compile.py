@@ -17,21 +17,13 @@ _SIZE = r'([\d.]+)([KMGT]?)B?'
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Memory of one device, in bytes.
+  """Memory of one device, in bytes."""
 
-  Attributes:
-    arguments: the state and the batch.
-    temporaries: intermediate results; None if the compiler gave up before it knew.
-    outputs: the new state and the metrics.
-    aliased: the outputs that reuse the memory of arguments.
-    peak: the compiler's own estimate of the most that is live; may be far below the sum.
-  """
-
-  arguments: int
-  temporaries: int | None
-  outputs: int = 0
-  aliased: int = 0
-  peak: int | None = None
+  arguments: int  # the state and the batch
+  temporaries: int | None  # None if the compiler gave up before it knew
+  outputs: int = 0  # the new state and the metrics
+  aliased: int = 0  # the outputs that reuse the memory of arguments
+  peak: int | None = None  # the compiler's own estimate; may be far below the sum
 
   @property
   def needed(self) -> int | None:
@@ -43,23 +35,14 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-  """A train step that was compiled for its mesh, or refused for lack of memory.
+  """A train step that was compiled for its mesh, or refused for lack of memory."""
 
-  Attributes:
-    stablehlo: the lowered program, before the devices' compiler.
-    hlo: the compiled program of one device; '' if refused.
-    memory: of one device.
-    collectives: of one device and step, one row a kind; empty if refused.
-    refusal: the compiler's message if the program does not fit, else None.
-    seconds: spent on lowering and compiling.
-  """
-
-  stablehlo: str
-  hlo: str
-  memory: Memory
-  collectives: tuple[Collective, ...]
-  refusal: str | None
-  seconds: float
+  stablehlo: str  # the lowered program, before the devices' compiler
+  hlo: str  # the compiled program of one device; '' if refused
+  memory: Memory  # of one device
+  collectives: tuple[Collective, ...]  # of one device and step, one row a kind; empty if refused
+  refusal: str | None  # the compiler's message if the program does not fit
+  seconds: float  # spent on lowering and compiling
 
 
 def compile_program(program: Program) -> CompiledStep:
@@ -101,9 +84,9 @@ def argument_bytes(program: Program) -> int:
 def _refused_memory(message: str, arguments: int) -> Memory:
   """Reads the sizes in a refusal, which gives either the sum or only the temporaries."""
   if match := re.search(rf'[Uu]sed {_SIZE} of {_SIZE} hbm', message):
-    return Memory(arguments, max(_parse_size(match[1], match[2]) - arguments, 0))
+    return Memory(arguments, max(_parse_size(*match.group(1, 2)) - arguments, 0))
   if match := re.search(rf'temporaries \({_SIZE}\) exceeds', message):
-    return Memory(arguments, _parse_size(match[1], match[2]))
+    return Memory(arguments, _parse_size(*match.groups()))
   return Memory(arguments, None)
 
 

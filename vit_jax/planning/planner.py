@@ -1,7 +1,7 @@
 """What a run needs on a topology: its train step compiled for those devices, and its FLOPs."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vit_jax.config import Config, MeshConfig, flatten, replace_fields
@@ -13,12 +13,11 @@ from vit_jax.models.build import count_parameters
 from vit_jax.models.variants import VARIANTS
 from vit_jax.models.vit import REMAT
 from vit_jax.planning.collectives import Collective
-from vit_jax.planning.compile import CompiledStep, Memory, argument_bytes, compile_program
+from vit_jax.planning.compile import Memory, argument_bytes, compile_program
 from vit_jax.planning.topologies import Topology, get_devices
 from vit_jax.training.preflight import check_num_classes
 from vit_jax.training.program import Program, build_program
 
-_REMAT = tuple(REMAT)  # in ascending order of recomputation
 _MAX_DOUBLINGS = 4  # of fsdp and of accumulation_steps
 
 
@@ -31,49 +30,29 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a config needs on a topology.
-
-  Attributes:
-    topology: the devices.
-    changes: {config field: value} where the plan differs from the config that was asked for.
-    mesh: {axis: devices along it}.
-    num_slices, num_chips, num_devices, num_hosts: of the whole run.
-    parameters: of the model.
-    global_batch, host_batch, device_batch, micro_batch: examples of a step: in total; read by a
-      host; held by a device; computed with at once by a device.
-    memory: of one device.
-    limit: bytes of HBM that one device's program can use; None if no limit is known.
-    fits: whether the memory suffices; None if no limit is known.
-    collectives: of one device and step, one row a kind; empty if the step does not fit.
-    train_flops, recomputed_flops: of a step on all devices: forward and backward pass, and what
-      rematerialization adds.
-    min_step_seconds: lower bound of a step's time, from its matrix products alone at the chips'
-      peak; None if no peak is known.
-    total_steps: of the run.
-    compile_seconds: spent on lowering and compiling.
-  """
+  """What a config needs on a topology; counts and FLOPs are those of a step on all devices."""
 
   topology: Topology
-  changes: dict[str, Any]
-  mesh: dict[str, int]
+  changes: dict[str, Any]  # {config field: value} that differ from the config that was asked for
+  mesh: dict[str, int]  # {axis: devices along it}
   num_slices: int
   num_chips: int
   num_devices: int
   num_hosts: int
-  parameters: int
-  global_batch: int
-  host_batch: int
-  device_batch: int
-  micro_batch: int
-  memory: Memory
-  limit: int | None
-  fits: bool | None
-  collectives: tuple[Collective, ...]
-  train_flops: int
-  recomputed_flops: int
-  min_step_seconds: float | None
-  total_steps: int
-  compile_seconds: float
+  parameters: int  # of the model
+  global_batch: int  # examples of a step
+  host_batch: int  # of these, read by a host
+  device_batch: int  # held by a device
+  micro_batch: int  # computed with at once by a device
+  memory: Memory  # of one device
+  limit: int | None  # bytes of HBM that one device's program can use; None if unknown
+  fits: bool | None  # None if no limit is known
+  collectives: tuple[Collective, ...]  # of one device and step; empty if the step does not fit
+  train_flops: int  # forward and backward pass
+  recomputed_flops: int  # what rematerialization adds
+  min_step_seconds: float | None  # lower bound, at the chips' peak FLOP/s; None if unknown
+  total_steps: int  # of the run
+  compile_seconds: float  # spent on lowering and compiling
 
   @property
   def bytes_over_limit(self) -> int | None:
@@ -120,10 +99,8 @@ def read_labels(config: Config) -> Labels:
 
 def resolve_steps(config: Config) -> Config:
   """`config.resolve_steps`; opens the training data only if the length is given in epochs."""
-  num_examples = 0
-  if config.epochs > 0:
-    num_examples = open_source(config.data.train.source, config.data.train.split).size
-  return config.resolve_steps(num_examples)
+  train = config.data.train
+  return config.resolve_steps(open_source(train.source, train.split).size if config.epochs else 0)
 
 
 def build_for(config: Config, topology: Topology, labels: Labels) -> Program:
@@ -135,15 +112,8 @@ def build_for(config: Config, topology: Topology, labels: Labels) -> Program:
   devices = get_devices(topology, config.mesh.num_slices)
   mesh = sharding.make_mesh(config.mesh, devices)
   sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
-  return build_program(
-    mesh,
-    config.model,
-    config.optimizer,
-    config.schedule,
-    config.step,
-    config.data.image_shape,
-    *labels,
-  )
+  sections = (config.model, config.optimizer, config.schedule, config.step)
+  return build_program(mesh, *sections, config.data.image_shape, *labels)
 
 
 def make_plan(
@@ -160,7 +130,7 @@ def make_plan(
     topology: after `topologies.prepare_backend`.
     labels: of the training data.
     limit: bytes of HBM that one device's program can use; None: those of the topology.
-    changes: {field: value} to replace in `config` first.
+    changes: {field: value} to set in `config` first.
 
   Raises:
     UserError: for a config that cannot run on it.
@@ -169,7 +139,8 @@ def make_plan(
   config = replace_fields(config, changes)
   program = build_for(config, topology, labels)
   step = compile_program(program)
-  limit = topology.usable_bytes if limit is None else limit
+  limit, needed = topology.usable_bytes if limit is None else limit, step.memory.needed
+  fits = None if limit is None or needed is None else needed <= limit
   num_slices = 1 if topology.chip is None else config.mesh.num_slices
   num_chips = topology.num_chips * num_slices
   image_size = program.image_shape[:2]
@@ -193,7 +164,7 @@ def make_plan(
     micro_batch=batch_sizes['micro'],
     memory=step.memory,
     limit=limit,
-    fits=_fits(step, limit),
+    fits=fits if step.refusal is None else False,
     collectives=step.collectives,
     train_flops=train_flops,
     recomputed_flops=recomputed_flops,
@@ -201,14 +172,6 @@ def make_plan(
     total_steps=config.total_steps,
     compile_seconds=step.seconds,
   )
-
-
-def _fits(step: CompiledStep, limit: int | None) -> bool | None:
-  """Whether one device has the memory; None if no limit is known."""
-  if step.refusal is not None:
-    return False
-  needed = step.memory.needed
-  return None if limit is None or needed is None else needed <= limit
 
 
 def fallback_configs(
@@ -222,19 +185,23 @@ def fallback_configs(
   """
 
   def can_run(changes: dict[str, Any]) -> bool:
-    return _arguments_fit(config, changes, topology, labels, limit)
+    try:
+      program = build_for(replace_fields(config, changes), topology, labels)
+    except UserError:
+      return False
+    return argument_bytes(program) < limit
 
   meshes = [mesh for mesh in _doubled_fsdp(config.mesh) if can_run(mesh)]
   if not meshes:
     return
   remats = [{}]  # a ResNet has none
   if config.model.variant in VARIANTS:
-    remats = [{'model.remat': name} for name in _REMAT[_REMAT.index(config.model.remat) :]]
+    names = list(REMAT)  # in ascending order of recomputation
+    remats = [{'model.remat': name} for name in names[names.index(config.model.remat) :]]
   candidates = [meshes[0] | remat for remat in remats]
   candidates += [mesh | remats[-1] for mesh in meshes[1:]]
   for i in range(1, _MAX_DOUBLINGS + 1):
-    accumulation_steps = config.accumulation_steps * 2**i
-    candidates.append(candidates[-1] | {'accumulation_steps': accumulation_steps})
+    candidates.append(candidates[-1] | {'accumulation_steps': config.accumulation_steps * 2**i})
   fields = flatten(config)
   for candidate in candidates:
     changes = {name: value for name, value in candidate.items() if value != fields[name]}
@@ -242,26 +209,15 @@ def fallback_configs(
       yield changes
 
 
-def find_fallback(
-  config: Config,
-  topology: Topology,
-  labels: Labels,
-  limit: int,
-  on_plan: Callable[[Plan], None] = lambda plan: None,
-) -> Plan | None:
-  """Compiles the fallback configs of a config that does not fit; returns the first that fits.
-
-  Args:
-    config, topology, labels: as for `make_plan`.
-    limit: bytes of HBM that one device's program can use.
-    on_plan: called with each plan as soon as it is compiled.
-  """
+def fallback_plans(
+  config: Config, topology: Topology, labels: Labels, limit: int
+) -> Iterator[Plan]:
+  """Yields the plans of the fallback configs, up to the first that fits; see `make_plan`."""
   for changes in fallback_configs(config, topology, labels, limit):
     plan = make_plan(config, topology, labels, limit, changes)
-    on_plan(plan)
+    yield plan
     if plan.fits:
-      return plan
-  return None
+      return
 
 
 def _doubled_fsdp(mesh: MeshConfig) -> Iterator[dict[str, int]]:
@@ -273,14 +229,3 @@ def _doubled_fsdp(mesh: MeshConfig) -> Iterator[dict[str, int]]:
         return
       changes['mesh.data'] = mesh.data // 2**i
     yield changes
-
-
-def _arguments_fit(
-  config: Config, changes: dict[str, Any], topology: Topology, labels: Labels, limit: int
-) -> bool:
-  """Whether the changed config can run, and its state and batch fit; compiles nothing."""
-  try:
-    program = build_for(replace_fields(config, changes), topology, labels)
-  except UserError:
-    return False
-  return argument_bytes(program) < limit

@@ -8,23 +8,24 @@ from vit_jax.text import plural
 
 
 def page(plan: Plan) -> str:
-  """All figures of a plan, one a line, aligned."""
+  """All figures of a plan as aligned lines."""
   unit, memory = _device_name(plan), plan.memory
+  batch = (
+    f'{plan.global_batch:,} in total, {plan.host_batch:,} a host, {plan.device_batch:,} a device, '
+    f'micro-batches of {plan.micro_batch:,}'
+  )
+  remat = f', and {plan.recomputed_flops:.4g} for rematerialization'
   lines = [
     ('devices', _devices(plan)),
     ('mesh', ', '.join(f'{axis} {size}' for axis, size in plan.mesh.items())),
     ('parameters', f'{plan.parameters:,}'),
-    (
-      'batch',
-      f'{plan.global_batch:,} in total, {plan.host_batch:,} a host, {plan.device_batch:,} a '
-      f'device, micro-batches of {plan.micro_batch:,}',
-    ),
+    ('batch', batch),
     (f'memory of a {unit}', ''),
     ('  arguments', _format_size(memory.arguments)),
     ('  temporaries', _format_size(memory.temporaries)),
     ('  sum', _verdict(plan)),
     *_collectives(plan, unit),
-    ('FLOPs', _flops(plan)),
+    ('FLOPs', f'{plan.train_flops:.4g} a step{remat if plan.recomputed_flops else ""}'),
     *_lower_bounds(plan),
     ('compiled in', f'{plan.compile_seconds:.1f} s'),
   ]
@@ -121,18 +122,11 @@ def _verdict(plan: Plan) -> str:
 
 def _collectives(plan: Plan, unit: str) -> list[tuple[str, str]]:
   summary = '' if plan.collectives else 'unknown' if plan.fits is False else 'none'
-  return [
-    (f'collectives of a {unit}', summary),
-    *(
-      (f'  {row.kind}', f'{_format_size(row.bytes)} received a step, in {row.count:,} operations')
-      for row in plan.collectives
-    ),
+  rows = [
+    (f'  {row.kind}', f'{_format_size(row.bytes)} received a step, in {row.count:,} operations')
+    for row in plan.collectives
   ]
-
-
-def _flops(plan: Plan) -> str:
-  remat = f', and {plan.recomputed_flops:.4g} for rematerialization'
-  return f'{plan.train_flops:.4g} a step{remat if plan.recomputed_flops else ""}'
+  return [(f'collectives of a {unit}', summary), *rows]
 
 
 def _lower_bounds(plan: Plan) -> list[tuple[str, str]]:

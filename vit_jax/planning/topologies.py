@@ -22,19 +22,12 @@ from vit_jax.hardware import CHIPS, Chip
 
 @dataclasses.dataclass(frozen=True)
 class SliceRules:
-  """What slices of a TPU generation look like.
+  """What slices of a TPU generation look like."""
 
-  Attributes:
-    usable_gib: GiB of HBM that the compiler gives to one device's program.
-    tensor_cores: of a chip; where there are two, the names of slices count them.
-    dimensions: of a topology, 2 or 3.
-    max_chips: of the largest slice.
-  """
-
-  usable_gib: float
-  tensor_cores: int
-  dimensions: int
-  max_chips: int
+  usable_gib: float  # of HBM, that the compiler gives to one device's program
+  tensor_cores: int  # of a chip; the names of slices count them if there are two
+  dimensions: int  # of a topology, 2 or 3
+  max_chips: int  # of the largest slice
 
 
 # Cores, dimensions and sizes: as in `hardware.CHIPS`. Usable HBM: measured with libtpu 0.0.42.1, as
@@ -58,17 +51,11 @@ _SYNTAX = (
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """One TPU slice, or CPU devices.
+  """One TPU slice, or CPU devices."""
 
-  Attributes:
-    name: as the user wrote it.
-    kind: a key of SLICES, or 'cpu'.
-    shape: chips along each dimension; (devices,) for cpu.
-  """
-
-  name: str
-  kind: str
-  shape: tuple[int, ...]
+  name: str  # as the user wrote it
+  kind: str  # a key of SLICES, or 'cpu'
+  shape: tuple[int, ...]  # chips along each dimension; (devices,) for cpu
 
   @property
   def chip(self) -> Chip | None:
@@ -98,11 +85,10 @@ def parse_topology(name: str) -> Topology:
   if match is None or kind not in SLICES:
     raise UserError(f'{name!r} is not a topology; {_SYNTAX}.')
   rules = SLICES[kind]
-  if match[2]:
-    shape = tuple(map(int, match[2].split('x')))
-  else:
-    shape = _slice_shape(name, int(match[3]), rules)
-  if len(shape) != rules.dimensions or not (_fills_hosts(shape) or shape == (1, 1)):
+  sides = map(int, match[2].split('x')) if match[2] else _slice_shape(name, int(match[3]), rules)
+  shape = tuple(sides)
+  fills_hosts = min(shape) > 0 and shape[0] % 2 == shape[1] % 2 == 0  # of 2 x 2 chips
+  if len(shape) != rules.dimensions or not (fills_hosts or shape == (1, 1)):
     example = 'x'.join('4' * rules.dimensions)
     raise UserError(
       f'{name!r} is not a topology: a {kind} slice has {rules.dimensions} dimensions, the first '
@@ -114,11 +100,6 @@ def parse_topology(name: str) -> Topology:
       f'{rules.max_chips}; set config.mesh.num_slices to use several slices.'
     )
   return Topology(name, kind, shape)
-
-
-def _fills_hosts(shape: tuple[int, ...]) -> bool:
-  """Whether hosts of 2 x 2 chips tile the slice."""
-  return min(shape) > 0 and shape[0] % 2 == shape[1] % 2 == 0
 
 
 def _slice_shape(name: str, count: int, rules: SliceRules) -> tuple[int, ...]:
@@ -140,10 +121,10 @@ def _slice_shape(name: str, count: int, rules: SliceRules) -> tuple[int, ...]:
 def prepare_backend(topologies: Sequence[Topology]) -> None:
   """Sets up this process to compile for `topologies`; call it before JAX starts its backend.
 
-  No accelerator of this machine is used or waited for.
+  It does not use or wait for an accelerator of this machine.
 
   Raises:
-    UserError: for TPU topologies when libtpu is not installed.
+    UserError: for TPU topologies without libtpu.
   """
   any_tpu = any(topology.chip for topology in topologies)
   if any_tpu and importlib.util.find_spec('libtpu') is None:
@@ -188,14 +169,9 @@ def get_devices(topology: Topology, num_slices: int = 1) -> Sequence[Any]:
   options: dict[str, Any] = {'chip_config_name': 'megacore'} if topology.kind == 'v4' else {}
   if topology.num_chips == 1:
     options['chips_per_host_bounds'] = (1, 1, 1)
+  name = f'{topology.kind}:{"x".join(map(str, topology.shape))}'
   try:
-    return get_topology_desc(
-      platform='tpu',
-      topology_name=f'{topology.kind}:{"x".join(map(str, topology.shape))}',
-      num_slices=num_slices,
-      **options,
-    ).devices
+    return get_topology_desc(name, 'tpu', num_slices=num_slices, **options).devices
   except jax.errors.JaxRuntimeError as error:
-    raise UserError(
-      f'The compiler does not support {topology.name}: {first_line(error)}.'
-    ) from None
+    message = f'The compiler does not support {topology.name}: {first_line(error)}.'
+    raise UserError(message) from None

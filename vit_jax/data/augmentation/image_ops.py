@@ -41,12 +41,15 @@ def resize(image: np.ndarray, size: tuple[int, int], antialias: bool) -> np.ndar
     return image
   if not antialias:
     return _apply_opencv(lambda x: cv2.resize(x, (width, height)), image)
-  if image.shape[2] != 3:  # Pillow would read two or four channels as transparency
-    bands = [Image.fromarray(image[..., i]) for i in range(image.shape[2])]
-    bands = [band.resize((width, height), Image.Resampling.BILINEAR) for band in bands]
-    return np.stack([np.asarray(band) for band in bands], axis=2)
-  resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-  return np.asarray(resized)
+
+  def pillow_resize(x: np.ndarray) -> np.ndarray:
+    resized = Image.fromarray(x).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+  if image.shape[2] == 3:
+    return pillow_resize(image)
+  # One by one, because Pillow would read two or four channels as transparency.
+  return np.stack([pillow_resize(image[..., i]) for i in range(image.shape[2])], axis=2)
 
 
 def flip(image: np.ndarray) -> np.ndarray:
@@ -66,19 +69,11 @@ def warp_affine(
     bilinear: interpolate, rather than take the nearest pixel.
     replicate_border: beyond the image repeat its border, rather than fill with gray.
   """
-  height, width = image.shape[:2]
-  interpolation = cv2.INTER_LINEAR if bilinear else cv2.INTER_NEAREST
+  size, coefficients = image.shape[1::-1], np.array(matrix, np.float64)
+  flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_LINEAR if bilinear else cv2.INTER_NEAREST)
   border = cv2.BORDER_REPLICATE if replicate_border else cv2.BORDER_CONSTANT
   return _apply_opencv(
-    lambda x: cv2.warpAffine(
-      x,
-      np.array(matrix, np.float64),
-      (width, height),
-      flags=interpolation | cv2.WARP_INVERSE_MAP,
-      borderMode=border,
-      borderValue=(FILL,) * 4,
-    ),
-    image,
+    lambda x: cv2.warpAffine(x, coefficients, size, None, flags, border, (FILL,) * 4), image
   )
 
 
@@ -87,11 +82,7 @@ def affine_matrix(
 ) -> Matrix:
   """The matrix for `warp_affine` that rotates about the center, enlarges, then translates.
 
-  Args:
-    height, width: of the image, in pixels.
-    degrees: clockwise.
-    zoom: factor of enlargement.
-    dx, dy: pixels to the right and down.
+  `degrees` are clockwise; `dx` and `dy` are pixels to the right and down.
   """
   angle = np.deg2rad(degrees)
   cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
@@ -130,9 +121,7 @@ def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
   return cv2.LUT(flat, table).reshape(image.shape)
 
 
-def _map_histograms(
-  image: np.ndarray, make_levels: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def _map_levels(image: np.ndarray, make_levels: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
   """Applies to each channel the table that `make_levels` computes from its histogram."""
   mapped = np.empty(image.shape, np.uint8)
   for i in range(image.shape[2]):
@@ -152,7 +141,7 @@ def autocontrast(image: np.ndarray) -> np.ndarray:
     scale = np.float32(255.0 / (high - low))
     return _LEVELS * scale - low * scale
 
-  return _map_histograms(image, levels)
+  return _map_levels(image, levels)
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
@@ -165,7 +154,7 @@ def equalize(image: np.ndarray) -> np.ndarray:
       return _LEVELS
     return (np.cumsum(histogram) - histogram + step // 2) // step
 
-  return _map_histograms(image, levels)
+  return _map_levels(image, levels)
 
 
 def invert(image: np.ndarray) -> np.ndarray:

@@ -55,12 +55,10 @@ def _contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def _geometry(bilinear: bool, x: DrawArguments, y: DrawArguments) -> Policy:
   """Rotation, shears, and translations by `x` and `y`."""
-  rotate, *others = (
-    functools.partial(op, bilinear=bilinear)
-    for op in (ops.rotate, ops.shear_x, ops.shear_y, ops.translate_x, ops.translate_y)
-  )
-  arguments = (_signed(0.3), _signed(0.3), x, y)
-  return ((rotate, _signed(30)), *zip(others, arguments, strict=True))
+  operations = (ops.rotate, ops.shear_x, ops.shear_y, ops.translate_x, ops.translate_y)
+  arguments = (_signed(30), _signed(0.3), _signed(0.3), x, y)
+  interpolated = (functools.partial(op, bilinear=bilinear) for op in operations)
+  return tuple(zip(interpolated, arguments, strict=True))
 
 
 _AUGREG: Policy = (
@@ -76,10 +74,7 @@ _AUGREG: Policy = (
   (ops.brightness, _factor),
   (ops.sharpness, _factor),
   *_geometry(bilinear=False, x=_signed(100), y=_signed(100)),  # pixels
-  (
-    ops.cutout,
-    lambda magnitude, image, rng: (int(magnitude / 10 * 40), rng.random(), rng.random()),
-  ),
+  (ops.cutout, lambda magnitude, _, rng: (int(magnitude / 10 * 40), rng.random(), rng.random())),
   (ops.solarize_add, lambda magnitude, *_: (int(magnitude / 10 * 110),)),
 )
 _TIMM_BOTH: Policy = (
@@ -102,11 +97,7 @@ _TIMM_INCREASING: Policy = (
   (ops.solarize, lambda magnitude, *_: (256 - int(magnitude / 10 * 256),)),
   *((op, _increasing_factor) for op in _ENHANCE),
 )
-POLICIES: dict[str, Policy] = {
-  'augreg': _AUGREG,
-  'timm': _TIMM,
-  'timm_increasing': _TIMM_INCREASING,
-}
+POLICIES = {'augreg': _AUGREG, 'timm': _TIMM, 'timm_increasing': _TIMM_INCREASING}
 
 
 def randaugment(
@@ -123,7 +114,7 @@ def randaugment(
     image: is not modified.
     policy: a key of `POLICIES`.
     layers: number of operations.
-    magnitude: of each; timm's go up to 10, AugReg's to 20.
+    magnitude: of each, up to 10 for timm's and 20 for AugReg's.
     std: timm: of the normal distribution around `magnitude`.
     rng: the only source of randomness.
   """

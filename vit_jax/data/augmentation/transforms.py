@@ -21,19 +21,12 @@ from vit_jax.data.decoding.images import LazyImage
 def inception_box(
   height: int, width: int, area: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-  """Draws a crop of random area, aspect ratio (3/4 to 4/3) and position.
+  """Draws a crop of random area (shares of the image), aspect ratio (3/4 to 4/3) and position.
 
   Like `tf.image.sample_distorted_bounding_box`, it draws the ratio, then the height uniformly from
   those that the area and the image allow. So small crops are more frequent than with a uniform
-  area: of a 500 x 375 image the mean is 34 %.
-
-  Args:
-    height, width: of the image, in pixels.
-    area: smallest and largest share of the image.
-    rng: the only source of randomness.
-
-  Returns:
-    The crop; after 100 draws that do not fit, the whole image.
+  area: of a 500 x 375 image the mean is 34 %. After 100 draws that do not fit, it returns the whole
+  image.
   """
   min_area, max_area = area[0] * height * width, area[1] * height * width
   for _ in range(100):
@@ -58,15 +51,10 @@ def _crop_resized(
 ) -> np.ndarray:
   """Resizes an image, keeping its aspect ratio, until it just covers `cover`; crops it to `size`.
 
-  Args:
-    image: is decoded only as far as needed.
-    size: (height, width) of the crop.
-    cover: (height, width) that the resized image covers.
-    choose_offset: number of excess pixels -> how many of them come before the crop.
-    antialias: when resizing.
-    pad: gray pixels added on each side before the crop.
+  `choose_offset` maps the number of excess pixels to how many of them lie before the crop; `pad`
+  gray pixels are added on each side first.
   """
-  max_side = 8 * min(image.height, image.width)  # of a long, thin image a part is enough
+  max_side = 8 * min(image.height, image.width)  # some of a long, thin image is enough
   height, width = min(image.height, max_side), min(image.width, max_side)
   top, left = choose_offset(image.height - height), choose_offset(image.width - width)
   pixels = image.pixels(Box(left, top, left + width, top + height))
@@ -93,11 +81,12 @@ def crop(
     return ops.resize(pixels, size, config.antialias)
   shorter = config.resize_small or min(size)
   cover = shorter * size[0] / min(size), shorter * size[1] / min(size)
-  offsets = {
-    'random': lambda excess: int(rng.integers(excess + 1)),
-    'central': lambda excess: excess // 2,
-  }
+  offsets = {'random': lambda excess: int(rng.integers(excess + 1)), 'central': _half}
   return _crop_resized(image, size, cover, offsets[config.crop], config.antialias, config.pad)
+
+
+def _half(excess: int) -> int:
+  return excess // 2
 
 
 def random_affine(
@@ -105,12 +94,8 @@ def random_affine(
 ) -> np.ndarray:
   """Translates, scales and rotates at random about the center; the border is repeated.
 
-  Args:
-    image: (H, W, C) uint8.
-    shift: largest translation, as a share of height and width.
-    scale: largest relative change of size.
-    rotate: largest rotation, in degrees.
-    rng: the only source of randomness.
+  By at most a share `shift` of height and width, a relative change `scale` of the size, and
+  `rotate` degrees.
   """
   height, width = image.shape[:2]
   degrees = rng.uniform(-rotate, rotate)
@@ -124,13 +109,11 @@ def color_jitter(
   image: np.ndarray, strengths: tuple[float, ...], rng: np.random.Generator
 ) -> np.ndarray:
   """Changes brightness, contrast, saturation and hue in random order, like torchvision."""
-  operations = (ops.brightness, ops.contrast, ops.color)
+  operations = (ops.brightness, ops.contrast, ops.color, ops.hue)
   for i in rng.permutation(4):
-    strength = strengths[i]
-    if strength and i == 3:
-      image = ops.hue(image, rng.uniform(-strength, strength))
-    elif strength:
-      image = operations[i](image, rng.uniform(max(1 - strength, 0), 1 + strength))
+    if strength := strengths[i]:
+      low, high = (-strength, strength) if i == 3 else (max(1 - strength, 0), 1 + strength)
+      image = operations[i](image, rng.uniform(low, high))
   return image
 
 
@@ -143,10 +126,9 @@ def random_erase(image: np.ndarray, config: AugmentConfig, rng: np.random.Genera
     h, w = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
     if 0 < h < height and 0 < w < width:
       top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+      fill = rng.integers(0, 256, (h, w, channels), np.uint8) if config.erase_noise else ops.FILL
       image = image.copy()
-      image[top : top + h, left : left + w] = (
-        rng.integers(0, 256, (h, w, channels), np.uint8) if config.erase_noise else ops.FILL
-      )
+      image[top : top + h, left : left + w] = fill
       return image
   return image
 
@@ -154,13 +136,7 @@ def random_erase(image: np.ndarray, config: AugmentConfig, rng: np.random.Genera
 def augment(
   image: LazyImage, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-  """Makes a training example: (*size, C) uint8.
-
-  Args:
-    image: is decoded only as far as needed.
-    size: (height, width), pixels.
-    config: the random changes.
-    rng: the only source of randomness.
+  """Makes a training example, (*size, C) uint8; `rng` is its only source of randomness.
 
   Raises:
     BadExampleError: for a damaged image.
@@ -171,14 +147,8 @@ def augment(
   if config.flip and rng.random() < 0.5:
     pixels = ops.flip(pixels)
   if config.randaugment != 'none':
-    pixels = randaugment(
-      pixels,
-      config.randaugment,
-      config.randaugment_layers,
-      config.randaugment_magnitude,
-      config.randaugment_std,
-      rng,
-    )
+    layers, magnitude = config.randaugment_layers, config.randaugment_magnitude
+    pixels = randaugment(pixels, config.randaugment, layers, magnitude, config.randaugment_std, rng)
   if any(config.jitter):
     pixels = color_jitter(pixels, config.jitter, rng)
   if rng.random() < config.erase_probability:
@@ -194,5 +164,5 @@ def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> n
   """
   cover = round(size[0] / fraction), round(size[1] / fraction)
   lazy_image = LazyImage.from_array(image)
-  pixels = _crop_resized(lazy_image, size, cover, lambda excess: excess // 2, antialias=True)
+  pixels = _crop_resized(lazy_image, size, cover, _half, antialias=True)
   return np.ascontiguousarray(pixels)

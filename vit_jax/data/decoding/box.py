@@ -27,13 +27,12 @@ class Box(NamedTuple):
     return Box(left - margin, top - margin, right + margin, bottom + margin)
 
   def shifted(self, x: int, y: int) -> 'Box':
-    """The box moved right by `x` and down by `y`."""
+    """The box moved `x` to the right and `y` down."""
     return Box(self.left + x, self.top + y, self.right + x, self.bottom + y)
 
   def enlarged(self, factor: int) -> 'Box':
     """The same box of an image that is `factor` times as large."""
-    left, top, right, bottom = self
-    return Box(left * factor, top * factor, right * factor, bottom * factor)
+    return Box(*(side * factor for side in self))
 
   def reduced(self, factor: int) -> 'Box':
     """The smallest box that covers this one in an image reduced to 1/`factor`."""

@@ -19,25 +19,16 @@ from vit_jax.data.decoding import jpeg_tiles, turbojpeg
 from vit_jax.data.decoding.box import Box, crop_pixels
 from vit_jax.errors import BadExampleError
 
-# Suffixes of image files, in lower case.
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # of image files, in lower case
 # Larger images are rejected: a file of a few kilobytes can claim gigabytes of pixels.
 MAX_PIXELS = 178_956_970  # Pillow's limit: a quarter of a gigabyte in 24 bits, times 2
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # MAX_PIXELS instead
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 ORIENTATION = 0x0112  # EXIF tag
 _SOS = b'\xda'  # start of scan: a JPEG has no metadata segments after this marker
+_BombError = Image.DecompressionBombError
 # What Pillow raises for bytes that are not an image.
-_PILLOW_ERRORS = (
-  UnidentifiedImageError,
-  Image.DecompressionBombError,
-  OSError,
-  ValueError,
-  TypeError,
-  SyntaxError,
-  EOFError,
-  struct.error,
-)
+_PILLOW_ERRORS = (_BombError, OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error)
 _LARGE_FILE = 2**20  # bytes
 _PILLOW_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 _SIMPLEJPEG_COLORSPACES = {1: 'GRAY', 3: 'RGB'}
@@ -84,8 +75,8 @@ class LazyImage:
     return self.decode(box, 1)
 
 
-def _convert_mode(image: Image.Image, channels: int = 3) -> Image.Image:
-  """Converts any Pillow image to 1, 3 or 4 channels.
+def pillow_to_array(image: Image.Image, channels: int = 3) -> np.ndarray:
+  """Converts any Pillow image to (H, W, channels) uint8, with 1, 3 or 4 channels.
 
   16-bit images are scaled to 8 bits; transparency is blended over white.
   """
@@ -96,39 +87,31 @@ def _convert_mode(image: Image.Image, channels: int = 3) -> Image.Image:
     image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), 'L')
   has_alpha = image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
   if has_alpha and channels != 4:
-    image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, (255, 255, 255, 255))
-    image = Image.alpha_composite(white, image)
-  return image.convert(_PILLOW_MODES[channels])
-
-
-def pillow_to_array(image: Image.Image, channels: int = 3) -> np.ndarray:
-  """Converts any Pillow image to (H, W, channels) uint8."""
-  return np.asarray(_convert_mode(image, channels)).reshape(image.height, image.width, channels)
+    image = Image.alpha_composite(white, image.convert('RGBA'))
+  pixels = np.asarray(image.convert(_PILLOW_MODES[channels]))
+  return pixels.reshape(image.height, image.width, channels)
 
 
 def _convert_channels(pixels: np.ndarray, channels: int, name: object) -> np.ndarray:
-  """Converts an array of pixels between gray, RGB and RGBA.
-
-  Raises:
-    BadExampleError: when it is not an image, or cannot have that many channels.
-  """
+  """Converts an array of pixels between gray, RGB and RGBA."""
   if pixels.ndim == 2:
     pixels = pixels[..., None]
   if pixels.ndim != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
     raise BadExampleError(
       f'{name} is {pixels.dtype}{list(pixels.shape)}; an image array must be (H, W, C) uint8.'
     )
-  if pixels.shape[2] == channels:
+  count = pixels.shape[2]
+  if count == channels:
     return pixels
-  if pixels.shape[2] in _PILLOW_MODES and channels in _PILLOW_MODES:
-    gray_or_color = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+  if count in _PILLOW_MODES and channels in _PILLOW_MODES:
+    gray_or_color = pixels[..., 0] if count == 1 else pixels
     return pillow_to_array(Image.fromarray(gray_or_color), channels)
-  if pixels.shape[2] == 1:
+  if count == 1:
     return np.repeat(pixels, channels, axis=2)
   raise BadExampleError(
-    f'{name} has {pixels.shape[2]} channels and cannot be converted to channels={channels}; '
-    f'set channels={pixels.shape[2]}.'
+    f'{name} has {count} channels and cannot be converted to channels={channels}; set '
+    f'channels={count}.'
   )
 
 
@@ -154,8 +137,7 @@ def open_image(data: bytes | np.ndarray, name: object, channels: int = 3) -> Laz
       f'{name} is an image file, which cannot have {channels} channels; set channels to 1, 3 or 4.'
     )
   if channels in _SIMPLEJPEG_COLORSPACES and data[:2] == b'\xff\xd8' and _is_upright(data):
-    size = _simplejpeg_size(data)
-    if size is not None:
+    if size := _simplejpeg_size(data):
       decode = functools.partial(_decode_jpeg, data, name, channels)
       return LazyImage(*size, decode, can_reduce=True)
   return LazyImage.from_array(_decode_with_pillow(data, name, channels))
@@ -167,13 +149,12 @@ def _simplejpeg_size(jpeg: bytes) -> tuple[int, int] | None:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
   except (ValueError, KeyError):  # KeyError: a colorspace that simplejpeg has no name for
     return None
-  height, width = int(height), int(width)
-  is_supported = colorspace in ('YCbCr', 'Gray', 'RGB') and height * width <= MAX_PIXELS
-  return (height, width) if is_supported else None
+  is_supported = colorspace in ('YCbCr', 'Gray', 'RGB') and int(height) * int(width) <= MAX_PIXELS
+  return (int(height), int(width)) if is_supported else None
 
 
 def _is_upright(jpeg: bytes) -> bool:
-  """Returns True if the pixels are stored upright; Pillow reads the EXIF segment, if any."""
+  """Returns True if the pixels are stored upright, according to the EXIF segment, if any."""
   offset = 2
   while jpeg[offset : offset + 1] == b'\xff' and jpeg[offset + 1 : offset + 2] != _SOS:
     if jpeg[offset + 4 : offset + 10] == b'Exif\0\0':
@@ -231,7 +212,7 @@ def _decode_with_pillow(data: bytes, name: object, channels: int) -> np.ndarray:
     reason = str(error).rstrip('.')
     if isinstance(error, UnidentifiedImageError):
       reason = 'not a known image format' if data else 'the file is empty'
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, _BombError):
       reason = f'it claims more pixels than the limit of {MAX_PIXELS:,}'
     raise BadExampleError(f'{name} cannot be read as an image: {reason}.') from None
 
@@ -248,8 +229,6 @@ def check_image(data: bytes, name: str) -> None:
   larger than 1 MiB only the header and the end are checked.
   """
   image = open_image(data, name)
-  if (
-    image.can_reduce and len(data) > _LARGE_FILE and data[-64:].rstrip(b'\0').endswith(b'\xff\xd9')
-  ):
-    return
-  image.decode(None, 8 if image.can_reduce else 1)
+  is_complete = data[-64:].rstrip(b'\0').endswith(b'\xff\xd9')  # the end of a JPEG
+  if not (image.can_reduce and is_complete and len(data) > _LARGE_FILE):
+    image.decode(None, 8 if image.can_reduce else 1)

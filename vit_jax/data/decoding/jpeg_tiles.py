@@ -2,8 +2,7 @@
 
 `encode` places a restart marker after every few blocks and stores the length of each such tile in
 an application segment, which other readers skip. From that index `crop` builds a JPEG of only the
-tiles that a box touches. A JPEG without the index has to be decoded from its first row and column
-on.
+tiles that a box touches. A JPEG without the index can only be decoded from its first block on.
 """
 
 import io
@@ -92,25 +91,15 @@ def crop(jpeg: bytes, box: Box) -> tuple[bytes, int, int] | None:
     return None
   new_height = min(height - top * tile_height, (bottom - top) * tile_height)
   new_width = min(width - left * tile_width, (right - left) * tile_width)
-  segments = (
-    b'\xff\xd8',
-    jpeg[4 + size : frame + 5],
-    new_height.to_bytes(2),
-    new_width.to_bytes(2),
-    jpeg[frame + 9 : scan],
-    scan_data,
-  )
-  return b''.join(segments), left * tile_width, top * tile_height
+  new_size = new_height.to_bytes(2) + new_width.to_bytes(2)
+  header = b'\xff\xd8' + jpeg[4 + size : frame + 5] + new_size + jpeg[frame + 9 : scan]
+  return header + scan_data, left * tile_width, top * tile_height
 
 
 def _join_tiles(jpeg: bytes, scan: int, lengths: np.ndarray, tiles: Box) -> bytes | None:
   """Joins a box of tiles and renumbers their restart markers; None if they are not where expected.
 
-  Args:
-    jpeg: the file.
-    scan: offset of the first tile.
-    lengths: (rows, columns) of the tiles, in bytes.
-    tiles: the box, in tiles.
+  `scan` is the offset of the first tile; `lengths` (rows, columns) are in bytes.
   """
   ends = np.cumsum(lengths, dtype=np.int64).reshape(lengths.shape)
   selected = lengths[tiles.top : tiles.bottom, tiles.left : tiles.right]

@@ -88,9 +88,7 @@ def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.n
   if library.tj3DecompressHeader(handle, data, len(data)):
     return None
   block = _BLOCK_WIDTH.get(library.tj3Get(handle, _SUBSAMP))
-  if block is None:
-    return None
-  if library.tj3SetScalingFactor(handle, _Fraction(1, reduction)):
+  if block is None or library.tj3SetScalingFactor(handle, _Fraction(1, reduction)):
     return None
   block //= reduction
   left = max(box.left - MARGIN, 0) // block * block  # a region must begin at a block
@@ -98,8 +96,7 @@ def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.n
   if library.tj3SetCroppingRegion(handle, _Region(left, box.top, right - left, box.height)):
     return None
   pixels = np.empty((box.height, right - left, channels), np.uint8)
-  if library.tj3Decompress8(
-    handle, data, len(data), pixels.ctypes.data, 0, _PIXEL_FORMAT[channels]
-  ):
+  address = pixels.ctypes.data
+  if library.tj3Decompress8(handle, data, len(data), address, 0, _PIXEL_FORMAT[channels]):
     return None
   return pixels[:, box.left - left : box.right - left]

@@ -21,9 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.config import DataConfig
-from vit_jax.data.loading import shared_memory
 from vit_jax.data.loading.reader import ReadConfig, Reader, make_reader
-from vit_jax.data.loading.shared_memory import Slot
+from vit_jax.data.loading.shared_memory import Slot, anonymous_file, map_slots, slot_bytes
 from vit_jax.data.loading.workers import SharedStream, Worker
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
@@ -62,21 +61,13 @@ def example_order(source: Source, seed: int) -> grain.MapDataset:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """A sequence of batches that a `DataLoader` can read.
+  """A sequence of batches that a `DataLoader` can read."""
 
-  Attributes:
-    reader: of single examples.
-    batch_size: global.
-    order: position -> index, for training; None reads every example once, in order (tests).
-    config: what `reader` was made from, which worker processes need.
-    max_bad_fraction: a larger share of bad examples ends the run.
-  """
-
-  reader: Reader
-  batch_size: int
-  order: grain.MapDataset | None = None
-  config: ReadConfig | None = None
-  max_bad_fraction: float = 1.0
+  reader: Reader  # of single examples
+  batch_size: int  # global
+  order: grain.MapDataset | None = None  # position -> index; None: every example once, in order
+  config: ReadConfig | None = None  # of `reader`; worker processes need it
+  max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
 
   @property
   def num_batches(self) -> int:
@@ -97,14 +88,8 @@ def open_stream(
 ) -> Stream:
   """Opens a stream for training if the config has augmentation, else for tests.
 
-  Args:
-    config: how to read.
-    batch_size: global.
-    source: what the config names, if it is already open.
-    max_bad_fraction: a larger share of bad examples ends the run.
-
-  Raises:
-    UserError: as `open_source`.
+  `source` is the one that the config names, if it is already open. Raises `UserError` like
+  `open_source`.
   """
   reader = make_reader(config, source)
   order = example_order(reader.source, config.seed) if config.augment is not None else None
@@ -112,30 +97,21 @@ def open_stream(
 
 
 def open_streams(
-  config: DataConfig,
-  train: Source,
-  test: Source,
-  *,
-  batch_size: int,
-  test_batch_size: int,
-  seed: int,
+  config: DataConfig, train: Source, test: Source, batch_size: int, test_batch_size: int, seed: int
 ) -> dict[str, Stream]:
   """Opens the streams of a run, {'train', 'test'}, from its sources."""
   train_config = ReadConfig(
     config.train.source,
     config.train.split,
     config.height_width,
-    seed=seed,
-    channels=config.channels,
-    augment=config.augment,
-    on_bad_example=config.on_bad_example,
+    seed,
+    config.channels,
+    config.augment,
+    config.crop_fraction,
+    config.on_bad_example,
   )
   test_config = dataclasses.replace(
-    train_config,
-    source=config.test.source,
-    split=config.test.split,
-    augment=None,
-    crop_fraction=config.crop_fraction,
+    train_config, source=config.test.source, split=config.test.split, augment=None
   )
   return {
     'train': open_stream(train_config, batch_size, train, config.max_bad_fraction),
@@ -154,7 +130,7 @@ def num_workers(config: DataConfig) -> int:
 class DataLoader:
   """Reads streams with threads or worker processes and places their batches on the devices.
 
-  A context manager that ends the threads and processes it has started.
+  A context manager that ends its threads and processes.
 
   Attributes:
     bad_examples: {stream: {index: error message}} of the examples that could not be read.
@@ -173,38 +149,28 @@ class DataLoader:
     self.num_workers = workers
     self._workers: list[Worker] = []
     self._idle_workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    self._slots = self._start_workers(workers) if workers else self._private_slots()
+    self._slots = self._make_slots()
     threads = workers or threads or min(num_cores(), _MAX_THREADS)
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='data')
 
-  def _private_slots(self) -> dict[str, list[Slot]]:
-    return {
-      name: shared_memory.private_slots(stream.reader.shapes, len(self._rows[name]), _NUM_SLOTS)
-      for name, stream in self._streams.items()
-    }
-
-  def _start_workers(self, count: int) -> dict[str, list[Slot]]:
-    """Starts worker processes; returns the slots that they write into."""
-    shared, offset = {}, 0
-    for name, stream in self._streams.items():
-      if stream.config is None:
-        raise ValueError(f'The stream {name!r} needs a ReadConfig to be read by worker processes.')
-      rows, fingerprint = len(self._rows[name]), stream.reader.source.fingerprint
-      shared[name] = SharedStream(stream.config, fingerprint, rows, _NUM_SLOTS, offset)
-      offset += _NUM_SLOTS * shared_memory.slot_bytes(stream.reader.shapes, rows)
-    file = shared_memory.anonymous_file(offset)
-    try:
-      for _ in range(count):
-        self._workers.append(Worker(list(shared.values()), file))
+  def _make_slots(self) -> dict[str, list[Slot]]:
+    """Allocates the slots and starts the worker processes, which share them."""
+    slots, shared = {}, []
+    with contextlib.ExitStack() as files:
+      for name, stream in self._streams.items():
+        shapes, rows, file = stream.reader.shapes, len(self._rows[name]), -1
+        if self.num_workers:
+          file = anonymous_file(_NUM_SLOTS * slot_bytes(shapes, rows))
+          files.callback(os.close, file)  # the mappings keep it open
+          if stream.config is None:
+            raise ValueError(f'The stream {name!r} needs a ReadConfig for worker processes.')
+          fingerprint = stream.reader.source.fingerprint
+          shared.append(SharedStream(stream.config, fingerprint, rows, _NUM_SLOTS, file))
+        slots[name] = map_slots(file, shapes, rows, _NUM_SLOTS)
+      for _ in range(self.num_workers):
+        self._workers.append(Worker(shared))
         self._idle_workers.put(self._workers[-1])
-      return {
-        name: shared_memory.map_slots(
-          file, self._streams[name].reader.shapes, stream.rows, stream.count, stream.offset
-        )
-        for name, stream in shared.items()
-      }
-    finally:
-      os.close(file)  # the mappings keep it open
+    return slots
 
   def __enter__(self) -> 'DataLoader':
     return self
@@ -227,12 +193,8 @@ class DataLoader:
   ) -> Iterator[Batch]:
     """Yields the global batches of the steps [first_step, last_step) of a stream, on the devices.
 
-    Only one pass over a stream may run at a time: its slots are shared by all passes.
-
-    Args:
-      name: of the stream.
-      first_step: of the pass.
-      last_step: exclusive; None: after every example was read once (tests).
+    Without `last_step`, every example is read once (tests). Only one pass over a stream may run at
+    a time: its slots are shared by all passes.
 
     Yields:
       {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, num_classes) uint8}; in tests also
@@ -255,8 +217,9 @@ class DataLoader:
     try:
       while True:
         while free_slots and (step := next(remaining_steps, None)) is not None:
-          slot = free_slots.popleft()
-          reading.append((slot, self._start_reading(name, step, slot)))
+          slot, first_rows = free_slots.popleft(), range(0, len(self._rows[name]), _CHUNK)
+          tasks = [self._pool.submit(self._read_chunk, name, step, slot, i) for i in first_rows]
+          reading.append((slot, tasks))
         if not reading:
           return
         slot, tasks = reading.popleft()
@@ -270,15 +233,8 @@ class DataLoader:
         for task in tasks:
           task.cancel()
 
-  def _start_reading(self, name: str, step: int, slot: int) -> list[concurrent.futures.Future]:
-    """Starts to read this process's rows of a batch into a slot."""
-    return [
-      self._pool.submit(self._read_chunk, name, step, slot, first_row)
-      for first_row in range(0, len(self._rows[name]), _CHUNK)
-    ]
-
   def _read_chunk(self, name: str, step: int, slot: int, first_row: int) -> dict[int, str]:
-    """Reads the rows of one chunk, in this thread or in a worker; returns the bad examples."""
+    """Reads a chunk of this process's rows, in this thread or a worker; returns bad examples."""
     stream, rows = self._streams[name], self._rows[name][first_row : first_row + _CHUNK]
     positions = [step * stream.batch_size + int(row) for row in rows]
     indices = [stream.example_index(position) for position in positions]
@@ -286,15 +242,7 @@ class DataLoader:
       return stream.reader.read_rows(indices, positions, first_row, self._slots[name][slot])
     worker = self._idle_workers.get()
     try:
-      return worker.read(
-        {
-          'stream': list(self._streams).index(name),
-          'slot': slot,
-          'first_row': first_row,
-          'indices': indices,
-          'positions': positions,
-        }
-      )
+      return worker.read(list(self._streams).index(name), slot, indices, positions, first_row)
     finally:
       self._idle_workers.put(worker)
 
@@ -305,11 +253,10 @@ class DataLoader:
     for num_batches, slot in enumerate(slots, start=1):
       num_read = num_batches * len(self._rows[name])
       num_bad = self.bad_reads[name] - bad_reads_before
-      bad_fraction = num_bad / num_read
-      if bad_fraction > limit and num_read >= min(size, _MIN_EXAMPLES_TO_CHECK):
+      if num_bad / num_read > limit and num_read >= min(size, _MIN_EXAMPLES_TO_CHECK):
         raise UserError(
-          f'{num_bad:,} of {num_read:,} examples read from {stream.reader.source.name} cannot be '
-          f'read: {bad_fraction:.1%}, more than max_bad_fraction={limit:.1%}; the first one: '
+          f'{num_bad:,} of {num_read:,} examples of {stream.reader.source.name} cannot be read: '
+          f'{num_bad / num_read:.1%}, more than max_bad_fraction={limit:.1%}; the first one: '
           f'{next(iter(self.bad_examples[name].values()))}'
         )
       yield slot
@@ -322,7 +269,7 @@ class DataLoader:
 
     def pop() -> Batch:
       slot, batch = placed.popleft()
-      jax.block_until_ready(batch)  # only then may its slot be overwritten
+      jax.block_until_ready(batch)  # until then its slot must not be overwritten
       free_slots.append(slot)
       return batch
 

@@ -12,12 +12,11 @@ import numpy as np
 from vit_jax.config import AugmentConfig, OnBadExample
 from vit_jax.data.augmentation import transforms
 from vit_jax.data.decoding.images import LazyImage, open_image
-from vit_jax.data.loading.shared_memory import Shapes
+from vit_jax.data.loading.shared_memory import Shapes, Slot
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import BadExampleError, UserError
 
-# So many bad examples in a row are not an accident.
-_MAX_SUBSTITUTES = 100
+_MAX_SUBSTITUTES = 100  # so many bad examples in a row are not an accident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Reader:
 
     Raises:
       BadExampleError: for a bad example, unless it is substituted or masked.
-      UserError: when too many substitutes in a row are bad, too.
+      UserError: when a hundred substitutes in a row are bad, too.
     """
     bad: dict[int, str] = {}
     for array in out.values():
@@ -118,17 +117,12 @@ class Reader:
     )
 
   def read_rows(
-    self,
-    indices: Sequence[int],
-    positions: Sequence[int],
-    first_row: int,
-    batch: dict[str, np.ndarray],
+    self, indices: Sequence[int], positions: Sequence[int], first_row: int, batch: Slot
   ) -> dict[int, str]:
     """Reads examples into the rows of a batch from `first_row` on; see `read`."""
     bad: dict[int, str] = {}
     for row, (index, position) in enumerate(zip(indices, positions, strict=True), start=first_row):
-      out = {name: array[row : row + 1] for name, array in batch.items()}
-      bad |= self.read(index, position, out)
+      bad |= self.read(index, position, {name: a[row : row + 1] for name, a in batch.items()})
     return bad
 
 
@@ -143,15 +137,7 @@ class _ExampleName:
 
 
 def make_reader(config: ReadConfig, source: Source | None = None) -> Reader:
-  """Makes the reader of a config.
-
-  Args:
-    config: how to read.
-    source: what `config.source` and `config.split` name, if it is already open.
-
-  Raises:
-    UserError: as `open_source`.
-  """
+  """Makes the reader of a config; see `loader.open_stream`."""
   skip, size, augment = config.on_bad_example == 'skip', config.image_size, config.augment
 
   def transform(image: LazyImage, rng: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Memory for batches that worker processes write and the parent places on the devices.
 
-A slot holds the rows of a global batch that belong to this process. The slots that workers share
-are in an anonymous file, which vanishes with its last process, however that ends.
+A slot holds the rows of a global batch that belong to this process. The slots of a stream that
+workers share are in an anonymous file, which vanishes with its last process, however that ends.
 """
 
 import math
@@ -36,10 +36,9 @@ def slot_bytes(shapes: Shapes, rows: int) -> int:
   )
 
 
-def map_slots(file: int, shapes: Shapes, rows: int, count: int, offset: int = 0) -> list[Slot]:
-  """Maps `count` slots of `rows` rows from `offset` (bytes) of a file: {'image': (rows, …), …}."""
-  memory = mmap.mmap(file, offset + count * slot_bytes(shapes, rows))
-  slots = []
+def map_slots(file: int, shapes: Shapes, rows: int, count: int) -> list[Slot]:
+  """Maps the slots of a file, {'image': (rows, …), …} each; file -1: memory that is not shared."""
+  memory, offset, slots = mmap.mmap(file, count * slot_bytes(shapes, rows)), 0, []
   for _ in range(count):
     slot = {}
     for name, (shape, dtype) in shapes.items():
@@ -48,11 +47,3 @@ def map_slots(file: int, shapes: Shapes, rows: int, count: int, offset: int = 0)
       offset += -(-flat.nbytes // _ALIGNMENT) * _ALIGNMENT
     slots.append(slot)
   return slots
-
-
-def private_slots(shapes: Shapes, rows: int, count: int) -> list[Slot]:
-  """Allocates `count` slots of `rows` rows that are not shared."""
-  return [
-    {name: np.empty((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
-    for _ in range(count)
-  ]

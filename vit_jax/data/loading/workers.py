@@ -13,7 +13,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.config import AugmentConfig
@@ -25,62 +25,46 @@ ERRORS = {'BadExampleError': BadExampleError, 'UserError': UserError}  # raised 
 
 @dataclasses.dataclass(frozen=True)
 class SharedStream:
-  """A stream as a worker sees it: what to read, and where its slots are in the shared file.
-
-  Attributes:
-    config: how to read.
-    fingerprint: of the source; the worker must open the same data.
-    rows: of a slot.
-    count: of slots.
-    offset: of the first slot, in bytes.
-  """
+  """A stream as a worker sees it."""
 
   config: ReadConfig
-  fingerprint: str
-  rows: int
-  count: int
-  offset: int
+  fingerprint: str  # of the source; the worker must open the same data
+  rows: int  # of a slot
+  count: int  # of slots
+  file: int  # descriptor of the memory of the slots
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'SharedStream':
     """Restores what JSON made of `dataclasses.asdict`."""
-    config = dict(fields['config'])
-    config['image_size'] = tuple(config['image_size'])
+    config = fields['config'] | {'image_size': tuple(fields['config']['image_size'])}
     if config['augment'] is not None:
       config['augment'] = AugmentConfig(**config['augment'])
     return cls(**{**fields, 'config': ReadConfig(**config)})
 
 
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-  """Blocks SIGINT and SIGTERM in this thread; a process started inside keeps them blocked."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-  try:
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class Worker:
   """The parent's handle of a worker process; only one thread may use it at a time."""
 
-  def __init__(self, streams: Sequence[SharedStream], file: int):
-    """Starts a process that reads `streams` into the shared memory `file` (a descriptor)."""
+  def __init__(self, streams: Sequence[SharedStream]):
+    """Starts a process that reads `streams`."""
     # Large arrays are allocated again and again: let malloc keep their memory.
     malloc = {'MALLOC_MMAP_THRESHOLD_': str(2**26), 'MALLOC_TRIM_THRESHOLD_': str(2**28)}
     environment = malloc | os.environ | {'OMP_NUM_THREADS': '1'}
     root = str(pathlib.Path(__file__).resolve().parents[3])
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (root, environment.get('PYTHONPATH'))))
-    with _blocked_signals():
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+      signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # inherited
       process = subprocess.Popen(
-        [sys.executable, '-m', 'vit_jax.data.loading.worker_main', str(file)],
+        [sys.executable, '-m', 'vit_jax.data.loading.worker_main'],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        pass_fds=(file,),
+        pass_fds=[stream.file for stream in streams],
         env=environment,
         text=True,
       )
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     assert process.stdin is not None and process.stdout is not None  # pipes
     self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
     self._send([dataclasses.asdict(stream) for stream in streams])
@@ -90,11 +74,10 @@ class Worker:
       self._stdin.write(json.dumps(message) + '\n')
       self._stdin.flush()
 
-  def read(self, task: Mapping[str, Any]) -> dict[int, str]:
-    """Lets the worker read some rows of a batch.
-
-    Args:
-      task: {'stream', 'slot', 'first_row', 'indices', 'positions'}; see `Reader.read_rows`.
+  def read(
+    self, stream: int, slot: int, indices: list[int], positions: list[int], first_row: int
+  ) -> dict[int, str]:
+    """Lets the worker call `Reader.read_rows` for a slot of a stream (a number).
 
     Returns:
       The bad examples: {index: error message}.
@@ -104,7 +87,7 @@ class Worker:
       LostPeerError: when the process has ended.
       RuntimeError: for a bug, with the worker's traceback.
     """
-    self._send(task)
+    self._send([stream, slot, indices, positions, first_row])
     line = self._stdout.readline()
     if not line:
       code = self._process.wait()
@@ -125,7 +108,7 @@ class Worker:
       self._stdin.close()
 
   def close(self) -> None:
-    """Waits a second for the process to end, then kills it; it has no state to lose."""
+    """Waits a second for the process to end, then kills it: it has no state to lose."""
     try:
       self._process.wait(timeout=1)
     except subprocess.TimeoutExpired:
