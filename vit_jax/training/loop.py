@@ -79,39 +79,22 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   check_same_classes(train.class_names, test.class_names, test.name)
   check_num_classes(config.data.num_classes, train)
   config = config.resolve_steps(train.size)
-  step_config, total_steps = config.step, config.total_steps
+  data, labels = config.data, (train.num_classes, train.multi_label)
   program = build_program(
-    mesh,
-    config.model,
-    config.optimizer,
-    config.schedule,
-    step_config,
-    config.data.image_shape,
-    train.num_classes,
-    train.multi_label,
+    mesh, config.model, config.optimizer, config.schedule, config.step, data.image_shape, *labels
   )
   sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
-  streams = open_streams(
-    config.data,
-    train,
-    test,
-    batch_size=config.batch_size,
-    test_batch_size=config.eval_batch_size,
-    seed=config.seed,
-  )
+  streams = open_streams(data, train, test, config.batch_size, config.eval_batch_size, config.seed)
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   start_params, report = None, None
   if not broadcast_from_process_0(has_checkpoint(workdir)):
-    if card := inspect_data(config.data, train, test):
+    if card := inspect_data(data, train, test):
       print(card, flush=True)
     if config.init_from:
+      shardings = program.state_shardings.params
       start_params, report = load_params(
-        config.init_from,
-        program.model,
-        program.image_shape,
-        config.position_resize,
-        program.state_shardings.params,
+        config.init_from, program.model, program.image_shape, config.position_resize, shardings
       )
   open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
@@ -130,15 +113,15 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   for line in (*checkpointer.warnings, *([str(report)] if report else [])):
     progress.print(line)
   previous, result = None, None
-  loader = DataLoader(streams, mesh, num_workers(config.data), config.data.threads)
+  loader = DataLoader(streams, mesh, num_workers(data), data.threads)
   with checkpointer, writer, progress, loader:
 
     def evaluate() -> dict[str, float]:
       return classification.evaluate(program.eval_step, state.eval_params, loader.batches('test'))
 
-    batches = meter.time_waiting(loader.batches('train', first_step, total_steps))
+    batches = meter.time_waiting(loader.batches('train', first_step, config.total_steps))
     train_step = program.train_step
-    if first_step < total_steps:
+    if first_step < config.total_steps:
       train_step = progress.compile_step()
       meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
@@ -148,7 +131,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         _fetch_finite(step - 1, previous)
       previous, result = metrics, None
       progress.update()
-      is_last = step == total_steps
+      is_last = step == config.total_steps
       if step % config.log_every == 0 or is_last:
         values = _fetch_finite(step, metrics) | meter.measure(step, loader.bad_reads['train'])
         writer.write(step, values)
@@ -169,10 +152,9 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
           f'received SIGTERM; step {step} is saved, rerun the same command to resume.'
         )
     result = result or evaluate()  # of a run that was complete before
-    labels, crop_fraction = list(test.class_names), config.data.crop_fraction
-    vit = Classifier(
-      program.model, state.eval_params, program.image_shape[:2], labels, crop_fraction, config.loss
-    )
+    image_size, names = data.height_width, list(test.class_names)
+    params, crop_fraction = state.eval_params, data.crop_fraction
+    vit = Classifier(program.model, params, image_size, names, crop_fraction, config.loss)
     _export(vit, workdir)
-  progress.print_end(result, workdir / 'model', config.data)
+  progress.print_end(result, workdir / 'model', data)
   return result
