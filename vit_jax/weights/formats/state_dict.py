@@ -1,9 +1,7 @@
 """PyTorch state dicts, read by PyTorch itself as weights only: no code in them is run."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
@@ -37,18 +35,14 @@ def read_state_dict(path: epath.Path) -> TensorFile:
   if not isinstance(loaded, Mapping) or not any(map(torch.is_tensor, loaded.values())):
     raise UserError(f'{path} is a PyTorch file, but not a state dict of tensors.')
 
-  def to_numpy(tensor: Any) -> np.ndarray:
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-      return tensor.view(torch.int16).numpy().view(BFLOAT16)
-    return tensor.numpy()
-
+  tensors = {}
   try:
-    tensors = {
-      str(name): Tensor.from_array(to_numpy(tensor))
-      for name, tensor in loaded.items()
-      if torch.is_tensor(tensor)
-    }
+    for name, tensor in loaded.items():
+      if torch.is_tensor(tensor):
+        tensor = tensor.detach().contiguous()
+        is_bfloat16 = tensor.dtype == torch.bfloat16
+        array = tensor.view(torch.int16).numpy().view(BFLOAT16) if is_bfloat16 else tensor.numpy()
+        tensors[str(name)] = Tensor.from_array(array)
   except (TypeError, RuntimeError) as error:
     raise UserError(f'{path} has tensors of an unsupported dtype ({first_line(error)}).') from None
   check_names(path, tensors)
