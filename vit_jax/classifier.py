@@ -18,7 +18,6 @@ from vit_jax.models import build
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.weights import adapt, save
-from vit_jax.weights.initialize import adapt_weights
 from vit_jax.weights.layouts import hugging_face
 from vit_jax.weights.layouts.released import flatten
 from vit_jax.weights.load import open_weights
@@ -237,13 +236,8 @@ def load(
     if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
       model = model.clone(pre_logits=0)
   channels = weights.tensors[build.input_kernel(weights.tensors)].shape[2]
-  tensors, report = adapt_weights(
-    weights,
-    model,
-    (*size, channels),
-    new_head=num_classes is not None,
-    position_resize=position_resize,
-  )
+  new_head, image_shape = num_classes is not None, (*size, channels)
+  tensors, report = adapt.adapt_weights(weights, model, image_shape, new_head, position_resize)
   sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
   params = adapt.read_params(tensors, weights.name, sharding_tree)
   metadata = weights.metadata

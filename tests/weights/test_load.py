@@ -17,7 +17,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights import adapt
-from vit_jax.weights.initialize import load_params
+from vit_jax.weights.adapt import load_params
 from vit_jax.weights.layouts import released
 
 ARCHITECTURES = {
