@@ -22,22 +22,15 @@ from vit_jax.weights.load import SourceWeights, open_weights
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-  """What happened to each tensor of a file; `str()` of it is a table.
+  """What happened to each tensor of a file; `str()` of it is a table."""
 
-  Attributes:
-    source, layout: name and layout of the file.
-    taken: names of the tensors that were loaded unchanged.
-    resized, reinitialized, ignored: lines of text, one for each tensor.
-    notes: other changes.
-  """
-
-  source: str
+  source: str  # name of the file
   layout: str
-  taken: tuple[str, ...]
-  resized: tuple[str, ...] = ()
-  reinitialized: tuple[str, ...] = ()
-  ignored: tuple[str, ...] = ()
-  notes: tuple[str, ...] = ()
+  taken: tuple[str, ...]  # names of the tensors that were loaded unchanged
+  resized: tuple[str, ...]  # lines of text, one for each tensor, as the next two
+  reinitialized: tuple[str, ...]
+  ignored: tuple[str, ...]
+  notes: tuple[str, ...]  # other changes
 
   @property
   def is_plain(self) -> bool:
@@ -46,10 +39,8 @@ class LoadReport:
 
   def __str__(self) -> str:
     lines = [f'{self.source} ({self.layout})', f'  {"taken":<15}{len(self.taken):>5}']
-    titles = ('resized', 're-initialized', 'ignored')
-    for title, tensors in zip(
-      titles, (self.resized, self.reinitialized, self.ignored), strict=True
-    ):
+    resized, new, ignored = self.resized, self.reinitialized, self.ignored
+    for title, tensors in (('resized', resized), ('re-initialized', new), ('ignored', ignored)):
       text = '; '.join(tensors[:4]) + (f'; and {len(tensors) - 4} more' if tensors[4:] else '')
       lines.append(f'  {title:<15}{len(tensors):>5}  {text}'.rstrip())
     return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
@@ -118,19 +109,14 @@ def adapt_weights(
   """Adapts the tensors of a source to a model, without reading them yet.
 
   Args:
-    weights: the source.
-    model: of the same architecture, except for the head.
-    image_shape: (H, W, C) of its images.
+    weights, model: of the same architecture, except for the head.
+    image_shape: (H, W, C).
     new_head: replace the head by a zero-initialized one; a `pre_logits` layer that the model does
       not have is then dropped too.
-    position_resize: 'corners' or 'half_pixel', as in `resize_position_embedding`.
-
-  Returns:
-    {linen name: tensor}, one for each parameter of the model, and a report.
+    position_resize: the method of `resize_position_embedding`.
 
   Raises:
-    UserError: naming the first tensors that differ, or for an image size that the patches of the
-      model do not tile.
+    UserError: naming the first tensors that differ, or for a size that the patches do not tile.
   """
   methods = choices(PositionResize)
   if position_resize not in methods:
@@ -188,10 +174,7 @@ def _interpolation(old: int, new: int, method: str) -> np.ndarray:
 
 
 def resize_position_embedding(
-  embedding: np.ndarray,
-  old_grid: tuple[int, int],
-  new_grid: tuple[int, int],
-  method: str = 'corners',
+  embedding: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int], method='corners'
 ) -> np.ndarray:
   """Resizes position embeddings by bilinear interpolation of their grid (Section 3.2).
 
@@ -221,15 +204,13 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
   RGB copy (nearly, where a ResNet standardizes its weights). Otherwise the old channels are
   repeated in turn and scaled, so that the response keeps its size.
   """
-  old = kernel.shape[2]
   if channels == 1:
     return kernel.sum(axis=2, keepdims=True)
+  old = kernel.shape[2]
   return kernel[:, :, np.arange(channels) % old] * np.float32(old / channels)
 
 
-def _check_same_shapes(
-  tensors: Mapping[str, Tensor], params: Mapping[str, Any], source: str
-) -> None:
+def _check_same_shapes(tensors: Mapping[str, Any], params: Mapping[str, Any], source: str) -> None:
   """Raises `UserError` unless the tensors are float parameters of the same names and shapes."""
   old, new = ({name: tuple(x.shape) for name, x in tree.items()} for tree in (tensors, params))
   differing = [
@@ -254,18 +235,10 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 
 def read_params(tensors: Mapping[str, Tensor], source: str, shardings: Any = None) -> Any:
-  """Reads the tensors and puts them on their devices, a few at a time.
-
-  Args:
-    tensors: {linen name: tensor}.
-    source: for error messages.
-    shardings: a tree of `Sharding`s; each device gets only its shard. None: the default device.
-
-  Returns:
-    The parameter tree, float32.
+  """Reads {linen name: tensor} onto the devices, a few at a time; returns the float32 tree.
 
   Raises:
-    UserError: for damaged data and for non-finite values.
+    UserError: for damaged data and for non-finite values, naming `source`.
   """
   sharding_of = {} if shardings is None else flatten(shardings)
 

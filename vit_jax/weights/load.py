@@ -19,28 +19,16 @@ from vit_jax.weights.model_files import open_model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SourceWeights:
-  """The tensors of a source, not read yet, and the model that they belong to.
+  """The tensors of a source, not read yet, and the model that they belong to."""
 
-  Attributes:
-    name: of the file, for messages.
-    layout: layout and container, for the report.
-    tensors: {linen name: tensor}.
-    ignored: names in the file that are not parameters of the model.
-    notes: how tensors were changed.
-    model: as the tensors and the metadata determine it.
-    grid: (rows, columns) of the position embeddings; None for a ResNet.
-    image_size: (height, width) in pixels.
-    metadata: what the tensors do not determine.
-  """
-
-  name: str
-  layout: str
-  tensors: dict[str, Tensor]
-  ignored: tuple[str, ...]
-  notes: tuple[str, ...]
+  name: str  # of the file, for messages
+  layout: str  # and the container, for the report
+  tensors: dict[str, Tensor]  # by linen name
+  ignored: tuple[str, ...]  # names in the file that are not parameters of the model
+  notes: tuple[str, ...]  # how tensors were changed
   model: build.Model
-  grid: tuple[int, int] | None
-  image_size: tuple[int, int]
+  grid: tuple[int, int] | None  # (rows, columns) of the position embeddings; None for a ResNet
+  image_size: tuple[int, int]  # (height, width) in pixels
   metadata: ModelMetadata
 
 
@@ -53,10 +41,9 @@ def open_weights(
   """Opens a source: detects its layout and reads the architecture off its tensors.
 
   Args:
-    source: a published name, a file, or a folder of a run, of Transformers or of timm.
+    source, num_heads, gelu: as in `vit_jax.load`.
     image_size: (height, width) to load the model for; determines the grid of position embeddings
       whose number is not a square.
-    num_heads, gelu: for PyTorch files that do not store them.
 
   Raises:
     UserError: for a source that is missing, damaged, or not a supported model.

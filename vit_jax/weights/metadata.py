@@ -26,30 +26,20 @@ HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
 
 @dataclasses.dataclass(frozen=True)
 class ModelMetadata:
-  """What the tensors of a model do not determine.
-
-  Attributes:
-    image_size: (height, width) in pixels; None when unknown.
-    crop_fraction: the central share of an image that the model sees, in (0, 1].
-    loss: 'softmax' or 'sigmoid'.
-    labels: a name for each class; None when unknown.
-    num_heads: None when unknown.
-    gelu: 'tanh' or 'exact'.
-    layer_norm_epsilon: added to the variance, in [0, 1).
-    mean, std: normalization of pixels in [0, 1], for red, green and blue.
+  """What the tensors of a model do not determine; None: unknown.
 
   Raises:
     ValueError, TypeError: for a value that no model can have.
   """
 
-  image_size: tuple[int, int] | None = None
-  crop_fraction: float = DEFAULT_CROP_FRACTION
-  loss: str = 'softmax'
-  labels: list[str] | None = None
+  image_size: tuple[int, int] | None = None  # (height, width) in pixels
+  crop_fraction: float = DEFAULT_CROP_FRACTION  # the central share that the model sees, in (0, 1]
+  loss: str = 'softmax'  # or 'sigmoid'
+  labels: list[str] | None = None  # a name for each class
   num_heads: int | None = None
-  gelu: str = 'tanh'
-  layer_norm_epsilon: float = 1e-6
-  mean: tuple[float, ...] = HALF
+  gelu: str = 'tanh'  # or 'exact'
+  layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
+  mean: tuple[float, ...] = HALF  # of pixels in [0, 1], for red, green and blue
   std: tuple[float, ...] = HALF
 
   def __post_init__(self):
@@ -78,21 +68,13 @@ class ModelMetadata:
     return (self.mean, self.std) != (HALF, HALF)
 
   def to_json(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object that `from_json` reads, without labels.
-
-    Args:
-      architecture: as `build.architecture` returns it.
-    """
+    """The JSON object that `from_json` reads, without labels."""
     fields = {name: getattr(self, name) for name in ('image_size', *_STORED)}
     return {'model': dict(architecture), **fields}
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> 'ModelMetadata':
-    """The inverse of `to_json`; absent keys take their defaults, and `labels` may be present.
-
-    Raises:
-      LookupError, TypeError, ValueError, …: for a damaged one (`damage_explained`).
-    """
+    """The inverse of `to_json`, within `damage_explained`; keys may lack, `labels` be present."""
     size = content.get('image_size')
     return cls(
       image_size=None if size is None else height_width(size),
@@ -102,22 +84,14 @@ class ModelMetadata:
 
   @classmethod
   def from_run_config(cls, config: Mapping[str, Any]) -> 'ModelMetadata':
-    """From the config.json of a run, which is in the workdir before the model is.
-
-    Raises:
-      LookupError, TypeError, ValueError, …: for a damaged one (`damage_explained`).
-    """
+    """From the config.json that a run writes at its start, within `damage_explained`."""
     # Without num_heads: 0 means the heads of the variant, and the tensors determine them.
     fields = {**config, **(config.get('data') or {}), **(config.get('model') or {}), 'model': None}
     return cls.from_json(fields)
 
   @classmethod
   def from_header(cls, header: Mapping[str, str], path: epath.PathLike) -> 'ModelMetadata':
-    """From the header of a tensor file; the defaults if vit_jax did not write it.
-
-    Raises:
-      UserError: when what vit_jax wrote is damaged.
-    """
+    """From the header of a tensor file; the defaults if vit_jax did not write it."""
     with damage_explained(f'{path}: {METADATA_KEY} in its header'):
       return cls.from_json(json.loads(header.get(METADATA_KEY, '{}')))
 
@@ -151,11 +125,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def read_labels(path: epath.PathLike, num_classes: int) -> list[str]:
-  """Reads a text file of class names, one a line.
-
-  Raises:
-    UserError: for a file that cannot be read or has another number of lines.
-  """
+  """Reads a text file of class names, one a line; raises `UserError` for another number."""
   try:
     labels = read_text(epath.Path(path).expanduser()).splitlines()
   except (OSError, ValueError) as error:

@@ -24,9 +24,6 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
   Args:
     source: a published name; a file; or a folder of vit_jax, timm or Transformers, a workdir, an
       Orbax checkpoint.
-
-  Raises:
-    UserError: when there is no model, or it is damaged or unreadable.
   """
   if not os.fspath(source):
     raise UserError('The name of the model is empty; name a file, a folder or a published model.')

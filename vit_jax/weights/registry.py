@@ -39,31 +39,18 @@ _AUGREG_FILE = re.compile(r'(R\d*_)?(Ti|S|B|L)_\d+-i(1|21)k[-_][A-Za-z0-9_.-]+')
 
 @dataclasses.dataclass(frozen=True)
 class PublishedModel:
-  """A published file of weights.
+  """A published file of weights."""
 
-  Attributes:
-    name: `<family>/<file without .npz>`.
-    url: address of the file.
-    family: one of `FOLDERS`.
-    data: the training data; `a+b` means pretrained on a, then fine-tuned on b.
-    resolution: pixels, the side of the square images in the last training.
-    size: published size in MiB; None if none was published.
-    accuracy: published top-1 accuracy on ImageNet's validation set, percent, or None.
-    accuracy_source: publication of the accuracy: `<GitHub repository>:<file>` or a paper.
-    source: publication of the file's name, or 'not in table'.
-    alias: a short name, or None.
-  """
-
-  name: str
+  name: str  # '<family>/<file without .npz>'
   url: str
-  family: str
-  data: str
-  resolution: int
-  size: int | None = None
-  accuracy: float | None = None
-  accuracy_source: str | None = None
-  source: str = 'not in table'
-  alias: str | None = None
+  family: str  # one of `FOLDERS`
+  data: str  # 'a+b': pretrained on a, then fine-tuned on b
+  resolution: int  # pixels, the side of the square images in the last training
+  size: int | None = None  # as published, in MiB
+  accuracy: float | None = None  # published, top-1 on ImageNet's validation set, in percent
+  accuracy_source: str | None = None  # '<GitHub repository>:<file>' or a paper
+  source: str = 'not in table'  # publication of the file's name
+  alias: str | None = None  # short name
 
 
 def _url(name: str) -> str:
@@ -113,9 +100,6 @@ def find(name: str, index: epath.PathLike | None = None) -> PublishedModel:
     name: such as 'imagenet21k/ViT-B_16' or 'augreg/B_16'.
     index: AugReg's index.csv, which then decides what short names stand for; None:
       `augreg/index.csv` in the cache folder if it exists, else the registry.
-
-  Raises:
-    UserError: for an unknown name (listing similar ones), or a damaged index.csv.
   """
   name = name.removesuffix('.npz')
   if name in _ALIASES:
@@ -180,14 +164,7 @@ def _recommended(alias: str, index: epath.Path) -> str:
 
 
 def fetch(name: str, index: epath.PathLike | None = None) -> epath.Path:
-  """Returns the file of a published model in the cache folder; downloads it if necessary.
-
-  Args:
-    name, index: as in `find`.
-
-  Raises:
-    UserError: as `find` and `download`.
-  """
+  """Returns the file of a published model in the cache folder; downloads it if necessary."""
   model = find(name, index)
   target = cache_folder() / f'{model.name}.npz'
   if not target.exists():

@@ -29,7 +29,7 @@ def layout_of(path: epath.PathLike) -> str:
   """The layout of `Classifier.save` that the name of a target stands for.
 
   Raises:
-    UserError: for an empty name, or a suffix of a format that is not written.
+    UserError: for an empty name, or the suffix of a format that cannot be written.
   """
   name = os.fspath(path)
   *others, suffix = ['', *map(str.lower, epath.Path(name).suffixes)]
@@ -42,11 +42,7 @@ def layout_of(path: epath.PathLike) -> str:
 
 
 def write_file(path: epath.Path, write: Callable[[epath.Path], Any]) -> None:
-  """Calls `write` with a temporary path and moves the file to `path` once it is complete.
-
-  Raises:
-    UserError: when it cannot be written.
-  """
+  """Calls `write` with a temporary path and moves the file to `path` once it is complete."""
   path = real_path(path)
   try:
     if path.is_dir():
@@ -60,11 +56,7 @@ def write_file(path: epath.Path, write: Callable[[epath.Path], Any]) -> None:
 
 
 def write_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None:
-  """Calls `write` with a temporary folder, which replaces `folder` once it is complete.
-
-  Raises:
-    UserError: when it cannot be written, or `folder` holds other files.
-  """
+  """Calls `write` with a temporary folder, which replaces `folder` once it is complete."""
   folder = real_path(folder)
   new, old = scratch_path(folder), scratch_path(folder)
   try:

@@ -24,7 +24,7 @@ MAX_TENSORS = 100_000
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the safetensors library
 METADATA_KEY = 'vit_jax'  # of `ModelMetadata` in a header, a comment or a config.json
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-Load = Callable[[slice | None], np.ndarray]  # rows of the first axis, None: all -> array
+Load = Callable[[slice | None], np.ndarray]  # reads rows of the first axis; None: all
 CHUNK = 2**22  # bytes
 CONTENT_ERRORS = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _FORMAT_ERRORS = (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
@@ -34,12 +34,7 @@ READ_ERRORS = (*CONTENT_ERRORS, *_FORMAT_ERRORS, OSError, EOFError, SyntaxError,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-  """An array that is read only when it is needed.
-
-  Attributes:
-    shape, dtype: of the array that `read` returns.
-    load: load(None) reads the whole array, load(slice) those rows of its first axis.
-  """
+  """An array that is read only when it is needed."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -66,18 +61,12 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-  """The content of a file.
-
-  Attributes:
-    path: of the file.
-    container: 'npz', 'safetensors', 'PyTorch' or 'Orbax'.
-    tensors: {name in the file: tensor}.
-    metadata: {key: text} in the header of a safetensors file or the comment of an npz file.
-  """
+  """The content of a file."""
 
   path: epath.Path
-  container: str
-  tensors: dict[str, Tensor]
+  container: str  # 'npz', 'safetensors', 'PyTorch' or 'Orbax'
+  tensors: dict[str, Tensor]  # by the name in the file
+  # {key: text} in the header of a safetensors file or the comment of an npz file.
   metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -90,11 +79,7 @@ def is_special(path: epath.Path) -> bool:
 
 
 def read_text(path: epath.Path) -> str:
-  """Reads a text file beside the tensors.
-
-  Raises:
-    OSError, ValueError: for a file that is missing, too large or not text.
-  """
+  """Reads a text file; raises `OSError` or `ValueError` if it is missing, too large or not text."""
   if is_special(path):
     raise ValueError(f'{path.name} is a pipe or a device')
   if path.stat().length > MAX_HEADER:

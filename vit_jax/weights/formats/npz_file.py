@@ -23,12 +23,10 @@ MAX_METADATA = 2**16 - 100  # bytes; the comment of a zip holds little more
 def write_npz_file(
   path: epath.PathLike, arrays: Mapping[str, np.ndarray], metadata: str = ''
 ) -> None:
-  """Writes arrays as `numpy.savez` does, with metadata that other readers ignore.
+  """Writes arrays as `numpy.savez` does.
 
-  Args:
-    path: of the file.
-    arrays: {name: array}.
-    metadata: JSON for the comment of the zip, ASCII, of at most MAX_METADATA bytes.
+  The metadata, JSON in at most MAX_METADATA ASCII bytes, goes into the zip's comment, which other
+  readers ignore.
   """
   with epath.Path(path).open('wb') as file, zipfile.ZipFile(file, 'w') as archive:
     for name, array in arrays.items():
@@ -52,9 +50,7 @@ def read_npz(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
   """Opens an npz file, or a PyTorch state dict, which is a zip too.
 
   Args:
-    path: of the file.
-    file: the same, open.
-    size: its bytes.
+    path, file, size: of the file: its path, the open file, its bytes.
 
   Raises:
     UserError, `READ_ERRORS`: for a damaged file.
@@ -80,9 +76,8 @@ def _check_entries(
 ) -> dict[str, int]:
   """The offset of the data of each entry.
 
-  Raises:
-    UserError: unless the entries fill the file up to the zip's directory at `end`; a gap may hold
-      only the 24 bytes of a data descriptor, so that no entry can be lost.
+  Raises `UserError` unless the entries fill the file up to the zip's directory at `end`; a gap may
+  hold only the 24 bytes of a data descriptor, so that no entry can be lost.
   """
   declared = sum(entry.file_size for entry in entries)
   if declared > 50 * size + 2**26:  # trained weights hardly compress

@@ -9,11 +9,7 @@ from vit_jax.weights.formats.lazy_tensor import BFLOAT16, Tensor, TensorFile, ch
 
 
 def read_state_dict(path: epath.Path) -> TensorFile:
-  """Reads a pickled state dict with `torch.load(…, weights_only=True)`.
-
-  Raises:
-    UserError: when PyTorch is not installed, or the file is not a state dict of tensors.
-  """
+  """Reads a state dict; raises `UserError` without PyTorch, or if it is not one of tensors."""
   try:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError:

@@ -59,7 +59,7 @@ def detect(names: Container[str]) -> tuple[str, str] | None:
 def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """Tensors of Transformers under the names and in the shapes of linen; as `timm.to_linen`."""
+  """Translates as `timm.to_linen`."""
   parameters = _PARAMETERS | {f'vit.{name}': linen for name, linen in _PARAMETERS.items()}
   return pytorch.to_linen(tensors, parameters, _find_modules, num_heads, 'Hugging Face', source), ()
 
@@ -78,11 +78,7 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> ModelMetadata:
-  """The metadata in config.json and preprocessor_config.json of Transformers.
-
-  Raises:
-    LookupError, TypeError, ValueError, …: for damaged ones (`metadata.damage_explained`).
-  """
+  """The metadata in config.json and preprocessor_config.json, within `damage_explained`."""
   config = {**_CONFIG_DEFAULTS, **config}
   activation, size = config['hidden_act'], config['image_size']
   if activation not in pytorch.GELUS:
@@ -148,11 +144,7 @@ def unsupported_feature(params: Any) -> str | None:
 
 
 def from_linen(params: Any) -> dict[str, np.ndarray]:
-  """A parameter tree as the state dict of Transformers' `ViTForImageClassification`.
-
-  Raises:
-    UserError: for a model that has an `unsupported_feature`.
-  """
+  """A parameter tree as the state dict of Transformers' `ViTForImageClassification`."""
   if feature := unsupported_feature(params):
     raise UserError(
       f'The model has {feature}, which ViTForImageClassification does not support; write an '

@@ -59,13 +59,12 @@ def to_linen(
   layout: str,
   source: str,
 ) -> dict[str, Tensor]:
-  """Tensors under the names and in the shapes of linen.
+  """Translates {name in PyTorch: tensor} to linen's names and shapes.
 
   Args:
     tensors: {name in PyTorch: tensor}.
     parameters: {name in PyTorch: linen name} of those with the same shape in both.
-    find_modules: from the name of a layer to its linen modules, or to None for one that the
-      layout does not have.
+    find_modules: from the name of a layer to its linen modules; None: an unknown layer.
     num_heads: K; 0 for a ResNet; None: that of the published model of the same width.
     layout, source: name of the layout and of the file, for error messages.
 
@@ -147,7 +146,7 @@ def _split_heads(
 def from_linen(
   params: Any, parameters: Mapping[str, str], layers: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-  """The inverse of `to_linen` for a parameter tree, with those of the layers that it has."""
+  """The inverse of `to_linen` for a parameter tree, with the layers that it has."""
   tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
   state_dict = {name: tensors[linen] for name, linen in parameters.items() if linen in tensors}
   for name, modules in layers.items():
@@ -183,10 +182,7 @@ def fold_normalization(
   Args:
     tensors: {linen name: tensor}.
     mean, std: for pixels in [0, 1], one for each channel.
-    source: the name of the file, for error messages.
-
-  Raises:
-    UserError: for a ResNet, whose first layer standardizes its weights.
+    source: the name of the file, for the error of a ResNet, whose first layer cannot take it.
   """
   if {'conv_root/kernel', 'root_block/conv_root/kernel'} & tensors.keys():
     raise UserError(

@@ -61,15 +61,7 @@ def detect(names: Container[str]) -> tuple[str, str] | None:
 def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """Tensors of timm under the names and in the shapes of linen.
-
-  Args:
-    tensors: {name in the file, without the prefix: tensor}.
-    num_heads: K; None: that of the published model of the same width.
-    source: the name of the file, for error messages.
-
-  Returns:
-    {linen name: tensor}, and notes on what was changed.
+  """Translates {name without the prefix: tensor}: {linen name: tensor}, and notes on changes.
 
   Raises:
     UserError: for tensors that no supported model has, or shapes that contradict each other.
@@ -123,11 +115,7 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_config(config: Mapping[str, Any]) -> ModelMetadata:
-  """The metadata in timm's config.json.
-
-  Raises:
-    LookupError, TypeError, ValueError, …: for a damaged one (`metadata.damage_explained`).
-  """
+  """The metadata in timm's config.json; call it within `damage_explained`."""
   pretrained = config.get('pretrained_cfg') or {}
   arguments = config.get('model_args') or {}
   size = arguments.get('img_size') or (pretrained.get('input_size') or [3, 224, 224])[1:]
@@ -146,11 +134,7 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
 
 
 def from_linen(params: Any) -> dict[str, np.ndarray]:
-  """A parameter tree as the state dict of the same model in timm.
-
-  Raises:
-    UserError: for a model with `pre_logits`, which timm does not have.
-  """
+  """A parameter tree as the state dict of the same model in timm, which has no `pre_logits`."""
   if 'pre_logits' in params:
     raise UserError(
       'timm has no pre_logits layer; write an .npz, or replace the head (num_classes), which '
