@@ -77,13 +77,11 @@ class Classifier:
     """Returns the logits of images, or their features if the model has no head.
 
     Args:
-      images: (B, H, W, channels) float in [-1, 1]; H and W are `image_size`, a ResNet takes any.
+      images: (B, H, W, channels) float in [-1, 1], else `ValueError`; H and W are `image_size`, a
+        ResNet takes any.
 
     Returns:
       (B, num_classes) float32, or (B, D) features.
-
-    Raises:
-      ValueError: for another shape or dtype.
     """
     array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
     shape, dtype, (height, width) = array.shape, array.dtype, self.image_size
@@ -208,9 +206,6 @@ def load(
       with which the released weights were trained.
     shardings: from the abstract parameter tree to a tree of shardings, for a model that is
       sharded over devices; each device gets only its shard.
-
-  Returns:
-    A `Classifier`; call it on images. Its `report` says what happened to each tensor.
 
   Raises:
     UserError: for a source that is missing, damaged or not a supported model, or whose patches

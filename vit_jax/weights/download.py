@@ -61,11 +61,10 @@ def download(
   Google Cloud Storage announces and the published size are verified, and that it is a zip.
 
   Args:
-    url: address of the file.
-    target: local path.
+    url, target: address of the file, local path.
     name: of the model, for messages and the progress bar.
-    published_mib: size in MiB; half a percent or 2 MiB may differ, because some are published
-      as 1.13 GiB. None: not published.
+    published_mib: size in MiB, if published; half a percent or 2 MiB may differ, because some are
+      published as 1.13 GiB.
 
   Raises:
     UserError: when the server cannot be reached or does not have the file, when the connection is
@@ -81,8 +80,7 @@ def download(
         partial.unlink()
         return
       try:
-        hashes = _request_with_retries(transfer, file)
-        _verify(transfer, file, hashes)
+        _verify(transfer, file, _request_with_retries(transfer, file))
       except (_UnavailableError, _WrongFileError) as error:
         if isinstance(error, _WrongFileError) or not file.seek(0, os.SEEK_END):
           partial.unlink()
