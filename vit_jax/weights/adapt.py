@@ -174,7 +174,10 @@ def _interpolation(old: int, new: int, method: str) -> np.ndarray:
 
 
 def resize_position_embedding(
-  embedding: np.ndarray, old_grid: tuple[int, int], new_grid: tuple[int, int], method='corners'
+  embedding: np.ndarray,
+  old_grid: tuple[int, int],
+  new_grid: tuple[int, int],
+  method: str = 'corners',
 ) -> np.ndarray:
   """Resizes position embeddings by bilinear interpolation of their grid (Section 3.2).
 

@@ -74,7 +74,7 @@ class ModelMetadata:
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> 'ModelMetadata':
-    """The inverse of `to_json`, within `damage_explained`; keys may lack, `labels` be present."""
+    """The inverse of `to_json`, within `damage_explained`; absent keys take defaults."""
     size = content.get('image_size')
     return cls(
       image_size=None if size is None else height_width(size),

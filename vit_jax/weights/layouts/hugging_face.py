@@ -59,7 +59,7 @@ def detect(names: Container[str]) -> tuple[str, str] | None:
 def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """Translates as `timm.to_linen`."""
+  """Translates tensors as `timm.to_linen` does."""
   parameters = _PARAMETERS | {f'vit.{name}': linen for name, linen in _PARAMETERS.items()}
   return pytorch.to_linen(tensors, parameters, _find_modules, num_heads, 'Hugging Face', source), ()
 

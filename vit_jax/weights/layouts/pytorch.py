@@ -202,8 +202,8 @@ def fold_normalization(
     shift = np.einsum('hwcd,c->d', weights, (0.5 - means) / scales)
     return np.asarray(x, np.float32) + shift
 
-  folded_kernel, folded_bias = (
-    kernel.map(kernel.shape, fold_kernel),
-    bias.map(bias.shape, fold_bias),
-  )
-  return {**tensors, 'embedding/kernel': folded_kernel, 'embedding/bias': folded_bias}
+  return {
+    **tensors,
+    'embedding/kernel': kernel.map(kernel.shape, fold_kernel),
+    'embedding/bias': bias.map(bias.shape, fold_bias),
+  }

@@ -79,7 +79,7 @@ def detect(names: Container[str]) -> tuple[str, str] | None:
 def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """Translates as `timm.to_linen`; the shapes determine the number of heads."""
+  """Translates tensors as `timm.to_linen` does; their shapes determine the number of heads."""
   linen: dict[str, Tensor] = {}
   for name, tensor in tensors.items():
     for new_name, new_tensor in _translate(name, tensor):

@@ -61,7 +61,7 @@ def detect(names: Container[str]) -> tuple[str, str] | None:
 def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """Translates {name without the prefix: tensor}: {linen name: tensor}, and notes on changes.
+  """Translates tensors to linen's names and shapes; also returns notes on what was changed.
 
   Raises:
     UserError: for tensors that no supported model has, or shapes that contradict each other.
@@ -134,7 +134,7 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
 
 
 def from_linen(params: Any) -> dict[str, np.ndarray]:
-  """A parameter tree as the state dict of the same model in timm, which has no `pre_logits`."""
+  """A parameter tree as the state dict of the same model in timm; none has `pre_logits`."""
   if 'pre_logits' in params:
     raise UserError(
       'timm has no pre_logits layer; write an .npz, or replace the head (num_classes), which '
