@@ -174,6 +174,10 @@ def first_state(use_ema: bool = False) -> step_lib.TrainState:
   return step_lib.init_state(make_model(), optimizer, (8, 8, 3), 0, params, use_ema=use_ema)
 
 
+def assert_same_tree(one, two):
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 def assert_close(one, two, rtol=1e-5, atol=1e-6):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, two)
 

@@ -4,28 +4,25 @@ from vit_jax import command_line
 from vit_jax.errors import UserError
 from vit_jax.weights.registry import PUBLISHED_MODELS
 
-_HEADER = ('px', 'MiB', 'ImageNet %', 'data', 'name', 'short name')
-
 
 def main() -> None:
   parser = command_line.Parser('vit_jax.catalog', description=__doc__)
   parser.add_argument(
     'text', nargs='?', default='', metavar='TEXT', help='print only names that contain it'
   )
-  args = parser.parse_args()
-  rows: list[tuple[str, ...]] = [_HEADER]
+  text = parser.parse_args().text
+  rows = [('px', 'MiB', 'ImageNet %', 'data', 'name', 'short name')]
   for model in PUBLISHED_MODELS.values():
-    if args.text.lower() in f'{model.name} {model.alias or ""}'.lower():
-      size = '' if model.size is None else str(model.size)
+    if text.lower() in f'{model.name} {model.alias or ""}'.lower():
       accuracy = '' if model.accuracy is None else f'{model.accuracy:g}'
-      pixels = str(model.resolution)
-      rows.append((pixels, size, accuracy, model.data, model.name, model.alias or ''))
+      numbers = (str(model.resolution), str(model.size or ''), accuracy)
+      rows.append((*numbers, model.data, model.name, model.alias or ''))
   if len(rows) == 1:
-    raise UserError(f'No published model has {args.text!r} in its name.')
+    raise UserError(f'No published model has {text!r} in its name.')
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   for row in rows:
-    cells = [cell.rjust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
-    cells += [cell.ljust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
+    cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+    cells[:3] = [cell.rjust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
     print('  '.join(cells).rstrip())
 
 

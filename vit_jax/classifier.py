@@ -18,7 +18,6 @@ from vit_jax.models import build
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.weights import adapt, save
-from vit_jax.weights.initialize import adapt_weights
 from vit_jax.weights.layouts import hugging_face
 from vit_jax.weights.layouts.released import flatten
 from vit_jax.weights.load import open_weights
@@ -30,7 +29,7 @@ _SAVERS = {
   'huggingface': save.save_hugging_face,
   'model': save.save_model_folder,
 }
-_MAX_CLASSES = 2**24
+LAYOUTS = (*_SAVERS, 'stablehlo')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,22 +77,19 @@ class Classifier:
     """Returns the logits of images, or their features if the model has no head.
 
     Args:
-      images: (B, H, W, channels) float in [-1, 1]; H and W are `image_size`, a ResNet takes any.
+      images: (B, H, W, channels) float in [-1, 1], else `ValueError`; H and W are `image_size`, a
+        ResNet takes any.
 
     Returns:
       (B, num_classes) float32, or (B, D) features.
-
-    Raises:
-      ValueError: for another shape or dtype.
     """
     array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
-    shape, dtype = array.shape, array.dtype
-    takes_any_size = isinstance(self.model, BiTResNet) and len(shape) == 4
-    size = shape[1:3] if takes_any_size else self.image_size
+    shape, dtype, (height, width) = array.shape, array.dtype, self.image_size
+    size = shape[1:3] if isinstance(self.model, BiTResNet) else (height, width)
     if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
       raise ValueError(
-        f'images are {dtype}{list(shape)}; pass floats in [-1, 1] of shape (B, '
-        f'{self.image_size[0]}, {self.image_size[1]}, {self.channels}), as `preprocess` returns.'
+        f'images are {dtype}{list(shape)}; pass floats in [-1, 1] of shape '
+        f'(B, {height}, {width}, {self.channels}), as `preprocess` returns.'
       )
     return self._apply(self.params, array)
 
@@ -148,24 +144,20 @@ class Classifier:
       if layout == 'huggingface' and hugging_face.unsupported_feature(self.params):
         layout = 'model'
     path = epath.Path(path).expanduser()
+    if layout not in LAYOUTS:
+      raise UserError(f'layout is {layout!r}; choose one of {", ".join(LAYOUTS)}.')
     if layout == 'stablehlo':
-      save.write_file(path, lambda temporary: temporary.write_bytes(self.to_stablehlo()))
-    elif layout in _SAVERS:
-      _SAVERS[layout](self.model, jax.device_get(self.params), self._metadata(), path)
-    else:
-      raise UserError(f'layout is {layout!r}; choose one of {", ".join((*_SAVERS, "stablehlo"))}.')
-
-  def _metadata(self) -> ModelMetadata:
-    labels = self.labels if self.model.num_classes else None
+      return save.write_file(path, lambda temporary: temporary.write_bytes(self.to_stablehlo()))
     numerics = getattr(self.model, 'numerics', build.RELEASED_NUMERICS)  # a ResNet has none
-    return ModelMetadata(
+    metadata = ModelMetadata(
       self.image_size,
       self.crop_fraction,
       self.loss,
-      labels=None if labels is None else list(labels),
+      list(self.labels) if self.labels is not None and self.model.num_classes else None,
       gelu='tanh' if numerics.approximate_gelu else 'exact',
       layer_norm_epsilon=numerics.layer_norm_epsilon,
     )
+    _SAVERS[layout](self.model, jax.device_get(self.params), metadata, path)
 
   def to_stablehlo(self) -> bytes:
     """Exports the model as a program: (b, H, W, channels) float32 -> (b, num_classes) float32.
@@ -215,16 +207,13 @@ def load(
     shardings: from the abstract parameter tree to a tree of shardings, for a model that is
       sharded over devices; each device gets only its shard.
 
-  Returns:
-    A `Classifier`; call it on images. Its `report` says what happened to each tensor.
-
   Raises:
     UserError: for a source that is missing, damaged or not a supported model, or whose patches
       do not tile `image_size`.
   """
   for name, value, least in (('num_classes', num_classes, 0), ('num_heads', num_heads, 1)):
-    if value is not None and not (type(value) is int and least <= value <= _MAX_CLASSES):
-      raise UserError(f'{name} is {value!r}; it must be from {least} to {_MAX_CLASSES:,}.')
+    if value is not None and not (type(value) is int and least <= value <= 2**24):
+      raise UserError(f'{name} is {value!r}; it must be from {least} to {2**24:,}.')
   size = None if image_size is None else height_width(image_size)
   weights = open_weights(source, size, num_heads, gelu)
   heads = getattr(weights.model, 'num_heads', None)
@@ -237,13 +226,8 @@ def load(
     if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
       model = model.clone(pre_logits=0)
   channels = weights.tensors[build.input_kernel(weights.tensors)].shape[2]
-  tensors, report = adapt_weights(
-    weights,
-    model,
-    (*size, channels),
-    new_head=num_classes is not None,
-    position_resize=position_resize,
-  )
+  new_head, image_shape = num_classes is not None, (*size, channels)
+  tensors, report = adapt.adapt_weights(weights, model, image_shape, new_head, position_resize)
   sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
   params = adapt.read_params(tensors, weights.name, sharding_tree)
   metadata = weights.metadata

@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 
 from vit_jax import command_line
-from vit_jax.classifier import load
+from vit_jax.classifier import LAYOUTS, load
 from vit_jax.weights.metadata import read_labels
 from vit_jax.weights.save import layout_of
 
@@ -17,55 +17,26 @@ def main() -> None:
   parser = command_line.Parser(
     'vit_jax.convert', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    'source',
-    metavar='SOURCE',
-    help='a published name (augreg/B_16), .npz, .safetensors, state dict, folder or workdir',
-  )
-  parser.add_argument('target', metavar='TARGET', help='X.npz, X.safetensors, X.stablehlo or X/')
-  parser.add_argument(
-    '--layout',
-    choices=('npz', 'timm', 'stablehlo', 'huggingface', 'model'),
-    help='if not that of TARGET; model: a vit_jax folder, for any model',
-  )
-  parser.add_argument(
-    '--image_size',
-    type=command_line.parse_image_size,
-    metavar='N|HxW',
-    help='resize position embeddings to it',
-  )
-  parser.add_argument(
-    '--num_classes',
-    type=int,
-    metavar='N',
-    help='zero-initialized new head; 0: no head, for features',
-  )
-  parser.add_argument(
-    '--keep_pre_logits', action='store_true', help='keep that layer under a new head'
-  )
-  parser.add_argument('--labels', metavar='FILE', help='text file of class names, one a line')
-  parser.add_argument(
-    '--position_resize', default='corners', help='corners (as released) or half_pixel'
-  )
-  parser.add_argument('--num_heads', type=int, help='for PyTorch files that do not store it')
-  parser.add_argument('--gelu', help='tanh or exact, for PyTorch files that do not store it')
-  args = parser.parse_args()
-  layout = args.layout or layout_of(args.target)
-  vit = load(
-    args.source,
-    args.image_size,
-    args.num_classes,
-    keep_pre_logits=args.keep_pre_logits,
-    position_resize=args.position_resize,
-    num_heads=args.num_heads,
-    gelu=args.gelu,
-  )
-  if args.labels is not None:
-    labels = read_labels(args.labels, vit.model.num_classes)
-    vit = dataclasses.replace(vit, labels=labels)
+  add, image_size = parser.add_argument, command_line.parse_image_size
+  add('source', metavar='SOURCE', help='a published name (augreg/B_16), a file, folder or workdir')
+  add('target', metavar='TARGET', help='X.npz, X.safetensors, X.stablehlo or X/')
+  add('--layout', choices=LAYOUTS, help='if not that of TARGET; model: a vit_jax folder')
+  add('--image_size', type=image_size, metavar='N|HxW', help='resize position embeddings to it')
+  add('--num_classes', type=int, metavar='N', help='zero-initialized new head; 0: no head')
+  add('--keep_pre_logits', action='store_true', help='keep that layer under a new head')
+  add('--labels', metavar='FILE', help='text file of class names, one a line')
+  add('--position_resize', default='corners', help='corners (as released) or half_pixel')
+  add('--num_heads', type=int, help='for PyTorch files that do not store it')
+  add('--gelu', help='tanh or exact, for PyTorch files that do not store it')
+  options = vars(parser.parse_args())
+  target, layout, labels = (options.pop(name) for name in ('target', 'layout', 'labels'))
+  layout = layout or layout_of(target)
+  vit = load(**options)
+  if labels is not None:
+    vit = dataclasses.replace(vit, labels=read_labels(labels, vit.model.num_classes))
   print(vit.report)
-  vit.save(args.target, layout)
-  print(f'{args.target}: {vit!r}')
+  vit.save(target, layout)
+  print(f'{target}: {vit!r}')
 
 
 if __name__ == '__main__':

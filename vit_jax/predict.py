@@ -24,13 +24,12 @@ def find_images(arguments: Iterable[str]) -> Iterator[epath.Path]:
   """
   for argument in arguments:
     path = epath.Path(argument).expanduser()
-    if path.is_dir():
-      files = image_files(path)
-      if not files:
-        raise UserError(f'{path} has no images ({", ".join(SUFFIXES)}).')
+    if not path.is_dir():
+      yield path
+    elif files := image_files(path):
       yield from (path / file for file in files)
     else:
-      yield path
+      raise UserError(f'{path} has no images ({", ".join(SUFFIXES)}).')
 
 
 def read_image(vit: Classifier, path: epath.Path) -> np.ndarray | UserError:
@@ -51,10 +50,9 @@ def predict(
   while chunk := list(itertools.islice(paths, batch_size)):
     images = [read_image(vit, path) for path in chunk]
     readable = [image for image in images if isinstance(image, np.ndarray)]
-    padding = [np.zeros((*vit.image_size, vit.channels), np.float32)]
-    padding *= batch_size - len(readable)
-    if len(chunk) < batch_size:  # only the last chunk, for which compiling again is cheaper
-      padding = []
+    # The last chunk is not padded: compiling again for its size is cheaper.
+    size = batch_size if len(chunk) == batch_size else len(readable)
+    padding = [np.zeros((*vit.image_size, vit.channels), np.float32)] * (size - len(readable))
     rows = iter(())
     if readable:
       rows = iter(np.asarray(vit.probabilities(np.stack(readable + padding))))

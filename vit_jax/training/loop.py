@@ -23,7 +23,7 @@ from vit_jax.training.program import build_program
 from vit_jax.training.progress import Progress
 from vit_jax.training.throughput import ThroughputMeter
 from vit_jax.training.workdir import open_workdir, resolve_workdir
-from vit_jax.weights.initialize import load_params
+from vit_jax.weights.adapt import load_params
 
 
 def _fetch_finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:

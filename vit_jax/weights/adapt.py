@@ -1,4 +1,4 @@
-"""Adapts the tensors of a file to a model: position embeddings, head, channels (Section 3.2)."""
+"""Loads weights into a model with another image size, head or channels (Section 3.2)."""
 
 import concurrent.futures
 import dataclasses
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from vit_jax.config import choices
 from vit_jax.config.schema import PositionResize
@@ -16,28 +17,20 @@ from vit_jax.models import build
 from vit_jax.text import plural
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts.released import POSITIONS, flatten, unflatten
-
-_READERS = 4  # threads
+from vit_jax.weights.load import SourceWeights, open_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-  """What happened to each tensor of a file; `str()` of it is a table.
+  """What happened to each tensor of a file; `str()` of it is a table."""
 
-  Attributes:
-    source, layout: name and layout of the file.
-    taken: names of the tensors that were loaded unchanged.
-    resized, reinitialized, ignored: lines of text, one for each tensor.
-    notes: other changes.
-  """
-
-  source: str
+  source: str  # name of the file
   layout: str
-  taken: tuple[str, ...]
-  resized: tuple[str, ...] = ()
-  reinitialized: tuple[str, ...] = ()
-  ignored: tuple[str, ...] = ()
-  notes: tuple[str, ...] = ()
+  taken: tuple[str, ...]  # names of the tensors that were loaded unchanged
+  resized: tuple[str, ...]  # lines of text, one for each tensor, as the next two
+  reinitialized: tuple[str, ...]
+  ignored: tuple[str, ...]
+  notes: tuple[str, ...]  # other changes
 
   @property
   def is_plain(self) -> bool:
@@ -46,14 +39,125 @@ class LoadReport:
 
   def __str__(self) -> str:
     lines = [f'{self.source} ({self.layout})', f'  {"taken":<15}{len(self.taken):>5}']
-    for title, tensors in (
-      ('resized', self.resized),
-      ('re-initialized', self.reinitialized),
-      ('ignored', self.ignored),
-    ):
+    resized, new, ignored = self.resized, self.reinitialized, self.ignored
+    for title, tensors in (('resized', resized), ('re-initialized', new), ('ignored', ignored)):
       text = '; '.join(tensors[:4]) + (f'; and {len(tensors) - 4} more' if tensors[4:] else '')
       lines.append(f'  {title:<15}{len(tensors):>5}  {text}'.rstrip())
     return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
+
+
+def load_params(
+  source: epath.PathLike,
+  model: build.Model,
+  image_shape: tuple[int, int, int],
+  position_resize: str = 'corners',
+  shardings: Any = None,
+) -> tuple[Any, LoadReport]:
+  """Loads the weights from which to train `model`, with a new head (Section 3.2).
+
+  Args:
+    source: as in `vit_jax.load`.
+    model: must have the architecture of the source, except for the head; a `pre_logits` layer is
+      loaded if the model has one.
+    image_shape: (H, W, C); position embeddings are resized to it, and the kernel of the first
+      layer is adapted to C channels.
+    position_resize: 'corners', as in the released code, or 'half_pixel'.
+    shardings: a tree of shardings; each device gets only its shard. None: the default device.
+
+  Returns:
+    The parameter tree (float32), and a report of what happened to each tensor.
+
+  Raises:
+    UserError: for a source that is missing or damaged, or has another architecture.
+  """
+  weights = open_weights(source, image_shape[:2], getattr(model, 'num_heads', None))
+  _check_architecture(weights, model)
+  tensors, report = adapt_weights(weights, model, image_shape, True, position_resize)
+  old, new = (getattr(each, 'numerics', None) for each in (weights.model, model))
+  for name, field in (('approximate_gelu', 'gelu'), ('layer_norm_epsilon',) * 2):
+    if getattr(old, name, None) != getattr(new, name, None):
+      note = f'model.{field} differs from the file, which has {name}={getattr(old, name)}'
+      report = dataclasses.replace(report, notes=(*report.notes, note))
+  return read_params(tensors, weights.name, shardings), report
+
+
+def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
+  """Raises `UserError` naming the fields in which the architectures differ."""
+  if type(weights.model) is not type(model):
+    raise UserError(
+      f'{weights.name} is a {type(weights.model).__name__}, but model.variant is a '
+      f'{type(model).__name__}; choose another variant.'
+    )
+  old, new = build.architecture(weights.model), build.architecture(model)
+  ignored = {'num_classes'} if new.get('pre_logits') else {'num_classes', 'pre_logits'}
+  differing = [
+    f'{name} is {old[name]} in the file, {new[name]} in the config'
+    for name in old
+    if old[name] != new[name] and name not in ignored
+  ]
+  if differing:
+    raise UserError(f'{weights.name} has another architecture: {"; ".join(differing)}.')
+
+
+def adapt_weights(
+  weights: SourceWeights,
+  model: build.Model,
+  image_shape: tuple[int, int, int],
+  new_head: bool,
+  position_resize: str,
+) -> tuple[dict[str, Tensor], LoadReport]:
+  """Adapts the tensors of a source to a model, without reading them yet.
+
+  Args:
+    weights, model: of the same architecture, except for the head.
+    image_shape: (H, W, C).
+    new_head: replace the head by a zero-initialized one; a `pre_logits` layer that the model does
+      not have is then dropped too.
+    position_resize: the method of `resize_position_embedding`.
+
+  Raises:
+    UserError: naming the first tensors that differ, or for a size that the patches do not tile.
+  """
+  methods = choices(PositionResize)
+  if position_resize not in methods:
+    raise UserError(f'position_resize is {position_resize!r}; choose one of {", ".join(methods)}.')
+  image_size, channels = image_shape[:2], image_shape[2]
+  build.check_image_size(image_size, model, 'image_size')
+  params = flatten(build.abstract_params(model, image_size, channels))
+  tensors, old_head, zeros, resized = dict(weights.tensors), {}, {}, {}
+  if new_head:
+    for prefix in ('head/',) if 'pre_logits/kernel' in params else ('head/', 'pre_logits/'):
+      names = [name for name in tensors if name.startswith(prefix)]
+      old_head |= {name: tensors.pop(name) for name in names}
+    for name, leaf in params.items():
+      if name.startswith('head/'):
+        zeros[name] = Tensor.from_array(np.broadcast_to(np.float32(0), leaf.shape))
+    tensors |= zeros
+  kernel = build.input_kernel(params)
+  if kernel in tensors and tensors[kernel].shape[2:3] != (channels,):
+    old = tensors[kernel]
+    shape = (*old.shape[:2], channels, *old.shape[3:])
+    tensors[kernel] = old.map(shape, lambda x: adapt_channels(_float32(x), channels))
+    resized[kernel] = f'{kernel} {old.shape} -> {shape}, for {channels} channels'
+  old_grid, new_grid = weights.grid, build.patch_grid(image_size, model)
+  if POSITIONS in tensors and old_grid and new_grid and old_grid != new_grid:
+    old = tensors[POSITIONS]
+    shape = (1, params[POSITIONS].shape[1], old.shape[2])
+    tensors[POSITIONS] = old.map(
+      shape, lambda x: resize_position_embedding(_float32(x), old_grid, new_grid, position_resize)
+    )
+    resized[POSITIONS] = f'{POSITIONS} {old.shape} -> {shape}, {position_resize}'
+  _check_same_shapes(tensors, params, weights.name)
+  dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()} - {'float32'})
+  return tensors, LoadReport(
+    weights.name,
+    weights.layout,
+    taken=tuple(sorted(params.keys() - resized.keys() - zeros.keys())),
+    resized=tuple(resized.values()),
+    reinitialized=tuple(f'{name} {tensor.shape} = 0' for name, tensor in zeros.items()),
+    ignored=(*(f'{name} {x.shape}' for name, x in old_head.items()), *weights.ignored),
+    notes=(*weights.notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
+  )
 
 
 def _interpolation(old: int, new: int, method: str) -> np.ndarray:
@@ -103,118 +207,19 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
   RGB copy (nearly, where a ResNet standardizes its weights). Otherwise the old channels are
   repeated in turn and scaled, so that the response keeps its size.
   """
-  old = kernel.shape[2]
   if channels == 1:
     return kernel.sum(axis=2, keepdims=True)
+  old = kernel.shape[2]
   return kernel[:, :, np.arange(channels) % old] * np.float32(old / channels)
 
 
-def adapt_params(
-  tensors: Mapping[str, Tensor],
-  abstract: Any,
-  *,
-  old_grid: tuple[int, int] | None,
-  new_grid: tuple[int, int] | None,
-  new_head: bool,
-  resize: str,
-  source: str,
-  layout: str,
-  ignored: tuple[str, ...] = (),
-  notes: tuple[str, ...] = (),
-) -> tuple[dict[str, Tensor], LoadReport]:
-  """Adapts the tensors of a file to a model, without reading them yet.
-
-  Args:
-    tensors: {linen name: tensor} of the file.
-    abstract: the model's parameter tree of `ShapeDtypeStruct`s.
-    old_grid, new_grid: patches of the images of the file and of the model, (rows, columns); None
-      for models without position embeddings.
-    new_head: replace the head by a zero-initialized one; a `pre_logits` layer that the model does
-      not have is then dropped too.
-    resize: how position embeddings are resized: 'corners' or 'half_pixel'.
-    source, layout: for the report and for error messages.
-    ignored, notes: for the report, from earlier steps.
-
-  Returns:
-    {linen name: tensor}, one for each parameter of the model, and a report.
-
-  Raises:
-    UserError: naming the first tensors that differ.
-  """
-  methods = choices(PositionResize)
-  if resize not in methods:
-    raise UserError(f'position_resize is {resize!r}; choose one of {", ".join(methods)}.')
-  params = flatten(abstract)
-  adapted, dropped, reinitialized = dict(tensors), [], []
-  if new_head:
-    adapted, dropped, reinitialized = _replace_head(adapted, params)
-  resized = {}
-  kernel = build.input_kernel(params)
-  if kernel in adapted and adapted[kernel].shape[2:3] != params[kernel].shape[2:3]:
-    old, new = adapted[kernel], params[kernel].shape
-    adapted[kernel] = _with_channels(old, new[2])
-    resized[kernel] = f'{kernel} {old.shape} -> {new}, for {new[2]} channels'
-  if POSITIONS in adapted and old_grid and new_grid and old_grid != new_grid:
-    old, new = adapted[POSITIONS], params[POSITIONS].shape
-    adapted[POSITIONS] = old.map(
-      new, lambda x: resize_position_embedding(_float32(x), old_grid, new_grid, resize)
-    )
-    resized[POSITIONS] = f'{POSITIONS} {old.shape} -> {new}, {resize}'
-  _check_same_shapes(adapted, params, source)
-  unchanged = params.keys() - resized.keys()
-  if new_head:
-    unchanged = {name for name in unchanged if not name.startswith('head/')}
-  dtypes = sorted({str(tensor.dtype) for tensor in adapted.values()} - {'float32'})
-  report = LoadReport(
-    source,
-    layout,
-    taken=tuple(sorted(unchanged)),
-    resized=tuple(resized.values()),
-    reinitialized=tuple(reinitialized),
-    ignored=(*dropped, *ignored),
-    notes=(*notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
-  )
-  return adapted, report
-
-
-def _with_channels(kernel: Tensor, channels: int) -> Tensor:
-  shape = (*kernel.shape[:2], channels, *kernel.shape[3:])
-  return kernel.map(shape, lambda x: adapt_channels(_float32(x), channels))
-
-
-def _replace_head(
-  tensors: Mapping[str, Tensor], params: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], list[str], list[str]]:
-  """The tensors with a head of zeros, and lines for the dropped and the new ones."""
-  prefixes = ('head/',) if 'pre_logits/kernel' in params else ('head/', 'pre_logits/')
-  replaced = {name: x for name, x in tensors.items() if not name.startswith(prefixes)}
-  # The head first, as in the report.
-  dropped = [
-    f'{name} {tensor.shape}'
-    for prefix in prefixes
-    for name, tensor in tensors.items()
-    if name.startswith(prefix)
-  ]
-  reinitialized = []
-  for name, leaf in params.items():
-    if name.startswith('head/'):
-      replaced[name] = Tensor.from_array(np.broadcast_to(np.float32(0), leaf.shape))
-      reinitialized.append(f'{name} {leaf.shape} = 0')
-  return replaced, dropped, reinitialized
-
-
-def _check_same_shapes(
-  tensors: Mapping[str, Tensor], params: Mapping[str, Any], source: str
-) -> None:
+def _check_same_shapes(tensors: Mapping[str, Any], params: Mapping[str, Any], source: str) -> None:
   """Raises `UserError` unless the tensors are float parameters of the same names and shapes."""
-
-  def shape(tree: Mapping[str, Any], name: str) -> str:
-    return str(tuple(tree[name].shape)) if name in tree else 'missing'
-
+  old, new = ({name: tuple(x.shape) for name, x in tree.items()} for tree in (tensors, params))
   differing = [
-    f'{name} (file: {shape(tensors, name)}, model: {shape(params, name)})'
-    for name in sorted(tensors.keys() | params.keys())
-    if shape(tensors, name) != shape(params, name)
+    f'{name} (file: {old.get(name, "missing")}, model: {new.get(name, "missing")})'
+    for name in sorted(old | new)
+    if old.get(name) != new.get(name)
   ]
   if differing:
     raise UserError(
@@ -232,37 +237,25 @@ def _float32(x: np.ndarray) -> np.ndarray:
   return np.asarray(x, np.float32)
 
 
-def _is_finite(x: np.ndarray) -> bool:
-  with np.errstate(over='ignore', invalid='ignore'):
-    return bool(np.isfinite(x.sum()) or np.isfinite(x).all())  # one fast pass, mostly
-
-
 def read_params(tensors: Mapping[str, Tensor], source: str, shardings: Any = None) -> Any:
-  """Reads the tensors and puts them on their devices, a few at a time.
-
-  Args:
-    tensors: {linen name: tensor}.
-    source: for error messages.
-    shardings: a tree of `Sharding`s; each device gets only its shard. None: the default device.
-
-  Returns:
-    The parameter tree, float32.
+  """Reads {linen name: tensor} onto the devices, a few at a time; returns the float32 tree.
 
   Raises:
-    UserError: for damaged data and for non-finite values.
+    UserError: for damaged data and for non-finite values, naming `source`.
   """
   sharding_of = {} if shardings is None else flatten(shardings)
 
   def put(name: str) -> jax.Array:
     with np.errstate(over='ignore', invalid='ignore'):
       x = _float32(tensors[name].read())  # JAX copies a transposed view faster than NumPy
-    if not _is_finite(x):
+      is_finite = np.isfinite(x.sum()) or np.isfinite(x).all()  # one fast pass, mostly
+    if not is_finite:
       raise UserError(f'{source}: the tensor {name} has non-finite values.')
     if name in sharding_of:
       return jax.make_array_from_callback(x.shape, sharding_of[name], lambda index: x[index])
     return jax.device_put(x)
 
-  with concurrent.futures.ThreadPoolExecutor(min(_READERS, num_cores())) as pool:
+  with concurrent.futures.ThreadPoolExecutor(min(4, num_cores())) as pool:
     # Large ones first, so that no reader ends up alone with one of them.
     order = sorted(tensors, key=lambda name: -np.prod(tensors[name].shape, dtype=float))
     arrays = dict(zip(order, pool.map(put, order), strict=True))

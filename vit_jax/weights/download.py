@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
+import io
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any
 
 import tqdm
 from etils import epath
@@ -26,7 +27,7 @@ except ImportError:  # Windows
 
 TRIES = 3
 TIMEOUT = 30.0  # seconds without a byte
-_CHUNK = 1 << 20  # bytes
+_BAR: dict[str, Any] = dict(unit='B', unit_scale=True, unit_divisor=1024, leave=False, disable=None)
 
 
 class _UnavailableError(Exception):
@@ -43,19 +44,10 @@ class _WrongFileError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _Transfer:
-  """A published file and where it is downloaded to.
-
-  Attributes:
-    url: address of the file.
-    name: for messages and the progress bar.
-    published_mib: its published size in MiB, or None.
-    etag_path: keeps the ETag of the file that was partly downloaded.
-  """
-
   url: str
   name: str
   published_mib: int | None
-  etag_path: pathlib.Path
+  etag_path: pathlib.Path  # keeps the ETag of the file that was partly downloaded
 
 
 def download(
@@ -69,19 +61,18 @@ def download(
   Google Cloud Storage announces and the published size are verified, and that it is a zip.
 
   Args:
-    url: address of the file.
-    target: local path.
+    url, target: address of the file, local path.
     name: of the model, for messages and the progress bar.
-    published_mib: size in MiB; half a percent or 2 MiB may differ, because some are published
-      as 1.13 GiB. None: not published.
+    published_mib: size in MiB, if published; half a percent or 2 MiB may differ, because some are
+      published as 1.13 GiB.
 
   Raises:
     UserError: when the server cannot be reached or does not have the file, when the connection is
       lost three times, or when the file is not the published one or cannot be written.
   """
   target = pathlib.Path(target)
-  partial = target.with_name(target.name + '.part')
-  transfer = _Transfer(url, name, published_mib, target.with_name(target.name + '.part.etag'))
+  partial = target.with_name(f'{target.name}.part')
+  transfer = _Transfer(url, name, published_mib, target.with_name(f'{target.name}.part.etag'))
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial) as file:
@@ -89,7 +80,7 @@ def download(
         partial.unlink()
         return
       try:
-        _verify(transfer, file, announced=_request_with_retries(transfer, file))
+        _verify(transfer, file, _request_with_retries(transfer, file))
       except (_UnavailableError, _WrongFileError) as error:
         if isinstance(error, _WrongFileError) or not file.seek(0, os.SEEK_END):
           partial.unlink()
@@ -117,7 +108,7 @@ def download(
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[BinaryIO]:
+def _locked(path: pathlib.Path) -> Iterator[io.BufferedRandom]:
   """Opens `path` to read and append, once no other process holds its lock."""
   while True:
     with open(path, 'a+b') as file:
@@ -129,14 +120,14 @@ def _locked(path: pathlib.Path) -> Iterator[BinaryIO]:
         return
 
 
-def _is_at(path: pathlib.Path, file: BinaryIO) -> bool:
+def _is_at(path: pathlib.Path, file: io.BufferedRandom) -> bool:
   try:
     return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
   except FileNotFoundError:
     return False
 
 
-def _request_with_retries(transfer: _Transfer, file: BinaryIO) -> str:
+def _request_with_retries(transfer: _Transfer, file: io.BufferedRandom) -> str:
   """Downloads all bytes into `file` in up to `TRIES` requests; returns the announced hashes."""
   for _ in range(TRIES - 1):
     with contextlib.suppress(_TransientError):
@@ -144,7 +135,7 @@ def _request_with_retries(transfer: _Transfer, file: BinaryIO) -> str:
   return _request(transfer, file)
 
 
-def _request(transfer: _Transfer, file: BinaryIO) -> str:
+def _request(transfer: _Transfer, file: io.BufferedRandom) -> str:
   """Requests the rest of `file` once and appends it; returns the announced hashes."""
   etag_path = transfer.etag_path
   # Request the last byte again, so that the range is not empty when all of them are there.
@@ -167,16 +158,7 @@ def _request(transfer: _Transfer, file: BinaryIO) -> str:
     total = None if response.length is None else start + response.length
     if total is not None:
       _check_size(transfer.published_mib, total)
-    with tqdm.tqdm(
-      desc=transfer.name[:32],
-      total=total,
-      initial=start,
-      unit='B',
-      unit_scale=True,
-      unit_divisor=1024,
-      leave=False,
-      disable=None,
-    ) as bar:
+    with tqdm.tqdm(desc=transfer.name[:32], total=total, initial=start, **_BAR) as bar:
       while chunk := _read(response):
         file.write(chunk)
         bar.update(len(chunk))
@@ -188,7 +170,7 @@ def _request(transfer: _Transfer, file: BinaryIO) -> str:
 
 def _read(response: http.client.HTTPResponse) -> bytes:
   with _network_errors():
-    return response.read(_CHUNK)
+    return response.read(1 << 20)
 
 
 @contextlib.contextmanager
@@ -211,16 +193,14 @@ def _check_size(published_mib: int | None, size: int) -> None:
     raise _WrongFileError(f'has {mib:,.1f} MiB instead of the published {published_mib:,} MiB')
 
 
-def _verify(transfer: _Transfer, file: BinaryIO, announced: str) -> None:
+def _verify(transfer: _Transfer, file: io.BufferedRandom, hashes: str) -> None:
   """Raises unless `file` has the published size and the announced md5, and is a zip archive."""
   _check_size(transfer.published_mib, file.seek(0, os.SEEK_END))
-  md5 = re.search(r'md5=([A-Za-z0-9+/=]+)', announced)
+  md5 = re.search(r'md5=([A-Za-z0-9+/=]+)', hashes)
   if md5:
     file.seek(0)
-    digest = hashlib.md5(usedforsecurity=False)
-    while chunk := file.read(_CHUNK):
-      digest.update(chunk)
-    if base64.b64encode(digest.digest()).decode() != md5[1]:
+    digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
+    if base64.b64encode(digest).decode() != md5[1]:
       raise _WrongFileError('is damaged (its md5 is not the announced one)')
   file.seek(0)
   if file.read(4) != b'PK\x03\x04' or not zipfile.is_zipfile(file):

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -17,39 +17,29 @@ from vit_jax.config import choices, height_width
 from vit_jax.config.schema import Loss
 from vit_jax.errors import UserError, first_line
 from vit_jax.models.build import GELUS, MAX_IMAGE_SIDE
-from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, read_text
+from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY, read_text
 
 DEFAULT_CROP_FRACTION = 0.875  # resize the shorter side to 256, crop the central 224
+_STORED = ('crop_fraction', 'loss', 'gelu', 'layer_norm_epsilon')  # as they are
 HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
-_MAX_HEADS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelMetadata:
-  """What the tensors of a model do not determine.
-
-  Attributes:
-    image_size: (height, width) in pixels; None when unknown.
-    crop_fraction: the central share of an image that the model sees, in (0, 1].
-    loss: 'softmax' or 'sigmoid'.
-    labels: a name for each class; None when unknown.
-    num_heads: None when unknown.
-    gelu: 'tanh' or 'exact'.
-    layer_norm_epsilon: added to the variance, in [0, 1).
-    mean, std: normalization of pixels in [0, 1], for red, green and blue.
+  """What the tensors of a model do not determine; None: unknown.
 
   Raises:
     ValueError, TypeError: for a value that no model can have.
   """
 
-  image_size: tuple[int, int] | None = None
-  crop_fraction: float = DEFAULT_CROP_FRACTION
-  loss: str = 'softmax'
-  labels: list[str] | None = None
+  image_size: tuple[int, int] | None = None  # (height, width) in pixels
+  crop_fraction: float = DEFAULT_CROP_FRACTION  # the central share that the model sees, in (0, 1]
+  loss: str = 'softmax'  # or 'sigmoid'
+  labels: list[str] | None = None  # a name for each class
   num_heads: int | None = None
-  gelu: str = 'tanh'
-  layer_norm_epsilon: float = 1e-6
-  mean: tuple[float, ...] = HALF
+  gelu: str = 'tanh'  # or 'exact'
+  layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
+  mean: tuple[float, ...] = HALF  # of pixels in [0, 1], for red, green and blue
   std: tuple[float, ...] = HALF
 
   def __post_init__(self):
@@ -60,10 +50,11 @@ class ModelMetadata:
     for name, allowed in (('loss', choices(Loss)), ('gelu', GELUS)):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} is not one of {", ".join(allowed)}')
-    if self.labels is not None and not _is_list_of_strings(self.labels):
+    labels, num_heads = self.labels, self.num_heads
+    if labels is not None and not (type(labels) is list and all(type(x) is str for x in labels)):
       raise ValueError('labels are not a list of strings')
-    if self.num_heads is not None and not _is_count(self.num_heads):
-      raise ValueError(f'num_heads is not a number from 1 to {_MAX_HEADS - 1}')
+    if num_heads is not None and not (type(num_heads) is int and 0 < num_heads < 2**16):
+      raise ValueError(f'num_heads is not a number from 1 to {2**16 - 1}')
     if not 0 <= self.layer_norm_epsilon < 1:
       raise ValueError('layer_norm_epsilon is not in [0, 1)')
     if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
@@ -77,54 +68,30 @@ class ModelMetadata:
     return (self.mean, self.std) != (HALF, HALF)
 
   def to_json(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object that `from_json` reads, without labels.
-
-    Args:
-      architecture: as `build.architecture` returns it.
-    """
-    names = ('image_size', 'crop_fraction', 'loss', 'gelu', 'layer_norm_epsilon')
-    return {'model': dict(architecture), **{name: getattr(self, name) for name in names}}
+    """The JSON object that `from_json` reads, without labels."""
+    fields = {name: getattr(self, name) for name in ('image_size', *_STORED)}
+    return {'model': dict(architecture), **fields}
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> 'ModelMetadata':
-    """The inverse of `to_json`; absent keys take their defaults, and `labels` may be present.
-
-    Raises:
-      LookupError, TypeError, ValueError, …: for a damaged one (`damage_explained`).
-    """
-    size, model = content.get('image_size'), content.get('model') or {}
-    names = ('crop_fraction', 'loss', 'gelu', 'layer_norm_epsilon')
+    """The inverse of `to_json`, within `damage_explained`; absent keys take defaults."""
+    size = content.get('image_size')
     return cls(
       image_size=None if size is None else height_width(size),
-      labels=content.get('labels'),
-      num_heads=model.get('num_heads'),
-      **_select(content, names),
+      num_heads=(content.get('model') or {}).get('num_heads'),
+      **{name: content[name] for name in (*_STORED, 'labels') if name in content},
     )
 
   @classmethod
   def from_run_config(cls, config: Mapping[str, Any]) -> 'ModelMetadata':
-    """From the config.json of a run, which is in the workdir before the model is.
-
-    Raises:
-      LookupError, TypeError, ValueError, …: for a damaged one (`damage_explained`).
-    """
-    data, model = config.get('data') or {}, config.get('model') or {}
-    # Not num_heads: 0 means the heads of the variant, and the tensors determine them.
-    return cls.from_json(
-      {
-        **_select(config, ('loss',)),
-        **_select(data, ('image_size', 'crop_fraction')),
-        **_select(model, ('gelu', 'layer_norm_epsilon')),
-      }
-    )
+    """From the config.json that a run writes at its start, within `damage_explained`."""
+    # Without num_heads: 0 means the heads of the variant, and the tensors determine them.
+    fields = {**config, **(config.get('data') or {}), **(config.get('model') or {}), 'model': None}
+    return cls.from_json(fields)
 
   @classmethod
   def from_header(cls, header: Mapping[str, str], path: epath.PathLike) -> 'ModelMetadata':
-    """From the header of a tensor file; the defaults if vit_jax did not write it.
-
-    Raises:
-      UserError: when what vit_jax wrote is damaged.
-    """
+    """From the header of a tensor file; the defaults if vit_jax did not write it."""
     with damage_explained(f'{path}: {METADATA_KEY} in its header'):
       return cls.from_json(json.loads(header.get(METADATA_KEY, '{}')))
 
@@ -137,44 +104,18 @@ class ModelMetadata:
       )
 
 
-def _select(content: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-  return {name: content[name] for name in names if name in content}
-
-
-def _is_list_of_strings(value: Any) -> bool:
-  return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-def _is_count(value: Any) -> bool:
-  return type(value) is int and 0 < value < _MAX_HEADS
-
-
 @contextlib.contextmanager
 def damage_explained(name: str) -> Iterator[None]:
   """Turns what reading damaged metadata raises into a `UserError`: '<name> is damaged (…).'"""
   try:
     yield
-  except KeyError as error:
-    raise UserError(f'{name} is damaged ({first_line(error)} is missing).') from None
-  except (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-    OSError,
-    UserError,
-  ) as error:
-    raise UserError(f'{name} is damaged ({first_line(error)}).') from None
+  except (*CONTENT_ERRORS, OSError, UserError) as error:
+    reason = first_line(error) + (' is missing' if isinstance(error, KeyError) else '')
+    raise UserError(f'{name} is damaged ({reason}).') from None
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-  """Reads a JSON object; {} if there is no file.
-
-  Raises:
-    OSError, ValueError, RecursionError: for a file that is unreadable or not a JSON object.
-  """
+  """Reads a JSON object, within `damage_explained`; {} if there is no file."""
   if not path.exists():
     return {}
   content = json.loads(read_text(path))
@@ -184,11 +125,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def read_labels(path: epath.PathLike, num_classes: int) -> list[str]:
-  """Reads a text file of class names, one a line.
-
-  Raises:
-    UserError: for a file that cannot be read or has another number of lines.
-  """
+  """Reads a text file of class names, one a line; raises `UserError` for another number."""
   try:
     labels = read_text(epath.Path(path).expanduser()).splitlines()
   except (OSError, ValueError) as error:

@@ -1,62 +1,63 @@
-"""From a path to the tensors and the metadata of the model there: a file, a folder, a run."""
+"""From a published name or a path to the tensors and the metadata of the model there."""
 
 import json
+import os
 import re
 
 from etils import epath
 
 from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError, first_line
+from vit_jax.weights import registry
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile, read_text
 from vit_jax.weights.formats.tensor_file import read_tensors
 from vit_jax.weights.layouts import hugging_face, timm
 from vit_jax.weights.metadata import ModelMetadata, damage_explained, read_json
 
 _WEIGHTS = ('params.npz', 'model/params.npz', 'model.safetensors', 'pytorch_model.bin')
-_WITH_CONFIG = ('params.npz', 'model.safetensors', 'pytorch_model.bin')  # beside a config.json
 _SHARD_INDEX = 'model.safetensors.index.json'
-_REQUIRED = ('image_size', 'crop_fraction', 'loss')  # in a config.json of vit_jax
 
 
-def open_path(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
-  """The tensors at `path`, unread, and the metadata stored with or beside them.
+def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
+  """The tensors of a model, unread, and the metadata stored with or beside them.
 
   Args:
-    path: a file; or a folder of vit_jax, timm or Transformers, a workdir, an Orbax checkpoint.
-
-  Raises:
-    UserError: when there is no model, or it is damaged or unreadable.
+    source: a published name; a file; or a folder of vit_jax, timm or Transformers, a workdir, an
+      Orbax checkpoint.
   """
+  if not os.fspath(source):
+    raise UserError('The name of the model is empty; name a file, a folder or a published model.')
+  if os.fspath(source).startswith(('http://', 'https://')):
+    raise UserError(f'{source} is a URL; download the file, or use the name of a published model.')
+  if registry.is_name(source):
+    source = registry.fetch(os.fspath(source))
+  path = epath.Path(source).expanduser()
   try:
-    return _open_path(path)
-  except PermissionError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-  except ImportError as error:  # such as gcsfs
-    raise UserError(f'{path} cannot be read: {first_line(error)}.') from None
+    if not path.exists():
+      raise UserError(
+        f'There is no model at {path}; name a file (.npz, .safetensors), the folder of a run or of '
+        'Transformers, or a published model such as augreg/B_16.'
+      )
+    return _open_folder(path) if path.is_dir() else _open_file(path)
+  except (PermissionError, ImportError) as error:  # ImportError: such as gcsfs
+    reason = getattr(error, 'strerror', None) or first_line(error)
+    raise UserError(f'{path} cannot be read: {reason}.') from None
 
 
-def _open_path(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
-  if not path.exists():
-    raise UserError(
-      f'There is no model at {path}; name a file (.npz, .safetensors), the folder of a run or of '
-      'Transformers, or a published model such as augreg/B_16.'
-    )
-  if path.is_dir():
-    if (path / _SHARD_INDEX).exists():
-      return _read_shards(path / _SHARD_INDEX), _read_folder_metadata(path)
-    weights = next((path / name for name in _WEIGHTS if (path / name).exists()), None)
-    if weights is None:
-      return _open_run(path)
-    path = weights
-  file, folder = read_tensors(path), path.parent
-  is_described = METADATA_KEY in file.metadata and not (folder / 'config.json').exists()
-  if path.name in _WITH_CONFIG and not is_described:
-    return file, _read_folder_metadata(folder)
+def _open_file(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
+  file, config = read_tensors(path), path.parent / 'config.json'
+  is_in_model_folder = path.name in ('params.npz', 'model.safetensors', 'pytorch_model.bin')
+  if is_in_model_folder and (config.exists() or METADATA_KEY not in file.metadata):
+    return file, _read_folder_metadata(path.parent)
   return file, ModelMetadata.from_header(file.metadata, path)
 
 
-def _open_run(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
-  """The newest Orbax checkpoint of a run that has no model/ yet."""
+def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
+  if (folder / _SHARD_INDEX).exists():
+    return _read_shards(folder / _SHARD_INDEX), _read_folder_metadata(folder)
+  for name in _WEIGHTS:
+    if (folder / name).exists():
+      return _open_file(folder / name)
   step = manager.find_checkpoint(folder.resolve())  # Orbax takes no relative paths
   if step is None:
     raise UserError(f'{folder} has no model: none of {", ".join(_WEIGHTS)} and no checkpoints.')
@@ -69,16 +70,14 @@ def _open_run(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
 
 def _read_shards(index: epath.Path) -> TensorFile:
   """The tensors of several safetensors files, into which Transformers splits large models."""
-  try:
+  with damage_explained(str(index)):
     names = set(json.loads(read_text(index))['weight_map'].values())
     if not all(re.fullmatch(r'[\w.-]+\.safetensors', name) for name in names):
       raise ValueError('file names expected')
-    if missing := [name for name in sorted(names) if not (index.parent / name).exists()]:
-      raise UserError(f'{index} lists {missing[0]}, which does not exist; copy it there.')
-  except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-    raise UserError(f'{index} is damaged ({first_line(error)}).') from None
   tensors: dict[str, Tensor] = {}
   for name in sorted(names):
+    if not (index.parent / name).exists():
+      raise UserError(f'{index} lists {name}, which does not exist; copy it there.')
     shard = read_tensors(index.parent / name)
     if duplicates := tensors.keys() & shard.tensors.keys():
       raise UserError(f'{shard.path} has {sorted(duplicates)[0]}, which another file has too.')
@@ -95,9 +94,8 @@ def _read_folder_metadata(folder: epath.Path) -> ModelMetadata:
     if hugging_face.is_config(config):
       return hugging_face.read_config(config, read_json(folder / 'preprocessor_config.json'))
     if (folder / 'config.json').exists():
-      missing = [name for name in _REQUIRED if name not in config]
-      if missing:
-        raise KeyError(missing[0])
+      if missing := {'image_size', 'crop_fraction', 'loss'} - config.keys():
+        raise KeyError(min(missing))
     if (folder / 'labels.txt').exists():
       config['labels'] = read_text(folder / 'labels.txt').splitlines()
     return ModelMetadata.from_json(config)

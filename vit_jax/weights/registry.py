@@ -39,56 +39,43 @@ _AUGREG_FILE = re.compile(r'(R\d*_)?(Ti|S|B|L)_\d+-i(1|21)k[-_][A-Za-z0-9_.-]+')
 
 @dataclasses.dataclass(frozen=True)
 class PublishedModel:
-  """A published file of weights.
+  """A published file of weights."""
 
-  Attributes:
-    name: `<family>/<file without .npz>`.
-    url: address of the file.
-    family: one of `FOLDERS`.
-    data: the training data; `a+b` means pretrained on a, then fine-tuned on b.
-    resolution: pixels, the side of the square images in the last training.
-    size: published size in MiB; None if none was published.
-    accuracy: published top-1 accuracy on ImageNet's validation set, percent, or None.
-    accuracy_source: publication of the accuracy: `<GitHub repository>:<file>` or a paper.
-    source: publication of the file's name, or 'not in table'.
-    alias: a short name, or None.
-  """
-
-  name: str
+  name: str  # '<family>/<file without .npz>'
   url: str
-  family: str
-  data: str
-  resolution: int
-  size: int | None
-  accuracy: float | None
-  accuracy_source: str | None
-  source: str
-  alias: str | None = None
+  family: str  # one of `FOLDERS`
+  data: str  # 'a+b': pretrained on a, then fine-tuned on b
+  resolution: int  # pixels, the side of the square images in the last training
+  size: int | None = None  # as published, in MiB
+  accuracy: float | None = None  # published, top-1 on ImageNet's validation set, in percent
+  accuracy_source: str | None = None  # '<GitHub repository>:<file>' or a paper
+  source: str = 'not in table'  # publication of the file's name
+  alias: str | None = None  # short name
 
 
-def _url(family: str, file: str) -> str:
+def _url(name: str) -> str:
+  family, _, file = name.rpartition('/')
   path = urllib.parse.quote(f'{FOLDERS[family]}/{file}.npz')
   return f'https://storage.googleapis.com/{path}'
 
 
 def _read_registry() -> dict[str, PublishedModel]:
-  with open(pathlib.Path(__file__).with_name('registry.csv'), newline='', encoding='utf-8') as file:
-    rows = list(csv.DictReader(file))
   models = {}
-  for row in rows:
-    family, _, stem = row['name'].rpartition('/')
-    models[row['name']] = PublishedModel(
-      name=row['name'],
-      url=_url(family, stem),
-      family=family,
-      data=row['data'],
-      resolution=int(row['resolution']),
-      size=int(row['size_mib']) if row['size_mib'] else None,
-      accuracy=float(row['accuracy']) if row['accuracy'] else None,
-      accuracy_source=row['accuracy_source'] or None,
-      source=row['source'],
-      alias=row['alias'] or None,
-    )
+  with open(pathlib.Path(__file__).with_name('registry.csv'), newline='', encoding='utf-8') as file:
+    for row in csv.DictReader(file):
+      name, size, accuracy = row['name'], row['size_mib'], row['accuracy']
+      models[name] = PublishedModel(
+        name,
+        _url(name),
+        family=name.rpartition('/')[0],
+        data=row['data'],
+        resolution=int(row['resolution']),
+        size=int(size) if size else None,
+        accuracy=float(accuracy) if accuracy else None,
+        accuracy_source=row['accuracy_source'] or None,
+        source=row['source'],
+        alias=row['alias'] or None,
+      )
   return models
 
 
@@ -113,14 +100,11 @@ def find(name: str, index: epath.PathLike | None = None) -> PublishedModel:
     name: such as 'imagenet21k/ViT-B_16' or 'augreg/B_16'.
     index: AugReg's index.csv, which then decides what short names stand for; None:
       `augreg/index.csv` in the cache folder if it exists, else the registry.
-
-  Raises:
-    UserError: for an unknown name (listing similar ones), or a damaged index.csv.
   """
   name = name.removesuffix('.npz')
   if name in _ALIASES:
-    if index is None and (cache_folder() / 'augreg' / 'index.csv').exists():
-      index = cache_folder() / 'augreg' / 'index.csv'
+    cached = cache_folder() / 'augreg' / 'index.csv'
+    index = cached if index is None and cached.exists() else index
     if index is None:
       return _ALIASES[name]
     name = f'augreg/{_recommended(name.removeprefix("augreg/"), epath.Path(index))}'
@@ -128,7 +112,7 @@ def find(name: str, index: epath.PathLike | None = None) -> PublishedModel:
     return PUBLISHED_MODELS[name]
   family, _, file = name.rpartition('/')
   if family == 'augreg' and _AUGREG_FILE.fullmatch(file):
-    return _unlisted(file)
+    return _unlisted(name)
   similar = difflib.get_close_matches(name, [*PUBLISHED_MODELS, *_ALIASES], n=3)
   hint = f'; similar names are {", ".join(similar)}' if similar else ''
   raise UserError(
@@ -136,23 +120,13 @@ def find(name: str, index: epath.PathLike | None = None) -> PublishedModel:
   )
 
 
-def _unlisted(file: str) -> PublishedModel:
-  """An AugReg file that is not in the registry, described by the fields of its name."""
-  upstream, _, downstream = file.partition('--')
-  data = 'imagenet21k' if '-i21k' in upstream else 'imagenet2012'
-  target = downstream.split('-')[0]
+def _unlisted(name: str) -> PublishedModel:
+  """A file of AugReg that is not in the registry, described by the fields of its name."""
+  upstream, _, downstream = name.partition('--')
+  data, target = 'imagenet21k' if '-i21k' in upstream else 'imagenet2012', downstream.split('-')[0]
+  data = data if target in ('', data) else f'{data}+{target}'
   resolution = re.search(r'-res_(\d+)$', downstream)
-  return PublishedModel(
-    name=f'augreg/{file}',
-    url=_url('augreg', file),
-    family='augreg',
-    data=data if target in ('', data) else f'{data}+{target}',
-    resolution=int(resolution[1]) if resolution else 224,
-    size=None,
-    accuracy=None,
-    accuracy_source=None,
-    source='not in table',
-  )
+  return PublishedModel(name, _url(name), 'augreg', data, int(resolution[1]) if resolution else 224)
 
 
 def _recommended(alias: str, index: epath.Path) -> str:
@@ -163,14 +137,20 @@ def _recommended(alias: str, index: epath.Path) -> str:
   validation accuracy; of its fine-tuned models the one with the best final validation accuracy.
   """
   model, _, target = alias.partition('-')
+
+  def best(rows: list[dict[str, str]], column: str) -> dict[str, str]:
+    if not all(math.isfinite(float(row[column])) for row in rows):
+      raise ValueError(f'{column} is not an accuracy')
+    return max(rows, key=lambda row: float(row[column]))
+
   try:
     with open(index.expanduser(), newline='', encoding='utf-8') as file:
       rows = [row for row in csv.DictReader(file) if row['filename'].split('-')[0] == model]
     rows = [row for row in rows if row['ds'] == 'i21k']
-    chosen = max(rows, key=lambda row: _accuracy(row['final_val']))['filename']
+    chosen = best(rows, 'final_val')['filename']
     if target:
       rows = [row for row in rows if row['filename'] == chosen and row['adapt_ds'] == target]
-      chosen = max(rows, key=lambda row: _accuracy(row['adapt_final_val']))['adapt_filename']
+      chosen = best(rows, 'adapt_final_val')['adapt_filename']
     if not _AUGREG_FILE.fullmatch(chosen):
       raise ValueError(f'{chosen!r} is not a file of AugReg')
     return chosen
@@ -183,22 +163,8 @@ def _recommended(alias: str, index: epath.Path) -> str:
     ) from None
 
 
-def _accuracy(text: str) -> float:
-  accuracy = float(text)
-  if not math.isfinite(accuracy):
-    raise ValueError(f'{text!r} is not an accuracy')
-  return accuracy
-
-
 def fetch(name: str, index: epath.PathLike | None = None) -> epath.Path:
-  """Returns the file of a published model in the cache folder; downloads it if necessary.
-
-  Args:
-    name, index: as in `find`.
-
-  Raises:
-    UserError: as `find` and `download`.
-  """
+  """Returns the file of a published model in the cache folder; downloads it if necessary."""
   model = find(name, index)
   target = cache_folder() / f'{model.name}.npz'
   if not target.exists():

@@ -17,42 +17,32 @@ from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import hugging_face, released, timm
 from vit_jax.weights.metadata import ModelMetadata
 
-_MODEL_FILES = {  # of the folders written here, which a new model may replace
-  'params.npz',
-  'config.json',
-  'labels.txt',
-  'model.safetensors',
-  'preprocessor_config.json',
-}
-_LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
-_OTHER_FORMATS = frozenset(
-  '.bin .ckpt .gguf .gz .h5 .json .onnx .pb .pkl .pt .pth .tflite .zip'.split()
+# The files of the folders written here, which a new model may replace.
+_MODEL_FILES = frozenset(
+  'params.npz config.json labels.txt model.safetensors preprocessor_config.json'.split()
 )
+_LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
+_OTHER_FORMATS = '.bin .ckpt .gguf .gz .h5 .json .onnx .pb .pkl .pt .pth .tflite .zip'.split()
 
 
 def layout_of(path: epath.PathLike) -> str:
   """The layout of `Classifier.save` that the name of a target stands for.
 
   Raises:
-    UserError: for an empty name, or a suffix of a format that is not written.
+    UserError: for an empty name, or the suffix of a format that cannot be written.
   """
   name = os.fspath(path)
-  suffixes = [suffix.lower() for suffix in epath.Path(name).suffixes]
-  is_other_format = bool(_OTHER_FORMATS & set(suffixes[-1:]))
-  if not name or is_other_format or set(suffixes[:-1]) & _LAYOUT_OF_SUFFIX.keys():
+  *others, suffix = ['', *map(str.lower, epath.Path(name).suffixes)]
+  if not name or suffix in _OTHER_FORMATS or _LAYOUT_OF_SUFFIX.keys() & others:
     raise UserError(
       f'{name!r} is not a supported target; use X.npz, X.safetensors (which PyTorch reads), '
       'X.stablehlo or a folder.'
     )
-  return _LAYOUT_OF_SUFFIX.get(suffixes[-1] if suffixes else '', 'huggingface')
+  return _LAYOUT_OF_SUFFIX.get(suffix, 'huggingface')
 
 
 def write_file(path: epath.Path, write: Callable[[epath.Path], Any]) -> None:
-  """Calls `write` with a temporary path and moves the file to `path` once it is complete.
-
-  Raises:
-    UserError: when it cannot be written.
-  """
+  """Calls `write` with a temporary path and moves the file to `path` once it is complete."""
   path = real_path(path)
   try:
     if path.is_dir():
@@ -66,11 +56,7 @@ def write_file(path: epath.Path, write: Callable[[epath.Path], Any]) -> None:
 
 
 def write_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None:
-  """Calls `write` with a temporary folder, which replaces `folder` once it is complete.
-
-  Raises:
-    UserError: when it cannot be written, or `folder` holds other files.
-  """
+  """Calls `write` with a temporary folder, which replaces `folder` once it is complete."""
   folder = real_path(folder)
   new, old = scratch_path(folder), scratch_path(folder)
   try:
@@ -93,10 +79,11 @@ def write_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None
 
 def check_replaceable(folder: epath.Path) -> None:
   """Raises `UserError` unless `folder` does not exist, or holds only a model."""
-  if folder.exists() and not folder.is_dir():
+  if not folder.exists():
+    return
+  if not folder.is_dir():
     raise UserError(f'{folder} is a file, but a model is written to a folder; move it away.')
-  unknown = {child.name for child in folder.iterdir()} - _MODEL_FILES if folder.exists() else ()
-  if unknown:
+  if unknown := {child.name for child in folder.iterdir()} - _MODEL_FILES:
     raise UserError(
       f'{folder} would be replaced, but holds files that are not part of a model '
       f'({", ".join(sorted(unknown)[:3])}); move them away.'
@@ -108,10 +95,9 @@ def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epa
 
   Metadata goes into a comment that they ignore, without labels of more than 64 KiB.
   """
-  content = metadata.to_json(build.architecture(model))
-  text = json.dumps({**content, 'labels': metadata.labels})
+  text = _to_json(model, metadata)
   if len(text) > MAX_METADATA:
-    text = json.dumps(content)
+    text = json.dumps(metadata.to_json(build.architecture(model)))
   write_file(path, lambda temporary: released.write_npz(temporary, params, text))
 
 
@@ -133,8 +119,7 @@ def save_model_folder(
 def save_timm(model: build.Model, params: Any, metadata: ModelMetadata, path: epath.Path) -> None:
   """Writes one safetensors file that `timm.create_model(…, checkpoint_path=path)` reads."""
   tensors = timm.from_linen(params)
-  content = metadata.to_json(build.architecture(model))
-  header = {'format': 'pt', METADATA_KEY: json.dumps({**content, 'labels': metadata.labels})}
+  header = {'format': 'pt', METADATA_KEY: _to_json(model, metadata)}
   write_file(path, lambda temporary: write_safetensors(temporary, tensors, header))
 
 
@@ -144,12 +129,10 @@ def save_hugging_face(
   """Writes a folder that Transformers' `ViTForImageClassification.from_pretrained` reads."""
   tensors = hugging_face.from_linen(params)
   assert isinstance(model, VisionTransformer) and metadata.image_size is not None
-  channels = params['embedding']['kernel'].shape[2]
-  config = hugging_face.make_config(model, metadata, metadata.image_size, channels)
+  size, channels = metadata.image_size, params['embedding']['kernel'].shape[2]
+  config = hugging_face.make_config(model, metadata, size, channels)
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))
-  preprocessor = hugging_face.make_preprocessor_config(
-    metadata.image_size, metadata.crop_fraction, channels
-  )
+  preprocessor = hugging_face.make_preprocessor_config(size, metadata.crop_fraction, channels)
 
   def write(temporary: epath.Path) -> None:
     write_safetensors(temporary / 'model.safetensors', tensors, {'format': 'pt'})
@@ -157,6 +140,12 @@ def save_hugging_face(
     _write_json(temporary / 'preprocessor_config.json', preprocessor)
 
   write_folder(folder, write)
+
+
+def _to_json(model: build.Model, metadata: ModelMetadata) -> str:
+  """The metadata with the labels, for a header."""
+  content = metadata.to_json(build.architecture(model))
+  return json.dumps({**content, 'labels': metadata.labels})
 
 
 def _write_json(path: epath.Path, content: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vit_jax
-from tests.helpers import GOLDEN
+from tests.helpers import GOLDEN, assert_same_tree
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -38,10 +38,6 @@ def read(name: str) -> dict[str, np.ndarray]:
 def check_logits(vit: vit_jax.Classifier, name: str) -> None:
   expected = np.load(GOLDEN / f'{name}_expected.npz')
   np.testing.assert_allclose(vit(expected['images']), expected['logits'], atol=2e-5)
-
-
-def assert_same_tree(one, two):
-  jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 @pytest.mark.parametrize('name', SPECIAL)

@@ -10,7 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any
 
 import ml_dtypes
@@ -24,37 +24,17 @@ MAX_TENSORS = 100_000
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the safetensors library
 METADATA_KEY = 'vit_jax'  # of `ModelMetadata` in a header, a comment or a config.json
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-Load = Callable[[slice | None], np.ndarray]  # rows of the first axis, None: all -> array
+Load = Callable[[slice | None], np.ndarray]  # reads rows of the first axis; None: all
 CHUNK = 2**22  # bytes
-_MAX_NAME, _MAX_DIMS, _MAX_DIM = 500, 32, 2**48
-_MAPPED_SIZE = 2**20  # bytes; larger buffers are mapped
+CONTENT_ERRORS = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+_FORMAT_ERRORS = (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 # What the standard library and NumPy raise for a damaged file.
-READ_ERRORS = (
-  OSError,
-  EOFError,
-  LookupError,
-  ValueError,
-  TypeError,
-  AttributeError,
-  RuntimeError,
-  ArithmeticError,
-  SyntaxError,
-  MemoryError,
-  struct.error,
-  tokenize.TokenError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
+READ_ERRORS = (*CONTENT_ERRORS, *_FORMAT_ERRORS, OSError, EOFError, SyntaxError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-  """An array that is read only when it is needed.
-
-  Attributes:
-    shape, dtype: of the array that `read` returns.
-    load: load(None) reads the whole array, load(slice) those rows of its first axis.
-  """
+  """An array that is read only when it is needed."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -62,8 +42,8 @@ class Tensor:
 
   @classmethod
   def from_array(cls, array: np.ndarray) -> 'Tensor':
-    """A tensor that is in memory already."""
-    return cls(array.shape, array.dtype, lambda rows: array if rows is None else array[rows])
+    """Wraps an array that is in memory already."""
+    return cls(array.shape, array.dtype, lambda rows: array[rows or ...])
 
   def read(self) -> np.ndarray:
     """Reads the whole array."""
@@ -71,37 +51,22 @@ class Tensor:
 
   def rows(self, start: int, stop: int) -> 'Tensor':
     """Rows of the first axis; of an uncompressed file only these are read."""
-
-    def load(rows: slice | None) -> np.ndarray:
-      array = self.load(slice(start, stop))
-      return array if rows is None else array[rows]
-
-    return Tensor((stop - start, *self.shape[1:]), self.dtype, load)
+    shape = (stop - start, *self.shape[1:])
+    return Tensor(shape, self.dtype, lambda rows: self.load(slice(start, stop))[rows or ...])
 
   def map(self, shape: tuple[int, ...], function: Callable[[np.ndarray], np.ndarray]) -> 'Tensor':
-    """The tensor that `function` computes from this one; `shape` is the shape of its result."""
-
-    def load(rows: slice | None) -> np.ndarray:
-      array = function(self.read())
-      return array if rows is None else array[rows]
-
-    return Tensor(shape, self.dtype, load)
+    """The result of `function`, an array of that shape, computed when it is read."""
+    return Tensor(shape, self.dtype, lambda rows: function(self.read())[rows or ...])
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorFile:
-  """The content of a file.
-
-  Attributes:
-    path: of the file.
-    container: 'npz', 'safetensors', 'PyTorch' or 'Orbax'.
-    tensors: {name in the file: tensor}.
-    metadata: {key: text} in the header of a safetensors file or the comment of an npz file.
-  """
+  """The content of a file."""
 
   path: epath.Path
-  container: str
-  tensors: dict[str, Tensor]
+  container: str  # 'npz', 'safetensors', 'PyTorch' or 'Orbax'
+  tensors: dict[str, Tensor]  # by the name in the file
+  # {key: text} in the header of a safetensors file or the comment of an npz file.
   metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -114,11 +79,7 @@ def is_special(path: epath.Path) -> bool:
 
 
 def read_text(path: epath.Path) -> str:
-  """Reads a text file beside the tensors.
-
-  Raises:
-    OSError, ValueError: for a file that is missing, too large or not text.
-  """
+  """Reads a text file; raises `OSError` or `ValueError` if it is missing, too large or not text."""
   if is_special(path):
     raise ValueError(f'{path.name} is a pipe or a device')
   if path.stat().length > MAX_HEADER:
@@ -126,31 +87,27 @@ def read_text(path: epath.Path) -> str:
   return path.read_text()
 
 
-def check_names(path: epath.Path, names: Iterable[str]) -> None:
+def check_names(path: epath.Path, names: Collection[str]) -> None:
   """Raises `UserError` for too many names, or one that is not fit for an error message."""
-  names = list(names)
   if len(names) > MAX_TENSORS:
     raise UserError(f'{path} has {len(names):,} tensors; at most {MAX_TENSORS:,} are supported.')
   for name in names:
-    if len(name) > _MAX_NAME or not name.isprintable():
+    if len(name) > 500 or not name.isprintable():
       raise UserError(f'{path} has a tensor with an invalid name: {name[:40]!r}.')
 
 
 def is_shape(value: Any) -> bool:
   """Whether a sequence in a header is the shape of an array."""
-  return len(value) <= _MAX_DIMS and all(type(x) is int and 0 <= x < _MAX_DIM for x in value)
+  return len(value) <= 32 and all(type(x) is int and 0 <= x < 2**48 for x in value)
 
 
-def damage_reported(path: epath.Path, load: Load) -> Load:
-  """`load` that raises a `UserError` naming the file if it is damaged."""
-
-  def load_or_raise(rows: slice | None) -> np.ndarray:
-    try:
-      return load(rows)
-    except READ_ERRORS as error:
-      raise UserError(f'{path} is damaged or truncated ({first_line(error)}).') from None
-
-  return load_or_raise
+@contextlib.contextmanager
+def damage_reported(path: epath.Path) -> Iterator[None]:
+  """Turns the `READ_ERRORS` of a damaged file into a `UserError`; also a decorator."""
+  try:
+    yield
+  except READ_ERRORS as error:
+    raise UserError(f'{path} is damaged or truncated ({first_line(error)}).') from None
 
 
 def read_at(path: epath.Path, offset: int, buffer: np.ndarray) -> None:
@@ -173,10 +130,10 @@ def read_into(file: IO[bytes], buffer: np.ndarray) -> None:
 def allocate_aligned(size: int) -> np.ndarray:
   """Allocates bytes at a multiple of 64, which JAX uses on a CPU without a copy.
 
-  Large buffers are mapped, because memory that threads allocate with malloc is not given back to
-  the system. Private huge pages are ten times faster to fill.
+  From 1 MiB they are mapped, because memory that threads allocate with malloc is not given back
+  to the system. Private huge pages are ten times faster to fill.
   """
-  if size < _MAPPED_SIZE or not hasattr(mmap, 'MAP_PRIVATE'):
+  if size < 2**20 or not hasattr(mmap, 'MAP_PRIVATE'):
     data = np.empty(size + 63, np.uint8)
     start = -data.ctypes.data % 64
     return data[start : start + size]
@@ -195,12 +152,11 @@ def raw_load(
 ) -> Load:
   """The `Tensor.load` of a C-ordered array at `offset`.
 
-  Args:
-    path, offset, shape, dtype: of the array.
-    check: raises for damaged bytes; it is called with all of them, or with None after some rows.
+  `check` raises for damaged bytes; it is called with all of them, or with None after some rows.
   """
   row_bytes = math.prod(shape[1:]) * dtype.itemsize
 
+  @damage_reported(path)
   def load(rows: slice | None) -> np.ndarray:
     start, stop, _ = (rows or slice(None)).indices(shape[0] if shape else 1)
     data = allocate_aligned((stop - start) * row_bytes)
@@ -208,4 +164,4 @@ def raw_load(
     check(data if rows is None else None)
     return data.view(dtype).reshape((stop - start, *shape[1:]) if shape else ())
 
-  return damage_reported(path, load)
+  return load

@@ -7,42 +7,26 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.weights.formats.lazy_tensor import (
-  BFLOAT16,
-  CHUNK,
-  METADATA_KEY,
-  Tensor,
-  TensorFile,
-  allocate_aligned,
-  check_names,
-  damage_reported,
-  is_shape,
-  raw_load,
-  read_at,
-  read_into,
-)
+from vit_jax.weights.formats import lazy_tensor
+from vit_jax.weights.formats.lazy_tensor import BFLOAT16, METADATA_KEY, Load, Tensor, TensorFile
 from vit_jax.weights.formats.state_dict import read_state_dict
 
-# Trained weights hardly compress; a file that declares more than this is a zip bomb.
-_MAX_COMPRESSION, _ALLOWED_BYTES = 50, 2**26
 MAX_METADATA = 2**16 - 100  # bytes; the comment of a zip holds little more
 
 
 def write_npz_file(
   path: epath.PathLike, arrays: Mapping[str, np.ndarray], metadata: str = ''
 ) -> None:
-  """Writes arrays as `numpy.savez` does, with metadata that other readers ignore.
+  """Writes arrays as `numpy.savez` does.
 
-  Args:
-    path: of the file.
-    arrays: {name: array}.
-    metadata: JSON for the comment of the zip, ASCII, of at most MAX_METADATA bytes.
+  The metadata, JSON in at most MAX_METADATA ASCII bytes, goes into the zip's comment, which other
+  readers ignore.
   """
   with epath.Path(path).open('wb') as file, zipfile.ZipFile(file, 'w') as archive:
     for name, array in arrays.items():
@@ -54,7 +38,6 @@ def write_npz_file(
 
 
 def _read_metadata(path: epath.Path, comment: bytes) -> dict[str, str]:
-  """The metadata that `write_npz_file` wrote."""
   match = re.fullmatch(METADATA_KEY.encode() + rb' ([0-9a-f]{8}) (.*)', comment, re.DOTALL)
   if match is None:
     return {}
@@ -67,9 +50,7 @@ def read_npz(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
   """Opens an npz file, or a PyTorch state dict, which is a zip too.
 
   Args:
-    path: of the file.
-    file: the same, open.
-    size: its bytes.
+    path, file, size: of the file: its path, the open file, its bytes.
 
   Raises:
     UserError, `READ_ERRORS`: for a damaged file.
@@ -77,52 +58,47 @@ def read_npz(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
   with zipfile.ZipFile(file) as archive:
     entries = archive.infolist()
     names = [entry.filename.removesuffix('.npy') for entry in entries]
-    check_names(path, names)
+    lazy_tensor.check_names(path, names)
     if len(set(names)) != len(names):
       raise UserError(f'{path} has two entries of the same name.')
     starts = _check_entries(path, file, entries, size, archive.start_dir)
     if any(name.endswith('/data.pkl') for name in names):
       return read_state_dict(path)
     tensors = {
-      name: _npy_entry(path, archive, entry, start)
-      for name, entry, start in zip(names, entries, starts, strict=True)
+      name: _npy_entry(path, archive, entry, starts[entry.filename])
+      for name, entry in zip(names, entries, strict=True)
     }
-    metadata = _read_metadata(path, archive.comment)
-  return TensorFile(path, 'npz', tensors, metadata)
+    return TensorFile(path, 'npz', tensors, _read_metadata(path, archive.comment))
 
 
 def _check_entries(
   path: epath.Path, file: IO[bytes], entries: list[zipfile.ZipInfo], size: int, end: int
-) -> list[int]:
-  """The offsets of the data of each entry.
+) -> dict[str, int]:
+  """The offset of the data of each entry.
 
-  Raises:
-    UserError: unless the entries fill the file up to the zip's directory at `end`; a gap may hold
-      only the 24 bytes of a data descriptor, so that no entry can be lost.
+  Raises `UserError` unless the entries fill the file up to the zip's directory at `end`; a gap may
+  hold only the 24 bytes of a data descriptor, so that no entry can be lost.
   """
   declared = sum(entry.file_size for entry in entries)
-  if declared > _MAX_COMPRESSION * size + _ALLOWED_BYTES:
+  if declared > 50 * size + 2**26:  # trained weights hardly compress
     raise UserError(f'{path} declares {declared:,} bytes in a file of {size:,} bytes: a zip bomb.')
   starts, position, slack = {}, 0, 0
   for entry in sorted(entries, key=lambda entry: entry.header_offset):
-    if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-      raise UserError(
-        f'{path}: {entry.filename} is encrypted, or its compression is not supported.'
-      )
-    if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size != entry.file_size:
-      raise UserError(
-        f'{path}: the compressed and the uncompressed size of {entry.filename} differ.'
-      )
+    name, is_stored = entry.filename, entry.compress_type == zipfile.ZIP_STORED
+    if entry.flag_bits & 1 or not (is_stored or entry.compress_type == zipfile.ZIP_DEFLATED):
+      raise UserError(f'{path}: {name} is encrypted, or its compression is not supported.')
+    if is_stored and entry.compress_size != entry.file_size:
+      raise UserError(f'{path}: the compressed and the uncompressed size of {name} differ.')
     if not position <= entry.header_offset <= position + slack:
-      raise UserError(f'{path}: {entry.filename} overlaps another entry, or leaves a gap.')
+      raise UserError(f'{path}: {name} overlaps another entry, or leaves a gap.')
     file.seek(entry.header_offset + 26)
     lengths = struct.unpack('<HH', file.read(4))  # of the name and the extra field
-    starts[entry.filename] = entry.header_offset + 30 + sum(lengths)
-    position = starts[entry.filename] + entry.compress_size
+    starts[name] = entry.header_offset + 30 + sum(lengths)
+    position = starts[name] + entry.compress_size
     slack = 24 if entry.flag_bits & 8 else 0
   if not position <= end <= position + slack:
     raise UserError(f'{path}: its entries do not end where its directory starts.')
-  return [starts[entry.filename] for entry in entries]
+  return starts
 
 
 def _npy_entry(
@@ -131,54 +107,55 @@ def _npy_entry(
   """One array of an npz file: its header is read and checked now, its data later."""
   with archive.open(entry) as data:
     version = np.lib.format.read_magic(data)
-    read_header = {
-      (1, 0): np.lib.format.read_array_header_1_0,
-      (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
+    if version == (1, 0):
+      shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(data)
+    elif version == (2, 0):
+      shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(data)
+    else:
       raise ValueError(f'{entry.filename} has the unknown version {version}')
-    shape, fortran, dtype = read_header(data)
     header_size = data.tell()
   if dtype.hasobject:
     raise UserError(
       f'{path} is not a plain npz file: {entry.filename} holds pickled Python objects, which are '
       'never loaded because that can run code.'
     )
-  size = is_shape(shape) and header_size + math.prod(shape) * dtype.itemsize
+  size = lazy_tensor.is_shape(shape) and header_size + math.prod(shape) * dtype.itemsize
   if size != entry.file_size:
     raise UserError(f'{path}: the shape of {entry.filename} does not match its data.')
-  stored = entry.compress_type == zipfile.ZIP_STORED
-  if stored and not fortran:
+  if entry.compress_type == zipfile.ZIP_STORED and not is_fortran:
     check = _crc_check(path, start, header_size, entry)
-    load = raw_load(path, start + header_size, shape, dtype, check)
+    load = lazy_tensor.raw_load(path, start + header_size, shape, dtype, check)
   else:
-    order = 'F' if fortran else 'C'
-    read = functools.partial(_inflate, path, entry, header_size, shape, dtype, order)
-    read_once = functools.cache(read)  # so that a stack is not inflated for each of its blocks
-    load = damage_reported(path, lambda rows: read() if rows is None else read_once()[rows])
+    load = _whole_load(path, entry, header_size, shape, dtype, is_fortran)
   if dtype == np.dtype('V2'):  # how NumPy writes bfloat16
     return Tensor(shape, BFLOAT16, lambda rows: load(rows).view(BFLOAT16))
   return Tensor(shape, dtype, load)
 
 
-def _inflate(
+def _whole_load(
   path: epath.Path,
   entry: zipfile.ZipInfo,
   header_size: int,
   shape: tuple[int, ...],
   dtype: np.dtype,
-  order: Literal['C', 'F'],
-) -> np.ndarray:
-  """Reads a compressed or Fortran-ordered array as a whole; `zipfile` checks its CRC.
+  is_fortran: bool,
+) -> Load:
+  """The `Tensor.load` of a compressed or Fortran-ordered array; `zipfile` checks its CRC.
 
   The header is not parsed again: Python 3.11 cannot always do that in several threads.
   """
-  buffer = allocate_aligned(entry.file_size - header_size)
-  with path.open('rb') as file, zipfile.ZipFile(file) as archive, archive.open(entry) as data:
-    data.read(header_size)
-    read_into(data, buffer)
-    data.read(1)  # the end, where the CRC is checked
-  return buffer.view(dtype).reshape(shape, order=order)
+
+  def read() -> np.ndarray:
+    buffer = lazy_tensor.allocate_aligned(entry.file_size - header_size)
+    with path.open('rb') as file, zipfile.ZipFile(file) as archive, archive.open(entry) as data:
+      data.read(header_size)
+      lazy_tensor.read_into(data, buffer)
+      data.read(1)  # the end, where the CRC is checked
+    return buffer.view(dtype).reshape(shape, order='F' if is_fortran else 'C')
+
+  read_once = functools.cache(read)  # so that a stack is not inflated for each of its blocks
+  reported = lazy_tensor.damage_reported(path)
+  return reported(lambda rows: read() if rows is None else read_once()[rows])
 
 
 def _crc_check(
@@ -189,24 +166,26 @@ def _crc_check(
   When only some rows were read, the whole entry is read once to check it.
   """
 
+  def crc_of(offset: int, size: int, crc: int = 0) -> int:
+    data = np.empty(size, np.uint8)
+    lazy_tensor.read_at(path, offset, data)
+    return zlib.crc32(data, crc)
+
   def compare(crc: int) -> None:
     if crc != entry.CRC:
       raise ValueError(f'the CRC of {entry.filename} does not match its data')
 
   @functools.cache
   def check_file() -> None:
-    crc, buffer = 0, np.empty(CHUNK, np.uint8)
-    for offset in range(start, start + entry.file_size, CHUNK):
-      chunk = buffer[: min(CHUNK, start + entry.file_size - offset)]
-      read_at(path, offset, chunk)
-      crc = zlib.crc32(chunk, crc)
+    crc, end = 0, start + entry.file_size
+    for offset in range(start, end, lazy_tensor.CHUNK):
+      crc = crc_of(offset, min(lazy_tensor.CHUNK, end - offset), crc)
     compare(crc)
 
   def check(data: np.ndarray | None) -> None:
     if data is None:
-      return check_file()
-    header = np.empty(header_size, np.uint8)
-    read_at(path, start, header)
-    compare(zlib.crc32(data, zlib.crc32(header)))
+      check_file()
+    else:
+      compare(zlib.crc32(data, crc_of(start, header_size)))
 
   return check

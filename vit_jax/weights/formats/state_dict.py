@@ -1,9 +1,7 @@
 """PyTorch state dicts, read by PyTorch itself as weights only: no code in them is run."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
@@ -11,11 +9,7 @@ from vit_jax.weights.formats.lazy_tensor import BFLOAT16, Tensor, TensorFile, ch
 
 
 def read_state_dict(path: epath.Path) -> TensorFile:
-  """Reads a pickled state dict with `torch.load(…, weights_only=True)`.
-
-  Raises:
-    UserError: when PyTorch is not installed, or the file is not a state dict of tensors.
-  """
+  """Reads a state dict; raises `UserError` without PyTorch, or if it is not one of tensors."""
   try:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError:
@@ -37,18 +31,14 @@ def read_state_dict(path: epath.Path) -> TensorFile:
   if not isinstance(loaded, Mapping) or not any(map(torch.is_tensor, loaded.values())):
     raise UserError(f'{path} is a PyTorch file, but not a state dict of tensors.')
 
-  def to_numpy(tensor: Any) -> np.ndarray:
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-      return tensor.view(torch.int16).numpy().view(BFLOAT16)
-    return tensor.numpy()
-
+  tensors = {}
   try:
-    tensors = {
-      str(name): Tensor.from_array(to_numpy(tensor))
-      for name, tensor in loaded.items()
-      if torch.is_tensor(tensor)
-    }
+    for name, tensor in loaded.items():
+      if torch.is_tensor(tensor):
+        tensor = tensor.detach().contiguous()
+        is_bfloat16 = tensor.dtype == torch.bfloat16
+        array = tensor.view(torch.int16).numpy().view(BFLOAT16) if is_bfloat16 else tensor.numpy()
+        tensors[str(name)] = Tensor.from_array(array)
   except (TypeError, RuntimeError) as error:
     raise UserError(f'{path} has tensors of an unsupported dtype ({first_line(error)}).') from None
   check_names(path, tensors)

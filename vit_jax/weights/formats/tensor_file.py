@@ -2,8 +2,8 @@
 
 from etils import epath
 
-from vit_jax.errors import UserError, first_line
-from vit_jax.weights.formats.lazy_tensor import READ_ERRORS, TensorFile, is_special
+from vit_jax.errors import UserError
+from vit_jax.weights.formats.lazy_tensor import TensorFile, damage_reported, is_special
 from vit_jax.weights.formats.npz_file import read_npz
 from vit_jax.weights.formats.safetensors_file import read_safetensors
 from vit_jax.weights.formats.state_dict import read_state_dict
@@ -17,26 +17,26 @@ def read_tensors(path: epath.PathLike) -> TensorFile:
       offsets contradict each other.
   """
   path = epath.Path(path)
-  try:
+  with damage_reported(path):
     if is_special(path):
       raise UserError(f'{path} is a pipe or a device, not a file.')
-    size = path.stat().length
-    with path.open('rb') as file:
+    try:
+      size = path.stat().length
+      file = path.open('rb')
+    except FileNotFoundError:
+      raise UserError(f'There is no model at {path}.') from None
+    except (IsADirectoryError, PermissionError) as error:
+      raise UserError(f'{path} cannot be read: {error.strerror}.') from None
+    with file:
       head = file.read(9)
-      if not head:
-        raise UserError(f'{path} is empty.')
       if head[:4] in (b'PK\x03\x04', b'PK\x05\x06'):
         return read_npz(path, file, size)
       if head[8:9] == b'{':
         return read_safetensors(path, file, size)
-    if head[:6] == b'\x93NUMPY':
-      raise UserError(f'{path} is a single array, not an npz archive of parameters.')
     if head[:2] in (b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05'):
       return read_state_dict(path)
-  except FileNotFoundError:
-    raise UserError(f'There is no model at {path}.') from None
-  except (IsADirectoryError, PermissionError) as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-  except READ_ERRORS as error:
-    raise UserError(f'{path} is damaged or truncated ({first_line(error)}).') from None
+  if not head:
+    raise UserError(f'{path} is empty.')
+  if head.startswith(b'\x93NUMPY'):
+    raise UserError(f'{path} is a single array, not an npz archive of parameters.')
   raise UserError(f'{path} is not an npz, safetensors or PyTorch file, or it is damaged.')

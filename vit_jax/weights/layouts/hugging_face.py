@@ -1,6 +1,5 @@
 """The layout of Hugging Face Transformers: its `ViTForImageClassification` and `ViTModel`."""
 
-import dataclasses
 import re
 from collections.abc import Container, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.layouts import pytorch
-from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
+from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
 from vit_jax.weights.metadata import HALF, ModelMetadata
 
 # Name in Transformers: the linen parameter.
@@ -35,22 +34,14 @@ _BLOCK = {
   'output.dense': 'MlpBlock_0/Dense_1',
 }
 # The state dicts of Transformers 5 have other names than its files.
-_BLOCK_5 = {
-  'layernorm_before': 'LayerNorm_0',
-  'layernorm_after': 'LayerNorm_1',
-  'attention.q_proj': f'{ATTENTION}/query',
-  'attention.k_proj': f'{ATTENTION}/key',
-  'attention.v_proj': f'{ATTENTION}/value',
-  'attention.o_proj': f'{ATTENTION}/out',
-  'mlp.fc1': 'MlpBlock_0/Dense_0',
-  'mlp.fc2': 'MlpBlock_0/Dense_1',
-}
-_CONFIG_DEFAULTS = {  # of its ViTConfig
-  'hidden_act': 'gelu',
-  'image_size': 224,
-  'layer_norm_eps': 1e-12,
-  'num_attention_heads': 12,
-}
+_NAMES_5 = (
+  'layernorm_before layernorm_after attention.q_proj attention.k_proj attention.v_proj '
+  'attention.o_proj mlp.fc1 mlp.fc2'
+).split()
+_BLOCK_5: dict[str, str] = dict(zip(_NAMES_5, _BLOCK.values(), strict=True))
+_CONFIG_DEFAULTS = dict(  # of its ViTConfig
+  hidden_act='gelu', image_size=224, layer_norm_eps=1e-12, num_attention_heads=12
+)
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -66,44 +57,19 @@ def detect(names: Container[str]) -> tuple[str, str] | None:
 
 
 def to_linen(
-  tensors: Mapping[str, Tensor], prefix: str, num_heads: int | None, source: str
+  tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """Tensors of Transformers under the names and in the shapes of linen.
-
-  Args:
-    tensors: {name in the file: tensor}.
-    prefix: as `detect` returns it.
-    num_heads: K; None: that of the published model of the same width.
-    source: the name of the file, for error messages.
-
-  Returns:
-    {linen name: tensor}, and the names in the file that lie outside of `prefix`.
-
-  Raises:
-    UserError: for tensors that no supported model has, or shapes that contradict each other.
-  """
-  tensors, ignored = pytorch.split_prefix(tensors, prefix)
-  positions = (f'{inner}embeddings.position_embeddings' for inner in ('vit.', ''))
-  embeddings = next((tensors[name] for name in positions if name in tensors), None)
-  heads = num_heads or pytorch.published_num_heads(embeddings, source)
-  linen = pytorch.translate(tensors, _to_linen, heads, 'Hugging Face', source)
-  return linen, ignored
+  """Translates tensors as `timm.to_linen` does."""
+  parameters = _PARAMETERS | {f'vit.{name}': linen for name, linen in _PARAMETERS.items()}
+  return pytorch.to_linen(tensors, parameters, _find_modules, num_heads, 'Hugging Face', source), ()
 
 
-def _to_linen(name: str, tensor: Tensor, num_heads: int) -> dict[str, Tensor] | None:
-  name = name.removeprefix('vit.')
-  if name in _PARAMETERS:
-    return {_PARAMETERS[name]: tensor}
-  layer, _, leaf = name.rpartition('.')
-  if match := re.fullmatch(r'(encoder\.layer|layers)\.(\d+)\.(.*)', layer):
-    table = _BLOCK if match[1] == 'encoder.layer' else _BLOCK_5
-    module = table.get(match[3])
-    module = module and f'Transformer/encoderblock_{int(match[2])}/{module}'
-  else:
-    module = _LAYERS.get(layer)
-  if module is None or leaf not in ('weight', 'bias'):
-    return None
-  return pytorch.layer_to_linen((module,), leaf, tensor, num_heads)
+def _find_modules(layer: str) -> str | None:
+  layer = layer.removeprefix('vit.')
+  if match := re.fullmatch(r'(encoder\.layer\.|layers\.)(\d+)\..*', layer):
+    table = _BLOCK if match[1] == 'encoder.layer.' else _BLOCK_5
+    return pytorch.block_layers(match[1], table, int(match[2])).get(layer)
+  return _LAYERS.get(layer)
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
@@ -112,11 +78,7 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> ModelMetadata:
-  """The metadata in config.json and preprocessor_config.json of Transformers.
-
-  Raises:
-    LookupError, TypeError, ValueError, …: for damaged ones (`metadata.damage_explained`).
-  """
+  """The metadata in config.json and preprocessor_config.json, within `damage_explained`."""
   config = {**_CONFIG_DEFAULTS, **config}
   activation, size = config['hidden_act'], config['image_size']
   if activation not in pytorch.GELUS:
@@ -141,24 +103,14 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
   )
 
 
-def without_config(metadata: ModelMetadata) -> ModelMetadata:
-  """The metadata of weights that have no config.json: the numerics of the class's defaults."""
-  return dataclasses.replace(
-    metadata,
-    gelu=pytorch.GELUS[_CONFIG_DEFAULTS['hidden_act']],
-    layer_norm_epsilon=_CONFIG_DEFAULTS['layer_norm_eps'],
-  )
-
-
 def _normalization(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """(mean, std) for pixels in [0, 1]."""
   mean, std = processor.get('image_mean') or HALF, processor.get('image_std') or HALF
   if not processor.get('do_normalize', True):
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
   factor = processor.get('rescale_factor', 1 / 255) if processor.get('do_rescale', True) else 1
-  excess = 255 * factor - 1  # 0 when pixels are rescaled to [0, 1] first
-  if not abs(excess) <= 1e-6:
-    mean, std = ([x / (excess + 1) for x in values] for values in (mean, std))
+  if not abs(255 * factor - 1) <= 1e-6:  # pixels are not rescaled to [0, 1] first
+    mean, std = ([x / (255 * factor) for x in values] for values in (mean, std))
   return tuple(map(float, mean)), tuple(map(float, std))
 
 
@@ -182,41 +134,27 @@ def _placeholder_labels(num_classes: int) -> list[str]:
 
 def unsupported_feature(params: Any) -> str | None:
   """What keeps a model from being a `ViTForImageClassification`: 'a ResNet', …, or None."""
-  names = flatten(params).keys()
-  if {'conv_root/kernel', 'root_block/conv_root/kernel'} & names:
+  if {'conv_root', 'root_block'} & params.keys():
     return 'a ResNet'
-  if 'cls' not in names:
+  if 'cls' not in params:
     return 'no class token'
-  if 'pre_logits/kernel' in names:
+  if 'pre_logits' in params:
     return 'a pre_logits layer'
-  if 'head/kernel' not in names:
-    return 'no head'
-  return None
+  return None if 'head' in params else 'no head'
 
 
 def from_linen(params: Any) -> dict[str, np.ndarray]:
-  """A parameter tree as the state dict of Transformers' `ViTForImageClassification`.
-
-  Raises:
-    UserError: for a model that this class cannot represent: without a class token, with
-      `pre_logits` or with a ResNet.
-  """
+  """A parameter tree as the state dict of Transformers' `ViTForImageClassification`."""
   if feature := unsupported_feature(params):
     raise UserError(
       f'The model has {feature}, which ViTForImageClassification does not support; write an '
       '.npz, or a vit_jax folder (layout model).'
     )
-  tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-  state_dict = {f'vit.{name}': tensors[linen] for name, linen in _PARAMETERS.items()}
-  layers = {
-    name if name == 'classifier' else f'vit.{name}': module for name, module in _LAYERS.items()
-  }
-  for i in range(pytorch.block_count(tensors)):
-    for name, module in _BLOCK.items():
-      layers[f'vit.encoder.layer.{i}.{name}'] = f'Transformer/encoderblock_{i}/{module}'
-  for name, module in layers.items():
-    state_dict |= pytorch.layer_from_linen(tensors, name, (module,))
-  return state_dict
+  layers = dict(_LAYERS)
+  for i in range(pytorch.count_blocks(params)):
+    layers |= pytorch.block_layers('encoder.layer.', _BLOCK, i)
+  state_dict = pytorch.from_linen(params, _PARAMETERS, layers)
+  return {n if n.startswith('classifier.') else f'vit.{n}': x for n, x in state_dict.items()}
 
 
 def make_config(

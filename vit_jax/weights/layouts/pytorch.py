@@ -2,97 +2,99 @@
 
 Shapes: D width, K heads. PyTorch stores linear layers as (out, in) and convolutions as (out, in,
 height, width). One layer may hold several linen modules: timm keeps query, key and value in one
-array (3 D, D).
+array (3 D, D). Tables map the name of a layer to its linen modules, separated by spaces.
 """
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.variants import VARIANTS
 from vit_jax.weights.formats.lazy_tensor import Tensor
-from vit_jax.weights.layouts.released import ATTENTION
+from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
 
 PREFIXES = ('', 'module.', 'model.')  # of DistributedDataParallel, of training wrappers
-GELUS = {  # name of the activation in a config: value of `ModelMetadata.gelu`
-  'gelu': 'exact',
-  'gelu_python': 'exact',
-  'gelu_pytorch_tanh': 'tanh',
-  'gelu_new': 'tanh',
-  'gelu_fast': 'tanh',
-  'gelu_accurate': 'tanh',
-  'gelu_tanh': 'tanh',
-}
+# Name of the activation in a config: value of `ModelMetadata.gelu`.
+GELUS = {'gelu': 'exact', 'gelu_python': 'exact'} | dict.fromkeys(
+  'gelu_pytorch_tanh gelu_new gelu_fast gelu_accurate gelu_tanh'.split(), 'tanh'
+)
 _PROJECTIONS = ('/query', '/key', '/value')
-_WIDTH_TO_HEADS = {variant.width: variant.num_heads for variant in VARIANTS.values()}
 
 
-def published_num_heads(position_embeddings: Tensor | None, source: str) -> int:
-  """The number of heads of the published model of the same width; no two have the same width.
+def block_layers(prefix: str, table: Mapping[str, str], index: int) -> dict[str, str]:
+  """The layers of a Transformer block, whose names start with `prefix` and the index."""
+  block = f'Transformer/encoderblock_{index}/'
+  return {
+    f'{prefix}{index}.{name}': ' '.join(block + module for module in modules.split())
+    for name, modules in table.items()
+  }
 
-  Args:
-    position_embeddings: (1, N, D).
-    source: the name of the file, for error messages.
 
-  Raises:
-    UserError: when there are no position embeddings, or no published model is that wide.
-  """
+def count_blocks(params: Any) -> int:
+  """The number of Transformer blocks in a parameter tree."""
+  return sum(name.startswith('encoderblock_') for name in params.get('Transformer', ()))
+
+
+def _published_num_heads(position_embeddings: Tensor | None, source: str) -> int:
+  """The number of heads of the published model of the same width; no two have the same width."""
   if position_embeddings is None or not position_embeddings.shape:
     raise UserError(f'{source} is not a Vision Transformer: it has no position embeddings.')
   width = position_embeddings.shape[-1]
-  if width not in _WIDTH_TO_HEADS:
+  heads = {variant.width: variant.num_heads for variant in VARIANTS.values()}
+  if width not in heads:
     raise UserError(
       f'{source} does not store its number of heads, and no published model has its width of '
       f'{width}; pass num_heads.'
     )
-  return _WIDTH_TO_HEADS[width]
+  return heads[width]
 
 
-def split_prefix(
-  tensors: Mapping[str, Tensor], prefix: str
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """The tensors whose names start with `prefix`, without it, and the names of all others."""
-  inside = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
-  return inside, tuple(name for name in tensors if not name.startswith(prefix))
-
-
-def translate(
+def to_linen(
   tensors: Mapping[str, Tensor],
-  translate_one: Callable[[str, Tensor, int], dict[str, Tensor] | None],
-  num_heads: int,
+  parameters: Mapping[str, str],
+  find_modules: Callable[[str], str | None],
+  num_heads: int | None,
   layout: str,
   source: str,
 ) -> dict[str, Tensor]:
-  """Tensors under the names and in the shapes of linen.
+  """Translates {name in PyTorch: tensor} to linen's names and shapes.
 
   Args:
     tensors: {name in PyTorch: tensor}.
-    translate_one: from a name, its tensor and K to the linen tensors in it; None for a name
-      that the layout does not have.
-    num_heads: K; 0 for a ResNet.
+    parameters: {name in PyTorch: linen name} of those with the same shape in both.
+    find_modules: from the name of a layer to its linen modules; None: an unknown layer.
+    num_heads: K; 0 for a ResNet; None: that of the published model of the same width.
     layout, source: name of the layout and of the file, for error messages.
 
   Raises:
     UserError: for tensors that no supported model has, or shapes that contradict each other.
   """
+  if num_heads is None:
+    embeddings = (tensors[name] for name in tensors if parameters.get(name) == POSITIONS)
+    num_heads = _published_num_heads(next(embeddings, None), source)
   linen: dict[str, Tensor] = {}
   unknown = []
   for name, tensor in tensors.items():
+    layer, _, leaf = name.rpartition('.')
     try:
-      translated = translate_one(name, tensor, num_heads)
+      modules = find_modules(layer) if leaf in ('weight', 'bias') else None
+      if modules:
+        translated = _layer_to_linen(modules.split(), leaf, tensor, num_heads)
+      elif name in parameters:
+        translated = {parameters[name]: tensor}
+      else:
+        unknown.append(name)
+        continue
     except (ValueError, IndexError, ZeroDivisionError):
       raise UserError(
         f'{source}: {name} has shape {tensor.shape}, which no {layout} model '
         + (f'of {num_heads} heads has; check num_heads.' if num_heads else 'has.')
       ) from None
-    if translated is None:
-      unknown.append(name)
-    elif duplicates := linen.keys() & translated.keys():
+    if duplicates := linen.keys() & translated.keys():
       raise UserError(f'{source} has {sorted(duplicates)[0]} twice, under two names.')
-    else:
-      linen |= translated
+    linen |= translated
   if unknown:
     raise UserError(
       f'{source} is an unsupported kind of {layout} model: it has '
@@ -101,20 +103,10 @@ def translate(
   return linen
 
 
-def layer_to_linen(
+def _layer_to_linen(
   modules: Sequence[str], leaf: str, tensor: Tensor, num_heads: int
 ) -> dict[str, Tensor]:
-  """The linen tensors in one weight or bias of PyTorch.
-
-  Args:
-    modules: the linen modules that the layer holds, one after the other in its rows.
-    leaf: 'weight' or 'bias'.
-    tensor: the weight or bias.
-    num_heads: K; 0 for a ResNet.
-
-  Raises:
-    ValueError, IndexError, ZeroDivisionError: for a shape that such a layer cannot have.
-  """
+  """The linen tensors in one 'weight' or 'bias', which holds the modules one after the other."""
   if modules[0].endswith(_PROJECTIONS):
     return _split_heads(modules, leaf, tensor, num_heads)
   (module,), shape = modules, tensor.shape
@@ -126,6 +118,8 @@ def layer_to_linen(
     width, inner = shape
     heads = (num_heads, inner // num_heads, width)
     return {f'{module}/kernel': tensor.map(heads, lambda x: x.T.reshape(heads))}
+  if module == 'head' and shape[2:] == (1, 1):  # BiT's is a convolution
+    return {'head/kernel': tensor.map(shape[1::-1], lambda x: x[:, :, 0, 0].T)}
   if len(shape) == 4:
     kernel = tensor.map((shape[2], shape[3], shape[1], shape[0]), lambda x: x.transpose(2, 3, 1, 0))
     return {f'{module}/kernel': kernel}
@@ -140,28 +134,27 @@ def _split_heads(
   if rows * len(modules) != tensor.shape[0] or rows % num_heads:
     raise ValueError(tensor.shape)
   heads = (num_heads, rows // num_heads)
-  linen = {}
-  for i, module in enumerate(modules):
-    block = tensor.rows(i * rows, (i + 1) * rows)
-    if leaf == 'bias':
-      linen[f'{module}/bias'] = block.map(heads, lambda x: x.reshape(heads))
-    else:
-      shape = (tensor.shape[1], *heads)
-      linen[f'{module}/kernel'] = block.map(shape, lambda x, s=shape: x.T.reshape(s))
-  return linen
-
-
-def layer_from_linen(
-  tensors: Mapping[str, np.ndarray], name: str, modules: Sequence[str]
-) -> dict[str, np.ndarray]:
-  """The inverse of `layer_to_linen`: {'<name>.weight', '<name>.bias'}, those that exist."""
-  layers = [_leaves_from_linen(tensors, module) for module in modules]
+  leaf, shape = ('bias', heads) if leaf == 'bias' else ('kernel', (tensor.shape[1], *heads))
   return {
-    f'{name}.{leaf}': np.ascontiguousarray(
-      layers[0][leaf] if len(layers) == 1 else np.concatenate([layer[leaf] for layer in layers])
+    f'{module}/{leaf}': tensor.rows(i * rows, (i + 1) * rows).map(
+      shape, lambda x: x.T.reshape(shape)
     )
-    for leaf in layers[0]
+    for i, module in enumerate(modules)
   }
+
+
+def from_linen(
+  params: Any, parameters: Mapping[str, str], layers: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+  """The inverse of `to_linen` for a parameter tree, with the layers that it has."""
+  tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+  state_dict = {name: tensors[linen] for name, linen in parameters.items() if linen in tensors}
+  for name, modules in layers.items():
+    leaves = [_leaves_from_linen(tensors, module) for module in modules.split()]
+    for leaf in leaves[0]:
+      joined = np.concatenate([each[leaf] for each in leaves]) if leaves[1:] else leaves[0][leaf]
+      state_dict[f'{name}.{leaf}'] = np.ascontiguousarray(joined)
+  return state_dict
 
 
 def _leaves_from_linen(tensors: Mapping[str, np.ndarray], module: str) -> dict[str, np.ndarray]:
@@ -172,27 +165,13 @@ def _leaves_from_linen(tensors: Mapping[str, np.ndarray], module: str) -> dict[s
   if f'{module}/kernel' in tensors:
     kernel = tensors[f'{module}/kernel']
     if module.endswith(_PROJECTIONS):  # (D, K, D/K)
-      kernel = kernel.reshape(kernel.shape[0], -1).T
+      kernel = kernel.reshape(kernel.shape[0], -1)
     elif module.endswith('/out'):  # (K, D/K, D)
-      kernel = kernel.reshape(-1, kernel.shape[-1]).T
-    elif kernel.ndim == 4:
-      kernel = kernel.transpose(3, 2, 0, 1)
-    else:
-      kernel = kernel.T
-    leaves['weight'] = kernel
+      kernel = kernel.reshape(-1, kernel.shape[-1])
+    leaves['weight'] = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
   if f'{module}/bias' in tensors:
     leaves['bias'] = tensors[f'{module}/bias'].reshape(-1)
   return leaves
-
-
-def block_count(names: Iterable[str]) -> int:
-  """The number of Transformer blocks among linen parameters."""
-  return len({m[1] for n in names if (m := re.match(r'Transformer/encoderblock_(\d+)/', n))})
-
-
-def unit_names(names: Iterable[str]) -> list[str]:
-  """The ResNet units among linen parameters: ['block1/unit1', …]."""
-  return sorted({m[0] for name in names if (m := re.match(r'block\d+/unit\d+', name))})
 
 
 def fold_normalization(
@@ -203,20 +182,20 @@ def fold_normalization(
   Args:
     tensors: {linen name: tensor}.
     mean, std: for pixels in [0, 1], one for each channel.
-    source: the name of the file, for error messages.
-
-  Raises:
-    UserError: for a ResNet, whose first layer standardizes its weights.
+    source: the name of the file, for the error of a ResNet, whose first layer cannot take it.
   """
-  if 'conv_root/kernel' in tensors or 'root_block/conv_root/kernel' in tensors:
+  if {'conv_root/kernel', 'root_block/conv_root/kernel'} & tensors.keys():
     raise UserError(
       f'{source} normalizes pixels with mean {tuple(mean)}, which cannot be folded into the '
       'standardized first layer of a ResNet.'
     )
   if not {'embedding/kernel', 'embedding/bias'} <= tensors.keys():
-    return dict(tensors)  # no supported model, as reading the architecture will report
+    return dict(tensors)  # not a supported model, as reading the architecture will report
   kernel, bias = tensors['embedding/kernel'], tensors['embedding/bias']
   means, scales = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+  def fold_kernel(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float32) / (2 * scales[:, None])
 
   def fold_bias(x: np.ndarray) -> np.ndarray:
     weights = np.asarray(kernel.read(), np.float32)
@@ -225,8 +204,6 @@ def fold_normalization(
 
   return {
     **tensors,
-    'embedding/kernel': kernel.map(
-      kernel.shape, lambda x: np.asarray(x, np.float32) / (2 * scales[:, None])
-    ),
+    'embedding/kernel': kernel.map(kernel.shape, fold_kernel),
     'embedding/bias': bias.map(bias.shape, fold_bias),
   }

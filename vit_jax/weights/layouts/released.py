@@ -21,7 +21,6 @@ from vit_jax.weights.formats.npz_file import write_npz_file
 
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
 ATTENTION = 'MultiHeadDotProductAttention_0'
-_BLOCK = r'(Transformer/encoderblock_\d+/)'
 _TO_LINEN = {
   'MultiHeadDotProductAttention_1': ATTENTION,
   'LayerNorm_2': 'LayerNorm_1',
@@ -58,7 +57,7 @@ def unflatten(tensors: Mapping[str, Any]) -> Any:
 
 
 def _rename(name: str, table: Mapping[str, str]) -> str:
-  match = re.match(_BLOCK + r'([^/]+)(/.*)', name)
+  match = re.match(r'(Transformer/encoderblock_\d+/)([^/]+)(/.*)', name)
   return f'{match[1]}{table.get(match[2], match[2])}{match[3]}' if match else name
 
 
@@ -78,32 +77,18 @@ def detect(names: Container[str]) -> tuple[str, str] | None:
 
 
 def to_linen(
-  tensors: Mapping[str, Tensor], prefix: str, source: str
+  tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-  """The tensors of one of these layouts under the names and in the shapes of linen.
-
-  Args:
-    tensors: {name in the file: tensor}.
-    prefix: as `detect` returns it.
-    source: the name of the file, for error messages.
-
-  Returns:
-    {linen name: tensor}, and the names in the file that lie outside of `prefix`.
-
-  Raises:
-    UserError: when two names in the file mean the same parameter.
-  """
-  ignored = tuple(name for name in tensors if not name.startswith(prefix))
+  """Translates tensors as `timm.to_linen` does; their shapes determine the number of heads."""
   linen: dict[str, Tensor] = {}
   for name, tensor in tensors.items():
-    if name.startswith(prefix):
-      for new_name, new_tensor in _translate(name.removeprefix(prefix), tensor):
-        if new_name in linen:
-          raise UserError(f'{source} has {new_name} twice, under an old and a new name.')
-        linen[new_name] = new_tensor
+    for new_name, new_tensor in _translate(name, tensor):
+      if new_name in linen:
+        raise UserError(f'{source} has {new_name} twice, under an old and a new name.')
+      linen[new_name] = new_tensor
     if len(linen) > MAX_TENSORS:
       raise UserError(f'{source} has more than {MAX_TENSORS:,} tensors.')
-  return linen, ignored
+  return linen, ()
 
 
 def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
@@ -111,13 +96,14 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
   if name.startswith('resnet/'):
     return [_from_bit(name, tensor)]
   if name.startswith(_STACK) and tensor.shape:
-    shape = tensor.shape[1:]
+    blocks, *shape = tensor.shape
+    name = name.removeprefix(_STACK)
     return [
       (
-        _rename(f'Transformer/encoderblock_{i}/{name.removeprefix(_STACK)}', _TO_LINEN),
-        tensor.rows(i, i + 1).map(shape, lambda x: x[0]),
+        _rename(f'Transformer/encoderblock_{i}/{name}', _TO_LINEN),
+        tensor.rows(i, i + 1).map(tuple(shape), lambda x: x[0]),
       )
-      for i in range(min(tensor.shape[0], MAX_DEPTH + 1))
+      for i in range(min(blocks, MAX_DEPTH + 1))
     ]
   if name.startswith(_MAP_HEAD):  # models from the time of ViT-G have no MAPHead_0
     return [(f'MAPHead_0/{name}', tensor)]
@@ -146,8 +132,7 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
   tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
   if 'root_block/conv_root/kernel' not in tensors:
     return {_rename(name, _FROM_LINEN): array for name, array in tensors.items()}
-  to_bit = {linen: name for name, linen in _BIT.items()}
-  to_bit_unit = {linen: name for name, linen in _BIT_UNIT.items()}
+  to_bit, to_bit_unit = ({new: old for old, new in table.items()} for table in (_BIT, _BIT_UNIT))
   arrays = {}
   for name, array in tensors.items():
     if match := re.fullmatch(r'(block\d/unit\d\d)/(.*)', name):
