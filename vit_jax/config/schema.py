@@ -334,7 +334,7 @@ class Config(StepConfig):
     1000, 'steps between evaluations; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
   init_from: str = field(
-    '', 'weights to start from, with a new head: a released name, a file, or the folder of a run'
+    '', 'weights to start from, with a new head: a published name, a file, or the folder of a run'
   )
   position_resize: PositionResize = field(
     'corners', "how init_from's position embeddings are resized; corners: as released"
