@@ -1,6 +1,7 @@
 """Checkpoints of a run: written asynchronously by Orbax; the last few and the best are kept."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -14,23 +15,15 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from vit_jax.checkpoints import manifest
 from vit_jax.errors import PreemptedError, UserError, first_line, is_out_of_memory
 
-_METRIC = 'accuracy'
 _ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
 _OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
-
-
-def _folder(workdir: epath.Path) -> epath.Path:
-  return workdir / 'checkpoints'
-
-
-def _accuracy(metrics: dict[str, float]) -> float:
-  return metrics[_METRIC]
+_accuracy = operator.itemgetter('accuracy')
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
   """Returns True if the workdir has a checkpoint to resume from."""
-  folder = _folder(workdir)
+  folder = workdir / 'checkpoints'
   return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
 
 
@@ -39,23 +32,15 @@ def _has_manifest(folder: epath.Path, step: int) -> bool:
 
 
 def _candidate_steps(folder: epath.Path) -> list[int]:
-  """The steps to choose from, newest first: those with a manifest, if there are any.
-
-  Other programs, and early versions of this one, write no manifests; without them, all steps that
-  Orbax has committed must be trusted.
-  """
+  """The steps with a manifest, or all if none has one (of other programs); newest first."""
   steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
   return [step for step in steps if _has_manifest(folder, step)] or steps
 
 
 def _rename_damaged(folder: epath.Path) -> list[str]:
-  """Renames damaged checkpoints to <step>.damaged; returns a warning about each.
-
-  Raises:
-    UserError: when no checkpoint is intact; then nothing is renamed.
-  """
+  """Renames damaged checkpoints to <step>.damaged, if one is intact; returns warnings."""
   steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-  if steps and not _has_manifest(folder, _candidate_steps(folder)[0]):
+  if steps and not any(_has_manifest(folder, step) for step in steps):
     return [f'the checkpoints have no {manifest.MANIFEST}, so they are used without verification']
   problems: dict[int, str] = {}
   newest = None
@@ -65,10 +50,10 @@ def _rename_damaged(folder: epath.Path) -> list[str]:
     elif newest is None:
       newest = step
   if steps and newest is None:
+    listed = '; '.join(f'{step}: {problem}' for step, problem in problems.items())
     raise UserError(
-      f'No checkpoint in {folder} is intact ('
-      f'{"; ".join(f"{step}: {problem}" for step, problem in problems.items())}); choose '
-      f'another --workdir, or remove {folder} to start over.'
+      f'No checkpoint in {folder} is intact ({listed}); choose another --workdir, or remove '
+      f'{folder} to start over.'
     )
   warnings = [
     f'the save {child.name} was interrupted and is ignored'
@@ -89,16 +74,18 @@ def _rename_damaged(folder: epath.Path) -> list[str]:
 class Checkpointer:
   """Saves and restores the state of a run in `workdir/checkpoints`, one atomic folder per step.
 
-  A checkpoint whose step was evaluated carries its accuracy; the best of these is kept besides
-  the last `keep`. Damaged ones are renamed first. Leaving it as a context manager waits for the
-  save in progress.
+  It renames damaged checkpoints, and keeps the last `keep` and the one with the best accuracy. As a
+  context manager it waits for the save in progress.
 
   Attributes:
     warnings: about damaged checkpoints and interrupted saves, one line each, on process 0.
+
+  Raises:
+    UserError: when there are checkpoints, but none is intact.
   """
 
   def __init__(self, workdir: epath.Path, keep: int):
-    folder = _folder(workdir)
+    folder = workdir / 'checkpoints'
     self.warnings: list[str] = []
     if jax.process_index() == 0 and folder.exists():
       self.warnings = _rename_damaged(folder)
@@ -115,13 +102,13 @@ class Checkpointer:
       ),
     )
     metrics = [self._manager.metrics(step) for step in self._manager.all_steps()]
-    self._best = max((m[_METRIC] for m in metrics if m), default=-1.0)
+    self._best = max(map(_accuracy, filter(None, metrics)), default=-1.0)
 
   def _write_manifest(self) -> None:
     """Orbax calls it on process 0 when all files are written, before it renames the folder."""
     folder, step = self._manager.directory, self._saving_step
-    temporary = [*folder.glob(f'{step}.orbax-checkpoint-tmp*')]
-    manifest.write_manifest(temporary[0] if temporary else folder / str(step))
+    temporary = next(folder.glob(f'{step}.orbax-checkpoint-tmp*'), None)
+    manifest.write_manifest(temporary or folder / str(step))
 
   def __enter__(self) -> 'Checkpointer':
     return self
@@ -130,7 +117,7 @@ class Checkpointer:
     try:
       self._manager.wait_until_finished()
     except _WRITE_ERRORS as error:
-      if kind in (None, PreemptedError):  # any other error is the cause of this one
+      if kind in (None, PreemptedError):  # another error is the one to report
         raise self._write_error(error) from None
     finally:
       self._manager.close()
@@ -156,7 +143,7 @@ class Checkpointer:
     Raises:
       UserError: when this or an earlier checkpoint cannot be written.
     """
-    metrics = None if accuracy is None else {_METRIC: accuracy}
+    metrics = None if accuracy is None else {'accuracy': accuracy}
     self._best = max(self._best, -1.0 if accuracy is None else accuracy)
     try:
       self._manager.wait_until_finished()
@@ -175,7 +162,7 @@ class Checkpointer:
       abstract_state: a tree of `ShapeDtypeStruct`s with the shardings to read into.
 
     Raises:
-      UserError: when it cannot be read, as when it is of another model.
+      UserError: when it cannot be read, for instance because it is of another model.
     """
     folder = self._manager.directory / str(step)
     try:
@@ -196,16 +183,13 @@ class Checkpointer:
 
 
 def _stored_tree(folder: epath.Path) -> dict[str, Any]:
-  """The tree that an Orbax checkpoint stores, with metadata (shape, dtype) for each array."""
+  """The tree of an Orbax checkpoint, with metadata (shape, dtype) for each array."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.metadata(folder).item_metadata.tree
 
 
 def find_checkpoint(folder: epath.Path) -> epath.Path | None:
-  """Finds the newest intact checkpoint.
-
-  Args:
-    folder: a workdir, its checkpoints/, or one step.
+  """Finds the newest intact checkpoint in a workdir, its checkpoints/, or the folder of a step.
 
   Returns:
     The folder for `read_params`; None without a checkpoint.
@@ -227,7 +211,7 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
 
 
 def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
-  """Reads the parameters of an Orbax checkpoint: their moving average, where one is kept.
+  """Reads the parameters of a checkpoint, or their moving average if it has one.
 
   Args:
     folder: from `find_checkpoint`.
@@ -236,7 +220,7 @@ def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
     {'Transformer/encoder_norm/bias': array, …}.
 
   Raises:
-    UserError: for a checkpoint that cannot be read.
+    UserError: when it cannot be read.
   """
   try:
     tree = _stored_tree(folder)
