@@ -88,8 +88,7 @@ def report(error: BaseException) -> tuple[int, str]:
     print(f'{error.label}: {error}', file=sys.stderr, flush=True)
     return error.exit_code, str(error)
   if isinstance(error, KeyboardInterrupt):
-    message = 'interrupted by the keyboard.'
-    print(message, file=sys.stderr, flush=True)
-    return 130, message
+    print('interrupted by the keyboard.', file=sys.stderr, flush=True)
+    return 130, 'interrupted by the keyboard.'
   traceback.print_exception(error)
   return 1, f'{type(error).__name__}: {first_line(error)}'

@@ -23,33 +23,31 @@ _accuracy = operator.itemgetter('accuracy')
 
 def has_checkpoint(workdir: epath.Path) -> bool:
   """Returns True if the workdir has a checkpoint to resume from."""
-  folder = workdir / 'checkpoints'
-  return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+  return bool(_steps(workdir / 'checkpoints'))
+
+
+def _steps(folder: epath.Path) -> list[int]:
+  """The steps that have a complete checkpoint, newest first."""
+  return sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.exists() else []
 
 
 def _has_manifest(folder: epath.Path, step: int) -> bool:
   return (folder / str(step) / manifest.MANIFEST).exists()
 
 
-def _candidate_steps(folder: epath.Path) -> list[int]:
-  """The steps with a manifest, or all if none has one (of other programs); newest first."""
-  steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-  return [step for step in steps if _has_manifest(folder, step)] or steps
-
-
 def _rename_damaged(folder: epath.Path) -> list[str]:
   """Renames damaged checkpoints to <step>.damaged, if one is intact; returns warnings."""
-  steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+  steps = _steps(folder)
   if steps and not any(_has_manifest(folder, step) for step in steps):
     return [f'the checkpoints have no {manifest.MANIFEST}, so they are used without verification']
   problems: dict[int, str] = {}
-  newest = None
+  intact: list[int] = []
   for step in steps:
-    if problem := manifest.verify(folder / str(step), thorough=newest is None):
+    if problem := manifest.verify(folder / str(step), thorough=not intact):
       problems[step] = problem
-    elif newest is None:
-      newest = step
-  if steps and newest is None:
+    else:
+      intact.append(step)
+  if steps and not intact:
     listed = '; '.join(f'{step}: {problem}' for step, problem in problems.items())
     raise UserError(
       f'No checkpoint in {folder} is intact ({listed}); choose another --workdir, or remove '
@@ -61,12 +59,11 @@ def _rename_damaged(folder: epath.Path) -> list[str]:
   ]
   for step, problem in problems.items():
     renamed = folder / f'{step}.damaged'
-    if renamed.exists():
-      renamed.rmtree()
+    renamed.rmtree(missing_ok=True)
     (folder / str(step)).rename(renamed)
     warnings.append(
       f'checkpoint {step} is damaged: {problem}; it was renamed to {renamed.name}, and the newest '
-      f'intact one is {newest}'
+      f'intact one is {intact[0]}'
     )
   return warnings
 
@@ -86,9 +83,7 @@ class Checkpointer:
 
   def __init__(self, workdir: epath.Path, keep: int):
     folder = workdir / 'checkpoints'
-    self.warnings: list[str] = []
-    if jax.process_index() == 0 and folder.exists():
-      self.warnings = _rename_damaged(folder)
+    self.warnings = _rename_damaged(folder) if jax.process_index() == 0 else []
     multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     best = BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
     self._saving_step: int | None = None
@@ -155,7 +150,7 @@ class Checkpointer:
       raise self._write_error(error) from None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
-    """Reads the state of `step`, also as older versions wrote it.
+    """Reads the state of `step`, which an older version may have written.
 
     Args:
       step: of a complete checkpoint.
@@ -201,9 +196,10 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
     if (step_folder / '_METADATA').exists():
       return step_folder
   for candidate in (folder / 'checkpoints', folder):
-    steps = _candidate_steps(candidate) if candidate.exists() else ()
-    for step in steps:
-      if not _has_manifest(candidate, step) or not manifest.verify(candidate / str(step)):
+    steps = _steps(candidate)
+    with_manifest = [step for step in steps if _has_manifest(candidate, step)]
+    for step in with_manifest or steps:  # other programs write no manifests
+      if not with_manifest or not manifest.verify(candidate / str(step)):
         return candidate / str(step) / _ITEM
     if steps:
       raise UserError(f'No checkpoint in {candidate} is intact; choose another folder.')
@@ -211,13 +207,10 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
 
 
 def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
-  """Reads the parameters of a checkpoint, or their moving average if it has one.
+  """Reads the parameters, or their moving average if it is kept: {'head/bias': array, …}.
 
   Args:
     folder: from `find_checkpoint`.
-
-  Returns:
-    {'Transformer/encoder_norm/bias': array, …}.
 
   Raises:
     UserError: when it cannot be read.

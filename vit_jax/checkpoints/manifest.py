@@ -13,7 +13,7 @@ from vit_jax.files import is_remote, read_json_object, write_text
 
 MANIFEST = 'manifest.json'
 _CHUNK_BYTES = 2**22
-_NOT_LISTED = ('_CHECKPOINT_METADATA', MANIFEST)  # Orbax rewrites the first, but never restores it
+_NOT_LISTED = ('_CHECKPOINT_METADATA', MANIFEST)  # Orbax rewrites the first later
 
 
 def _files(folder: epath.Path, prefix: str = '') -> Iterator[str]:
@@ -39,11 +39,7 @@ def _read_entry(path: epath.Path) -> dict[str, int]:
 
 
 def write_manifest(folder: epath.Path) -> None:
-  """Writes the manifest of a complete checkpoint, atomically.
-
-  Raises:
-    OSError: when a file cannot be read, or the manifest cannot be written.
-  """
+  """Writes the manifest of a complete checkpoint, atomically; raises `OSError`."""
   names = sorted(_files(folder))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     entries = pool.map(_read_entry, (folder / name for name in names))

@@ -12,21 +12,13 @@ from vit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-  """This process in a run of several.
+  """This process in a run of several."""
 
-  Attributes:
-    coordinator: HOST:PORT where process 0 listens.
-    num_processes: in the run.
-    process_id: of this process, from 0.
-    hosts: host name of each process; empty if unknown.
-    local_device: index of the one GPU of its host that it uses; None: all devices.
-  """
-
-  coordinator: str
+  coordinator: str  # HOST:PORT where process 0 listens
   num_processes: int
-  process_id: int
-  hosts: tuple[str, ...] = ()
-  local_device: int | None = None
+  process_id: int  # from 0
+  hosts: tuple[str, ...] = ()  # host name of each process, if known
+  local_device: int | None = None  # index of the one GPU of its host to use; None: all
 
 
 def detect_cluster(

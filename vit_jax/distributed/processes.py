@@ -83,8 +83,8 @@ def distributed_run(
       yield
       jax.distributed.shutdown()  # waits for the others
   except BaseException as error:  # noqa: BLE001 - the others must learn of every end
-    _exit(watcher, error)
-  watcher.report_exit(0, '')
+    watcher.exit(error)
+  watcher.finish()
   _watcher = None
 
 
@@ -161,16 +161,15 @@ class _PeerWatcher:
       if 'stop' in message:
         self._receive_stop(message['stop'])
       else:
-        self._receive_exit(message)
+        self._receive_exit(message['id'], message['code'], message['message'])
     if i not in self._exited:
-      self._receive_exit({'id': i, 'code': LostPeerError.exit_code, 'message': ''})
+      self._receive_exit(i, LostPeerError.exit_code, '')
 
-  def _receive_exit(self, exit_message: Mapping[str, Any]) -> None:
-    """Forwards that a process has exited, and exits as well unless that was planned."""
-    i, code, message = exit_message['id'], exit_message['code'], exit_message['message']
+  def _receive_exit(self, i: int, code: int, message: str) -> None:
+    """Forwards that process i has exited, and exits as well unless that was planned."""
     with self._lock:
       self._exited.add(i)
-      self._send_exit(exit_message)
+      self._send_exit(i, code, message)
       event = 'error' if message else 'loss'
       if code in (0, PreemptedError.exit_code) or event not in self._exit_on:
         return
@@ -208,35 +207,29 @@ class _PeerWatcher:
     else:
       self._acknowledged.release()
 
-  def _send_exit(self, exit_message: Mapping[str, Any]) -> None:
-    """Process 0 sends it to all that still run; the others send only their own, to process 0."""
-    if self._process_id in (0, exit_message['id']):
-      for i in self._connections.keys() - self._exited:
-        self._connections[i].send(exit_message)
+  def _send_exit(self, i: int, code: int, message: str) -> None:
+    """Process 0 sends each exit to all that still run; the others send their own, to process 0."""
+    if self._process_id in (0, i):
+      for peer in self._connections.keys() - self._exited:
+        self._connections[peer].send({'id': i, 'code': code, 'message': message})
 
-  def exit_on(self, *events: str) -> None:
-    """Sets which events of a peer, 'loss' or 'error', may still end this process."""
-    with self._lock:
-      self._exit_on = set(events)
-
-  def report_exit(self, code: int, message: str) -> None:
-    """Sends the peers the exit of this process, which they can no longer end."""
+  def finish(self) -> None:
+    """Tells the peers that this process is done, and no longer exits because of them."""
     with self._lock:
       self._exit_on = set()
-      self._send_exit({'id': self._process_id, 'code': code, 'message': message})
+      self._send_exit(self._process_id, 0, '')
 
-
-def _exit(watcher: _PeerWatcher, error: BaseException) -> NoReturn:
-  """Reports the error to the user and to the other processes, and exits with its code."""
-  if isinstance(error, PreemptedError):
-    with contextlib.suppress(RuntimeError):
-      jax.distributed.shutdown()  # all have saved the same step
-  else:  # perhaps only a consequence of the end of another process, which is then reported instead
-    if isinstance(error, RunError):
-      watcher.exit_on('loss')
-    time.sleep(_LOSS_REPORT_SECONDS)
-  watcher.exit_on()
-  code, message = errors.report(error)
-  watcher.report_exit(code, message)
-  sys.stdout.flush()
-  os._exit(code)
+  def exit(self, error: BaseException) -> NoReturn:
+    """Reports the error to the user and to the peers, and exits with its code."""
+    if isinstance(error, PreemptedError):
+      with contextlib.suppress(RuntimeError):
+        jax.distributed.shutdown()  # all have saved the same step
+    else:  # perhaps only a consequence of the end of a peer, which is then reported instead
+      if isinstance(error, RunError):
+        self._exit_on = {'loss'}
+      time.sleep(_LOSS_REPORT_SECONDS)
+    with self._lock:  # until the end, so that no peer ends this process first
+      code, message = errors.report(error)
+      self._send_exit(self._process_id, code, message)
+      sys.stdout.flush()
+      os._exit(code)

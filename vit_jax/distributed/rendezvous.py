@@ -20,8 +20,6 @@ from vit_jax.errors import LostPeerError, UserError
 # A host that vanishes closes nothing: it is lost after 3 s of silence and three probes, 2 s apart.
 # The kernels answer probes, so a process that compiles or is stopped for a while is not lost.
 _KEEPALIVE = {'TCP_KEEPIDLE': 3, 'TCP_KEEPINTVL': 2, 'TCP_KEEPCNT': 3}
-_HELLO_SECONDS = 2  # from a connection to its first message
-_MAX_MESSAGE_BYTES = 2**20
 MAX_LISTED = 8  # processes in a message
 
 
@@ -45,7 +43,7 @@ class Connection:
     """Waits for a message; None when the peer is gone, sends anything else, or times out."""
     self._socket.settimeout(timeout)
     try:
-      message = json.loads(self._lines.readline(_MAX_MESSAGE_BYTES))
+      message = json.loads(self._lines.readline(2**20))
     except (OSError, ValueError):
       return None
     finally:
@@ -68,19 +66,12 @@ class Connection:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
-  """The connected processes of a run.
+  """The connected processes of a run."""
 
-  Attributes:
-    process_id: of this process.
-    hosts: host name of each process.
-    connections: by process_id: from process 0 to all others, from these to process 0 only.
-    coordinator: HOST:PORT where JAX's coordinator is to listen.
-  """
-
-  process_id: int
-  hosts: Sequence[str]
-  connections: Mapping[int, Connection]
-  coordinator: str
+  process_id: int  # of this process
+  hosts: Sequence[str]  # host name of each process
+  connections: Mapping[int, Connection]  # process 0 with each of the others
+  coordinator: str  # HOST:PORT where JAX's coordinator must listen
 
 
 def connect_processes(
@@ -150,7 +141,7 @@ def _accept_peers(
       connection = Connection(server.accept()[0])
     except TimeoutError:
       break
-    hello = connection.receive(_HELLO_SECONDS)
+    hello = connection.receive(timeout=2)
     if not hello or hello.keys() != hello_keys:  # not a process of ours
       connection.close()
       continue

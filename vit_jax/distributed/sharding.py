@@ -34,13 +34,10 @@ TENSOR_RULES = (
 MIN_SIZE_TO_SHARD = 2**14
 
 
-def make_mesh(
-  config: MeshConfig,
-  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
-) -> Mesh:
-  """A mesh of `devices` (default: all of the run) with the axes data, fsdp and tensor.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+  """A mesh of `jax.Device`s (default: all of the run) with the axes data, fsdp and tensor.
 
-  TPU slices lie along `data`: their network is slow, so each holds whole `fsdp` and `tensor` axes.
+  A TPU slice holds whole `fsdp` and `tensor` axes, because the network between slices is slow.
 
   Raises:
     UserError: when the axes do not multiply to the number of devices, or `num_slices` is not the
@@ -72,10 +69,7 @@ def make_mesh(
   return Mesh(np.concatenate(slice_meshes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _slices(
-  devices: list[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
-  num_slices: int,
-) -> list[list[Any]]:
+def _slices(devices: list[Any], num_slices: int) -> list[list[Any]]:
   """The devices of each TPU slice; other devices are divided equally, in their order."""
   # The slice_index of a GPU or CPU is that of its host.
   is_tpu = devices[0].platform == 'tpu'
@@ -112,7 +106,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str) -> None:
 
 
 def _partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  """`TENSOR_RULES`, then `fsdp` on the largest other axis that it divides."""
+  """Shards by `TENSOR_RULES`, then the largest other axis that `fsdp` divides."""
   axes: list[str | None] = [None] * len(shape)
   for pattern, axis in TENSOR_RULES:
     if re.search(f'{pattern}$', path) and -len(shape) <= axis < len(shape):
@@ -202,8 +196,8 @@ def place_batch(
   """Makes a global batch from the rows that each process has read.
 
   Args:
-    local_batch: arrays (len(rows), …) of this process, whose rows are `rows`.
-    mesh, batch_size, rows: `rows` is `local_rows(mesh, batch_size)`.
+    local_batch: arrays (len(rows), …) of this process.
+    rows: `local_rows(mesh, batch_size)`.
 
   Returns:
     Arrays (batch_size, …) with the sharding `batch_sharding(mesh)`.
