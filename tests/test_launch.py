@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.helpers import ROOT
+from vit_jax import signals
 
 RETRY = ROOT / 'launch' / 'retry.sh'
 # Appends a character to a file at each start, and ends as its next argument says.
@@ -29,13 +30,14 @@ sys.exit(int(end))
 
 def start(path, *ends):
   """Starts `retry.sh` with a command that ends with `ends`: exit codes, 'kill' or 'wait'."""
-  return subprocess.Popen(
-    ['bash', RETRY, sys.executable, '-c', CHILD, path, *ends],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
+  with signals.handled(signal.SIGINT, signal.default_int_handler):  # a background job ignores it
+    return subprocess.Popen(
+      ['bash', RETRY, sys.executable, '-c', CHILD, path, *ends],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
 
 
 @pytest.mark.parametrize('script', sorted(os.listdir(ROOT / 'launch')))

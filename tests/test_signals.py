@@ -26,13 +26,14 @@ def test_the_previous_handler_is_restored_after_an_error():
 
 def test_a_delayed_signal_is_handled_once_after_the_block():
   finished = False
-  with pytest.raises(KeyboardInterrupt):
-    with signals.delayed(signal.SIGINT):
-      signal.raise_signal(signal.SIGINT)
-      signal.raise_signal(signal.SIGINT)
-      finished = True
-  assert finished
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  with signals.handled(signal.SIGINT, signal.default_int_handler):
+    with pytest.raises(KeyboardInterrupt):
+      with signals.delayed(signal.SIGINT):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        finished = True
+    assert finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_delayed_signal_that_is_ignored_stays_ignored():

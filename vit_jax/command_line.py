@@ -31,8 +31,8 @@ def parse_image_size(text: str) -> int | tuple[int, int]:
   match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
   if not match:
     raise argparse.ArgumentTypeError(f'{text!r} is not an image size such as 224 or 224x160')
-  height = int(match[1])
-  return (height, int(match[2])) if match[2] else height
+  height, width = match.groups()
+  return (int(height), int(width)) if width else int(height)
 
 
 def print_report(report: Any) -> None:

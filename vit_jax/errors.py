@@ -1,13 +1,7 @@
-"""Exceptions that end a command with one sentence, and the exit codes of commands.
+"""Exceptions that end a command with one sentence, and the exit codes of all commands.
 
-0    finished
-1    a bug: a traceback
-2    a mistake of the user (`UserError`)
-3    a non-finite loss (`NonFiniteLossError`)
-4    out of device memory: change the config (`DeviceMemoryError`)
-75   preempted: rerun to resume (`PreemptedError`; EX_TEMPFAIL of sysexits.h)
-76   another process of the run was lost: rerun to resume (`LostPeerError`)
-130  interrupted by the keyboard
+A finished command exits with 0, a bug (a traceback) with 1, an interrupt by the keyboard with 130;
+the other codes are those of the exceptions.
 """
 
 import contextlib
@@ -16,8 +10,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RunError(Exception):
@@ -50,14 +42,14 @@ class DeviceMemoryError(RunError):
 
 
 class PreemptedError(RunError):
-  """The run was preempted (SIGTERM); the message names the step that was saved."""
+  """The run was preempted (SIGTERM): rerun to resume; the message names the step that was saved."""
 
-  exit_code = 75
+  exit_code = 75  # EX_TEMPFAIL of sysexits.h
   label = 'stopped'
 
 
 class LostPeerError(RunError):
-  """Another process of the run did not start or was lost; the message names it."""
+  """Another process did not start or was lost: rerun to resume; the message names it."""
 
   exit_code = 76
 
@@ -68,7 +60,7 @@ def first_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Returns True if a device ran out of memory; JAX raises several types of exceptions then."""
+  """Returns True if a device ran out of memory, for which JAX raises several exceptions."""
   return 'RESOURCE_EXHAUSTED' in str(error) or 'Out of memory' in str(error)
 
 
@@ -90,16 +82,13 @@ def memory_explained(advice: str) -> Iterator[None]:
 
 def report(error: BaseException) -> tuple[int, str]:
   """Prints on stderr what ended a command; returns its exit code and a one-line message."""
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    error = UserError(f'{error.filename or "A file"} cannot be written ({error.strerror}).')
   if isinstance(error, RunError):
     print(f'{error.label}: {error}', file=sys.stderr, flush=True)
     return error.exit_code, str(error)
-  if isinstance(error, OSError) and error.errno in _NO_SPACE:
-    message = f'{error.filename or "A file"} cannot be written ({error.strerror}).'
-    print(f'error: {message}', file=sys.stderr, flush=True)
-    return UserError.exit_code, message
   if isinstance(error, KeyboardInterrupt):
-    message = 'interrupted by the keyboard.'
-    print(message, file=sys.stderr, flush=True)
-    return 130, message
+    print('interrupted by the keyboard.', file=sys.stderr, flush=True)
+    return 130, 'interrupted by the keyboard.'
   traceback.print_exception(error)
   return 1, f'{type(error).__name__}: {first_line(error)}'

@@ -13,13 +13,9 @@ from vit_jax.errors import UserError
 
 
 def cache_folder() -> epath.Path:
-  """The folder of downloads and indices: `$VIT_JAX_CACHE`, or ~/.cache/vit_jax.
-
-  Raises:
-    UserError: for a remote path.
-  """
+  """The local folder of downloads and indices: `$VIT_JAX_CACHE`, or ~/.cache/vit_jax."""
   folder = os.environ.get('VIT_JAX_CACHE') or '~/.cache/vit_jax'
-  if '://' in folder:
+  if is_remote(folder):
     raise UserError(f'VIT_JAX_CACHE is {folder}; it takes a local folder.')
   return epath.Path(folder).expanduser()
 
@@ -30,7 +26,7 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def real_path(path: epath.Path) -> epath.Path:
-  """The absolute path that links lead to; a remote path is returned as it is."""
+  """The absolute path with links resolved; a remote path is returned unchanged."""
   return path if is_remote(path) else epath.Path(os.path.realpath(path))
 
 
@@ -57,17 +53,16 @@ def write_atomically(
   try:
     write(scratch)
     if sync:
-      sync_to_disk(scratch)
+      _sync_to_disk(scratch)
     scratch.replace(path)
     if sync:
-      sync_to_disk(path.parent)
+      _sync_to_disk(path.parent)
   finally:
     if scratch.exists():
       scratch.unlink()
 
 
-def sync_to_disk(path: epath.PathLike) -> None:
-  """Waits until the bytes of a local file, or the entries of a folder, are on the disk."""
+def _sync_to_disk(path: epath.Path) -> None:
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -86,12 +81,7 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def read_json_object(path: epath.Path) -> dict[str, Any]:
-  """Reads a file that holds a JSON object.
-
-  Raises:
-    OSError: when the file cannot be read.
-    ValueError: when it is not a JSON object.
-  """
+  """Reads a JSON object; raises `OSError` or, when the file holds anything else, `ValueError`."""
   content = json.loads(path.read_text())
   if not isinstance(content, dict):
     raise ValueError(f'{path.name} is not a JSON object')

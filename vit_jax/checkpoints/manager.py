@@ -1,6 +1,7 @@
 """Checkpoints of a run: written asynchronously by Orbax; the last few and the best are kept."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -14,61 +15,43 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from vit_jax.checkpoints import manifest
 from vit_jax.errors import PreemptedError, UserError, first_line, is_out_of_memory
 
-_METRIC = 'accuracy'
 _ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
 _OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
-
-
-def _folder(workdir: epath.Path) -> epath.Path:
-  return workdir / 'checkpoints'
-
-
-def _accuracy(metrics: dict[str, float]) -> float:
-  return metrics[_METRIC]
+_accuracy = operator.itemgetter('accuracy')
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
   """Returns True if the workdir has a checkpoint to resume from."""
-  folder = _folder(workdir)
-  return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+  return bool(_steps(workdir / 'checkpoints'))
+
+
+def _steps(folder: epath.Path) -> list[int]:
+  """The steps that have a complete checkpoint, newest first."""
+  return sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.exists() else []
 
 
 def _has_manifest(folder: epath.Path, step: int) -> bool:
   return (folder / str(step) / manifest.MANIFEST).exists()
 
 
-def _candidate_steps(folder: epath.Path) -> list[int]:
-  """The steps to choose from, newest first: those with a manifest, if there are any.
-
-  Other programs, and early versions of this one, write no manifests; without them, all steps that
-  Orbax has committed must be trusted.
-  """
-  steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-  return [step for step in steps if _has_manifest(folder, step)] or steps
-
-
 def _rename_damaged(folder: epath.Path) -> list[str]:
-  """Renames damaged checkpoints to <step>.damaged; returns a warning about each.
-
-  Raises:
-    UserError: when no checkpoint is intact; then nothing is renamed.
-  """
-  steps = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-  if steps and not _has_manifest(folder, _candidate_steps(folder)[0]):
+  """Renames damaged checkpoints to <step>.damaged, if one is intact; returns warnings."""
+  steps = _steps(folder)
+  if steps and not any(_has_manifest(folder, step) for step in steps):
     return [f'the checkpoints have no {manifest.MANIFEST}, so they are used without verification']
   problems: dict[int, str] = {}
-  newest = None
+  intact: list[int] = []
   for step in steps:
-    if problem := manifest.verify(folder / str(step), thorough=newest is None):
+    if problem := manifest.verify(folder / str(step), thorough=not intact):
       problems[step] = problem
-    elif newest is None:
-      newest = step
-  if steps and newest is None:
+    else:
+      intact.append(step)
+  if steps and not intact:
+    listed = '; '.join(f'{step}: {problem}' for step, problem in problems.items())
     raise UserError(
-      f'No checkpoint in {folder} is intact ('
-      f'{"; ".join(f"{step}: {problem}" for step, problem in problems.items())}); choose '
-      f'another --workdir, or remove {folder} to start over.'
+      f'No checkpoint in {folder} is intact ({listed}); choose another --workdir, or remove '
+      f'{folder} to start over.'
     )
   warnings = [
     f'the save {child.name} was interrupted and is ignored'
@@ -76,12 +59,11 @@ def _rename_damaged(folder: epath.Path) -> list[str]:
   ]
   for step, problem in problems.items():
     renamed = folder / f'{step}.damaged'
-    if renamed.exists():
-      renamed.rmtree()
+    renamed.rmtree(missing_ok=True)
     (folder / str(step)).rename(renamed)
     warnings.append(
       f'checkpoint {step} is damaged: {problem}; it was renamed to {renamed.name}, and the newest '
-      f'intact one is {newest}'
+      f'intact one is {intact[0]}'
     )
   return warnings
 
@@ -89,19 +71,19 @@ def _rename_damaged(folder: epath.Path) -> list[str]:
 class Checkpointer:
   """Saves and restores the state of a run in `workdir/checkpoints`, one atomic folder per step.
 
-  A checkpoint whose step was evaluated carries its accuracy; the best of these is kept besides
-  the last `keep`. Damaged ones are renamed first. Leaving it as a context manager waits for the
-  save in progress.
+  It renames damaged checkpoints, and keeps the last `keep` and the one with the best accuracy. As a
+  context manager it waits for the save in progress.
 
   Attributes:
     warnings: about damaged checkpoints and interrupted saves, one line each, on process 0.
+
+  Raises:
+    UserError: when there are checkpoints, but none is intact.
   """
 
   def __init__(self, workdir: epath.Path, keep: int):
-    folder = _folder(workdir)
-    self.warnings: list[str] = []
-    if jax.process_index() == 0 and folder.exists():
-      self.warnings = _rename_damaged(folder)
+    folder = workdir / 'checkpoints'
+    self.warnings = _rename_damaged(folder) if jax.process_index() == 0 else []
     multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     best = BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
     self._saving_step: int | None = None
@@ -115,13 +97,13 @@ class Checkpointer:
       ),
     )
     metrics = [self._manager.metrics(step) for step in self._manager.all_steps()]
-    self._best = max((m[_METRIC] for m in metrics if m), default=-1.0)
+    self._best = max(map(_accuracy, filter(None, metrics)), default=-1.0)
 
   def _write_manifest(self) -> None:
     """Orbax calls it on process 0 when all files are written, before it renames the folder."""
     folder, step = self._manager.directory, self._saving_step
-    temporary = [*folder.glob(f'{step}.orbax-checkpoint-tmp*')]
-    manifest.write_manifest(temporary[0] if temporary else folder / str(step))
+    temporary = next(folder.glob(f'{step}.orbax-checkpoint-tmp*'), None)
+    manifest.write_manifest(temporary or folder / str(step))
 
   def __enter__(self) -> 'Checkpointer':
     return self
@@ -130,7 +112,7 @@ class Checkpointer:
     try:
       self._manager.wait_until_finished()
     except _WRITE_ERRORS as error:
-      if kind in (None, PreemptedError):  # any other error is the cause of this one
+      if kind in (None, PreemptedError):  # another error is the one to report
         raise self._write_error(error) from None
     finally:
       self._manager.close()
@@ -156,7 +138,7 @@ class Checkpointer:
     Raises:
       UserError: when this or an earlier checkpoint cannot be written.
     """
-    metrics = None if accuracy is None else {_METRIC: accuracy}
+    metrics = None if accuracy is None else {'accuracy': accuracy}
     self._best = max(self._best, -1.0 if accuracy is None else accuracy)
     try:
       self._manager.wait_until_finished()
@@ -168,14 +150,14 @@ class Checkpointer:
       raise self._write_error(error) from None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
-    """Reads the state of `step`, also as older versions wrote it.
+    """Reads the state of `step`, which an older version may have written.
 
     Args:
       step: of a complete checkpoint.
       abstract_state: a tree of `ShapeDtypeStruct`s with the shardings to read into.
 
     Raises:
-      UserError: when it cannot be read, as when it is of another model.
+      UserError: when it cannot be read, for instance because it is of another model.
     """
     folder = self._manager.directory / str(step)
     try:
@@ -196,16 +178,13 @@ class Checkpointer:
 
 
 def _stored_tree(folder: epath.Path) -> dict[str, Any]:
-  """The tree that an Orbax checkpoint stores, with metadata (shape, dtype) for each array."""
+  """The tree of an Orbax checkpoint, with metadata (shape, dtype) for each array."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.metadata(folder).item_metadata.tree
 
 
 def find_checkpoint(folder: epath.Path) -> epath.Path | None:
-  """Finds the newest intact checkpoint.
-
-  Args:
-    folder: a workdir, its checkpoints/, or one step.
+  """Finds the newest intact checkpoint in a workdir, its checkpoints/, or the folder of a step.
 
   Returns:
     The folder for `read_params`; None without a checkpoint.
@@ -217,9 +196,10 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
     if (step_folder / '_METADATA').exists():
       return step_folder
   for candidate in (folder / 'checkpoints', folder):
-    steps = _candidate_steps(candidate) if candidate.exists() else ()
-    for step in steps:
-      if not _has_manifest(candidate, step) or not manifest.verify(candidate / str(step)):
+    steps = _steps(candidate)
+    with_manifest = [step for step in steps if _has_manifest(candidate, step)]
+    for step in with_manifest or steps:  # other programs write no manifests
+      if not with_manifest or not manifest.verify(candidate / str(step)):
         return candidate / str(step) / _ITEM
     if steps:
       raise UserError(f'No checkpoint in {candidate} is intact; choose another folder.')
@@ -227,16 +207,13 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
 
 
 def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
-  """Reads the parameters of an Orbax checkpoint: their moving average, where one is kept.
+  """Reads the parameters, or their moving average if it is kept: {'head/bias': array, …}.
 
   Args:
     folder: from `find_checkpoint`.
 
-  Returns:
-    {'Transformer/encoder_norm/bias': array, …}.
-
   Raises:
-    UserError: for a checkpoint that cannot be read.
+    UserError: when it cannot be read.
   """
   try:
     tree = _stored_tree(folder)

@@ -1,7 +1,4 @@
-"""The manifest of a checkpoint: size and checksum of its files, which show whether it is intact.
-
-TensorStore reads flipped bits without noticing.
-"""
+"""The manifest of a checkpoint: sizes and checksums. TensorStore reads damaged files silently."""
 
 import concurrent.futures
 import json
@@ -12,12 +9,11 @@ from collections.abc import Iterator
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.files import is_remote, write_text
+from vit_jax.files import is_remote, read_json_object, write_text
 
 MANIFEST = 'manifest.json'
 _CHUNK_BYTES = 2**22
-# Orbax rewrites this file after the manifest is written; a restore does not depend on it.
-_NOT_LISTED = ('_CHECKPOINT_METADATA', MANIFEST)
+_NOT_LISTED = ('_CHECKPOINT_METADATA', MANIFEST)  # Orbax rewrites the first later
 
 
 def _files(folder: epath.Path, prefix: str = '') -> Iterator[str]:
@@ -43,11 +39,7 @@ def _read_entry(path: epath.Path) -> dict[str, int]:
 
 
 def write_manifest(folder: epath.Path) -> None:
-  """Writes the manifest of a complete checkpoint, atomically.
-
-  Raises:
-    OSError: when a file cannot be read, or the manifest cannot be written.
-  """
+  """Writes the manifest of a complete checkpoint, atomically; raises `OSError`."""
   names = sorted(_files(folder))
   with concurrent.futures.ThreadPoolExecutor() as pool:
     entries = pool.map(_read_entry, (folder / name for name in names))
@@ -59,7 +51,7 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
   """Returns None for an intact checkpoint, otherwise what is wrong with it in a few words.
 
   Args:
-    folder: of one step.
+    folder: of a step.
     thorough: compare the checksums of all files; otherwise only the sizes of large ones.
 
   Raises:
@@ -75,18 +67,18 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
         return f'{name} has another checksum than when it was written'
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       return f'{name} is missing'
-    except OSError as error:  # may be temporary, so the checkpoint does not count as damaged
+    except OSError as error:  # perhaps temporary, so the checkpoint does not count as damaged
       raise UserError(f'{folder / name} cannot be read: {error.strerror or error}.') from None
     return None
 
   try:
     manifest = {
       name: {'size': int(entry['size']), 'crc32': int(entry['crc32'])}
-      for name, entry in json.loads((folder / MANIFEST).read_text()).items()
+      for name, entry in read_json_object(folder / MANIFEST).items()
     }
   except FileNotFoundError:
     return f'it has no {MANIFEST}'
-  except (ValueError, LookupError, TypeError, AttributeError):
+  except (ValueError, LookupError, TypeError):
     return f'its {MANIFEST} is not a manifest'
   with concurrent.futures.ThreadPoolExecutor() as pool:
     return next(filter(None, pool.map(check, manifest.keys(), manifest.values())), None)

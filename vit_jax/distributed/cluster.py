@@ -9,26 +9,16 @@ from collections.abc import Mapping
 
 from vit_jax.errors import UserError
 
-_TPU_PORT = 8482
-
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-  """This process in a run of several.
+  """This process in a run of several."""
 
-  Attributes:
-    coordinator: HOST:PORT where process 0 listens.
-    num_processes: in the run.
-    process_id: of this process, from 0.
-    hosts: host name of each process; empty where they are unknown.
-    local_device: index of the only GPU of the host that this process uses; None: all devices.
-  """
-
-  coordinator: str
+  coordinator: str  # HOST:PORT where process 0 listens
   num_processes: int
-  process_id: int
-  hosts: tuple[str, ...] = ()
-  local_device: int | None = None
+  process_id: int  # from 0
+  hosts: tuple[str, ...] = ()  # host name of each process, if known
+  local_device: int | None = None  # index of the one GPU of its host to use; None: all
 
 
 def detect_cluster(
@@ -37,18 +27,14 @@ def detect_cluster(
   process_id: int | None = None,
   env: Mapping[str, str] = os.environ,
 ) -> ProcessInfo | None:
-  """Detects the processes of the run; None where this one is alone, as on a laptop.
+  """Detects the processes of the run; None if this one is alone, as on a laptop.
 
   Without arguments it reads the environment: a SLURM step of several tasks (srun), a TPU slice of
-  several hosts on GKE (TPU_WORKER_HOSTNAMES), or the metadata server of a Cloud TPU VM.
-  JAX_COORDINATOR_PORT sets the port there.
-
-  Args:
-    coordinator, num_processes, process_id: see `ProcessInfo`; all of them or none.
-    env: environment variables.
+  several hosts on GKE (TPU_WORKER_HOSTNAMES), or the metadata server of a Cloud TPU VM; the
+  variable JAX_COORDINATOR_PORT then sets the port.
 
   Raises:
-    UserError: for arguments that do not go together.
+    UserError: unless coordinator, num_processes and process_id go together; set all or none.
   """
   if (coordinator, num_processes, process_id) != (None, None, None):
     process = _from_flags(coordinator, num_processes, process_id)
@@ -60,10 +46,8 @@ def detect_cluster(
 def _from_flags(
   coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> ProcessInfo:
-  if coordinator is None:
-    raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT.')
-  if num_processes is None or process_id is None:
-    raise UserError('--coordinator needs --num_processes and --process_id.')
+  if coordinator is None or num_processes is None or process_id is None:
+    raise UserError('--coordinator, --num_processes and --process_id need each other; set all.')
   match = re.fullmatch(r'[^:\[\]]+:(\d+)', coordinator)
   if not match or not 0 < int(match[1]) < 65536:
     raise UserError(f'--coordinator is {coordinator!r}; it must be HOST:PORT.')
@@ -81,20 +65,18 @@ def node_names(text: str) -> list[str]:
   for prefix, ranges, suffix in re.findall(r'([^,\[]+)(?:\[([^\]]*)\]([^,\[]*))?', text):
     for item in ranges.split(','):
       first, _, last = item.partition('-')
-      numbers = range(int(first), int(last) + 1) if last else ()
-      names += [f'{prefix}{number:0{len(first)}}{suffix}' for number in numbers] or [
-        f'{prefix}{first}{suffix}'
-      ]
+      numbers = range(int(first), int(last) + 1) if last else [first]
+      names += [f'{prefix}{str(number).zfill(len(first))}{suffix}' for number in numbers]
   return names
 
 
 def _from_slurm(env: Mapping[str, str]) -> ProcessInfo | None:
-  """A task of `srun`; the shell of `salloc` or `sbatch` itself has no SLURM_STEP_NODELIST."""
+  """A task of srun; the shell of salloc or sbatch itself has no SLURM_STEP_NODELIST."""
   if not {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID'} <= env.keys():
     return None
   tasks = int(env.get('SLURM_STEP_NUM_TASKS') or env.get('SLURM_NTASKS') or 1)
   nodes = node_names(env['SLURM_STEP_NODELIST'])
-  # All processes of a job compute the same port; other jobs on the node get another one.
+  # The same on all processes of a job, another one for other jobs on the node.
   port = env.get('JAX_COORDINATOR_PORT') or 61440 + int(env['SLURM_JOB_ID']) % 4096
   one_gpu_each = tasks > len(nodes) and len(env.get('CUDA_VISIBLE_DEVICES', ',').split(',')) > 1
   return ProcessInfo(
@@ -107,7 +89,7 @@ def _from_slurm(env: Mapping[str, str]) -> ProcessInfo | None:
 
 
 def _metadata(env: Mapping[str, str], name: str) -> str:
-  """An attribute from the metadata server of a Google Cloud machine; empty if there is none."""
+  """An attribute from the metadata server of a Google Cloud VM; '' outside of Google Cloud."""
   server = env.get('GCE_METADATA_IP', 'metadata.google.internal')
   request = urllib.request.Request(
     f'http://{server}/computeMetadata/v1/instance/attributes/{name}',
@@ -124,7 +106,7 @@ def _from_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
   """A host of a TPU slice, or of several slices (MEGASCALE_*)."""
   hosts = env.get('TPU_WORKER_HOSTNAMES', '').split(',')
   worker = env.get('TPU_WORKER_ID', '')
-  # `import jax` sets TPU_SKIP_MDS_QUERY where there is no TPU, and so no server to wait for.
+  # `import jax` sets TPU_SKIP_MDS_QUERY on machines without a TPU: no server to wait for.
   if not worker and importlib.util.find_spec('libtpu') and 'TPU_SKIP_MDS_QUERY' not in env:
     # 'host,host' or 'name:id:host,name:id:host'
     hosts = [x.split(':')[-1] for x in _metadata(env, 'worker-network-endpoints').split(',')]
@@ -136,7 +118,7 @@ def _from_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
   slice_id = int(env.get('MEGASCALE_SLICE_ID', 0))
   first = env.get('MEGASCALE_COORDINATOR_ADDRESS', hosts[0]).split(':')[0]
   return ProcessInfo(
-    coordinator=f'{first}:{env.get("JAX_COORDINATOR_PORT") or _TPU_PORT}',
+    coordinator=f'{first}:{env.get("JAX_COORDINATOR_PORT") or 8482}',
     num_processes=len(hosts) * num_slices,
     process_id=len(hosts) * slice_id + int(worker),
     hosts=tuple(hosts) if num_slices == 1 else (),

@@ -1,7 +1,7 @@
 """The processes of a run: how they start, and how the end of one of them ends the others.
 
-The connections of rendezvous.py stay open to the end: the kernel closes those of a killed process
-at once, so the others need not hang in a collective operation until JAX gives up.
+The kernel closes the connections of a killed process at once; so the others notice, rather than
+hang in a collective operation until JAX gives up.
 """
 
 import collections
@@ -28,23 +28,16 @@ from vit_jax.distributed.rendezvous import ProcessGroup
 from vit_jax.errors import LostPeerError, PreemptedError, RunError
 from vit_jax.text import plural
 
-# An error may only be a consequence of the loss of another process; that loss is known within:
-_LOSS_REPORT_SECONDS = 2
+_LOSS_REPORT_SECONDS = 2  # the loss of a process is known within
 _ACKNOWLEDGE_SECONDS = 10
 _sigterm = threading.Event()
 _watcher: '_PeerWatcher | None' = None  # in a run of several processes
 
-# Handles SIGABRT: JAX's client aborts this process when process 0 is gone, but not before the
-# watcher has reported the loss.
-_delay_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-  lambda unused: time.sleep(2 * _LOSS_REPORT_SECONDS)
-)
-
 
 def should_stop(step: int) -> bool:
-  """Returns True if the run is to save and exit after `step`, because a process received SIGTERM.
+  """Returns True if the run must save and exit after `step`, because a process received SIGTERM.
 
-  Call it once after each step: all processes get True at the same one.
+  Call it once after each step; all processes get True at the same one.
   """
   return _sigterm.is_set() if _watcher is None else _watcher.should_stop_after(step)
 
@@ -60,12 +53,12 @@ def distributed_run(
 ) -> Iterator[None]:
   """Connects the processes of a run and starts JAX; inside, the end of one ends all of them.
 
-  Where there are several, an error that leaves the block exits the process: a normal end would
-  wait for the others, which wait for this one. SIGTERM inside the block makes `should_stop` True.
+  In a run of several processes, an error that leaves the block exits this one at once: a normal
+  exit would wait for the others, which wait for this one. SIGTERM makes `should_stop` True.
 
   Args:
     process: this one; None if it is alone.
-    settings: what must be the same on all processes, by names that the user knows; JSON values.
+    settings: JSON values that must be the same on all processes, by names that the user knows.
     timeout: seconds to wait for the others.
 
   Raises:
@@ -83,7 +76,6 @@ def distributed_run(
   group = rendezvous.connect_processes(process, settings, timeout)
   _watcher = watcher = _PeerWatcher(group)
   try:
-    watcher.start()
     with sigterm_handled:
       _start_jax(process, group.coordinator, timeout)
       if process.process_id == 0:
@@ -91,13 +83,13 @@ def distributed_run(
       yield
       jax.distributed.shutdown()  # waits for the others
   except BaseException as error:  # noqa: BLE001 - the others must learn of every end
-    _exit(watcher, error)
-  watcher.report_exit(0, '')
+    watcher.exit(error)
+  watcher.finish()
   _watcher = None
 
 
 def _code_hash() -> str:
-  """Of the sources of this package, so that hosts with different versions do not run together."""
+  """A hash of the sources of this package, which must be the same on all hosts."""
   root = pathlib.Path(__file__).parents[1]
   files = {str(file.relative_to(root)): file.read_bytes() for file in root.rglob('*.py')}
   return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
@@ -105,8 +97,8 @@ def _code_hash() -> str:
 
 def _start_jax(process: ProcessInfo, coordinator: str, timeout: float) -> None:
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')  # of CPUs only
-  # JAX's preemption service handles SIGTERM, too. But Orbax queries it with other step numbers
-  # than those of a resumed loop, and then the processes may never agree on a step.
+  # Orbax queries JAX's preemption service with other step numbers than those of a resumed run, and
+  # then the processes may never agree on a step.
   jax.config.update('jax_enable_preemption_service', False)
   host, port = coordinator.rsplit(':', 1)
   address = rendezvous.bind_address(host)
@@ -129,21 +121,27 @@ def _start_jax(process: ProcessInfo, coordinator: str, timeout: float) -> None:
 
 
 def _print_processes(hosts: Sequence[str]) -> None:
+  if len(hosts) > rendezvous.MAX_LISTED:
+    num_hosts, num_devices = plural(len(set(hosts)), 'host'), plural(jax.device_count(), 'device')
+    print(f'{plural(len(hosts), "process")} on {num_hosts}: {num_devices}', flush=True)
+    return
   devices = collections.Counter(device.process_index for device in jax.devices())
-  if len(hosts) <= rendezvous.MAX_LISTED:
-    for i, host in enumerate(hosts):
-      print(f'process {i} on {host}: {plural(devices[i], "device")}', flush=True)
-  else:
-    sizes = (len(hosts), 'process'), (len(set(hosts)), 'host'), (sum(devices.values()), 'device')
-    processes, distinct_hosts, all_devices = (plural(*size) for size in sizes)
-    print(f'{processes} on {distinct_hosts}: {all_devices}', flush=True)
+  for i, host in enumerate(hosts):
+    print(f'process {i} on {host}: {plural(devices[i], "device")}', flush=True)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _delay_abort(unused: int) -> None:
+  """Handles SIGABRT: JAX aborts when process 0 is gone, perhaps before the watcher reports it."""
+  time.sleep(2 * _LOSS_REPORT_SECONDS)
 
 
 class _PeerWatcher:
   """Listens to the peers: process 0 to all others, the others to process 0.
 
-  Messages are {'id', 'code', 'message'} when a process exits, and {'stop': step} to stop after a
-  step, or None to ask process 0 for one.
+  Once it exists, the loss or an error of a peer ends this process. Messages are
+  {'id', 'code', 'message'} from a process that exits, and {'stop': step} to stop after a step; None
+  asks process 0 for one.
   """
 
   def __init__(self, group: ProcessGroup):
@@ -154,9 +152,6 @@ class _PeerWatcher:
     self._exit_on = {'loss', 'error'}  # of a peer: what ends this process
     self._stop_step: int | None = None  # all processes stop after it
     self._stop_requested, self._acknowledged = threading.Event(), threading.Semaphore(0)
-
-  def start(self) -> None:
-    """Starts listening; from now on the loss or an error of a peer ends this process."""
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _delay_abort)
     for i in self._connections:
       threading.Thread(target=self._listen, args=(i,), daemon=True).start()
@@ -166,45 +161,41 @@ class _PeerWatcher:
       if 'stop' in message:
         self._receive_stop(message['stop'])
       else:
-        self._receive_exit(message)
+        self._receive_exit(message['id'], message['code'], message['message'])
     if i not in self._exited:
-      self._receive_exit({'id': i, 'code': LostPeerError.exit_code, 'message': ''})
+      self._receive_exit(i, LostPeerError.exit_code, '')
 
-  def _receive_exit(self, exit_message: Mapping[str, Any]) -> None:
-    """Forwards that a process has exited, and exits as well unless it was a planned end."""
-    i, code, message = exit_message['id'], exit_message['code'], exit_message['message']
+  def _receive_exit(self, i: int, code: int, message: str) -> None:
+    """Forwards that process i has exited, and exits as well unless that was planned."""
     with self._lock:
       self._exited.add(i)
-      self._send_exit(exit_message)
+      self._send_exit(i, code, message)
       event = 'error' if message else 'loss'
       if code in (0, PreemptedError.exit_code) or event not in self._exit_on:
         return
-      end = (
-        f'ended: {message}'
-        if message
-        else (
-          'was lost (killed, crashed or disconnected); rerun the same command on all processes to '
-          'resume from the last checkpoint.'
-        )
+      lost = (
+        'was lost (killed, crashed or disconnected); rerun the same command on all processes to '
+        'resume from the last checkpoint.'
       )
+      end = f'exited: {message}' if message else lost
       print(f'error: process {i} ({self._hosts[i]}) {end}', file=sys.stderr, flush=True)
       os._exit(code)
 
   def should_stop_after(self, step: int) -> bool:
-    """Returns True if a process has received SIGTERM, and all are to stop after this step.
+    """Returns True if a process has received SIGTERM, and all must stop after this step.
 
     Process 0 chooses the step two after its own. The others are at most one step ahead of it,
-    because each step needs all processes, and it starts no other step before all have
-    acknowledged.
+    because each step needs all processes, and it waits here until all have acknowledged.
     """
     requested = _sigterm.is_set() or self._stop_requested.is_set()
     if requested and self._stop_step is None:
-      if self._process_id == 0:
-        self._stop_step = step + 2
+      stop_step = None if self._process_id else step + 2
       for connection in self._connections.values():
-        connection.send({'stop': self._stop_step})
-      for _ in self._connections if self._process_id == 0 else ():
-        self._acknowledged.acquire(timeout=_ACKNOWLEDGE_SECONDS)
+        connection.send({'stop': stop_step})
+      if self._process_id == 0:
+        self._stop_step = stop_step
+        for _ in self._connections:
+          self._acknowledged.acquire(timeout=_ACKNOWLEDGE_SECONDS)
     return self._stop_step is not None and step >= self._stop_step
 
   def _receive_stop(self, step: int | None) -> None:
@@ -216,35 +207,29 @@ class _PeerWatcher:
     else:
       self._acknowledged.release()
 
-  def _send_exit(self, exit_message: Mapping[str, Any]) -> None:
-    """Process 0 sends it to all that still run; the others send only their own, to process 0."""
-    for i, connection in self._connections.items():
-      if self._process_id == 0 or exit_message['id'] == self._process_id:
-        if i not in self._exited:
-          connection.send(exit_message)
+  def _send_exit(self, i: int, code: int, message: str) -> None:
+    """Process 0 sends each exit to all that still run; the others send their own, to process 0."""
+    if self._process_id in (0, i):
+      for peer in self._connections.keys() - self._exited:
+        self._connections[peer].send({'id': i, 'code': code, 'message': message})
 
-  def exit_on(self, *events: str) -> None:
-    """Sets which events of a peer may still end this process: 'loss', 'error'."""
-    with self._lock:
-      self._exit_on = set(events)
-
-  def report_exit(self, code: int, message: str) -> None:
-    """Tells the peers that this process exits on purpose; they can no longer end it."""
+  def finish(self) -> None:
+    """Tells the peers that this process is done, and no longer exits because of them."""
     with self._lock:
       self._exit_on = set()
-      self._send_exit({'id': self._process_id, 'code': code, 'message': message})
+      self._send_exit(self._process_id, 0, '')
 
-
-def _exit(watcher: _PeerWatcher, error: BaseException) -> NoReturn:
-  """Reports the error to the user and to the other processes, and exits with its code."""
-  if isinstance(error, PreemptedError):
-    with contextlib.suppress(RuntimeError):
-      jax.distributed.shutdown()  # all have saved the same step
-  else:
-    watcher.exit_on('loss', *([] if isinstance(error, RunError) else ['error']))
-    time.sleep(_LOSS_REPORT_SECONDS)
-  watcher.exit_on()
-  code, message = errors.report(error)
-  watcher.report_exit(code, message)
-  sys.stdout.flush()
-  os._exit(code)
+  def exit(self, error: BaseException) -> NoReturn:
+    """Reports the error to the user and to the peers, and exits with its code."""
+    if isinstance(error, PreemptedError):
+      with contextlib.suppress(RuntimeError):
+        jax.distributed.shutdown()  # all have saved the same step
+    else:  # perhaps only a consequence of the end of a peer, which is then reported instead
+      if isinstance(error, RunError):
+        self._exit_on = {'loss'}
+      time.sleep(_LOSS_REPORT_SECONDS)
+    with self._lock:  # until the end, so that no peer ends this process first
+      code, message = errors.report(error)
+      self._send_exit(self._process_id, code, message)
+      sys.stdout.flush()
+      os._exit(code)

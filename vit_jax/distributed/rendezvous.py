@@ -1,8 +1,7 @@
 """Connects the processes of a run, before JAX starts, at the coordinator's address.
 
-Process 0 listens and the others connect to it. So it knows which processes have connected and
-whether all were started with the same settings, and can name those that were not. The connections
-stay open for `processes.py`.
+Process 0 listens and the others connect to it, so it can name the processes that are missing and
+the settings that differ. The connections stay open for `processes.py`.
 """
 
 import collections
@@ -21,37 +20,34 @@ from vit_jax.errors import LostPeerError, UserError
 # A host that vanishes closes nothing: it is lost after 3 s of silence and three probes, 2 s apart.
 # The kernels answer probes, so a process that compiles or is stopped for a while is not lost.
 _KEEPALIVE = {'TCP_KEEPIDLE': 3, 'TCP_KEEPINTVL': 2, 'TCP_KEEPCNT': 3}
-_HELLO_SECONDS = 2  # from a connection to its first message
-_MAX_MESSAGE_BYTES = 2**20
 MAX_LISTED = 8  # processes in a message
 
 
 class Connection:
   """Messages over a socket, one JSON object per line."""
 
-  def __init__(self, connected: socket.socket, timeout: float):
+  def __init__(self, connected: socket.socket):
     self._socket, self._lines = connected, connected.makefile(encoding='utf-8')
-    connected.settimeout(timeout)
+    connected.settimeout(None)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():
       if hasattr(socket, name):
         connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-  def remove_timeout(self) -> None:
-    """Lets `receive` wait without a limit from now on."""
-    self._socket.settimeout(None)
 
   def send(self, message: Mapping[str, Any]) -> None:
     """Sends a message; if the peer is gone, only `receive` notices."""
     with contextlib.suppress(OSError):
       self._socket.sendall(json.dumps(message).encode() + b'\n')
 
-  def receive(self) -> dict[str, Any] | None:
-    """Waits for the next message; None when the peer is gone or sends something else."""
+  def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+    """Waits for a message; None when the peer is gone, sends anything else, or times out."""
+    self._socket.settimeout(timeout)
     try:
-      message = json.loads(self._lines.readline(_MAX_MESSAGE_BYTES))
+      message = json.loads(self._lines.readline(2**20))
     except (OSError, ValueError):
       return None
+    finally:
+      self._socket.settimeout(None)
     return message if isinstance(message, dict) else None
 
   def close(self) -> None:
@@ -60,10 +56,8 @@ class Connection:
     self._socket.close()
 
   def is_closed_by_peer(self) -> bool:
-    """Returns True if the peer has closed the connection."""
-    self._socket.settimeout(0)
     try:
-      return not self._socket.recv(1, socket.MSG_PEEK)
+      return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
       return False
     except OSError:
@@ -72,35 +66,18 @@ class Connection:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
-  """The connected processes of a run.
+  """The connected processes of a run."""
 
-  Attributes:
-    process_id: of this process.
-    hosts: host name of each process.
-    connections: {process_id: connection}: of process 0 to all others, of the others to process 0.
-    coordinator: HOST:PORT where JAX's coordinator is to listen.
-  """
-
-  process_id: int
-  hosts: Sequence[str]
-  connections: Mapping[int, Connection]
-  coordinator: str
+  process_id: int  # of this process
+  hosts: Sequence[str]  # host name of each process
+  connections: Mapping[int, Connection]  # process 0 with each of the others
+  coordinator: str  # HOST:PORT where JAX's coordinator must listen
 
 
 def connect_processes(
   process: ProcessInfo, settings: Mapping[str, Any], timeout: float
 ) -> ProcessGroup:
-  """Connects process 0 with all others, and checks that their settings are the same.
-
-  Args:
-    process: this one.
-    settings: what must be the same on all processes, by names that the user knows; JSON values.
-    timeout: seconds to wait for the others.
-
-  Raises:
-    LostPeerError: when processes are missing after the timeout; it names them.
-    UserError: when settings differ; it names them.
-  """
+  """Connects process 0 with all others and compares their settings; see `distributed_run`."""
   settings = {'--num_processes': process.num_processes, **settings}
   hello = {'id': process.process_id, 'host': socket.gethostname(), 'settings': settings}
   hello = json.loads(json.dumps(hello))  # tuples are lists, as in the messages of the others
@@ -109,18 +86,13 @@ def connect_processes(
   return _connect_to_process_0(process, hello, timeout)
 
 
-def _split_address(address: str) -> tuple[str, int]:
-  host, port = address.rsplit(':', 1)
-  return host, int(port)
-
-
 def bind_address(host: str) -> str:
-  """The address to listen at: '' (all interfaces), unless all processes are on this machine."""
+  """The address to listen at: '' is all interfaces, for processes on several machines."""
   return '127.0.0.1' if host == 'localhost' or host.startswith('127.') else ''
 
 
 def _free_port(address: str, preferred: int) -> int:
-  """The preferred port, which a firewall may let through, or another one if it is taken."""
+  """The preferred port, which a firewall may allow, or another one if it is taken."""
   for port in (preferred, 0):
     with contextlib.suppress(OSError, OverflowError):
       with socket.create_server((address, port)) as server:
@@ -130,9 +102,9 @@ def _free_port(address: str, preferred: int) -> int:
 
 def _listen_for_others(process: ProcessInfo, hello: dict[str, Any], timeout: float) -> ProcessGroup:
   """Process 0: waits for the others, checks their settings, sends them JAX's address."""
-  host, port = _split_address(process.coordinator)
+  host, port = process.coordinator.rsplit(':', 1)
   try:
-    server = socket.create_server((bind_address(host), port))
+    server = socket.create_server((bind_address(host), int(port)))
   except OSError as error:
     raise UserError(
       f'Process 0 cannot listen at {process.coordinator} ({os.strerror(error.errno or 0)}); '
@@ -140,27 +112,21 @@ def _listen_for_others(process: ProcessInfo, hello: dict[str, Any], timeout: flo
     ) from None
   with server:
     peers = _accept_peers(server, process.num_processes - 1, hello.keys(), timeout)
-  hellos = [hello, *(peer_hello for peer_hello, _ in peers)]
+  hellos = [hello, *(peer for peer, _ in peers)]
   names = {hello['id']: hello['host'] for hello in hellos}
   error = _settings_error(hellos) or _missing_error(process, names, timeout)
   hosts = [names.get(i, '') for i in range(process.num_processes)]
-  coordinator = f'{host}:{_free_port(bind_address(host), port + 1)}'
+  coordinator = f'{host}:{_free_port(bind_address(host), int(port) + 1)}'
+  answer = {'coordinator': coordinator, 'hosts': hosts, 'code': 0, 'message': ''}
+  if error:
+    answer |= {'code': error.exit_code, 'message': str(error)}
   for _, connection in peers:
-    connection.remove_timeout()
-    connection.send(
-      {
-        'coordinator': coordinator,
-        'hosts': hosts,
-        'code': error.exit_code if error else 0,
-        'message': str(error or ''),
-      }
-    )
+    connection.send(answer)
     if error:
       connection.close()
   if error:
     raise error
-  connections = {peer_hello['id']: connection for peer_hello, connection in peers}
-  return ProcessGroup(0, hosts, connections, coordinator)
+  return ProcessGroup(0, hosts, {peer['id']: connection for peer, connection in peers}, coordinator)
 
 
 def _accept_peers(
@@ -172,18 +138,18 @@ def _accept_peers(
   while len(peers) < count:
     server.settimeout(max(deadline - time.monotonic(), 0.001))
     try:
-      connection = Connection(server.accept()[0], _HELLO_SECONDS)
+      connection = Connection(server.accept()[0])
     except TimeoutError:
       break
-    hello = connection.receive()
+    hello = connection.receive(timeout=2)
     if not hello or hello.keys() != hello_keys:  # not a process of ours
       connection.close()
       continue
-    # A process that ended and was restarted in the meantime counts once.
-    restarted = [p for p in peers if p[0]['id'] == hello['id'] and p[1].is_closed_by_peer()]
-    for peer in restarted:
-      peer[1].close()
-      peers.remove(peer)
+    # A process that has exited and was restarted counts once.
+    for peer, old_connection in peers[:]:
+      if peer['id'] == hello['id'] and old_connection.is_closed_by_peer():
+        old_connection.close()
+        peers.remove((peer, old_connection))
     peers.append((hello, connection))
   return peers
 
@@ -193,10 +159,11 @@ def _connect_to_process_0(
 ) -> ProcessGroup:
   """The others: connect as soon as process 0 listens, and wait for its answer."""
   name = f'process {process.process_id} on {socket.gethostname()}'
+  host, port = process.coordinator.rsplit(':', 1)
   deadline = time.monotonic() + timeout
   while True:
     try:
-      connected = socket.create_connection(_split_address(process.coordinator), timeout=5)
+      connected = socket.create_connection((host, int(port)), timeout=5)
       break
     except OSError as error:
       if time.monotonic() > deadline:
@@ -206,24 +173,23 @@ def _connect_to_process_0(
           '--start_timeout=SECONDS.'
         ) from None
       time.sleep(0.2)
-  connection = Connection(connected, timeout + 10)
+  connection = Connection(connected)
   connection.send(hello)
-  answer = connection.receive() or {}
+  answer = connection.receive(timeout + 10) or {}
   if answer.get('code') != 0:
     connection.close()
-  if 'coordinator' not in answer:
+  if 'code' not in answer:
     raise LostPeerError(
       f'Process 0 at {process.coordinator} was lost while {name} waited for the others.'
     )
   if answer['code']:
-    kinds = {kind.exit_code: kind for kind in (UserError, LostPeerError)}
-    raise kinds[answer['code']](answer['message'])
-  connection.remove_timeout()
+    kind = UserError if answer['code'] == UserError.exit_code else LostPeerError
+    raise kind(answer['message'])
   return ProcessGroup(process.process_id, answer['hosts'], {0: connection}, answer['coordinator'])
 
 
 def _settings_error(hellos: Sequence[Mapping[str, Any]]) -> UserError | None:
-  """For two processes with the same number, or with other settings than process 0."""
+  """Names processes with the same number, or settings that differ from those of process 0."""
   count = collections.Counter(hello['id'] for hello in hellos)
   if duplicates := [hello for hello in hellos if count[hello['id']] > 1]:
     hosts = ', '.join(hello['host'] for hello in duplicates)
@@ -256,7 +222,7 @@ def _list(ids: Iterable[int], hosts: Mapping[int, str]) -> str:
 def _missing_error(
   process: ProcessInfo, hosts: Mapping[int, str], timeout: float
 ) -> LostPeerError | None:
-  """For processes that are not among `hosts`, {process_id: host name} of those connected."""
+  """Names the processes that are not in `hosts`, the host names of those connected."""
   missing = set(range(process.num_processes)) - hosts.keys()
   if not missing:
     return None

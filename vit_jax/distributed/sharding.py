@@ -1,7 +1,4 @@
-"""The device mesh, how parameters and optimizer state are sharded over it, and global batches.
-
-B batch, D width, K heads, M mlp_dim.
-"""
+"""The device mesh, how parameters and optimizer state are sharded over it, and global batches."""
 
 import math
 import re
@@ -22,9 +19,9 @@ AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')  # a batch is sharded over both
 
 # Tensor parallelism (arXiv 1909.08053, Section 3): a pattern for the end of an array's path in the
-# state, and the axis that is sharded over `tensor`. The path of an optimizer moment ends with that
-# of its parameter. Whether an axis counts from the end matters for Adafactor's factored moments,
-# which lack one axis of their kernel.
+# state, and the axis that is sharded over `tensor`; D width, K heads, M mlp_dim. The path of an
+# optimizer moment ends with that of its parameter. Whether an axis counts from the end matters for
+# Adafactor's factored moments, which lack one axis of their kernel.
 TENSOR_RULES = (
   (r'/(query|key|value)/kernel', -2),  # (D, K, D / K): the heads
   (r'/(query|key|value)/bias', -2),  # (K, D / K)
@@ -33,23 +30,14 @@ TENSOR_RULES = (
   (r'/MlpBlock_0/Dense_0/bias', -1),  # (M,)
   (r'/MlpBlock_0/Dense_1/kernel', 0),  # (M, D)
 )
-# Over `fsdp`: the largest other axis that it divides, of arrays of at least this many elements.
-# Smaller ones are not worth the communication.
+# Elements of an array below which sharding it over `fsdp` is not worth the communication.
 MIN_SIZE_TO_SHARD = 2**14
 
 
-def make_mesh(
-  config: MeshConfig,
-  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
-) -> Mesh:
-  """A mesh with the axes data, fsdp and tensor.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+  """A mesh of `jax.Device`s (default: all of the run) with the axes data, fsdp and tensor.
 
-  Several slices lie along `data`, because the network between them is the slow one: a slice
-  holds whole `fsdp` and `tensor` axes.
-
-  Args:
-    config: the size of each axis; one may be -1, for the devices that remain.
-    devices: to use; by default all devices of the run.
+  A TPU slice holds whole `fsdp` and `tensor` axes, because the network between slices is slow.
 
   Raises:
     UserError: when the axes do not multiply to the number of devices, or `num_slices` is not the
@@ -81,12 +69,9 @@ def make_mesh(
   return Mesh(np.concatenate(slice_meshes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _slices(
-  devices: list[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
-  num_slices: int,
-) -> list[list[Any]]:
+def _slices(devices: list[Any], num_slices: int) -> list[list[Any]]:
   """The devices of each TPU slice; other devices are divided equally, in their order."""
-  # A slice_index of GPUs and CPUs tells hosts apart, not networks.
+  # The slice_index of a GPU or CPU is that of its host.
   is_tpu = devices[0].platform == 'tpu'
   indices = {getattr(device, 'slice_index', 0) if is_tpu else 0 for device in devices}
   if len(indices) > 1:
@@ -109,7 +94,7 @@ def _num_batch_shards(mesh: Mesh) -> int:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, name: str) -> None:
-  """Raises `UserError` unless the mesh divides a batch; `name` says which batch it is."""
+  """Raises `UserError` unless the mesh divides `batch_size`, called `name` in the message."""
   shards = _num_batch_shards(mesh)
   if batch_size < 1 or batch_size % shards:
     smaller = batch_size // shards * shards
@@ -121,17 +106,16 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str) -> None:
 
 
 def _partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  """The sharding of an array of the state: `TENSOR_RULES`, then its largest axis over `fsdp`."""
+  """Shards by `TENSOR_RULES`, then the largest other axis that `fsdp` divides."""
   axes: list[str | None] = [None] * len(shape)
   for pattern, axis in TENSOR_RULES:
     if re.search(f'{pattern}$', path) and -len(shape) <= axis < len(shape):
       if shape[axis] % mesh.shape['tensor'] == 0:
         axes[axis] = 'tensor'
   if math.prod(shape) >= MIN_SIZE_TO_SHARD:
-    for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
-      if axes[i] is None and shape[i] % mesh.shape['fsdp'] == 0:
-        axes[i] = 'fsdp'
-        break
+    free = [i for i, axis in enumerate(axes) if not axis and shape[i] % mesh.shape['fsdp'] == 0]
+    if free:
+      axes[max(free, key=lambda i: shape[i])] = 'fsdp'
   return P(*axes)
 
 
@@ -147,11 +131,11 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
 
 def with_shardings(abstract_state: Any, shardings: Any) -> Any:
   """A tree of `ShapeDtypeStruct`s that carry these shardings."""
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    abstract_state,
-    shardings,
-  )
+
+  def with_sharding(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(with_sharding, abstract_state, shardings)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -165,24 +149,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sizes(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> dict[str, int]:
-  """Examples of each step: {'global', 'host', 'device', 'micro'}.
-
-  'micro' is what a device computes at a time.
-  """
+  """Examples in each step: 'global', 'host', 'device', and 'micro', what a device takes at once."""
   device = batch_size // _num_batch_shards(mesh)
   host = mesh.devices.flat[0].process_index
   shards = mesh.devices.reshape(_num_batch_shards(mesh), -1)  # the devices that hold each shard
   shards_of_host = sum(any(d.process_index == host for d in devices) for devices in shards)
-  return {
-    'global': batch_size,
-    'host': device * shards_of_host,
-    'device': device,
-    'micro': device // accumulation_steps,
-  }
+  sizes = {'global': batch_size, 'host': device * shards_of_host, 'device': device}
+  return sizes | {'micro': device // accumulation_steps}
 
 
 def sharded_bytes(abstract: Any) -> dict[str, int]:
-  """Bytes of a tree of arrays: {'sharded', 'replicated'}, and those of one device: 'device'."""
+  """Bytes of a tree of arrays that are 'sharded', 'replicated', and on each 'device'."""
   sizes = {'sharded': 0, 'replicated': 0, 'device': 0}
   for leaf in jax.tree.leaves(abstract):
     size = leaf.size * leaf.dtype.itemsize
@@ -193,7 +170,7 @@ def sharded_bytes(abstract: Any) -> dict[str, int]:
 
 
 def _rows_by_device(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[Any, range]:
-  """{device of this process: the rows of a global batch that it holds}."""
+  """The rows of a global batch that each device of this process holds."""
   indices = sharding.addressable_devices_indices_map(shape)
   return {device: range(*index[0].indices(shape[0])) for device, index in indices.items() if index}
 
@@ -205,7 +182,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def _aligned_copy(array: np.ndarray) -> np.ndarray:
-  """A copy at an address that XLA uses as it is, rather than copying the array once more."""
+  """A copy at an address that XLA can use without another copy."""
   memory = np.empty(array.nbytes + 64, np.uint8)
   start = -memory.ctypes.data % 64
   copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -220,8 +197,6 @@ def place_batch(
 
   Args:
     local_batch: arrays (len(rows), …) of this process.
-    mesh: to shard the batch over.
-    batch_size: of the global batch.
     rows: `local_rows(mesh, batch_size)`.
 
   Returns:
@@ -235,10 +210,9 @@ def place_batch(
     for device, device_rows in _rows_by_device(sharding, shape).items():
       start = int(np.searchsorted(rows, device_rows[0]))
       shard = local[start : start + len(device_rows)]
-      # Other devices copy the shard; a CPU would keep reading it from the caller's memory.
-      shards.append(
-        jax.device_put(_aligned_copy(shard) if device.platform == 'cpu' else shard, device)
-      )
+      if device.platform == 'cpu':  # others copy the shard; this would keep the caller's memory
+        shard = _aligned_copy(shard)
+      shards.append(jax.device_put(shard, device))
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
   return {name: place(local) for name, local in local_batch.items()}
