@@ -11,13 +11,14 @@ import time
 
 import numpy as np
 import pytest
+import tqdm
 from PIL import Image
 
 from tests.helpers import SANDBOX, TFDS_IMAGES, TFDS_LABELS, run, start, write_images, write_tfds
 from vit_jax.data.sources import open_source
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.prepare.listing import Options
-from vit_jax.prepare.pipeline import ProgressCallbacks, default_name, prepare
+from vit_jax.prepare.pipeline import default_name, prepare
 from vit_jax.prepare.shard_writer import Encoding, encode_image
 
 
@@ -215,10 +216,9 @@ def test_shards_of_an_older_version_are_written_again(photos, tmp_path):
     metadata['tally'] = metadata.pop('statistics')
     file.write_text(json.dumps(metadata))
     (target / f'{name}.part').touch()
-  done = []
-  progress = ProgressCallbacks(on_start=lambda total, before: done.append((total, before)))
-  prepare_here(photos, target, shards=2, progress=progress)
-  assert done == [(13, 0)]
+  with tqdm.tqdm(file=io.StringIO()) as bar:
+    prepare_here(photos, target, shards=2, bar=bar)
+  assert (bar.total, bar.initial, bar.n) == (13, 0, 13)
   prepare_here(photos, tmp_path / 'uninterrupted', shards=2)
   assert read_files(target) == read_files(tmp_path / 'uninterrupted')
 

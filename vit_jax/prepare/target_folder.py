@@ -1,9 +1,10 @@
 """Whether a preparation may begin in a folder, or resume there; one at a time."""
 
+import contextlib
 import fcntl
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vit_jax import files
@@ -85,22 +86,16 @@ def begin_or_resume(
   return previous['shards']
 
 
-class Lock:
+@contextlib.contextmanager
+def locked(target: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from preparing the same TARGET, and removes what killed ones left."""
-
-  def __init__(self, target: pathlib.Path):
-    self._target = target
-
-  def __enter__(self) -> None:
-    self._file = open(self._target / UNFINISHED / _SETTINGS, 'rb')
+  with open(target / UNFINISHED / _SETTINGS, 'rb') as file:
     try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(
-        f'Another process is preparing {self._target}; wait until it has finished.'
+        f'Another process is preparing {target}; wait until it has finished.'
       ) from None
-    for scratch in self._target.glob('*.part'):
+    for scratch in target.glob('*.part'):
       scratch.unlink(missing_ok=True)
-
-  def __exit__(self, *args: object) -> None:
-    self._file.close()
+    yield

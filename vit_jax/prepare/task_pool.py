@@ -89,12 +89,6 @@ class _Worker:
       hint = '; memory may have run out: use fewer --workers' if code == -signal.SIGKILL else ''
       raise UserError(f'A worker process died (exit code {code}{hint}); run again.') from None
 
-  def stop(self) -> None:
-    """Waits for the process to notice that its pipe is closed, then terminates it."""
-    self.process.join(_EXIT_TIMEOUT)
-    self.process.terminate()
-    self.process.join()
-
 
 def run_tasks(
   function: Task, tasks: Sequence[Any], num_workers: int, progress: ReportProgress
@@ -137,6 +131,8 @@ def run_tasks(
           raise RuntimeError(f'in a worker process:\n{content}')
   finally:
     for worker in workers:
-      worker.pipe.close()
+      worker.pipe.close()  # the process notices that
     for worker in workers:
-      worker.stop()
+      worker.process.join(_EXIT_TIMEOUT)
+      worker.process.terminate()
+      worker.process.join()
