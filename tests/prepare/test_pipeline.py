@@ -291,6 +291,21 @@ def test_an_invalid_source_is_an_error(source, message, tmp_path):
   assert not (tmp_path / 'out').exists() and '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--check', '--workers=-1'], '--workers=-1 must not be negative'),
+    (['out', '--size=-2'], '--size=-2 must not be negative'),
+    (['out', '--quality=0'], 'quality=0 is out of range; use 1 to 100'),
+    (['out', '--name=My Set'], 'cannot be part of file names'),
+    ([], 'TARGET is missing'),
+  ],
+)
+def test_an_invalid_option_is_an_error(flags, message):
+  result = run('prepare_data', 'digits', *flags)
+  assert result.returncode == 2 and message in result.stderr and result.stderr.count('\n') == 1
+
+
 def test_a_damaged_shard_is_named_when_opened_and_a_missing_one_when_read(photos, tmp_path):
   prepare_here(photos, tmp_path / 'out', shards=2)
   first, second = sorted((tmp_path / 'out').glob('photos-train*'))

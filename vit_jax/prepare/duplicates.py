@@ -31,9 +31,8 @@ def find_overlaps(
 ) -> list[Overlap]:
   """Finds images with the same content within each split and across each pair of splits.
 
-  Args:
-    hashes: split -> the hashes of its examples, concatenated; zeros for unreadable ones.
-    name: (split, index) -> the name of an example.
+  `hashes` are those of the examples of each split, concatenated, and zeros for unreadable ones;
+  `name` returns the name of an example, by split and index.
   """
   overlaps: list[Overlap] = []
 

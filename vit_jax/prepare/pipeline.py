@@ -48,10 +48,14 @@ def default_name(source: str) -> str:
   return next((name for name in reversed(names) if name and not name[0].isdigit()), 'data')
 
 
-def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -> None:
-  for flag, value in (('size', encoding.size), ('shards', shards), ('workers', workers)):
+def _check_not_negative(**flags: int) -> None:
+  for flag, value in flags.items():
     if value < 0:
       raise UserError(f'--{flag}={value} must not be negative.')
+
+
+def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -> None:
+  _check_not_negative(size=encoding.size, shards=shards, workers=workers)
   if not 1 <= encoding.quality <= 100:
     raise UserError(f'--quality={encoding.quality} is out of range; use 1 to 100.')
   if name and not re.fullmatch('[a-z][a-z0-9_]*', name):
@@ -249,6 +253,7 @@ def check(
   Raises:
     UserError: as `list_examples`.
   """
+  _check_not_negative(workers=workers)
   listing = list_examples(source, options)
   tasks = [(listing.multi_label, *chunk) for chunk in cards.chunks(listing)]
   _start(bar, sum(map(len, listing.splits.values())))

@@ -78,18 +78,10 @@ class Shard:
 
 
 def encode_image(image: bytes | np.ndarray, name: str, encoding: Encoding) -> bytes:
-  """Returns the file that is stored for an image.
+  """Returns the file to store for an image: the content of a file, or (H, W, C) uint8.
 
   An image larger than `encoding.size` becomes a JPEG, other pixels a PNG; other files stay as they
-  are.
-
-  Args:
-    image: the content of an image file, or (H, W, C) uint8.
-    name: its name in error messages.
-    encoding: how to store it.
-
-  Raises:
-    BadExampleError: when it cannot be decoded or stored.
+  are. Raises `BadExampleError`, with the name, for an image that cannot be decoded or stored.
   """
   if isinstance(image, bytes) and not encoding.size:
     return image
@@ -128,11 +120,7 @@ def _encode_record(image_file: bytes, labels: list[int], name: str, shard: Shard
 
 
 def write_shard(shard: Shard, progress: ReportProgress) -> None:
-  """Writes a shard, then its hashes, then its metadata.
-
-  Raises:
-    OSError: when the disk is full.
-  """
+  """Writes a shard, then its hashes, then its metadata; raises `OSError` when the disk is full."""
   statistics, hashes = SplitStatistics(), b''
 
   def write_records(path: epath.Path) -> None:

@@ -129,15 +129,10 @@ def _is_intact_jpeg(data: bytes) -> bool:
 
 
 def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImageProperties:
-  """Returns the properties of an image.
+  """Returns the properties of an image: the content of a file, or (H, W, C) uint8.
 
-  Args:
-    data: the content of an image file, or (H, W, C) uint8.
-    name: its file.
-    decode: whether to decode it completely; otherwise `check_image` decides what is read.
-
-  Raises:
-    BadExampleError: when it cannot be read.
+  It is decoded completely, or as far as `check_image` does. Raises `BadExampleError` for an
+  unreadable image.
   """
   if isinstance(data, np.ndarray):
     height, width, channels = data.shape

@@ -60,18 +60,10 @@ def check_available(target: pathlib.Path) -> None:
 def begin_or_resume(
   target: pathlib.Path, settings: dict[str, Any], count_shards: Callable[[], dict[str, int]]
 ) -> dict[str, int]:
-  """Creates TARGET, or checks that it was begun with the same settings.
+  """Creates TARGET if it is new; returns the number of shards of each split.
 
-  Args:
-    target: the folder.
-    settings: see `make_settings`.
-    count_shards: chooses the number of shards of each split; only called at the beginning.
-
-  Returns:
-    The number of shards of each split.
-
-  Raises:
-    UserError: when TARGET cannot be created, or was begun with other settings.
+  `count_shards` chooses these numbers, only once. Raises `UserError` when TARGET cannot be created,
+  or was begun with other settings.
   """
   file = target / UNFINISHED / _SETTINGS
   if not file.exists():

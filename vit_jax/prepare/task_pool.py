@@ -96,9 +96,8 @@ def run_tasks(
   """Runs tasks on worker processes; yields (index of the task, its result) as they finish.
 
   Args:
-    function: (task, progress) -> result, at the top level of a module.
-    tasks: picklable arguments of `function`.
-    num_workers: number of processes.
+    function: (task, progress) -> result, at the top level of a module; tasks are picklable.
+    tasks, num_workers: what to run, on how many processes.
     progress: called in this process with the counts that `function` reports.
 
   Raises:
