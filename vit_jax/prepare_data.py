@@ -22,6 +22,8 @@ import json
 import pathlib
 import sys
 
+import tqdm
+
 from vit_jax import command_line
 from vit_jax.errors import UserError
 from vit_jax.prepare import card as cards
@@ -31,84 +33,49 @@ from vit_jax.prepare.shard_writer import Encoding
 from vit_jax.text import plural
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-  add = parser.add_argument
-  add('source', metavar='SOURCE', help='the data set to prepare, see above')
-  add('target', metavar='TARGET', nargs='?', help='a new folder')
-  add(
-    '--size',
-    type=int,
-    default=0,
-    metavar='N',
-    help='resize larger images so that the shorter side has N pixels (Lanczos), and store them as '
-    'JPEG; without it, all files stay as they are',
-  )
-  add(
-    '--quality',
-    type=int,
-    default=95,
-    metavar='Q',
-    help='JPEG quality of resized images, 1 to 100 (default: %(default)s)',
-  )
-  add(
-    '--shards',
-    type=int,
-    default=0,
-    metavar='N',
-    help='shards per split; without it, one per 256 MB and at least one per worker',
-  )
-  add(
-    '--workers', type=int, default=0, metavar='N', help='worker processes; without it, one per core'
-  )
-  add(
-    '--name',
-    default='',
-    help='name of the data set, in lower case; without it, derived from SOURCE',
-  )
-  add('--splits', default='', metavar='A,B', help='splits to prepare; without it, all')
-  add(
-    '--classes',
-    default='',
-    choices=('found', 'imagenet', 'imagenet21k'),
-    help='what labels are indices into: the classes found in SOURCE, or those of ImageNet or '
-    'ImageNet-21k; without it, SOURCE decides',
-  )
-  add(
-    '--ground_truth',
-    default='',
-    metavar='FILE',
-    help="classes of ImageNet's validation images; without it, a file beside the tar",
-  )
-  add('--partial', action='store_true', help='accept incomplete ImageNet tars')
-  add(
-    '--on_bad_example',
-    default='error',
-    choices=('error', 'skip'),
-    help='list unreadable images and stop, or leave them out (default: %(default)s)',
-  )
-  add(
-    '--check',
-    action='store_true',
-    help='only print the data card and write nothing; exit code 2 if an image is unreadable',
-  )
-  add('--json', action='store_true', help='print the data card as JSON')
-
-
 def main() -> None:
   parser = command_line.Parser(
     'vit_jax.prepare_data',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  _add_arguments(parser)
+  add = parser.add_argument
+  add('source', metavar='SOURCE', help='the data set to prepare, see above')
+  add('target', metavar='TARGET', nargs='?', help='a new folder')
+  size_help = (
+    'resize larger images so that the shorter side has N pixels (Lanczos), and store them as JPEG '
+    '(default: all files stay as they are)'
+  )
+  add('--size', type=int, default=0, metavar='N', help=size_help)
+  quality_help = 'JPEG quality of resized images, 1 to 100 (default: %(default)s)'
+  add('--quality', type=int, default=95, metavar='Q', help=quality_help)
+  shards_help = 'shards per split (default: one per 256 MB, at least one per worker)'
+  add('--shards', type=int, default=0, metavar='N', help=shards_help)
+  workers_help = 'worker processes (default: one per core)'
+  add('--workers', type=int, default=0, metavar='N', help=workers_help)
+  add('--name', default='', help='name of the data set, in lower case (default: that of SOURCE)')
+  add('--splits', default='', metavar='A,B', help='splits to prepare (default: all)')
+  classes_help = (
+    'what labels are indices into: the classes found in SOURCE, or those of ImageNet or '
+    'ImageNet-21k (default: SOURCE decides)'
+  )
+  add('--classes', default='', choices='found imagenet imagenet21k'.split(), help=classes_help)
+  truth_help = "classes of ImageNet's validation images (default: a file beside the tar)"
+  add('--ground_truth', default='', metavar='FILE', help=truth_help)
+  add('--partial', action='store_true', help='accept incomplete ImageNet tars')
+  bad_help = 'list unreadable images and stop, or leave them out (default: %(default)s)'
+  add('--on_bad_example', default='error', choices=('error', 'skip'), help=bad_help)
+  check_help = 'print the data card, write nothing; exit code 2 if an image is unreadable'
+  add('--check', action='store_true', help=check_help)
+  add('--json', action='store_true', help='print the data card as JSON')
   args = parser.parse_args()
   if not args.check and args.target is None:
     parser.error('TARGET is missing (or use --check)')
   splits = tuple(filter(None, args.splits.split(',')))
   options = Options(splits, args.classes, args.ground_truth, args.partial)
-  with pipeline.progress_bar() as progress:
+  with tqdm.tqdm(desc='listing', unit=' images', disable=None, leave=False) as bar:
     if args.check:
-      card = pipeline.check(args.source, options, args.workers, progress)
+      card = pipeline.check(args.source, options, args.workers, bar)
     else:
       card = pipeline.prepare(
         args.source,
@@ -119,7 +86,7 @@ def main() -> None:
         shards=args.shards,
         workers=args.workers,
         skip_bad=args.on_bad_example == 'skip',
-        progress=progress,
+        bar=bar,
       )
   if card is None:
     print(f'{args.target} is already prepared; there is nothing to do.', file=sys.stderr)

@@ -11,13 +11,14 @@ import time
 
 import numpy as np
 import pytest
+import tqdm
 from PIL import Image
 
 from tests.helpers import SANDBOX, TFDS_IMAGES, TFDS_LABELS, run, start, write_images, write_tfds
 from vit_jax.data.sources import open_source
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.prepare.listing import Options
-from vit_jax.prepare.pipeline import ProgressCallbacks, default_name, prepare
+from vit_jax.prepare.pipeline import default_name, prepare
 from vit_jax.prepare.shard_writer import Encoding, encode_image
 
 
@@ -215,10 +216,9 @@ def test_shards_of_an_older_version_are_written_again(photos, tmp_path):
     metadata['tally'] = metadata.pop('statistics')
     file.write_text(json.dumps(metadata))
     (target / f'{name}.part').touch()
-  done = []
-  progress = ProgressCallbacks(on_start=lambda total, before: done.append((total, before)))
-  prepare_here(photos, target, shards=2, progress=progress)
-  assert done == [(13, 0)]
+  with tqdm.tqdm(file=io.StringIO()) as bar:
+    prepare_here(photos, target, shards=2, bar=bar)
+  assert (bar.total, bar.initial, bar.n) == (13, 0, 13)
   prepare_here(photos, tmp_path / 'uninterrupted', shards=2)
   assert read_files(target) == read_files(tmp_path / 'uninterrupted')
 
@@ -289,6 +289,21 @@ def test_an_invalid_source_is_an_error(source, message, tmp_path):
   with pytest.raises(UserError, match=message) as caught:
     prepare_here(source.format(tmp_path), tmp_path / 'out')
   assert not (tmp_path / 'out').exists() and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--check', '--workers=-1'], '--workers=-1 must not be negative'),
+    (['out', '--size=-2'], '--size=-2 must not be negative'),
+    (['out', '--quality=0'], 'quality=0 is out of range; use 1 to 100'),
+    (['out', '--name=My Set'], 'cannot be part of file names'),
+    ([], 'TARGET is missing'),
+  ],
+)
+def test_an_invalid_option_is_an_error(flags, message):
+  result = run('prepare_data', 'digits', *flags)
+  assert result.returncode == 2 and message in result.stderr and result.stderr.count('\n') == 1
 
 
 def test_a_damaged_shard_is_named_when_opened_and_a_missing_one_when_read(photos, tmp_path):

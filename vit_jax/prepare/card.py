@@ -4,21 +4,25 @@ Each image is read once. Memory holds only statistics and a content hash of 16 b
 """
 
 import dataclasses
-import os
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 from vit_jax.data.sources import Source
+from vit_jax.hardware import num_cores
 from vit_jax.prepare.duplicates import Overlap, find_overlaps
 from vit_jax.prepare.examples import Examples
 from vit_jax.prepare.listing import Listing, list_sources
 from vit_jax.prepare.statistics import SplitStatistics, collect_statistics
 from vit_jax.text import plural, printable
 
-# Of consecutive examples of a split: their statistics and their concatenated content hashes.
-ChunkStatistics = tuple[SplitStatistics, bytes]
+_CHUNK_SIZE = 256  # examples
+
+# Of consecutive examples: their split, their statistics, their concatenated content hashes.
+ChunkStatistics = tuple[str, SplitStatistics, bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +55,20 @@ class Card:
     return sum(statistics.unreadable for statistics in self.splits.values())
 
 
-def chunks(examples: Examples, size: int) -> Iterator[Examples]:
-  """Yields consecutive slices of at most `size` examples."""
-  for start in range(0, len(examples), size):
-    yield examples.slice(start, min(start + size, len(examples)))
+def chunks(listing: Listing) -> Iterator[tuple[str, Examples]]:
+  """Yields (split, consecutive examples of it) until all examples have been yielded."""
+  for split, examples in listing.splits.items():
+    for start in range(0, len(examples), _CHUNK_SIZE):
+      yield split, examples.slice(start, min(start + _CHUNK_SIZE, len(examples)))
 
 
-def make_card(
-  listing: Listing, chunks_by_split: Mapping[str, Sequence[ChunkStatistics]], name: str = ''
-) -> Card:
-  """Merges the statistics of consecutive chunks of each split into a card."""
-  splits, hashes = {}, {}
-  for split, split_chunks in chunks_by_split.items():
-    splits[split] = SplitStatistics()
-    for statistics, _ in split_chunks:
-      splits[split].merge(statistics)
-    hashes[split] = b''.join(chunk_hashes for _, chunk_hashes in split_chunks)
+def make_card(listing: Listing, statistics: Iterable[ChunkStatistics], name: str = '') -> Card:
+  """Merges the statistics of all chunks, in their order, into a card."""
+  splits = {split: SplitStatistics() for split in listing.splits}
+  hashes = {split: bytearray() for split in listing.splits}
+  for split, chunk_statistics, chunk_hashes in statistics:
+    splits[split].merge(chunk_statistics)
+    hashes[split] += chunk_hashes
   return Card(
     name or listing.source,
     listing.source,
@@ -88,31 +90,22 @@ def inspect(
     progress: called with the number of images that were read since the last call.
   """
   listing = data if isinstance(data, Listing) else list_sources(data)
-  with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-    futures = {
-      split: [
-        pool.submit(collect_statistics, chunk, listing.multi_label, progress, decode=False)
-        for chunk in chunks(examples, 256)
-      ]
-      for split, examples in listing.splits.items()
-    }
-    try:
-      results = {split: [f.result() for f in of_split] for split, of_split in futures.items()}
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
-  return make_card(listing, results)
+
+  def collect(chunk: tuple[str, Examples]) -> ChunkStatistics:
+    split, examples = chunk
+    return split, *collect_statistics(examples, listing.multi_label, progress, decode=False)
+
+  with ThreadPoolExecutor(min(8, num_cores())) as pool:
+    return make_card(listing, list(pool.map(collect, chunks(listing))))
 
 
 def min_median_max(counts: Mapping[int, int]) -> tuple[int, int, int]:
   """Returns minimum, median and maximum of a histogram {value: count}; zeros if it is empty."""
+  if not counts:
+    return 0, 0, 0
   values = sorted(counts)
-  half, seen = sum(counts.values()) / 2, 0
-  for value in values:
-    seen += counts[value]
-    if seen >= half:
-      return values[0], value, values[-1]
-  return 0, 0, 0
+  ends = list(accumulate(counts[value] for value in values))
+  return values[0], values[bisect_left(ends, ends[-1] / 2)], values[-1]
 
 
 def class_counts(card: Card, split: str) -> list[int]:
@@ -123,13 +116,11 @@ def class_counts(card: Card, split: str) -> list[int]:
 def _overlap_warning(overlap: Overlap) -> str:
   original, duplicate = (printable(name) for name in overlap.pairs[0])
   first, split = overlap.splits[0], overlap.splits[-1]
-  images, is_or_are = plural(overlap.count, 'image'), 'is' if overlap.count == 1 else 'are'
-  if first == split:
-    duplicates = 'a duplicate' if overlap.count == 1 else 'duplicates'
-    return f'{images} of {split} {is_or_are} {duplicates}, such as {duplicate} (same as {original})'
-  return (
-    f'{images} of {split} {is_or_are} also in {first}, such as {duplicate} ({first}: {original})'
-  )
+  images = f'{plural(overlap.count, "image")} of {split} {"is" if overlap.count == 1 else "are"}'
+  if first != split:
+    return f'{images} also in {first}, such as {duplicate} ({first}: {original})'
+  duplicates = 'a duplicate' if overlap.count == 1 else 'duplicates'
+  return f'{images} {duplicates}, such as {duplicate} (same as {original})'
 
 
 def list_warnings(card: Card) -> list[str]:
@@ -140,7 +131,7 @@ def list_warnings(card: Card) -> list[str]:
       name, reason = statistics.reasons[0]
       images = plural(statistics.unreadable, 'image')
       warnings.append(f'{images} of {split} cannot be read, such as {printable(name)}: {reason}')
-    if missing := sum(not count for count in class_counts(card, split)):
+    if missing := class_counts(card, split).count(0):
       warnings.append(f'{missing:,} of {len(card.class_names):,} classes have no images in {split}')
     for warning, (count, names) in statistics.warnings.items():
       images = plural(count, 'image')
@@ -148,8 +139,8 @@ def list_warnings(card: Card) -> list[str]:
   return [*warnings, *card.notes]
 
 
-def _format_counts(counts: Mapping[str, int]) -> str:
-  return ', '.join(f'{name} {count:,}' for name, count in Counter(counts).most_common())
+def _format_counts(counts: Counter[str]) -> str:
+  return ', '.join(f'{name} {count:,}' for name, count in counts.most_common())
 
 
 def summary(card: Card) -> str:
@@ -165,18 +156,20 @@ def summary(card: Card) -> str:
       f'    {min_width}-{max_width} x {min_height}-{max_height} pixels, median {width} x {height}; '
       f'{_format_counts(statistics.formats)}; {_format_counts(statistics.modes)}',
     ]
-  lines += [f'  WARNING: {warning}' for warning in list_warnings(card)]
-  return '\n'.join(lines)
+  return '\n'.join([*lines, *(f'  WARNING: {warning}' for warning in list_warnings(card))])
 
 
 def _split_to_json(card: Card, split: str) -> dict[str, Any]:
   statistics = card.splits[split]
+  ranges = {
+    side: dict(zip(('min', 'median', 'max'), min_median_max(counts), strict=True))
+    for side, counts in (('widths', statistics.widths), ('heights', statistics.heights))
+  }
   return {
     'examples': statistics.examples,
     'bytes': statistics.bytes,
     'class_counts': class_counts(card, split),
-    'widths': dict(zip(('min', 'median', 'max'), min_median_max(statistics.widths), strict=True)),
-    'heights': dict(zip(('min', 'median', 'max'), min_median_max(statistics.heights), strict=True)),
+    **ranges,
     'width_histogram': dict(sorted(statistics.widths.items())),
     'height_histogram': dict(sorted(statistics.heights.items())),
     'formats': dict(statistics.formats.most_common()),
@@ -193,14 +186,13 @@ def _split_to_json(card: Card, split: str) -> dict[str, Any]:
 
 def to_json(card: Card) -> dict[str, Any]:
   """Returns the content of dataset.json."""
-  ids = card.class_ids or card.class_names
+  classes = [{'name': name} for name in card.class_names]
+  for fields, synset in zip(classes, card.class_ids, strict=False):
+    fields['synset'] = synset
   return {
     'name': card.name,
     'source': card.source,
-    'classes': [
-      {'name': name, **({'synset': synset} if card.class_ids else {})}
-      for name, synset in zip(card.class_names, ids, strict=True)
-    ],
+    'classes': classes,
     'splits': {split: _split_to_json(card, split) for split in card.splits},
     'duplicates': [
       {'splits': overlap.splits, 'count': overlap.count, 'such_as': overlap.pairs}

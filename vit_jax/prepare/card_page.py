@@ -61,18 +61,12 @@ def _histogram(counts: Mapping[int, int]) -> list[tuple[str, int]]:
 
 
 def render(card: Card, images: Iterable[tuple[int, bytes]]) -> str:
-  """Returns the page.
-
-  Args:
-    card: the data card.
-    images: (class, content of an image file) of a few images per class.
-  """
+  """Returns the page; `images` are (class, content of an image file), a few per class."""
   thumbnails: dict[int, list[str]] = {}
   one_each = len(card.class_names) > _MAX_CLASSES_WITH_SEVERAL
   for label, data in images:
-    of_class = thumbnails.setdefault(label, [])
-    if not (of_class and one_each):
-      of_class.append(_thumbnail(data))
+    if not (one_each and label in thumbnails):
+      thumbnails.setdefault(label, []).append(_thumbnail(data))
   return _TEMPLATES.get_template('card_page.html.j2').render(
     card=card,
     warnings=list_warnings(card),

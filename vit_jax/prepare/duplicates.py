@@ -26,62 +26,33 @@ class Overlap:
   pairs: list[tuple[str, str]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Duplicates:
-  """All examples that share their content with another one, sorted by content.
-
-  Attributes:
-    group: (N,) the same number for the same content.
-    split: (N,) index of the split.
-    index: (N,) index of the example within its split.
-  """
-
-  group: np.ndarray
-  split: np.ndarray
-  index: np.ndarray
-
-
-def _group_duplicates(hashes: Mapping[str, bytes]) -> _Duplicates:
-  table = np.concatenate([np.frombuffer(h, '>u8').reshape(-1, 2) for h in hashes.values()])
-  order = np.lexsort((table[:, 1], table[:, 0]))
-  # Zeros stand for unreadable examples.
-  same = (table[order[1:]] == table[order[:-1]]).all(1) & table[order[1:]].any(1)
-  same_as_previous, same_as_next = np.append([False], same), np.append(same, [False])
-  has_duplicate = same_as_previous | same_as_next
-  members = order[has_duplicate]
-  starts = np.cumsum([0, *(len(h) // HASH_BYTES for h in hashes.values())])
-  split = np.searchsorted(starts, members, side='right') - 1
-  return _Duplicates(np.cumsum(~same_as_previous)[has_duplicate], split, members - starts[split])
-
-
-def find_overlaps(hashes: Mapping[str, bytes], name: Callable[[str, int], str]) -> list[Overlap]:
+def find_overlaps(
+  hashes: Mapping[str, bytes | bytearray], name: Callable[[str, int], str]
+) -> list[Overlap]:
   """Finds images with the same content within each split and across each pair of splits.
 
-  Args:
-    hashes: split -> the hashes of its examples, concatenated.
-    name: (split, index) -> the name of an example.
+  `hashes` are those of the examples of each split, concatenated, and zeros for unreadable ones;
+  `name` returns the name of an example, by split and index.
   """
-  if not any(hashes.values()):
-    return []
-  duplicates = _group_duplicates(hashes)
-  group, index = duplicates.group, duplicates.index
-  splits = list(hashes)
-  # The rows of each split, sorted by group and index because `lexsort` is stable.
-  members = [np.flatnonzero(duplicates.split == number) for number in range(len(splits))]
+  overlaps: list[Overlap] = []
 
-  def names(split: int, rows: np.ndarray) -> list[str]:
-    return [name(splits[split], int(index[row])) for row in rows[:_MAX_PAIRS]]
+  def add(splits: tuple[str, ...], originals: np.ndarray, duplicates: np.ndarray) -> None:
+    if len(duplicates):
+      pairs = zip(originals[:_MAX_PAIRS].tolist(), duplicates[:_MAX_PAIRS].tolist(), strict=True)
+      names = [(name(splits[0], first), name(splits[-1], second)) for first, second in pairs]
+      overlaps.append(Overlap(splits, len(duplicates), names))
 
-  overlaps = []
-  for second, rows in enumerate(members):
-    repeats = np.flatnonzero(group[rows][1:] == group[rows][:-1])
-    if len(repeats):
-      pairs = zip(names(second, rows[repeats]), names(second, rows[repeats + 1]), strict=True)
-      overlaps.append(Overlap((splits[second],), len(repeats), list(pairs)))
-    for first, first_rows in enumerate(members[:second]):
-      shared = rows[np.isin(group[rows], group[first_rows])]
-      if len(shared):
-        originals = first_rows[np.searchsorted(group[first_rows], group[shared])]
-        pairs = zip(names(first, originals), names(second, shared), strict=True)
-        overlaps.append(Overlap((splits[first], splits[second]), len(shared), list(pairs)))
+  by_content: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # sorted hashes, their indices
+  for split, concatenated in hashes.items():
+    table = np.frombuffer(concatenated, f'S{HASH_BYTES}')
+    order = np.argsort(table, kind='stable')
+    order = order[table[order] != b'']
+    table = table[order]
+    repeats = np.flatnonzero(table[1:] == table[:-1])
+    add((split,), order[repeats], order[repeats + 1])
+    for first_split, (first_table, first_order) in by_content.items():
+      starts, ends = (np.searchsorted(first_table, table, side) for side in ('left', 'right'))
+      shared = starts < ends
+      add((first_split, split), first_order[starts[shared]], order[shared])
+    by_content[split] = table, order
   return overlaps

@@ -1,14 +1,13 @@
 """The examples of one split: random access, and slices that can be sent to a worker process."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources import Source
 from vit_jax.data.sources.source import Example
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import BadExampleError
@@ -62,88 +61,56 @@ class TarExamples:
   """Files in tars.
 
   Attributes:
-    tars: paths of the tars.
-    tar: (N,) index in `tars` for each example.
-    offsets, sizes: (N,) first byte in the tar and number of bytes.
-    labels: (N,) int32.
+    tars: their paths.
+    members: (N, 4) int64: for each file the index of its tar, its first byte there, its size in
+      bytes, and its label.
   """
 
-  tars: tuple[str, ...]
-  tar: np.ndarray
-  offsets: np.ndarray
-  sizes: np.ndarray
-  labels: np.ndarray
+  tars: Sequence[str]
+  members: np.ndarray
 
   def __len__(self) -> int:
-    return len(self.offsets)
+    return len(self.members)
 
-  def _read_range(self, i: int, offset: int, size: int) -> bytes:
-    """Reads `size` bytes, starting `offset` bytes after the start of an example."""
-    file = self.tars[self.tar[i]]
+  def _read_range(self, tar: int, offset: int, size: int) -> bytes:
     try:
-      return tar_members.read_range(file, int(self.offsets[i]) + offset, size)
+      return tar_members.read_range(self.tars[tar], offset, size)
     except OSError as error:
-      raise BadExampleError(f'{file} cannot be read: {error.strerror}.') from None
+      raise BadExampleError(f'{self.tars[tar]} cannot be read: {error.strerror}.') from None
 
   def read(self, i: int) -> Example:
-    return self._read_range(i, 0, int(self.sizes[i])), self.labels[i]
+    tar, offset, size, label = self.members[i].tolist()
+    return self._read_range(tar, offset, size), np.int32(label)
 
   def name(self, i: int) -> str:
-    header = self._read_range(i, -512, 100)  # it begins with the name
+    tar, offset, _, _ = self.members[i].tolist()
+    header = self._read_range(tar, offset - 512, 100)  # it begins with the name
     return header.split(b'\0')[0].decode('utf-8', 'surrogateescape')
 
   def slice(self, start: int, stop: int) -> 'TarExamples':
-    columns = (self.tar, self.offsets, self.sizes, self.labels)
-    return TarExamples(self.tars, *(column[start:stop] for column in columns))
-
-
-@dataclasses.dataclass(frozen=True)
-class OpenSourceExamples:
-  """Examples [start, stop) of an open source; they cannot be sent to another process."""
-
-  source: Source
-  start: int
-  stop: int
-
-  def __len__(self) -> int:
-    return self.stop - self.start
-
-  def read(self, i: int) -> Example:
-    return self.source.read(self.start + i)
-
-  def name(self, i: int) -> str:
-    return self.source.describe(self.start + i)
-
-  def slice(self, start: int, stop: int) -> 'OpenSourceExamples':
-    return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
-
-
-@functools.lru_cache(maxsize=8)
-def open_source_once(spec: str, split: str) -> Source:
-  """`open_source`, once in each process."""
-  return open_source(spec, split)
+    return TarExamples(self.tars, self.members[start:stop])
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceExamples:
-  """Examples [start, stop) of a data source, which each process opens once."""
+  """Examples [start, stop) of a data source.
 
-  spec: str
-  split: str
+  Attributes:
+    open_source: returns it; workers call it, too, if the examples are sent to them.
+  """
+
+  open_source: Callable[[], Source]
   start: int
   stop: int
 
   def __len__(self) -> int:
     return self.stop - self.start
 
-  def _open(self) -> OpenSourceExamples:
-    return OpenSourceExamples(open_source_once(self.spec, self.split), self.start, self.stop)
-
   def read(self, i: int) -> Example:
-    return self._open().read(i)
+    return self.open_source().read(self.start + i)
 
   def name(self, i: int) -> str:
-    return self._open().name(i)
+    return self.open_source().describe(self.start + i)
 
   def slice(self, start: int, stop: int) -> 'SourceExamples':
-    return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+    return SourceExamples(self.open_source, self.start + start, self.start + stop)

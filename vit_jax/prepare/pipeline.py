@@ -5,13 +5,15 @@ dataset.json, which is written last. The same settings give the same bytes, wher
 was interrupted and however many processes it uses.
 """
 
-import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,31 +39,7 @@ from vit_jax.text import plural, printable
 _SHARD_BYTES = 256 << 20
 _NUM_SAMPLES = 32  # examples that are encoded to estimate the size of a split
 _MAX_NAMED = 10  # unreadable images in a message
-
-
-@dataclasses.dataclass(frozen=True)
-class ProgressCallbacks:
-  """How a preparation reports its progress.
-
-  Attributes:
-    on_start: called once with the number of images, and how many of them were done before.
-    on_progress: called with the number of images that are done since the last call.
-  """
-
-  on_start: Callable[[int, int], None] = lambda total, done: None
-  on_progress: ReportProgress = lambda count: None
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[ProgressCallbacks]:
-  """Shows progress on stderr if that is a terminal."""
-  with tqdm.tqdm(desc='listing', unit=' images', disable=None, leave=False) as bar:
-
-    def start(total: int, done: int) -> None:
-      bar.total, bar.n, bar.initial = total, done, done
-      bar.set_description()
-
-    yield ProgressCallbacks(start, bar.update)
+_HIDDEN_BAR = tqdm.tqdm(disable=True)
 
 
 def default_name(source: str) -> str:
@@ -70,11 +48,14 @@ def default_name(source: str) -> str:
   return next((name for name in reversed(names) if name and not name[0].isdigit()), 'data')
 
 
+def _check_not_negative(**flags: int) -> None:
+  for flag, value in flags.items():
+    if value < 0:
+      raise UserError(f'--{flag}={value} must not be negative.')
+
+
 def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -> None:
-  if min(encoding.size, shards, workers) < 0:
-    raise UserError(
-      f'--size={encoding.size}, --shards={shards} and --workers={workers} must not be negative.'
-    )
+  _check_not_negative(size=encoding.size, shards=shards, workers=workers)
   if not 1 <= encoding.quality <= 100:
     raise UserError(f'--quality={encoding.quality} is out of range; use 1 to 100.')
   if name and not re.fullmatch('[a-z][a-z0-9_]*', name):
@@ -84,25 +65,16 @@ def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -
     )
 
 
-def _mean_bytes(examples: Examples, encoding: Encoding) -> float:
-  """Estimates the mean size of the stored images from a few of them."""
-  sizes = [0]
-  for i in sorted({int(i) for i in np.linspace(0, len(examples) - 1, _NUM_SAMPLES)}):
+def _default_num_shards(examples: Examples, encoding: Encoding, workers: int) -> int:
+  """Returns one per `_SHARD_BYTES`, estimated from a few examples, but at least one per worker."""
+  sizes = []
+  for i in np.unique(np.linspace(0, len(examples) - 1, _NUM_SAMPLES).astype(int)).tolist():
     try:
       sizes.append(len(encode_image(examples.read(i)[0], '', encoding)))
     except BadExampleError:
       continue
-  return sum(sizes) / max(1, len(sizes) - 1)
-
-
-def _count_shards(
-  listing: Listing, encoding: Encoding, requested: int, workers: int
-) -> dict[str, int]:
-  counts = {}
-  for split, examples in listing.splits.items():
-    by_size = -int(-len(examples) * _mean_bytes(examples, encoding) // _SHARD_BYTES)
-    counts[split] = min(len(examples), requested or max(by_size, workers))
-  return counts
+  mean = sum(sizes) / max(1, len(sizes))
+  return max(-int(-len(examples) * mean // _SHARD_BYTES), workers)
 
 
 def _is_imagenet(listing: Listing) -> bool:
@@ -111,48 +83,35 @@ def _is_imagenet(listing: Listing) -> bool:
 
 def _plan_shards(
   listing: Listing, name: str, target: pathlib.Path, encoding: Encoding, counts: Mapping[str, int]
-) -> dict[str, list[Shard]]:
-  """Returns the shards of each split; examples keep their order, since training shuffles."""
-  plan = {}
+) -> list[Shard]:
+  """Returns the shards of all splits; examples keep their order, since training shuffles."""
+  plan = []
   for split, examples in listing.splits.items():
     count, size = counts[split], len(examples)
-    plan[split] = [
-      Shard(
-        str(target / tfds_metadata.shard_name(name, split, i, count)),
-        examples.slice(i * size // count, (i + 1) * size // count),
-        listing.multi_label,
-        _is_imagenet(listing),
-        encoding,
-      )
-      for i in range(count)
-    ]
+    for i in range(count):
+      file = str(target / tfds_metadata.shard_name(name, split, i, count))
+      members = examples.slice(i * size // count, (i + 1) * size // count)
+      real = _is_imagenet(listing)
+      plan.append(Shard(file, split, members, listing.multi_label, real, encoding))
   return plan
 
 
-def _write_missing(
-  plan: Mapping[str, list[Shard]], workers: int, skip_bad: bool, progress: ProgressCallbacks
-) -> None:
-  shards = [shard for shards in plan.values() for shard in shards]
-  missing = [shard for shard in shards if not is_complete(shard, skip_bad)]
-  total = sum(len(shard.examples) for shard in shards)
-  progress.on_start(total, total - sum(len(shard.examples) for shard in missing))
-  for _ in task_pool.run_tasks(write_shard, missing, workers, progress.on_progress):
-    pass
+def _start(bar: tqdm.tqdm, total: int, done: int = 0) -> None:
+  bar.total, bar.n, bar.initial = total, done, done
+  bar.set_description()
 
 
-def _read_card(listing: Listing, plan: dict[str, list[Shard]], settings: dict[str, Any]) -> Card:
+def _make_card(listing: Listing, plan: list[Shard], settings: dict[str, Any]) -> Card:
   """Returns the card of all shards, from their metadata."""
-  chunks: dict[str, list[ChunkStatistics]] = {}
-  files = {}
-  for split, shards in plan.items():
-    metadata = [json.loads(shard.metadata_file.read_text()) for shard in shards]
-    files[split] = [fields['shard'] for fields in metadata]
-    chunks[split] = [
-      (SplitStatistics.from_json(fields['statistics']), shard.hashes_file.read_bytes())
-      for fields, shard in zip(metadata, shards, strict=True)
-    ]
+  chunks: list[ChunkStatistics] = []
+  shards: dict[str, list[dict[str, Any]]] = {split: [] for split in listing.splits}
+  for shard in plan:
+    metadata = json.loads(shard.metadata_file.read_text())
+    statistics = SplitStatistics.from_json(metadata['statistics'])
+    chunks.append((shard.split, statistics, shard.hashes_file.read_bytes()))
+    shards[shard.split].append(metadata['shard'])
   card = cards.make_card(listing, chunks, settings['name'])
-  return dataclasses.replace(card, shards=files, settings=settings)
+  return dataclasses.replace(card, shards=shards, settings=settings)
 
 
 def _check_readable(card: Card, skip_bad: bool) -> None:
@@ -172,42 +131,42 @@ def _check_readable(card: Card, skip_bad: bool) -> None:
 
 def _pictures(target: pathlib.Path, card: Card) -> Iterator[tuple[int, bytes]]:
   """Yields (class, stored image) for a few images of each class, from the first split with any."""
+
+  @functools.lru_cache(maxsize=1)
+  def open_shard(file: str) -> ArrayRecordReader:
+    return ArrayRecordReader(str(target / file))
+
   seen: set[int] = set()
   for split, statistics in card.splits.items():
-    ends = np.cumsum([shard['records'] for shard in card.shards[split]])
-    readers: dict[int, ArrayRecordReader] = {}
-    labels = sorted(set(statistics.first_examples) - seen)
+    shards = card.shards[split]
+    starts = list(itertools.accumulate((shard['records'] for shard in shards), initial=0))
+    labels = sorted(statistics.first_examples.keys() - seen)
     for label in labels[: card_page.MAX_CLASSES - len(seen)]:
       seen.add(label)
       for index in statistics.first_examples[label]:
-        shard = int(np.searchsorted(ends, index, side='right'))
-        if shard not in readers:
-          readers = {shard: ArrayRecordReader(str(target / card.shards[split][shard]['file']))}
-        readers[shard].seek(index - (int(ends[shard - 1]) if shard else 0))
-        (image,) = tf_example.decode(readers[shard].read(), ('image',))['image']
-        assert isinstance(image, bytes)
-        yield label, image
-
-
-def _write_json(path: pathlib.Path, content: Any) -> None:
-  write_bytes(path, (json.dumps(content, indent=1) + '\n').encode())
+        shard = bisect_right(starts, index) - 1
+        reader = open_shard(shards[shard]['file'])
+        reader.seek(index - starts[shard])
+        yield label, tf_example.decode(reader.read(), ('image',))['image'][0]
 
 
 def _finish(target: pathlib.Path, listing: Listing, card: Card) -> None:
   """Writes all files of a finished data set but its shards; dataset.json comes last."""
+
+  def write_json(name: str, content: Any) -> None:
+    write_bytes(target / name, (json.dumps(content, indent=1) + '\n').encode())
+
   real = _is_imagenet(listing)
   label_key = 'labels' if listing.multi_label else 'label'
   names = ''.join(f'{name}\n' for name in listing.class_names).encode()
   for prefix in ('', f'{label_key}.', *(['real.'] if real else [])):
     write_bytes(target / f'{prefix}labels.txt', names)
-  features = tfds_metadata.features(len(listing.class_names), listing.multi_label, real)
-  _write_json(target / 'features.json', features)
+  num_classes = len(listing.class_names)
+  write_json('features.json', tfds_metadata.features(num_classes, listing.multi_label, real))
   sizes = {split: statistics.bytes for split, statistics in card.splits.items()}
-  info = tfds_metadata.dataset_info(card.name, card.shards, sizes)
-  _write_json(target / 'dataset_info.json', info)
-  page = card_page.render(card, _pictures(target, card))
-  write_bytes(target / 'dataset.html', page.encode())
-  _write_json(target / CARD, cards.to_json(card))
+  write_json('dataset_info.json', tfds_metadata.dataset_info(card.name, card.shards, sizes))
+  write_bytes(target / 'dataset.html', card_page.render(card, _pictures(target, card)).encode())
+  write_json(CARD, cards.to_json(card))
 
 
 def prepare(
@@ -220,7 +179,7 @@ def prepare(
   shards: int = 0,
   workers: int = 0,
   skip_bad: bool = False,
-  progress: ProgressCallbacks | None = None,
+  bar: tqdm.tqdm = _HIDDEN_BAR,
 ) -> Card | None:
   """Writes a data set to `target`, or what is missing of it there.
 
@@ -233,7 +192,7 @@ def prepare(
     shards: shards per split; 0: of about 256 MB, at least one per worker.
     workers: number of processes; 0: one per core.
     skip_bad: whether unreadable images are left out; otherwise they are an error.
-    progress: reports progress.
+    bar: shows the progress in images.
 
   Returns:
     Its card, or None if it was finished already.
@@ -253,29 +212,35 @@ def prepare(
     target_folder.check_same_settings(target, previous.get('settings', {}), settings)
     shutil.rmtree(target / UNFINISHED, ignore_errors=True)
     return None
-  counts = target_folder.begin_or_resume(
-    target, settings, lambda: _count_shards(listing, encoding, shards, workers)
-  )
-  with target_folder.Lock(target):
+
+  def count_shards() -> dict[str, int]:
+    return {
+      split: min(len(examples), shards or _default_num_shards(examples, encoding, workers))
+      for split, examples in listing.splits.items()
+    }
+
+  counts = target_folder.begin_or_resume(target, settings, count_shards)
+  with target_folder.locked(target):
     plan = _plan_shards(listing, name, target, encoding, counts)
-    _write_missing(plan, workers, skip_bad, progress or ProgressCallbacks())
-    card = _read_card(listing, plan, settings)
+    missing = [shard for shard in plan if not is_complete(shard, skip_bad)]
+    total = sum(map(len, listing.splits.values()))
+    _start(bar, total, total - sum(len(shard.examples) for shard in missing))
+    for _ in task_pool.run_tasks(write_shard, missing, workers, bar.update):
+      pass
+    card = _make_card(listing, plan, settings)
     _check_readable(card, skip_bad)
     _finish(target, listing, card)
     shutil.rmtree(target / UNFINISHED)
   return card
 
 
-def _check_chunk(task: tuple[Examples, bool], progress: ReportProgress) -> ChunkStatistics:
-  examples, multi_label = task
-  return collect_statistics(examples, multi_label, progress, decode=True)
+def _check_chunk(task: tuple[bool, str, Examples], progress: ReportProgress) -> ChunkStatistics:
+  multi_label, split, examples = task
+  return split, *collect_statistics(examples, multi_label, progress, decode=True)
 
 
 def check(
-  source: str,
-  options: Options | None = None,
-  workers: int = 0,
-  progress: ProgressCallbacks | None = None,
+  source: str, options: Options | None = None, workers: int = 0, bar: tqdm.tqdm = _HIDDEN_BAR
 ) -> Card:
   """Reads and decodes a whole data set on processes and returns its card; writes nothing.
 
@@ -283,21 +248,14 @@ def check(
     source: see `list_examples`.
     options: how to read the source.
     workers: number of processes; 0: one per core.
-    progress: reports progress.
+    bar: shows the progress in images.
 
   Raises:
     UserError: as `list_examples`.
   """
-  listing, progress = list_examples(source, options), progress or ProgressCallbacks()
-  tasks, task_splits = [], []
-  for split, examples in listing.splits.items():
-    for chunk in cards.chunks(examples, 512):
-      tasks.append((chunk, listing.multi_label))
-      task_splits.append(split)
-  progress.on_start(sum(map(len, listing.splits.values())), 0)
-  workers = workers or num_cores()
-  results = dict(task_pool.run_tasks(_check_chunk, tasks, workers, progress.on_progress))
-  chunks: dict[str, list[ChunkStatistics]] = {split: [] for split in listing.splits}
-  for index, split in enumerate(task_splits):
-    chunks[split].append(results[index])
-  return cards.make_card(listing, chunks)
+  _check_not_negative(workers=workers)
+  listing = list_examples(source, options)
+  tasks = [(listing.multi_label, *chunk) for chunk in cards.chunks(listing)]
+  _start(bar, sum(map(len, listing.splits.values())))
+  results = dict(task_pool.run_tasks(_check_chunk, tasks, workers or num_cores(), bar.update))
+  return cards.make_card(listing, [results[i] for i in range(len(tasks))])

@@ -51,6 +51,7 @@ class Shard:
 
   Attributes:
     file: its path.
+    split: its split.
     examples: its examples.
     multi_label: whether labels are vectors of zeros and ones.
     real: whether records have ReaL labels; only ImageNet's validation images have any.
@@ -58,6 +59,7 @@ class Shard:
   """
 
   file: str
+  split: str
   examples: Examples
   multi_label: bool
   real: bool
@@ -76,42 +78,33 @@ class Shard:
 
 
 def encode_image(image: bytes | np.ndarray, name: str, encoding: Encoding) -> bytes:
-  """Returns the file that is stored for an image.
+  """Returns the file to store for an image: the content of a file, or (H, W, C) uint8.
 
-  Images that are larger than `encoding.size` become JPEG, other pixels PNG; other files stay as
-  they are.
-
-  Args:
-    image: the content of an image file, or (H, W, C) uint8.
-    name: its name in error messages.
-    encoding: how to store it.
-
-  Raises:
-    BadExampleError: when it cannot be decoded or stored.
+  An image larger than `encoding.size` becomes a JPEG, other pixels a PNG; other files stay as they
+  are. Raises `BadExampleError`, with the name, for an image that cannot be decoded or stored.
   """
-  if encoding.size:
-    pixels = image if isinstance(image, np.ndarray) else decode_image(image, name)
-    height, width = pixels.shape[:2]
-    scale = encoding.size / min(height, width)
-    if scale < 1:
-      size = (max(1, round(width * scale)), max(1, round(height * scale)))
-      resized = Image.fromarray(_for_pillow(pixels)).resize(size, Image.Resampling.LANCZOS)
-      resized = resized if resized.mode == 'L' else resized.convert('RGB')
-      return jpeg_tiles.encode(resized, encoding.quality)
-  if isinstance(image, bytes):
+  if isinstance(image, bytes) and not encoding.size:
     return image
-  file = io.BytesIO()
+  pixels = image if isinstance(image, np.ndarray) else decode_image(image, name)
+  height, width, channels = pixels.shape
+  is_larger = 0 < encoding.size < min(height, width)
+  if isinstance(image, bytes) and not is_larger:
+    return image
   try:
-    Image.fromarray(_for_pillow(image)).save(file, 'PNG')
-  except (TypeError, OSError):
+    pillow_image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+  except TypeError:
     raise BadExampleError(
-      f'{name} has {image.shape[2]} channels; only 1, 3 or 4 channels can be stored.'
+      f'{name} has {channels} channels; only 1, 3 or 4 channels can be stored.'
     ) from None
+  if is_larger:
+    scale = encoding.size / min(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resized = pillow_image.resize(size, Image.Resampling.LANCZOS)
+    resized = resized if resized.mode == 'L' else resized.convert('RGB')
+    return jpeg_tiles.encode(resized, encoding.quality)
+  file = io.BytesIO()
+  pillow_image.save(file, 'PNG')
   return file.getvalue()
-
-
-def _for_pillow(pixels: np.ndarray) -> np.ndarray:
-  return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
 def _encode_record(image_file: bytes, labels: list[int], name: str, shard: Shard) -> bytes:
@@ -126,50 +119,41 @@ def _encode_record(image_file: bytes, labels: list[int], name: str, shard: Shard
   return tf_example.encode(features)
 
 
-def _write_records(
-  shard: Shard, path: epath.Path, progress: ReportProgress
-) -> tuple[SplitStatistics, bytes]:
-  """Writes the records of a shard; returns the statistics and the hashes of its examples."""
-  writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')  # images are compressed
-
-  def write(image: bytes | np.ndarray, labels: list[int], name: str) -> bytes:
-    image_file = encode_image(image, name, shard.encoding)
-    writer.write(_encode_record(image_file, labels, name, shard))
-    return image_file
-
-  try:
-    return collect_statistics(shard.examples, shard.multi_label, progress, decode=True, write=write)
-  finally:
-    writer.close()
-
-
 def write_shard(shard: Shard, progress: ReportProgress) -> None:
-  """Writes a shard, then its hashes, then its metadata.
-
-  Raises:
-    OSError: when the disk is full.
-  """
+  """Writes a shard, then its hashes, then its metadata; raises `OSError` when the disk is full."""
   statistics, hashes = SplitStatistics(), b''
 
-  def write(path: epath.Path) -> None:
+  def write_records(path: epath.Path) -> None:
     nonlocal statistics, hashes
-    statistics, hashes = _write_records(shard, path, progress)
+    writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')  # images are compressed
+
+    def write(image: bytes | np.ndarray, labels: list[int], name: str) -> bytes:
+      image_file = encode_image(image, name, shard.encoding)
+      writer.write(_encode_record(image_file, labels, name, shard))
+      return image_file
+
+    try:
+      statistics, hashes = collect_statistics(
+        shard.examples, shard.multi_label, progress, decode=True, write=write
+      )
+    finally:
+      writer.close()
     if ArrayRecordReader(str(path)).num_records() != statistics.examples:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), shard.file)
 
+  path = pathlib.Path(shard.file)
   try:
-    files.write_atomically(shard.file, write, sync=True)
+    files.write_atomically(path, write_records, sync=True)
   except (RuntimeError, ValueError) as error:  # from ArrayRecord
     for number, text in _NO_SPACE.items():
       if text in str(error):
         raise OSError(number, os.strerror(number), shard.file) from None
     raise
-  with open(shard.file, 'rb') as file:
+  with path.open('rb') as file:
     sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-    size = os.fstat(file.fileno()).st_size
-  name = pathlib.Path(shard.file).name
+  size, records = path.stat().st_size, statistics.examples
   metadata = {
-    'shard': {'file': name, 'records': statistics.examples, 'bytes': size, 'sha256': sha256},
+    'shard': {'file': path.name, 'records': records, 'bytes': size, 'sha256': sha256},
     'statistics': statistics.to_json(),
   }
   files.write_bytes(shard.hashes_file, hashes)
@@ -184,5 +168,5 @@ def is_complete(shard: Shard, accept_unreadable: bool) -> bool:
     if statistics.unreadable and not accept_unreadable:
       return False  # the images may have been repaired since
     return pathlib.Path(shard.file).stat().st_size == metadata['shard']['bytes']
-  except (OSError, ValueError, KeyError):  # KeyError: an older version wrote it
+  except (OSError, ValueError, KeyError, TypeError):  # the last two: an older version wrote it
     return False

@@ -3,10 +3,9 @@
 import dataclasses
 import hashlib
 import io
-import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,13 @@ HASH_BYTES = 16
 _MAX_REASONS = 1000  # unreadable examples of a split that are listed by name
 _MAX_NAMES = 5  # examples that are named for a warning
 _MAX_FIRST_EXAMPLES = 3  # of each class, for the pictures of the card
-_SUFFIXES = {
-  'JPEG': ('.jpg', '.jpeg'),
-  'PNG': ('.png',),
-  'GIF': ('.gif',),
-  'WEBP': ('.webp',),
-  'BMP': ('.bmp',),
-}
+# suffix -> format
+_FORMATS = {'.jpg': 'JPEG'} | {f'.{name.lower()}': name for name in 'JPEG PNG GIF WEBP BMP'.split()}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageProperties:
-  """What the header of an image says, its size in pixels when upright, and warnings about it."""
+  """Format, mode and size in pixels (when upright) of an image, and warnings about it."""
 
   format: str
   mode: str
@@ -66,70 +60,55 @@ class SplitStatistics:
   reasons: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   first_examples: dict[int, list[int]] = dataclasses.field(default_factory=dict)
 
-  def _add_warning(self, warning: str, count: int, names: Iterable[str]) -> None:
-    previous_count, previous_names = self.warnings.get(warning, (0, []))
-    self.warnings[warning] = (previous_count + count, [*previous_names, *names][:_MAX_NAMES])
-
   def add_unreadable(self, name: str, reason: str) -> None:
-    self.unreadable += 1
-    if len(self.reasons) < _MAX_REASONS:
-      self.reasons.append((name, reason))
+    self.merge(SplitStatistics(unreadable=1, reasons=[(name, reason)]))
 
   def add(
     self, properties: ImageProperties, labels: Sequence[int], name: str, num_bytes: int
   ) -> None:
-    for label in labels:
-      indices = self.first_examples.setdefault(label, [])
-      if len(indices) < _MAX_FIRST_EXAMPLES:
-        indices.append(self.examples)
-    self.examples += 1
-    self.bytes += num_bytes
-    self.classes.update(labels)
-    self.widths[properties.width] += 1
-    self.heights[properties.height] += 1
-    self.formats[properties.format] += 1
-    self.modes[properties.mode] += 1
-    for warning in properties.warnings:
-      self._add_warning(warning, 1, [name])
+    self.merge(
+      SplitStatistics(
+        examples=1,
+        bytes=num_bytes,
+        classes=Counter(labels),
+        widths=Counter([properties.width]),
+        heights=Counter([properties.height]),
+        formats=Counter([properties.format]),
+        modes=Counter([properties.mode]),
+        warnings={warning: (1, [name]) for warning in properties.warnings},
+        first_examples={label: [0] for label in labels},
+      )
+    )
 
   def merge(self, following: 'SplitStatistics') -> None:
     """Adds the statistics of the examples that follow."""
-    for label, new_indices in following.first_examples.items():
-      indices = self.first_examples.setdefault(label, [])
-      missing = _MAX_FIRST_EXAMPLES - len(indices)
-      indices += [self.examples + index for index in new_indices[:missing]]
+    for label, indices in following.first_examples.items():
+      merged = self.first_examples.setdefault(label, [])
+      merged += [self.examples + i for i in indices[: _MAX_FIRST_EXAMPLES - len(merged)]]
     self.examples += following.examples
     self.bytes += following.bytes
     for name in ('classes', 'widths', 'heights', 'formats', 'modes'):
       getattr(self, name).update(getattr(following, name))
     for warning, (count, names) in following.warnings.items():
-      self._add_warning(warning, count, names)
+      previous_count, previous_names = self.warnings.get(warning, (0, []))
+      self.warnings[warning] = (previous_count + count, [*previous_names, *names][:_MAX_NAMES])
     self.unreadable += following.unreadable
-    self.reasons = (self.reasons + list(following.reasons))[:_MAX_REASONS]
+    self.reasons += following.reasons[: _MAX_REASONS - len(self.reasons)]
 
   def to_json(self) -> dict[str, Any]:
     return vars(self)
 
   @classmethod
   def from_json(cls, fields: Mapping[str, Any]) -> 'SplitStatistics':
-    """Restores what `to_json` wrote; raises `KeyError` for what another version wrote."""
-
-    def with_int_keys(counts: Mapping[str, Any]) -> dict[int, Any]:
-      return {int(key): value for key, value in counts.items()}
-
-    return cls(
-      examples=fields['examples'],
-      bytes=fields['bytes'],
-      classes=Counter(with_int_keys(fields['classes'])),
-      widths=Counter(with_int_keys(fields['widths'])),
-      heights=Counter(with_int_keys(fields['heights'])),
-      formats=Counter(fields['formats']),
-      modes=Counter(fields['modes']),
-      warnings={text: (count, names) for text, (count, names) in fields['warnings'].items()},
-      unreadable=fields['unreadable'],
-      reasons=[(name, reason) for name, reason in fields['reasons']],
-      first_examples=with_int_keys(fields['first_examples']),
-    )
+    """Restores what `to_json` wrote; raises `TypeError` for what another version wrote."""
+    statistics = cls(**fields)
+    for name in ('classes', 'widths', 'heights', 'first_examples'):
+      setattr(statistics, name, {int(key): value for key, value in fields[name].items()})
+    for name in ('classes', 'widths', 'heights', 'formats', 'modes'):
+      setattr(statistics, name, Counter(getattr(statistics, name)))
+    statistics.warnings = {text: (*value,) for text, value in fields['warnings'].items()}
+    statistics.reasons = [(name, reason) for name, reason in fields['reasons']]
+    return statistics
 
 
 def _reason(error: BadExampleError, name: str) -> str:
@@ -139,7 +118,6 @@ def _reason(error: BadExampleError, name: str) -> str:
 
 
 def _is_intact_jpeg(data: bytes) -> bool:
-  """Whether it is a JPEG that decodes completely, without a flaw."""
   try:
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     if int(height) * int(width) > MAX_PIXELS:
@@ -150,24 +128,11 @@ def _is_intact_jpeg(data: bytes) -> bool:
   return True
 
 
-def _suffix_warning(name: str, image_format: str) -> list[str]:
-  suffix = os.path.splitext(name)[1].lower()
-  is_known = suffix in itertools.chain.from_iterable(_SUFFIXES.values())
-  if is_known and suffix not in _SUFFIXES.get(image_format, ()):
-    return [f'{image_format} file with the suffix {suffix}']
-  return []
-
-
 def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImageProperties:
-  """Returns the properties of an image.
+  """Returns the properties of an image: the content of a file, or (H, W, C) uint8.
 
-  Args:
-    data: the content of an image file, or (H, W, C) uint8.
-    name: its file.
-    decode: whether to decode it completely; otherwise `check_image` decides what is read.
-
-  Raises:
-    BadExampleError: when it cannot be read.
+  It is decoded completely, or as far as `check_image` does. Raises `BadExampleError` for an
+  unreadable image.
   """
   if isinstance(data, np.ndarray):
     height, width, channels = data.shape
@@ -184,7 +149,9 @@ def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImagePropertie
     warnings = []
     if flawed and image_format == 'JPEG' and image.mode != 'CMYK':
       warnings.append('partly damaged, decoded as far as possible')
-    warnings += _suffix_warning(name, image_format)
+    suffix = os.path.splitext(name)[1].lower()
+    if _FORMATS.get(suffix, image_format) != image_format:
+      warnings.append(f'{image_format} file with the suffix {suffix}')
     if getattr(image, 'is_animated', False):
       warnings.append('animated, only the first frame is used')
     width, height = image.size
@@ -196,17 +163,10 @@ def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImagePropertie
 
 
 def content_hash(data: bytes | np.ndarray) -> bytes:
-  """Returns `HASH_BYTES` of SHA-256; all zeros, which stand for an unreadable example, never occur.
-
-  Pixels are hashed with their shape.
-  """
+  """Returns `HASH_BYTES` of SHA-256; pixels are hashed with their shape."""
   if isinstance(data, np.ndarray):
     data = repr(data.shape).encode() + np.ascontiguousarray(data).tobytes()
   return hashlib.sha256(data).digest()[:HASH_BYTES]
-
-
-def _label_list(label: np.int32 | np.ndarray, multi_label: bool) -> list[int]:
-  return np.flatnonzero(label).tolist() if multi_label else [int(label)]
 
 
 def collect_statistics(
@@ -218,6 +178,8 @@ def collect_statistics(
   write: Callable[[bytes | np.ndarray, list[int], str], bytes] | None = None,
 ) -> tuple[SplitStatistics, bytes]:
   """Reads examples; returns their statistics and their concatenated content hashes.
+
+  An unreadable example has a hash of zeros.
 
   Args:
     examples: of one split.
@@ -235,7 +197,7 @@ def collect_statistics(
       name = examples.name(i)
       image, label = examples.read(i)
       properties = examine(image, name, decode)
-      labels = _label_list(label, multi_label)
+      labels = np.flatnonzero(label).tolist() if multi_label else [int(label)]
       stored = write(image, labels, name) if write else image
       if stored is not image:
         warnings = properties.warnings

@@ -1,9 +1,10 @@
 """Whether a preparation may begin in a folder, or resume there; one at a time."""
 
+import contextlib
 import fcntl
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vit_jax import files
@@ -59,18 +60,10 @@ def check_available(target: pathlib.Path) -> None:
 def begin_or_resume(
   target: pathlib.Path, settings: dict[str, Any], count_shards: Callable[[], dict[str, int]]
 ) -> dict[str, int]:
-  """Creates TARGET, or checks that it was begun with the same settings.
+  """Creates TARGET if it is new; returns the number of shards of each split.
 
-  Args:
-    target: the folder.
-    settings: see `make_settings`.
-    count_shards: chooses the number of shards of each split; only called at the beginning.
-
-  Returns:
-    The number of shards of each split.
-
-  Raises:
-    UserError: when TARGET cannot be created, or was begun with other settings.
+  `count_shards` chooses these numbers, only once. Raises `UserError` when TARGET cannot be created,
+  or was begun with other settings.
   """
   file = target / UNFINISHED / _SETTINGS
   if not file.exists():
@@ -85,22 +78,16 @@ def begin_or_resume(
   return previous['shards']
 
 
-class Lock:
+@contextlib.contextmanager
+def locked(target: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from preparing the same TARGET, and removes what killed ones left."""
-
-  def __init__(self, target: pathlib.Path):
-    self._target = target
-
-  def __enter__(self) -> None:
-    self._file = open(self._target / UNFINISHED / _SETTINGS, 'rb')
+  with open(target / UNFINISHED / _SETTINGS, 'rb') as file:
     try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(
-        f'Another process is preparing {self._target}; wait until it has finished.'
+        f'Another process is preparing {target}; wait until it has finished.'
       ) from None
-    for scratch in self._target.glob('*.part'):
+    for scratch in target.glob('*.part'):
       scratch.unlink(missing_ok=True)
-
-  def __exit__(self, *args: object) -> None:
-    self._file.close()
+    yield

@@ -89,12 +89,6 @@ class _Worker:
       hint = '; memory may have run out: use fewer --workers' if code == -signal.SIGKILL else ''
       raise UserError(f'A worker process died (exit code {code}{hint}); run again.') from None
 
-  def stop(self) -> None:
-    """Waits for the process to notice that its pipe is closed, then terminates it."""
-    self.process.join(_EXIT_TIMEOUT)
-    self.process.terminate()
-    self.process.join()
-
 
 def run_tasks(
   function: Task, tasks: Sequence[Any], num_workers: int, progress: ReportProgress
@@ -102,9 +96,8 @@ def run_tasks(
   """Runs tasks on worker processes; yields (index of the task, its result) as they finish.
 
   Args:
-    function: (task, progress) -> result, at the top level of a module.
-    tasks: picklable arguments of `function`.
-    num_workers: number of processes.
+    function: (task, progress) -> result, at the top level of a module; tasks are picklable.
+    tasks, num_workers: what to run, on how many processes.
     progress: called in this process with the counts that `function` reports.
 
   Raises:
@@ -137,6 +130,8 @@ def run_tasks(
           raise RuntimeError(f'in a worker process:\n{content}')
   finally:
     for worker in workers:
-      worker.pipe.close()
+      worker.pipe.close()  # the process notices that
     for worker in workers:
-      worker.stop()
+      worker.process.join(_EXIT_TIMEOUT)
+      worker.process.terminate()
+      worker.process.join()

@@ -33,13 +33,7 @@ def shard_name(name: str, split: str, shard: int, num_shards: int) -> str:
 def dataset_info(
   name: str, splits: Mapping[str, Sequence[Mapping[str, Any]]], sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-  """Returns dataset_info.json.
-
-  Args:
-    name: name of the data set.
-    splits: split -> its shards: {'records': …}.
-    sizes: split -> bytes of its images.
-  """
+  """Returns dataset_info.json; `splits`: shards, {'records': …}; `sizes`: bytes of the images."""
   infos = [
     {
       'name': split,
