@@ -47,18 +47,15 @@ def main() -> None:
     action=_Help,
     nargs='?',
     metavar='SECTION',
-    help='show the flags and all config fields, or only the fields of one section: '
-    f'{", ".join(section_names())}',
+    help=f'flags and config fields, or those of a section: {", ".join(section_names())}',
   )
   parser.add_argument(
     '--config',
     required=True,
-    help="configs/X.py, configs/X.py:argument, or a run's config.json; "
-    '--config.FIELD=VALUE sets a field',
+    help="configs/X.py[:argument], or a run's config.json; --config.FIELD=VALUE sets a field",
   )
   parser.add_argument(
-    '--workdir',
-    help='the folder of the run, which is resumed if it is there (default: runs/<config>)',
+    '--workdir', help='folder of the run, resumed if it exists (default: runs/<config>)'
   )
   parser.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
   parser.add_argument('--num_processes', type=int, metavar='N', help='processes in the run')

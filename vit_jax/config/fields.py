@@ -15,15 +15,10 @@ SectionType = TypeVar('SectionType', bound='Section')
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """The values that a field may have.
+  """The values that a field may have."""
 
-  Attributes:
-    rule: completes the sentence 'it must be …'.
-    holds: whether a value obeys it; the value already has the type of the field.
-  """
-
-  rule: str
-  holds: Callable[[Any], bool]
+  rule: str  # completes the sentence 'it must be …'
+  holds: Callable[[Any], bool]  # of a value that already has the type of the field
 
 
 POSITIVE = Range('positive', lambda x: 0 < x < math.inf)
@@ -115,7 +110,11 @@ class Section:
     UserError: naming the field, for a value of another type or out of its range.
   """
 
-  path: ClassVar[str] = ''  # such as 'data.augment'
+  path: ClassVar[str] = ''
+
+  def __init_subclass__(cls, path: str = '', **kwargs: Any):
+    super().__init_subclass__(**kwargs)
+    cls.path = path  # such as 'data.augment'
 
   def __post_init__(self):
     annotations = typing.get_type_hints(type(self))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.util
 import json
 import re
 import sys
@@ -117,11 +116,9 @@ def _installed(path: epath.Path) -> epath.Path:
 def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
   sys.path.insert(0, str(path.resolve().parent.parent))  # for its `from configs import …`
   try:
-    spec = importlib.util.spec_from_file_location('vit_jax_config', path)
-    assert spec and spec.loader  # of every .py file
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config() if argument is None else module.get_config(argument)
+    namespace: dict[str, Any] = {'__name__': 'vit_jax_config', '__file__': str(path)}
+    exec(compile(path.read_text(), str(path), 'exec'), namespace)
+    config = namespace['get_config'](*([] if argument is None else [argument]))
   except UserError:
     raise
   except Exception as error:  # noqa: BLE001 - a config file can raise anything

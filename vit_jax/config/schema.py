@@ -9,7 +9,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from vit_jax.config.fields import (
   FRACTION,
@@ -44,10 +44,9 @@ def height_width(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(Section):
+class ModelConfig(Section, path='model'):
   """The architecture, and how it is executed."""
 
-  path: ClassVar[str] = 'model'
   variant: Literal[
     'Ti', 'S', 'B', 'L', 'H', 'g', 'R50x1', 'R50x3', 'R101x1', 'R101x3', 'R152x2', 'R152x4'
   ] = field('B', 'size: a row of vit_jax/models/variants.py')
@@ -89,10 +88,9 @@ class ModelConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig(Section):
+class AugmentConfig(Section, path='data.augment'):
   """Random changes to a training image, in the order in which they are applied."""
 
-  path: ClassVar[str] = 'data.augment'
   crop: Literal['inception', 'resize', 'random', 'central'] = field(
     'inception',
     'random area and aspect ratio (arXiv 1409.4842), the whole image, or a part at whole pixels',
@@ -146,10 +144,9 @@ class AugmentConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainDataConfig(Section):
+class TrainDataConfig(Section, path='data.train'):
   """The training examples."""
 
-  path: ClassVar[str] = 'data.train'
   source: str = field(
     'digits',
     'digits, folder:/path, array_record:/path, tfds:name, hf:name, webdataset:/path, '
@@ -159,10 +156,9 @@ class TrainDataConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class TestDataConfig(Section):
+class TestDataConfig(Section, path='data.test'):
   """The test examples."""
 
-  path: ClassVar[str] = 'data.test'
   source: str = field('digits', 'as data.train.source')
   split: str = field('test', 'as data.train.split')
 
@@ -171,10 +167,9 @@ _WORKERS = Range('-1 (one per core), 0 or positive', lambda x: x >= -1)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig(Section):
+class DataConfig(Section, path='data'):
   """Where examples come from, and how they become batches."""
 
-  path: ClassVar[str] = 'data'
   image_size: int | tuple[int, int] = field(224, 'pixels, or (height, width)')
   num_classes: int = field(
     0, 'classes that the data must have; 0: any', NOT_NEGATIVE, execution=True
@@ -222,10 +217,9 @@ class DataConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(Section, path='optimizer'):
   """The update rule."""
 
-  path: ClassVar[str] = 'optimizer'
   name: Literal['adamw', 'sgd', 'adafactor'] = field(
     'adamw', 'adamw (Table 3), sgd with momentum (Table 4), adafactor (arXiv 2106.04560)'
   )
@@ -237,10 +231,9 @@ class OptimizerConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduleConfig(Section):
+class ScheduleConfig(Section, path='schedule'):
   """The learning rate of each step."""
 
-  path: ClassVar[str] = 'schedule'
   decay: Literal['cosine', 'linear', 'rsqrt', 'constant'] = field(
     'cosine', 'shape of the schedule after the warmup'
   )
@@ -273,10 +266,9 @@ class ScheduleConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig(Section):
+class CheckpointConfig(Section, path='checkpoint'):
   """The checkpoints of a run."""
 
-  path: ClassVar[str] = 'checkpoint'
   every: int = field(
     1000, 'steps between checkpoints; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
@@ -287,10 +279,9 @@ _AXIS = Range('positive, or -1 (the devices that remain)', lambda x: x == -1 or 
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig(Section):
+class MeshConfig(Section, path='mesh'):
   """Devices along each axis of the mesh."""
 
-  path: ClassVar[str] = 'mesh'
   data: int = field(-1, 'replicas of the model; -1: the devices that remain', _AXIS, execution=True)
   fsdp: int = field(1, 'shards of parameters and optimizer state', _AXIS, execution=True)
   tensor: int = field(1, 'shards of heads and MLPs', _AXIS, execution=True)

@@ -24,29 +24,17 @@ from vit_jax.training.step import init_state, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What a config means on a mesh.
-
-  Attributes:
-    mesh: the devices.
-    model: the linen module.
-    step: length, batch and loss of the run.
-    image_shape: (H, W, C) of a batch's images.
-    abstract_state: a `TrainState` of `ShapeDtypeStruct`s with their shardings.
-    init: (params or None) -> TrainState, jitted; the parameters are donated.
-    train_step: (state, batch, key) -> (state, metrics), jitted; the state is donated.
-    eval_step: (params, batch) -> sums, jitted.
-    abstract_batch: a global batch of `ShapeDtypeStruct`s, as `train_step` takes it.
-  """
+  """What a config means on a mesh."""
 
   mesh: Mesh
   model: build.Model
-  step: StepConfig
-  image_shape: tuple[int, int, int]
-  abstract_state: Any
-  init: Any
-  train_step: Any
-  eval_step: Any
-  abstract_batch: dict[str, jax.ShapeDtypeStruct]
+  step: StepConfig  # length, batch and loss of the run
+  image_shape: tuple[int, int, int]  # (H, W, C) of a batch's images
+  abstract_state: Any  # a `TrainState` of `ShapeDtypeStruct`s with their shardings
+  abstract_batch: dict[str, jax.ShapeDtypeStruct]  # a global batch, as `train_step` takes it
+  init: Any  # (params or None) -> TrainState, jitted; the parameters are donated
+  train_step: Any  # (state, batch, key) -> (state, metrics), jitted; the state is donated
+  eval_step: Any  # (params, batch) -> sums, jitted
 
   @property
   def state_shardings(self) -> Any:

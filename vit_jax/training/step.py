@@ -22,19 +22,12 @@ Metrics = dict[str, Array]
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a run needs to resume, arrays only.
+  """All that a run needs to resume, arrays only."""
 
-  Attributes:
-    step: int32, the number of updates made.
-    params: the parameter tree (float32).
-    opt_state: of the optimizer.
-    ema_params: exponential moving average of the parameters (float32), or None without one.
-  """
-
-  step: Array
-  params: Any
-  opt_state: Any
-  ema_params: Any
+  step: Array  # int32, the number of updates made
+  params: Any  # the parameter tree, float32
+  opt_state: Any  # of the optimizer
+  ema_params: Any  # exponential moving average of the parameters, float32; None without one
 
   @property
   def eval_params(self) -> Any:
