@@ -117,7 +117,7 @@ def test_evaluate_agrees_with_training(tiny_run, command):
 
 def test_evaluate_prints_the_number_of_examples(tiny_run, command):
   code, out, _ = command(evaluate, f'--model={tiny_run}', '--data=digits', '--split=train')
-  assert code == 0 and 'of 1,437 examples right' in out
+  assert code == 0 and 'of 1,437 examples correct' in out
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_the_round_trip_through_all_layouts_is_bit_exact(tmp_path):
     layout = ['--layout=model'] if target.name == 'own' else []
     result = run('convert', source, target, *layout)
     assert result.returncode == 0, result.stderr
-    assert 'taken' in result.stdout
+    assert 'loaded' in result.stdout
   assert_same_files(PATCH14, tmp_path / 'b.npz')
   assert sorted(path.name for path in (tmp_path / 'hf').iterdir()) == [
     'config.json',
@@ -124,8 +124,8 @@ def test_labels_are_written_with_the_model(tmp_path, command):
     ('', ['x.npz'], 'is empty'),
     ('https://example.org/x.npz', ['x.npz'], 'is a URL'),
     (PATCH14, ['x.npz', '--num_heads=5'], 'has 3 heads'),
-    (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose one of'),
-    (PATCH14, ['x.npz', '--gelu=quick'], 'choose one of'),
+    (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose from'),
+    (PATCH14, ['x.npz', '--gelu=quick'], 'choose from'),
     (PATCH14, ['x.npz', '--num_heads=0'], 'num_heads is 0'),
     (PATCH14, ['/proc/x.npz'], 'cannot be written'),
     (PATCH14, ['/proc/x'], 'cannot be written'),

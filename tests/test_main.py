@@ -69,7 +69,7 @@ def test_a_finished_run_can_be_run_again(tiny_run, monkeypatch, capsys):
   before = (tiny_run / 'model/params.npz').read_bytes()
   code, out, err = run_here(monkeypatch, capsys, f'--config={tiny_run}/config.json')
   assert (code, err) == (0, '')
-  assert 'resuming after step 6' in out and 'test examples right' in out
+  assert 'complete after step 6' in out and 'done: test accuracy' in out
   assert (tiny_run / 'model/params.npz').read_bytes() == before
 
 
@@ -443,7 +443,7 @@ def test_a_run_of_an_older_version_is_resumed(tiny_run, tmp_path, monkeypatch, c
   config['data']['most_bad'] = config['data'].pop('max_bad_fraction')
   path.write_text(json.dumps(config))
   code, out, err = run_here(monkeypatch, capsys, f'--config={path}')
-  assert (code, err) == (0, '') and 'resuming after step 6' in out
+  assert (code, err) == (0, '') and 'complete after step 6' in out
   assert 'ema_decay' in json.loads(path.read_text())  # translated once
 
 

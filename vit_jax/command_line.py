@@ -14,11 +14,17 @@ from vit_jax import errors
 from vit_jax.errors import UserError
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+  def _get_help_string(self, action: argparse.Action) -> str | None:
+    has_default = action.default not in (None, False, '', argparse.SUPPRESS)
+    return super()._get_help_string(action) if has_default else action.help
+
+
 class Parser(argparse.ArgumentParser):
   """An `ArgumentParser` that shows defaults in `--help` and reports a mistake in one sentence."""
 
   def __init__(self, module: str, **kwargs):
-    kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
+    kwargs.setdefault('formatter_class', _HelpFormatter)
     super().__init__(prog=f'python -m {module}', allow_abbrev=False, **kwargs)
 
   def error(self, message: str) -> NoReturn:

@@ -9,6 +9,7 @@ import dataclasses
 
 from vit_jax import command_line
 from vit_jax.classifier import LAYOUTS, load
+from vit_jax.config import PositionResize, choices
 from vit_jax.weights.metadata import read_labels
 from vit_jax.weights.save import layout_of
 
@@ -25,9 +26,14 @@ def main() -> None:
   add('--num_classes', type=int, metavar='N', help='zero-initialized new head; 0: no head')
   add('--keep_pre_logits', action='store_true', help='keep that layer under a new head')
   add('--labels', metavar='FILE', help='text file of class names, one a line')
-  add('--position_resize', default='corners', help='corners (as released) or half_pixel')
+  add(
+    '--position_resize',
+    default='corners',
+    choices=choices(PositionResize),
+    help='how position embeddings are resized; corners: as released',
+  )
   add('--num_heads', type=int, help='for PyTorch files that do not store it')
-  add('--gelu', help='tanh or exact, for PyTorch files that do not store it')
+  add('--gelu', choices=('tanh', 'exact'), help='for PyTorch files that do not store it')
   options = vars(parser.parse_args())
   target, layout, labels = (options.pop(name) for name in ('target', 'layout', 'labels'))
   layout = layout or layout_of(target)

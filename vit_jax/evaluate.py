@@ -14,15 +14,19 @@ def main() -> None:
   parser.add_argument(
     '--data', required=True, help='folder:/path, array_record:/path, … (all: docs/data.md)'
   )
-  parser.add_argument('--split', default='test', help='of the data')
-  parser.add_argument('--eval', default='classification', choices=['classification'])
+  parser.add_argument('--split', default='test', help='split of the data')
+  parser.add_argument(
+    '--eval', default='classification', choices=['classification'], help='what to measure'
+  )
   parser.add_argument(
     '--image_size',
     type=command_line.parse_image_size,
     metavar='N|HxW',
     help="if not the model's own",
   )
-  parser.add_argument('--batch_size', type=int, default=64, help='changes no result')
+  parser.add_argument(
+    '--batch_size', type=int, default=64, help='examples at a time; changes no result'
+  )
   parser.add_argument(
     '--on_bad_example',
     default='error',
@@ -40,7 +44,7 @@ def main() -> None:
     num_correct = round(metrics['accuracy'] * metrics['examples'])
     print(
       f'{metrics["data"]}: accuracy {metrics["accuracy"]:.2%} '
-      f'({num_correct:,} of {metrics["examples"]:,} examples right), loss {metrics["loss"]:.4f}'
+      f'({num_correct:,} of {metrics["examples"]:,} examples correct), loss {metrics["loss"]:.4f}'
     )
 
 

@@ -27,7 +27,7 @@ def test_every_field_stands_once_with_its_documentation():
     ({'batch_size': 0}, 'config.batch_size is 0; it must be positive.'),
     ({'batch_size': 2.5}, 'config.batch_size is 2.5; it must be an integer.'),
     ({'batch_size': True}, 'config.batch_size is True; it must be an integer.'),
-    ({'seed': -1}, 'config.seed is -1; it must be at least 0 and at most 4294967295.'),
+    ({'seed': -1}, 'config.seed is -1; it must be 0 to 4294967295.'),
     ({'label_smoothing': 1.0}, 'it must be at least 0 and less than 1.'),
     ({'loss': 'hinge'}, "config.loss is 'hinge'; choose one of softmax, sigmoid."),
     ({'model.depth': -1}, 'config.model.depth is -1; it must be 0 or positive.'),
@@ -97,7 +97,7 @@ def test_a_warmup_below_1_is_a_share_of_the_run(warmup, total, steps):
 
 def test_a_warmup_longer_than_the_run_is_refused():
   config = replace_fields(Config(), {'schedule.warmup_steps': 20, 'total_steps': 20})
-  with pytest.raises(UserError, match='config.schedule.warmup_steps is 20.0; the run has 20 steps'):
+  with pytest.raises(UserError, match='config.schedule.warmup_steps is 20; the run has 20 steps'):
     config.resolve_steps(0)
 
 

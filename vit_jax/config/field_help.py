@@ -45,6 +45,6 @@ def _section_help(section: Section) -> list[str]:
     allowed = each.metadata['range']
     kind = allowed.rule if allowed else describe_type(annotations[each.name])
     lines.append(f'  --{section.full_name(each.name)}={value}')
-    text = f'{each.metadata["doc"]} [{kind}]'
+    text = each.metadata['doc'] + ('' if kind in ('a string', 'a number') else f' [{kind}]')
     lines += textwrap.wrap(text, _WIDTH, initial_indent='      ', subsequent_indent='      ')
   return ['\n'.join(lines), *nested]

@@ -29,7 +29,7 @@ FRACTION = Range('at least 0 and at most 1', lambda x: 0 <= x <= 1)
 
 def between(least: float, most: float) -> Range:
   """Both ends included."""
-  return Range(f'at least {least} and at most {most}', lambda x: least <= x <= most)
+  return Range(f'{least} to {most}', lambda x: least <= x <= most)
 
 
 def interval(most: float, unit: str) -> Range:
@@ -137,7 +137,10 @@ class Section:
 
   def refuse(self, name: str, rule: str) -> typing.NoReturn:
     """Raises `UserError` for the value of a field."""
-    raise UserError(f'{self.full_name(name)} is {getattr(self, name)!r}; {rule}.')
+    value = getattr(self, name)
+    if isinstance(value, float) and value.is_integer():
+      value = int(value)
+    raise UserError(f'{self.full_name(name)} is {value!r}; {rule}.')
 
 
 def replace_fields(config: SectionType, changes: Mapping[str, Any]) -> SectionType:

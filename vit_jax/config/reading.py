@@ -5,6 +5,7 @@ import difflib
 import json
 import re
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_dict, config_flags
 
-from vit_jax.config.fields import Section, flatten, replace_fields
+from vit_jax.config.fields import Section, describe_type, flatten, replace_fields, walk_fields
 from vit_jax.config.schema import Config
 from vit_jax.errors import UserError, first_line
 
@@ -123,7 +124,7 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
     raise
   except Exception as error:  # noqa: BLE001 - a config file can raise anything
     kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
-    raise UserError(f'{path} does not give a config: {kind}{error}.') from None
+    raise UserError(f'{path}: {kind}{error}.') from None
   finally:
     sys.path.pop(0)
   if not isinstance(config, ml_collections.ConfigDict):
@@ -152,6 +153,16 @@ def read_json(path: epath.Path) -> Config:
     raise UserError(f'{path}: {error}') from None
 
 
+def _value_error(message: str) -> str:
+  """A sentence for a value that absl's flags refuse."""
+  match = re.match(r'flag --config\.([\w.]+)=(.*?): ', message)
+  if not match:
+    return message.rstrip('.') + '.'
+  section = next(section for name, section, _ in walk_fields(Config()) if name == match[1])
+  annotation = typing.get_type_hints(type(section))[match[1].rpartition('.')[2]]
+  return f'config.{match[1]} is {match[2]!r}; it must be {describe_type(annotation)}.'
+
+
 def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
   """Sets the fields that `--config.field=value` flags name, with the types they have."""
   names = set()
@@ -169,7 +180,7 @@ def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]
       f'There is no flag --{error.flagname}; config fields are set as --config.field=value.'
     ) from None
   except (flags.Error, TypeError, ValueError) as error:
-    raise UserError(f'A value does not have the type of its config field: {error}.') from None
+    raise UserError(_value_error(str(error))) from None
   if rest:
     raise UserError(f'{rest[0]!r} is not a flag; config fields are set as --config.field=value.')
   # Setting the length of a run in one unit resets the other.

@@ -188,7 +188,7 @@ class DataConfig(Section, path='data'):
   )
   on_bad_example: OnBadExample = field(
     'error',
-    'an unreadable example ends the run; or skip: replace it while training, else leave it out',
+    'error ends the run; skip replaces the example in training and leaves it out of tests',
     execution=True,
   )
   max_bad_fraction: float = field(

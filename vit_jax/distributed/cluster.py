@@ -50,7 +50,7 @@ def _from_flags(
     raise UserError('--coordinator, --num_processes and --process_id need each other; set all.')
   match = re.fullmatch(r'[^:\[\]]+:(\d+)', coordinator)
   if not match or not 0 < int(match[1]) < 65536:
-    raise UserError(f'--coordinator is {coordinator!r}; it must be HOST:PORT.')
+    raise UserError(f'--coordinator is {coordinator!r}; it must be HOST:PORT, such as host:8476.')
   if not 0 <= process_id < num_processes:
     raise UserError(
       f'--process_id is {process_id}; it counts from 0 and must be below '

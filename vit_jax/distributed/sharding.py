@@ -52,7 +52,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   sizes = [len(devices) // known if size == -1 else size for size in sizes]
   if math.prod(sizes) != len(devices):
     fsdp = math.gcd(config.fsdp, len(devices))
-    hint = f'; use fsdp={fsdp}' if (config.data, config.tensor) == (-1, 1) else ''
+    divides = (config.data, config.tensor) == (-1, 1)
+    hint = f'; use fsdp={fsdp}' if divides else '; set one axis to -1 (the devices that remain)'
     raise UserError(f'{text}, which does not multiply to {plural(len(devices), "device")}{hint}.')
   slices = _slices(devices, config.num_slices)
   if sizes[0] % len(slices):
@@ -96,7 +97,9 @@ def _num_batch_shards(mesh: Mesh) -> int:
 def check_batch_size(mesh: Mesh, batch_size: int, name: str) -> None:
   """Raises `UserError` unless the mesh divides `batch_size`, called `name` in the message."""
   shards = _num_batch_shards(mesh)
-  if batch_size < 1 or batch_size % shards:
+  if batch_size < 1:
+    raise UserError(f'{name} is {batch_size}; it must be positive.')
+  if batch_size % shards:
     smaller = batch_size // shards * shards
     sizes = f'{smaller} or {smaller + shards}' if smaller > 0 else shards
     raise UserError(

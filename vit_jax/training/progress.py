@@ -80,8 +80,12 @@ class Progress:
       f'{train.name}: {plural(train.size, "example")} of {train.num_classes:,} classes; '
       f'{test.name}: {plural(test.size, "example")}'
     )
-    resuming = f', resuming after step {self._first_step}' if self._first_step else ''
-    self.print(f'workdir {workdir}{resuming}; compiling the first step…')
+    if self._first_step == self._total_steps:
+      status = f', complete after step {self._first_step}; evaluating…'
+    else:
+      resuming = f', resuming after step {self._first_step}' if self._first_step else ''
+      status = f'{resuming}; compiling the first step…'
+    self.print(f'workdir {workdir}{status}')
 
   def compile_step(self) -> jax.stages.Compiled:
     """Compiles the train step, and prints how long that took and the memory it needs."""
@@ -162,7 +166,7 @@ class Progress:
     source, name = shlex.quote(data.test.source) + flags, shlex.quote(str(model))
     seconds = tqdm.tqdm.format_interval(time.monotonic() - self._start)
     self.print(
-      f'\ndone: {result["accuracy"]:.2%} of {result["examples"]:,} test examples right after '
+      f'\ndone: test accuracy {result["accuracy"]:.2%} on {result["examples"]:,} examples after '
       f'{self._total_steps:,} steps ({seconds} in this run)\n'
       f'model: {model}\n'
       f'next: python -m vit_jax.evaluate --model={name} --data={source}\n'

@@ -26,7 +26,7 @@ class LoadReport:
 
   source: str  # name of the file
   layout: str
-  taken: tuple[str, ...]  # names of the tensors that were loaded unchanged
+  loaded: tuple[str, ...]  # names of the tensors that were loaded unchanged
   resized: tuple[str, ...]  # lines of text, one for each tensor, as the next two
   reinitialized: tuple[str, ...]
   ignored: tuple[str, ...]
@@ -38,7 +38,7 @@ class LoadReport:
     return not (self.resized or self.reinitialized or self.ignored or self.notes)
 
   def __str__(self) -> str:
-    lines = [f'{self.source} ({self.layout})', f'  {"taken":<15}{len(self.taken):>5}']
+    lines = [f'{self.source} ({self.layout})', f'  {"loaded":<15}{len(self.loaded):>5}']
     resized, new, ignored = self.resized, self.reinitialized, self.ignored
     for title, tensors in (('resized', resized), ('re-initialized', new), ('ignored', ignored)):
       text = '; '.join(tensors[:4]) + (f'; and {len(tensors) - 4} more' if tensors[4:] else '')
@@ -152,7 +152,7 @@ def adapt_weights(
   return tensors, LoadReport(
     weights.name,
     weights.layout,
-    taken=tuple(sorted(params.keys() - resized.keys() - zeros.keys())),
+    loaded=tuple(sorted(params.keys() - resized.keys() - zeros.keys())),
     resized=tuple(resized.values()),
     reinitialized=tuple(f'{name} {tensor.shape} = 0' for name, tensor in zeros.items()),
     ignored=(*(f'{name} {x.shape}' for name, x in old_head.items()), *weights.ignored),

@@ -129,7 +129,8 @@ def read_labels(path: epath.PathLike, num_classes: int) -> list[str]:
   try:
     labels = read_text(epath.Path(path).expanduser()).splitlines()
   except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read ({first_line(error)}).') from None
+    reason = getattr(error, 'strerror', None) or first_line(error)
+    raise UserError(f'{path} cannot be read ({reason}).') from None
   if len(labels) != num_classes:
     raise UserError(f'{path} has {len(labels)} lines; the model has {num_classes} classes.')
   return labels

@@ -112,7 +112,7 @@ def test_other_tensors_of_a_training_state_are_ignored_and_reported(tmp_path):
   np.savez(tmp_path / 'x.npz', **training_state(read('vit_gap')))
   report = vit_jax.load(tmp_path / 'x.npz').report
   assert report.ignored == ('opt/state/step', 'opt/state/x/mu')
-  assert len(report.taken) == len(read('vit_gap'))
+  assert len(report.loaded) == len(read('vit_gap'))
 
 
 @pytest.mark.parametrize(
@@ -305,12 +305,12 @@ def test_lists_and_empty_batches():
 
 def test_the_report_counts_all_tensors_in_one_table():
   report = vit_jax.load(TOKEN, image_size=96, num_classes=5).report
-  assert (len(report.taken), len(report.resized), len(report.reinitialized)) == (37, 1, 2)
+  assert (len(report.loaded), len(report.resized), len(report.reinitialized)) == (37, 1, 2)
   assert len(report.ignored) == 4
   lines = str(report).splitlines()
   assert 'released layout' in lines[0]
   assert [line.split()[:2] for line in lines[1:]] == [
-    ['taken', '37'],
+    ['loaded', '37'],
     ['resized', '1'],
     ['re-initialized', '2'],
     ['ignored', '4'],
@@ -338,7 +338,7 @@ def test_an_unfinished_run_is_loaded_from_its_checkpoints(tiny_run, tmp_path):
     loaded = vit_jax.load(source)
     assert_same_tree(loaded.params, finished.params)
     assert loaded.image_size == finished.image_size
-  assert vit_jax.load(steps[0]).report.taken == finished.report.taken
+  assert vit_jax.load(steps[0]).report.loaded == finished.report.loaded
 
 
 def test_a_run_is_loaded_from_a_relative_path(tiny_run, monkeypatch):

@@ -148,7 +148,7 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
   if feature := unsupported_feature(params):
     raise UserError(
       f'The model has {feature}, which ViTForImageClassification does not support; write an '
-      '.npz, or a vit_jax folder (layout model).'
+      '.npz, or a vit_jax folder (--layout=model).'
     )
   layers = dict(_LAYERS)
   for i in range(pytorch.count_blocks(params)):
