@@ -151,7 +151,6 @@ def test_only_tpus_have_slices():
     ((2, 4, 1), 31, [24, 32]),
     ((2, 2, 2), 6, [4, 8]),
     ((8, 1, 1), 4, [8]),
-    ((8, 1, 1), 0, [8]),
   ],
 )
 def test_a_batch_that_the_mesh_does_not_divide_is_refused_with_sizes_to_use(
@@ -162,6 +161,12 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused_with_sizes_to_use(
     sharding.check_batch_size(make_mesh(*sizes), batch_size, 'my batch')
   for suggestion in suggestions:
     sharding.check_batch_size(make_mesh(*sizes), suggestion, 'my batch')
+
+
+@pytest.mark.parametrize('batch_size', [0, -8])
+def test_a_batch_without_examples_is_refused(batch_size):
+  with pytest.raises(UserError, match=f'my batch is {batch_size}; it must be positive[.]'):
+    sharding.check_batch_size(make_mesh(8, 1, 1), batch_size, 'my batch')
 
 
 @pytest.mark.parametrize('sizes', [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)])
