@@ -51,7 +51,6 @@ def mix(
     {'image': (B, H, W, C) float32 in [0, 255], 'label': (B, num_classes) float32}
   """
   images = batch['image'].astype(jnp.float32)
-  labels = targets(batch['label'], num_classes)
   _, height, width, _ = images.shape
   mixup_key, cutmix_key, choice_key = jax.random.split(key, 3)
   choices = []
@@ -66,4 +65,5 @@ def mix(
   def combine(own: Array, weight: Array) -> Array:
     return weight * own + (1 - weight) * jnp.roll(own, 1, axis=0)
 
+  labels = targets(batch['label'], num_classes)
   return {'image': combine(images, weights), 'label': combine(labels, weights.mean())}

@@ -74,6 +74,8 @@ def build_program(
   Raises:
     UserError: for values that do not go together, or that the mesh does not divide.
   """
+  schedule = make_schedule(schedule_config, step.total_steps)
+  optimizer = make_optimizer(optimizer_config, schedule)
   replicated, batch_sharding = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   model = build.model_from_config(
     model_config,
@@ -82,8 +84,6 @@ def build_program(
     platform=mesh.devices.flat[0].platform,
   )
   _check_mesh(mesh, model, step, image_shape)
-  schedule = make_schedule(schedule_config, step.total_steps)
-  optimizer = make_optimizer(optimizer_config, schedule)
   init = functools.partial(
     init_state, model, optimizer, image_shape, step.seed, use_ema=step.ema_decay > 0
   )
