@@ -42,9 +42,9 @@ jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 against 
 from tests.helpers import TINY, run  # noqa: E402, after the devices are configured
 
 
-def pytest_configure(config: pytest.Config) -> None:
-  del config
-  os.chdir(SANDBOX)  # only now: pytest has found its tests from where it was started
+def pytest_collection_finish(session: pytest.Session) -> None:
+  del session
+  os.chdir(SANDBOX)  # only now: pytest finds its tests from where it was started
 
 
 @pytest.fixture(scope='session')
