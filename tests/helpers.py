@@ -16,7 +16,7 @@ import optax
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from vit_jax.config import Config
+from vit_jax.config import Config, replace_fields
 from vit_jax.data.decoding.images import open_image
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
@@ -203,3 +203,22 @@ def random_params(model, image_size: tuple[int, int], scale: float = 0.3):
     lambda leaf: rng.normal(0, scale, leaf.shape).astype(np.float32),
     build.abstract_params(model, image_size),
   )
+
+
+def make_sharded_program() -> Program:
+  """A small program on eight devices, sharded along all axes, with two micro-batches."""
+  fields = {
+    'total_steps': 10,
+    'batch_size': 64,
+    'accumulation_steps': 2,
+    'data.image_size': 8,
+    'model.patch_size': 4,
+    'model.width': 64,
+    'model.depth': 1,
+    'model.mlp_dim': 256,
+    'model.num_heads': 4,
+    'mesh.data': 2,
+    'mesh.fsdp': 2,
+    'mesh.tensor': 2,
+  }
+  return make_program(replace_fields(Config(), fields), 10)

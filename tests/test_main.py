@@ -310,7 +310,7 @@ BAD = {
       'total_steps=0',
     )
   },
-  'an image size that is no pair': (
+  'an image size that is not a pair': (
     lambda path: [*QUICKSTART, '--config.data.image_size=(16,)'],
     '(16,)',
   ),

@@ -5,8 +5,7 @@ import types
 import jax
 import pytest
 
-from tests.helpers import make_program
-from vit_jax.config import Config, replace_fields
+from tests.helpers import make_sharded_program
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.training import progress as progress_lib
@@ -16,21 +15,7 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='written for eigh
 
 @pytest.fixture(scope='module')
 def program():
-  fields = {
-    'total_steps': 10,
-    'batch_size': 64,
-    'accumulation_steps': 2,
-    'data.image_size': 8,
-    'model.patch_size': 4,
-    'model.width': 64,
-    'model.depth': 1,
-    'model.mlp_dim': 256,
-    'model.num_heads': 4,
-    'mesh.data': 2,
-    'mesh.fsdp': 2,
-    'mesh.tensor': 2,
-  }
-  return make_program(replace_fields(Config(), fields), 10)
+  return make_sharded_program()
 
 
 def test_description(program):

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import make_program
-from vit_jax.config import Config, replace_fields
+from tests.helpers import make_sharded_program
 from vit_jax.hardware import peak_flops
 from vit_jax.models.flops import train_flops
 from vit_jax.training import throughput
@@ -15,21 +14,7 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='written for eigh
 
 @pytest.fixture(scope='module')
 def program():
-  fields = {
-    'total_steps': 10,
-    'batch_size': 64,
-    'accumulation_steps': 2,
-    'data.image_size': 8,
-    'model.patch_size': 4,
-    'model.width': 64,
-    'model.depth': 1,
-    'model.mlp_dim': 256,
-    'model.num_heads': 4,
-    'mesh.data': 2,
-    'mesh.fsdp': 2,
-    'mesh.tensor': 2,
-  }
-  return make_program(replace_fields(Config(), fields), 10)
+  return make_sharded_program()
 
 
 class Clock:
