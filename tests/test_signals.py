@@ -40,6 +40,7 @@ def test_a_delayed_signal_that_is_ignored_stays_ignored():
   with signals.handled(signal.SIGINT, signal.SIG_IGN):
     with signals.delayed(signal.SIGINT):
       signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_other_threads_change_no_handler():

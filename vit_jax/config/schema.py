@@ -163,6 +163,7 @@ class TestDataConfig(Section, path='data.test'):
   split: str = field('test', 'as data.train.split')
 
 
+_IMAGE_SIZE = Range('positive', lambda x: min(x if isinstance(x, tuple) else (x,)) > 0)
 _WORKERS = Range('-1 (one per core), 0 or positive', lambda x: x >= -1)
 
 
@@ -170,7 +171,7 @@ _WORKERS = Range('-1 (one per core), 0 or positive', lambda x: x >= -1)
 class DataConfig(Section, path='data'):
   """Where examples come from, and how they become batches."""
 
-  image_size: int | tuple[int, int] = field(224, 'pixels, or (height, width)')
+  image_size: int | tuple[int, int] = field(224, 'pixels, or (height, width)', _IMAGE_SIZE)
   num_classes: int = field(
     0, 'classes that the data must have; 0: any', NOT_NEGATIVE, execution=True
   )
@@ -200,15 +201,12 @@ class DataConfig(Section, path='data'):
 
   def __post_init__(self):
     super().__post_init__()
-    if min(self.height_width) < 1:
-      self.refuse('image_size', 'it must be positive')
     self.augment.check_channels(self.channels)
 
   @property
   def height_width(self) -> tuple[int, int]:
     """The image size as (height, width), in pixels."""
-    size = self.image_size
-    return (size, size) if isinstance(size, int) else size
+    return height_width(self.image_size)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
