@@ -28,6 +28,9 @@ GROUND_TRUTHS = (
 # Raised by reading a file that is not a ground truth.
 _DAMAGE = (OSError, tarfile.TarError, EOFError, KeyError, ValueError, IndexError, TypeError)
 _FOLDER = pathlib.Path(__file__).parent
+# Google's list of ImageNet-21k has two synsets more than the release of fall 2011 (fall11.tar).
+_NOT_IN_FALL_2011 = frozenset(('n03931044', 'n09859684'))
+_LISTS = {1_000: '1k', 21_841: '22k', 21_843: '21k'}  # number of classes: `synsets` of them
 
 
 @functools.cache
@@ -38,7 +41,15 @@ def _table() -> list[list[str]]:
 
 
 def synsets(version: str = '1k') -> tuple[str, ...]:
-  """Lists the synsets in label order: '1k' (ILSVRC2012; 1,000) or '21k' (21,843)."""
+  """Lists the synsets in label order.
+
+  Args:
+    version: '1k' (ILSVRC2012; 1,000 synsets), '21k' (Google's list of ImageNet-21k; 21,843) or
+      '22k' (the release of fall 2011, that most other code trains on; 21,841). The lists agree with
+      timm 1.0.31 (data/_info/imagenet{,21k_goog,22k}_synsets.txt).
+  """
+  if version == '22k':
+    return tuple(synset for synset in synsets('21k') if synset not in _NOT_IN_FALL_2011)
   return tuple(synset for synset, versions, _ in _table() if version in versions.split(','))
 
 
@@ -54,6 +65,20 @@ def class_names(ids: tuple[str, ...]) -> tuple[str, ...]:
     name if counts[name] == 1 else f'{name} ({synset})'
     for name, synset in zip(names, ids, strict=True)
   )
+
+
+@functools.cache
+def class_names_of_head(num_classes: int) -> tuple[str, ...] | None:
+  """Returns the class names of an ImageNet model by its number of outputs, in label order.
+
+  Args:
+    num_classes: 1,000, 21,843 or 21,841 (see `synsets`).
+
+  Returns:
+    `num_classes` different names, such as 'tench, Tinca tinca'; None for any other number.
+  """
+  version = _LISTS.get(num_classes)
+  return None if version is None else class_names(synsets(version))
 
 
 def is_synset(text: str) -> bool:

@@ -9,6 +9,9 @@ vertical bands. So the data can be learned, and a model that does not learn stan
   synthetic:jft           303 M images, 18,291 classes, 1.26 labels per image (arXiv 1707.02968)
   synthetic:imagenet21k   14.2 M images, 21,843 classes, one label per image, as a vector
   synthetic:imagenet      1.28 M images, 1,000 equally frequent classes
+
+The classes of the last two are called like those of ImageNet, so that models with these names can
+be trained and evaluated; the images show nothing of them. JFT's names are not public.
 """
 
 import dataclasses
@@ -18,6 +21,7 @@ import hashlib
 import numpy as np
 import simplejpeg
 
+from vit_jax.data import imagenet
 from vit_jax.data.sources.source import Example, Source, multi_hot
 from vit_jax.errors import UserError
 
@@ -120,6 +124,12 @@ def _find_dataset(name: str) -> Dataset:
   return DATASETS[name]
 
 
+@functools.cache
+def _class_names(num_classes: int) -> tuple[str, ...]:
+  names = imagenet.class_names_of_head(num_classes)
+  return names or tuple(f'class {i}' for i in range(num_classes))
+
+
 def split_names(name: str) -> tuple[str, ...]:
   return tuple(_find_dataset(name).splits)
 
@@ -150,7 +160,7 @@ def open_split(name: str, split: str) -> Source:
     name=f'synthetic:{name} ({split})',
     size=splits[actual_split],
     read=read,
-    class_names=tuple(f'class {i}' for i in range(dataset.num_classes)),
+    class_names=_class_names(dataset.num_classes),
     multi_label=dataset.multi_label,
     location=lambda i: f'synthetic:{name} ({split}), image {i}',
   )
