@@ -102,7 +102,7 @@ def get_config(argument='b16,cifar10'):
   config.checkpoint.every = max(steps // 10, 50)
   # 14 does not divide 384
   config.data.image_size = 384 if config.model.patch_size != 14 else 392
-  config.data.crop_fraction = 1.0
+  config.data.test.crop_fraction = 1.0
   config.data.train.source = config.data.test.source = source
   config.data.train.split, config.data.test.split = train, test
   config.optimizer.name = 'sgd'

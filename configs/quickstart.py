@@ -29,7 +29,7 @@ def get_config():
   config.data.train.source = 'digits'
   config.data.test.source = 'digits'
   config.data.image_size = 16
-  config.data.crop_fraction = 1.0
+  config.data.test.crop_fraction = 1.0
   config.data.augment.crop = 'resize'
   config.data.augment.flip = False
   config.data.augment.shift = 0.1

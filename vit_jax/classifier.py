@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from vit_jax.config import height_width
-from vit_jax.data.augmentation import transforms
+from vit_jax.config import Preprocessing, height_width
+from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.data.decoding.images import decode_image, pillow_to_array
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -21,7 +21,7 @@ from vit_jax.weights import adapt, save
 from vit_jax.weights.layouts import hugging_face
 from vit_jax.weights.layouts.released import flatten
 from vit_jax.weights.load import open_weights
-from vit_jax.weights.metadata import DEFAULT_CROP_FRACTION, ModelMetadata
+from vit_jax.weights.metadata import ModelMetadata
 
 _SAVERS = {
   'npz': save.save_npz,
@@ -41,7 +41,7 @@ class Classifier:
     params: its parameter tree, float32.
     image_size: (height, width) in pixels.
     labels: a name for each class, or None when unknown.
-    crop_fraction: the central share of an image that `preprocess` keeps, in (0, 1].
+    preprocessing: how `preprocess` resizes and crops an image.
     loss: the training loss: 'softmax' (one class for each image) or 'sigmoid' (any number).
     report: what happened to the tensors of the file; None for a model that was not loaded.
   """
@@ -50,7 +50,7 @@ class Classifier:
   params: Any
   image_size: tuple[int, int]
   labels: list[str] | None = None
-  crop_fraction: float = DEFAULT_CROP_FRACTION
+  preprocessing: Preprocessing = Preprocessing()
   loss: str = 'softmax'
   report: adapt.LoadReport | None = None
 
@@ -123,7 +123,7 @@ class Classifier:
         f'{name} is a {type(image).__name__} of shape {shape}; `preprocess` takes the bytes of a '
         f'file, a Pillow image, or uint8 of shape (H, W, {self.channels}).'
       )
-    return scale_pixels(transforms.central_crop(image, self.image_size, self.crop_fraction))
+    return scale_pixels(preprocess(image, self.image_size, self.preprocessing))
 
   def save(self, path: epath.PathLike, layout: str | None = None) -> None:
     """Writes the model, completely or not at all.
@@ -151,7 +151,7 @@ class Classifier:
     numerics = getattr(self.model, 'numerics', build.RELEASED_NUMERICS)  # a ResNet has none
     metadata = ModelMetadata(
       self.image_size,
-      self.crop_fraction,
+      self.preprocessing,
       self.loss,
       list(self.labels) if self.labels is not None and self.model.num_classes else None,
       gelu='tanh' if numerics.approximate_gelu else 'exact',
@@ -230,5 +230,5 @@ def load(
   tensors, report = adapt.adapt_weights(weights, model, image_shape, new_head, position_resize)
   sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
   params = adapt.read_params(tensors, weights.name, sharding_tree)
-  metadata = weights.metadata
-  return Classifier(model, params, size, labels, metadata.crop_fraction, metadata.loss, report)
+  preprocessing = weights.metadata.preprocessing or Preprocessing()
+  return Classifier(model, params, size, labels, preprocessing, weights.metadata.loss, report)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN, assert_same_tree
+from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
@@ -197,13 +198,17 @@ def test_pickled_objects_are_refused_and_never_run(tensors, tmp_path):
 @pytest.mark.parametrize('labels', [None, ['cat', 'größer dog', '3', '', 'e', 'f', 'g']])
 def test_folder_round_trip(labels, golden, tmp_path):
   vit = vit_jax.load(GOLDEN / 'vit_token_prelogits.npz', image_size=(32, 96))
-  saved = vit_jax.Classifier(vit.model, vit.params, (32, 96), labels, 0.75, 'sigmoid')
+  preprocessing = Preprocessing(
+    resize='border', crop_fraction=0.75, antialias=False, rounding='torchvision', fill=(1, 2, 3)
+  )
+  saved = vit_jax.Classifier(vit.model, vit.params, (32, 96), labels, preprocessing, 'sigmoid')
   saved.save(tmp_path / 'model', 'model')
   saved.save(tmp_path / 'model', 'model')  # again, in its place
   for source in (tmp_path / 'model', tmp_path, tmp_path / 'model' / 'params.npz'):
     loaded = vit_jax.load(source)
     assert loaded.image_size == (32, 96)
-    assert (loaded.labels, loaded.crop_fraction, loaded.loss) == (labels, 0.75, 'sigmoid')
+    assert loaded.preprocessing == preprocessing
+    assert (loaded.labels, loaded.loss) == (labels, 'sigmoid')
     assert_same_tree(loaded.params, vit.params)
   names = {'params.npz', 'config.json'} | ({'labels.txt'} if labels else set())
   assert {path.name for path in (tmp_path / 'model').iterdir()} == names

@@ -20,7 +20,11 @@ from vit_jax.config.schema import Config
 from vit_jax.errors import UserError, first_line
 
 # Fields of the config.json of older versions, and what they are called now.
-_RENAMED = {'polyak_decay': 'ema_decay', 'data.most_bad': 'data.max_bad_fraction'}
+_RENAMED = {
+  'polyak_decay': 'ema_decay',
+  'data.most_bad': 'data.max_bad_fraction',
+  'data.crop_fraction': 'data.test.crop_fraction',
+}
 
 
 def default_config() -> Any:

@@ -28,6 +28,9 @@ from vit_jax.errors import UserError
 Loss = Literal['softmax', 'sigmoid']
 PositionResize = Literal['corners', 'half_pixel']
 OnBadExample = Literal['error', 'skip']
+ResizeRule = Literal['crop', 'squash', 'border']
+Interpolation = Literal['bilinear', 'bicubic', 'area', 'lanczos', 'nearest']
+Rounding = Literal['tensorflow', 'transformers', 'torchvision']
 
 
 def height_width(size: int | Sequence[int]) -> tuple[int, int]:
@@ -156,11 +159,49 @@ class TrainDataConfig(Section, path='data.train'):
 
 
 @dataclasses.dataclass(frozen=True)
-class TestDataConfig(Section, path='data.test'):
-  """The test examples."""
+class Preprocessing(Section, path='data.test'):
+  """How an image becomes the input of a model in tests and predictions.
 
-  source: str = field('digits', 'as data.train.source')
+  The image is resized by `resize` to `image_size / crop_fraction`, then cropped at its center to
+  `image_size`. `rounding` names the library whose arithmetic of sizes and offsets is followed:
+
+  tensorflow: sides to the nearest integer, offsets down (big_vision, vision_transformer).
+  transformers: both down (Transformers' image processors).
+  torchvision: sides down, offsets to the nearest even (torchvision, timm).
+  """
+
+  resize: ResizeRule = field(
+    'crop',
+    'crop: cover the size, keeping the aspect ratio; squash: to the size; border: fit into it',
+  )
+  crop_fraction: float = field(0.875, 'central share of the image that is kept', between(0.05, 1))
+  interpolation: Interpolation = field('bilinear', 'how pixels are interpolated')
+  antialias: bool = field(True, 'average when shrinking; area and nearest are as they are')
+  rounding: Rounding = field('tensorflow', 'the library whose rounding of sizes is followed')
+  fill: tuple[int, ...] = field(
+    (),
+    'border: level of the added pixels, one for each channel; (): 128',
+    Range('levels from 0 to 255', lambda x: all(0 <= level <= 255 for level in x)),
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.interpolation == 'lanczos' and not self.antialias:
+      self.refuse('antialias', 'interpolation=lanczos is always antialiased')
+
+
+@dataclasses.dataclass(frozen=True)
+class TestDataConfig(Preprocessing, path='data.test'):
+  """The test examples, and how their images are preprocessed."""
+
+  source: str = field('', "as data.train.source; '': the same source")
   split: str = field('test', 'as data.train.split')
+
+  @property
+  def preprocessing(self) -> Preprocessing:
+    """The fields of `Preprocessing` alone."""
+    names = (each.name for each in dataclasses.fields(Preprocessing))
+    return Preprocessing(**{name: getattr(self, name) for name in names})
 
 
 _IMAGE_SIZE = Range('positive', lambda x: min(x if isinstance(x, tuple) else (x,)) > 0)
@@ -174,9 +215,6 @@ class DataConfig(Section, path='data'):
   image_size: int | tuple[int, int] = field(224, 'pixels, or (height, width)', _IMAGE_SIZE)
   num_classes: int = field(
     0, 'classes that the data must have; 0: any', NOT_NEGATIVE, execution=True
-  )
-  crop_fraction: float = field(
-    0.875, 'central share of a test image that is kept', between(0.01, 1)
   )
   channels: int = field(
     3, 'channels of an image: 1 (gray), 3 (RGB), 4 (RGBA); any number for arrays', POSITIVE
@@ -202,6 +240,11 @@ class DataConfig(Section, path='data'):
   def __post_init__(self):
     super().__post_init__()
     self.augment.check_channels(self.channels)
+
+  @property
+  def test_source(self) -> str:
+    """The source of the test examples."""
+    return self.test.source or self.train.source
 
   @property
   def height_width(self) -> tuple[int, int]:

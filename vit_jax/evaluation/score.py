@@ -50,7 +50,7 @@ def score(
     split,
     model.image_size,
     channels=model.channels,
-    crop_fraction=model.crop_fraction,
+    preprocessing=model.preprocessing,
     on_bad_example=on_bad_example,
   )
   stream = open_stream(config, batch_size, source)

@@ -75,7 +75,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
 
   # Data and model.
   train = open_source(config.data.train.source, config.data.train.split)
-  test = open_source(config.data.test.source, config.data.test.split)
+  test = open_source(config.data.test_source, config.data.test.split)
   check_same_classes(train.class_names, test.class_names, test.name)
   check_num_classes(config.data.num_classes, train)
   config = config.resolve_steps(train.size)
@@ -153,8 +153,8 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         )
     result = result or evaluate()  # of a run that was complete before
     image_size, names = data.height_width, list(test.class_names)
-    params, crop_fraction = state.eval_params, data.crop_fraction
-    vit = Classifier(program.model, params, image_size, names, crop_fraction, config.loss)
+    params, preprocessing = state.eval_params, data.test.preprocessing
+    vit = Classifier(program.model, params, image_size, names, preprocessing, config.loss)
     _export(vit, workdir)
   progress.print_end(result, workdir / 'model', data)
   return result

@@ -34,7 +34,7 @@ def inspect_data(config: DataConfig, train: Source, test: Source) -> str:
   """
   if jax.process_index():
     return ''
-  sources = {'train': (config.train.source, train), 'test': (config.test.source, test)}
+  sources = {'train': (config.train.source, train), 'test': (config.test_source, test)}
   folders = {
     split: source
     for split, (spec, source) in sources.items()

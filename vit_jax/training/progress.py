@@ -163,7 +163,7 @@ class Progress:
     """Prints the last lines: the result, where the model is, what to try next."""
     flags = '' if data.test.split == 'test' else f' --split={shlex.quote(data.test.split)}'
     flags += ' --on_bad_example=skip' if data.on_bad_example == 'skip' else ''
-    source, name = shlex.quote(data.test.source) + flags, shlex.quote(str(model))
+    source, name = shlex.quote(data.test_source) + flags, shlex.quote(str(model))
     seconds = tqdm.tqdm.format_interval(time.monotonic() - self._start)
     self.print(
       f'\ndone: test accuracy {result["accuracy"]:.2%} on {result["examples"]:,} examples after '

@@ -13,7 +13,7 @@ from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
 from vit_jax.weights.layouts import hugging_face, pytorch, released, timm
 from vit_jax.weights.layouts.released import POSITIONS
-from vit_jax.weights.metadata import ModelMetadata
+from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model
 
 
@@ -37,11 +37,13 @@ def open_weights(
   image_size: tuple[int, int] | None = None,
   num_heads: int | None = None,
   gelu: str | None = None,
+  mean: tuple[float, ...] | None = None,
+  std: tuple[float, ...] | None = None,
 ) -> SourceWeights:
   """Opens a source: detects its layout and reads the architecture off its tensors.
 
   Args:
-    source, num_heads, gelu: as in `vit_jax.load`.
+    source, num_heads, gelu, mean, std: as in `vit_jax.load`.
     image_size: (height, width) to load the model for; determines the grid of position embeddings
       whose number is not a square.
 
@@ -56,9 +58,10 @@ def open_weights(
   inside = {n.removeprefix(prefix): x for n, x in file.tensors.items() if n.startswith(prefix)}
   ignored = tuple(n for n in file.tensors if not n.startswith(prefix))
   tensors, notes = translator.to_linen(inside, metadata.num_heads or num_heads, name)
-  if metadata.has_own_normalization:
-    tensors = pytorch.fold_normalization(tensors, metadata.mean, metadata.std, name)
-    notes = (f'the normalization of pixels with mean {metadata.mean} is folded in', *notes)
+  mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
+  if (mean, std) != (HALF, HALF):
+    tensors = pytorch.fold_normalization(tensors, mean, std, name)
+    notes = (f'the normalization of pixels with mean {mean} is folded in', *notes)
   stored = metadata
   if layout == 'Hugging Face' and metadata.image_size is None:  # there is no config.json
     stored = hugging_face.read_config({}, {})

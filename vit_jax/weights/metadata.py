@@ -13,14 +13,13 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.config import choices, height_width
+from vit_jax.config import Preprocessing, choices, height_width
 from vit_jax.config.schema import Loss
 from vit_jax.errors import UserError, first_line
 from vit_jax.models.build import GELUS, MAX_IMAGE_SIDE
 from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY, read_text
 
-DEFAULT_CROP_FRACTION = 0.875  # resize the shorter side to 256, crop the central 224
-_STORED = ('crop_fraction', 'loss', 'gelu', 'layer_norm_epsilon')  # as they are
+_STORED = ('loss', 'gelu', 'layer_norm_epsilon')  # as they are
 HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
 
 
@@ -33,20 +32,18 @@ class ModelMetadata:
   """
 
   image_size: tuple[int, int] | None = None  # (height, width) in pixels
-  crop_fraction: float = DEFAULT_CROP_FRACTION  # the central share that the model sees, in (0, 1]
+  preprocessing: Preprocessing | None = None  # of images in tests and predictions
   loss: str = 'softmax'  # or 'sigmoid'
   labels: list[str] | None = None  # a name for each class
   num_heads: int | None = None
   gelu: str = 'tanh'  # or 'exact'
   layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
-  mean: tuple[float, ...] = HALF  # of pixels in [0, 1], for red, green and blue
-  std: tuple[float, ...] = HALF
+  mean: tuple[float, ...] | None = None  # of pixels in [0, 1], one for each channel
+  std: tuple[float, ...] | None = None
 
   def __post_init__(self):
     if self.image_size is not None and max(self.image_size) > MAX_IMAGE_SIDE:
       raise ValueError(f'image_size is over {MAX_IMAGE_SIDE} pixels')
-    if not 0 < self.crop_fraction <= 1:
-      raise ValueError('crop_fraction is not in (0, 1]')
     for name, allowed in (('loss', choices(Loss)), ('gelu', GELUS)):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} is not one of {", ".join(allowed)}')
@@ -57,28 +54,35 @@ class ModelMetadata:
       raise ValueError(f'num_heads is not a number from 1 to {2**16 - 1}')
     if not 0 <= self.layer_norm_epsilon < 1:
       raise ValueError('layer_norm_epsilon is not in [0, 1)')
-    if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
-      raise ValueError('the mean of pixels is not three finite numbers')
-    if len(self.std) != 3 or not all(0 < x < math.inf for x in self.std):
-      raise ValueError('the std of pixels is not three positive numbers')
-
-  @property
-  def has_own_normalization(self) -> bool:
-    """Whether the model was trained on pixels in another range than [-1, 1]."""
-    return (self.mean, self.std) != (HALF, HALF)
+    if self.mean is not None and not all(map(math.isfinite, self.mean)):
+      raise ValueError('the mean of pixels is not finite')
+    if self.std is not None and not all(0 < x < math.inf for x in self.std):
+      raise ValueError('the std of pixels is not positive')
 
   def to_json(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object that `from_json` reads, without labels."""
     fields = {name: getattr(self, name) for name in ('image_size', *_STORED)}
-    return {'model': dict(architecture), **fields}
+    preprocessing = self.preprocessing and dataclasses.asdict(self.preprocessing)
+    if preprocessing is not None:
+      preprocessing |= {'mean': self.mean or HALF, 'std': self.std or HALF}
+    return {'model': dict(architecture), 'preprocessing': preprocessing, **fields}
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> 'ModelMetadata':
     """The inverse of `to_json`, within `damage_explained`; absent keys take defaults."""
     size = content.get('image_size')
+    rule = content.get('preprocessing')
+    if rule is None and 'crop_fraction' in content:  # of older versions
+      rule = {'crop_fraction': content['crop_fraction']}
+    rule, mean, std = dict(rule or {}), None, None
+    if rule:
+      mean, std = (tuple(map(float, rule.pop(name, HALF))) for name in ('mean', 'std'))
     return cls(
       image_size=None if size is None else height_width(size),
+      preprocessing=Preprocessing(**rule) if rule else None,
       num_heads=(content.get('model') or {}).get('num_heads'),
+      mean=mean,
+      std=std,
       **{name: content[name] for name in (*_STORED, 'labels') if name in content},
     )
 
@@ -86,7 +90,12 @@ class ModelMetadata:
   def from_run_config(cls, config: Mapping[str, Any]) -> 'ModelMetadata':
     """From the config.json that a run writes at its start, within `damage_explained`."""
     # Without num_heads: 0 means the heads of the variant, and the tensors determine them.
-    fields = {**config, **(config.get('data') or {}), **(config.get('model') or {}), 'model': None}
+    data = config.get('data') or {}
+    fields = {**config, **data, **(config.get('model') or {}), 'model': None}
+    test = data.get('test') or {}
+    names = [each.name for each in dataclasses.fields(Preprocessing) if each.name in test]
+    if names:
+      fields['preprocessing'] = {name: test[name] for name in names}
     return cls.from_json(fields)
 
   @classmethod

@@ -94,8 +94,10 @@ def _read_folder_metadata(folder: epath.Path) -> ModelMetadata:
     if hugging_face.is_config(config):
       return hugging_face.read_config(config, read_json(folder / 'preprocessor_config.json'))
     if (folder / 'config.json').exists():
-      if missing := {'image_size', 'crop_fraction', 'loss'} - config.keys():
+      if missing := {'image_size', 'loss'} - config.keys():
         raise KeyError(min(missing))
+      if not {'preprocessing', 'crop_fraction'} & config.keys():
+        raise KeyError('preprocessing')
     if (folder / 'labels.txt').exists():
       config['labels'] = read_text(folder / 'labels.txt').splitlines()
     return ModelMetadata.from_json(config)

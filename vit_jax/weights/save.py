@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.files import real_path, scratch_path, write_atomically
 from vit_jax.models import build
@@ -132,7 +133,9 @@ def save_hugging_face(
   size, channels = metadata.image_size, params['embedding']['kernel'].shape[2]
   config = hugging_face.make_config(model, metadata, size, channels)
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))
-  preprocessor = hugging_face.make_preprocessor_config(size, metadata.crop_fraction, channels)
+  preprocessor = hugging_face.make_preprocessor_config(
+    size, metadata.preprocessing or Preprocessing(), channels
+  )
 
   def write(temporary: epath.Path) -> None:
     write_safetensors(temporary / 'model.safetensors', tensors, {'format': 'pt'})

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.helpers import GOLDEN
-from vit_jax.config import AugmentConfig, choices
-from vit_jax.data.augmentation import image_ops, transforms
+from vit_jax.config import AugmentConfig, Preprocessing, choices
+from vit_jax.data.augmentation import transforms
+from vit_jax.data.augmentation.preprocessing import preprocess
+from vit_jax.data.augmentation.resampling import resize
 from vit_jax.data.decoding.box import crop_pixels
 from vit_jax.data.decoding.images import LazyImage
 from vit_jax.errors import UserError
@@ -43,6 +45,10 @@ def make_config(**fields) -> AugmentConfig:
   return AugmentConfig(**{**NONE, **fields})
 
 
+def central_crop(image: np.ndarray, size, fraction: float) -> np.ndarray:
+  return preprocess(image, size, Preprocessing(crop_fraction=fraction))
+
+
 def rng(seed: int = 0) -> np.random.Generator:
   return np.random.default_rng(seed)
 
@@ -61,7 +67,7 @@ def assert_example(image: np.ndarray, size: tuple[int, int]):
 
 def test_resizing_to_the_same_size_is_the_identity():
   image = random_image(9, 13)
-  np.testing.assert_array_equal(image_ops.resize(image, (9, 13), antialias=False), image)
+  np.testing.assert_array_equal(resize(image, (9, 13), antialias=False), image)
 
 
 @pytest.mark.parametrize('antialias', [False, True])
@@ -70,7 +76,7 @@ def test_resizing_equals_tensorflow(name, antialias):
   with np.load(GOLDEN / 'resize.npz') as golden:
     image = golden[name]
     expected = golden[f'{name}_{"antialiased" if antialias else "plain"}'].astype(int)
-  resized = image_ops.resize(image, expected.shape[:2], antialias)
+  resized = resize(image, expected.shape[:2], antialias)
   assert (resized.shape, resized.dtype) == (expected.shape, np.uint8)
   assert np.abs(resized - expected).max() <= 1
 
@@ -148,7 +154,7 @@ def test_augmentation_is_a_function_of_the_rng(fields):
 def test_augmentation_without_changes_is_a_resize():
   image = random_image(40, 50)
   augmented = augment(image, (16, 24), make_config(), rng())
-  np.testing.assert_array_equal(augmented, image_ops.resize(image, (16, 24), antialias=False))
+  np.testing.assert_array_equal(augmented, resize(image, (16, 24), antialias=False))
 
 
 def test_flips_mirror_left_and_right_half_of_the_time():
@@ -205,14 +211,14 @@ def test_affine_transformations_fill_with_pixels_of_the_border(shift, scale, rot
 def test_central_crop_resizes_the_shorter_side_to_256_and_crops_224():
   image = random_image(300, 400)
   resized = np.asarray(Image.fromarray(image).resize((341, 256), Image.Resampling.BILINEAR))
-  cropped = transforms.central_crop(image, (224, 224), 0.875)
+  cropped = central_crop(image, (224, 224), 0.875)
   np.testing.assert_array_equal(cropped, resized[16:240, 58:282])
 
 
 def test_central_crop_is_centered_in_both_directions():
   image = np.zeros((60, 100, 3), np.uint8)
   image[29:31, 49:51] = 255
-  cropped = transforms.central_crop(image, (20, 60), 0.5).astype(float).sum(axis=-1)
+  cropped = central_crop(image, (20, 60), 0.5).astype(float).sum(axis=-1)
   rows, columns = np.indices(cropped.shape)
   assert abs(np.average(rows, weights=cropped) - 9.5) < 0.6
   assert abs(np.average(columns, weights=cropped) - 29.5) < 0.6
@@ -221,7 +227,7 @@ def test_central_crop_is_centered_in_both_directions():
 def test_a_central_crop_of_everything_is_a_resize():
   image = random_image(30, 60)
   np.testing.assert_array_equal(
-    transforms.central_crop(image, (10, 20), 1.0), image_ops.resize(image, (10, 20), antialias=True)
+    central_crop(image, (10, 20), 1.0), resize(image, (10, 20), antialias=True)
   )
 
 
@@ -232,9 +238,9 @@ def test_central_crops_have_the_size_and_offset_of_big_vision():
     image = np.zeros((height, width, 1), np.uint8)
     y, x = np.indices((height, width))
     image[..., 0] = 255 * ((y * 2 < height) ^ (x * 2 < width))
-    resized = image_ops.resize(image, (new_height, new_width), antialias=True)
+    resized = resize(image, (new_height, new_width), antialias=True)
     expected = resized[top : top + size, left : left + size]
-    cropped = transforms.central_crop(image, (size, size), size / shorter)
+    cropped = central_crop(image, (size, size), size / shorter)
     np.testing.assert_array_equal(cropped, expected)
     central = make_config(crop='central', resize_small=shorter, antialias=True)
     np.testing.assert_array_equal(augment(image, (size, size), central, rng()), expected)
@@ -253,7 +259,7 @@ def test_padded_random_crops_move_by_whole_pixels():
 
 def test_random_crops_are_parts_of_the_resized_image():
   image = random_image(30, 60)
-  resized = image_ops.resize(image, (20, 40), antialias=False)
+  resized = resize(image, (20, 40), antialias=False)
   possible = {resized[y : y + 16, x : x + 16].tobytes() for y in range(5) for x in range(25)}
   config = make_config(crop='random', resize_small=20)
   crops = {augment(image, (16, 16), config, rng(seed)).tobytes() for seed in range(50)}
@@ -314,7 +320,7 @@ SHAPES = [(1, 1), (1, 50), (70, 3), (8, 12), (64, 64)]
 @pytest.mark.parametrize('size', [(8, 12), (16, 16)])
 @pytest.mark.parametrize('fraction', [0.3, 0.875, 1.0])
 def test_central_crop_always_has_the_requested_size(shape, size, fraction):
-  assert_example(transforms.central_crop(random_image(*shape), size, fraction), size)
+  assert_example(central_crop(random_image(*shape), size, fraction), size)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -343,7 +349,7 @@ def test_channels_are_augmented_independently(channels, crop):
     assert augmented.shape == (16, 12, channels)
     expected = augment(last_channel, (16, 12), config, rng())
     np.testing.assert_array_equal(augmented[..., -1:], expected)
-  assert transforms.central_crop(image, (8, 8), 0.9).shape == (8, 8, channels)
+  assert central_crop(image, (8, 8), 0.9).shape == (8, 8, channels)
 
 
 @pytest.mark.parametrize(

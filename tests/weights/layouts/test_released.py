@@ -11,7 +11,7 @@ import pytest
 
 import vit_jax
 from tests.helpers import GOLDEN, assert_same_tree
-from vit_jax.config import load_config
+from vit_jax.config import Preprocessing, load_config
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
@@ -246,10 +246,16 @@ def test_an_npz_keeps_the_metadata(tmp_path):
   """In a comment of the zip, which other readers ignore."""
   vit = vit_jax.load(TOKEN, (32, 128), gelu='exact')
   labels = ['größer Hund', '"', 'c', '', 'e', 'f', 'g']
-  vit = dataclasses.replace(vit, labels=labels, crop_fraction=0.7, loss='sigmoid')
+  vit = dataclasses.replace(
+    vit, labels=labels, preprocessing=Preprocessing(crop_fraction=0.7), loss='sigmoid'
+  )
   vit.save(tmp_path / 'x.npz')
   loaded = vit_jax.load(tmp_path / 'x.npz')
-  assert (loaded.labels, loaded.crop_fraction, loaded.loss) == (labels, 0.7, 'sigmoid')
+  assert (loaded.labels, loaded.preprocessing.crop_fraction, loaded.loss) == (
+    labels,
+    0.7,
+    'sigmoid',
+  )
   assert (loaded.model, loaded.image_size) == (vit.model, (32, 128))  # not the square of 16 patches
   assert_same_tree(loaded.params, vit.params)
   data = bytearray((tmp_path / 'x.npz').read_bytes())

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
+
+from vit_jax.data.augmentation.resampling import per_channel
 
 # Examples are processed in parallel: threads inside an operation would compete with each other.
 cv2.setNumThreads(0)
@@ -19,42 +20,9 @@ _TRUNCATE = -0.499  # added, because OpenCV rounds where Pillow and TensorFlow t
 FILL = 128  # pixels from beyond the image: middle gray, which the model sees as zero
 
 
-def _apply_opencv(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-  """Applies an operation to three or four channels at once, to other numbers one by one.
-
-  OpenCV computes two channels less exactly, takes at most 128, and drops the axis of a single one.
-  """
-  if image.shape[2] in (3, 4):
-    return operation(image)
-  return np.stack([operation(image[..., i]) for i in range(image.shape[2])], axis=2)
-
-
-def resize(image: np.ndarray, size: tuple[int, int], antialias: bool) -> np.ndarray:
-  """Resizes bilinearly, with half-pixel centers, to `size` = (height, width).
-
-  Without antialiasing (OpenCV) it equals `tf.image.resize(image, size)`, with which the released
-  models were trained; with it (Pillow, whose filter widens with the reduction) it equals
-  `tf.image.resize(image, size, antialias=True)`; both within one gray level.
-  """
-  height, width = size
-  if image.shape[:2] == (height, width):
-    return image
-  if not antialias:
-    return _apply_opencv(lambda x: cv2.resize(x, (width, height)), image)
-
-  def pillow_resize(x: np.ndarray) -> np.ndarray:
-    resized = Image.fromarray(x).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
-
-  if image.shape[2] == 3:
-    return pillow_resize(image)
-  # One by one, because Pillow would read two or four channels as transparency.
-  return np.stack([pillow_resize(image[..., i]) for i in range(image.shape[2])], axis=2)
-
-
 def flip(image: np.ndarray) -> np.ndarray:
   """Mirrors left and right."""
-  return _apply_opencv(lambda x: cv2.flip(x, 1), image)
+  return per_channel(lambda x: cv2.flip(x, 1), image)
 
 
 def warp_affine(
@@ -72,7 +40,7 @@ def warp_affine(
   size, coefficients = image.shape[1::-1], np.array(matrix, np.float64)
   flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_LINEAR if bilinear else cv2.INTER_NEAREST)
   border = cv2.BORDER_REPLICATE if replicate_border else cv2.BORDER_CONSTANT
-  return _apply_opencv(
+  return per_channel(
     lambda x: cv2.warpAffine(x, coefficients, size, None, flags, border, (FILL,) * 4), image
   )
 
@@ -206,7 +174,7 @@ def color(image: np.ndarray, factor: float) -> np.ndarray:
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
   """Scales sharpness: factor 0 is smoothed, 1 the image, above 1 sharper; the border is kept."""
-  smooth = _apply_opencv(lambda x: cv2.filter2D(x, -1, _SMOOTHING_KERNEL, delta=_TRUNCATE), image)
+  smooth = per_channel(lambda x: cv2.filter2D(x, -1, _SMOOTHING_KERNEL, delta=_TRUNCATE), image)
   sharpened = image.copy()
   sharpened[1:-1, 1:-1] = _blend(smooth, image, factor)[1:-1, 1:-1]
   return sharpened

@@ -1,9 +1,7 @@
-"""Image transforms for training (`augment`) and for tests (`central_crop`).
+"""Random changes to a training image, (H, W, C) uint8.
 
-Images are (H, W, C) uint8. Training images are resized without antialiasing unless
-`AugmentConfig.antialias` is set, as in the training of the released models
-(google-research/vision_transformer, input_pipeline.py). Test images are always antialiased, which
-reproduces the accuracies of the released weights.
+It is resized without antialiasing unless `AugmentConfig.antialias` is set, as in the training of
+the released models (google-research/vision_transformer, input_pipeline.py).
 """
 
 import math
@@ -14,6 +12,7 @@ import numpy as np
 from vit_jax.config import AugmentConfig
 from vit_jax.data.augmentation import image_ops as ops
 from vit_jax.data.augmentation.randaugment import randaugment
+from vit_jax.data.augmentation.resampling import resize
 from vit_jax.data.decoding.box import Box
 from vit_jax.data.decoding.images import LazyImage
 
@@ -62,7 +61,7 @@ def _crop_resized(
   min_height, min_width = size[0] - 2 * pad, size[1] - 2 * pad
   zoom = max(max(cover[0], min_height) / height, max(cover[1], min_width) / width)
   resized = max(round(height * zoom), min_height), max(round(width * zoom), min_width)
-  pixels = ops.resize(pixels, resized, antialias)
+  pixels = resize(pixels, resized, antialias)
   if pad:
     pixels = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), constant_values=ops.FILL)
   top, left = choose_offset(pixels.shape[0] - size[0]), choose_offset(pixels.shape[1] - size[1])
@@ -78,7 +77,7 @@ def crop(
     if config.crop == 'inception':
       box = inception_box(image.height, image.width, config.area, rng)
     pixels = image.pixels(box, size if config.reduced_decoding else None)
-    return ops.resize(pixels, size, config.antialias)
+    return resize(pixels, size, config.antialias)
   shorter = config.resize_small or min(size)
   cover = shorter * size[0] / min(size), shorter * size[1] / min(size)
   offsets = {'random': lambda excess: int(rng.integers(excess + 1)), 'central': _half}
@@ -153,16 +152,4 @@ def augment(
     pixels = color_jitter(pixels, config.jitter, rng)
   if rng.random() < config.erase_probability:
     pixels = random_erase(pixels, config, rng)
-  return np.ascontiguousarray(pixels)
-
-
-def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
-  """Makes a test example: the central `fraction` of an image, as (*size, C) uint8.
-
-  The image is resized until it covers `size / fraction`, then cropped at its center (0.875 and
-  224 pixels: the shorter side becomes 256).
-  """
-  cover = round(size[0] / fraction), round(size[1] / fraction)
-  lazy_image = LazyImage.from_array(image)
-  pixels = _crop_resized(lazy_image, size, cover, _half, antialias=True)
   return np.ascontiguousarray(pixels)

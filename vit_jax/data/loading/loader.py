@@ -107,11 +107,11 @@ def open_streams(
     seed,
     config.channels,
     config.augment,
-    config.crop_fraction,
+    config.test.preprocessing,
     config.on_bad_example,
   )
   test_config = dataclasses.replace(
-    train_config, source=config.test.source, split=config.test.split, augment=None
+    train_config, source=config.test_source, split=config.test.split, augment=None
   )
   return {
     'train': open_stream(train_config, batch_size, train, config.max_bad_fraction),

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vit_jax.config import AugmentConfig, OnBadExample
+from vit_jax.config import AugmentConfig, OnBadExample, Preprocessing
 from vit_jax.data.augmentation import transforms
+from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.data.decoding.images import LazyImage, open_image
 from vit_jax.data.loading.shared_memory import Shapes, Slot
 from vit_jax.data.sources import Source, open_source
@@ -29,7 +30,7 @@ class ReadConfig:
     seed: of the augmentation.
     channels: of the pixels.
     augment: random changes to training images; None for tests.
-    crop_fraction: tests: central share of an image; see `transforms.central_crop`.
+    preprocessing: of test images.
     on_bad_example: 'error' ends the run; 'skip' replaces a bad training example by another one
       and masks out a bad test example.
   """
@@ -40,7 +41,7 @@ class ReadConfig:
   seed: int = 0
   channels: int = 3
   augment: AugmentConfig | None = None
-  crop_fraction: float = 1.0
+  preprocessing: Preprocessing = Preprocessing()
   on_bad_example: OnBadExample = 'error'
 
 
@@ -142,7 +143,7 @@ def make_reader(config: ReadConfig, source: Source | None = None) -> Reader:
 
   def transform(image: LazyImage, rng: np.random.Generator) -> np.ndarray:
     if augment is None:
-      return transforms.central_crop(image.pixels(), size, config.crop_fraction)
+      return preprocess(image.pixels(), size, config.preprocessing)
     return transforms.augment(image, size, augment, rng)
 
   return Reader(

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.config import AugmentConfig
+from vit_jax.config import AugmentConfig, Preprocessing
 from vit_jax.data.loading.reader import ReadConfig
 from vit_jax.errors import BadExampleError, LostPeerError, UserError
 
@@ -37,6 +37,7 @@ class SharedStream:
   def from_json(cls, fields: Mapping[str, Any]) -> 'SharedStream':
     """Restores what JSON made of `dataclasses.asdict`."""
     config = fields['config'] | {'image_size': tuple(fields['config']['image_size'])}
+    config['preprocessing'] = Preprocessing(**config['preprocessing'])
     if config['augment'] is not None:
       config['augment'] = AugmentConfig(**config['augment'])
     return cls(**{**fields, 'config': ReadConfig(**config)})

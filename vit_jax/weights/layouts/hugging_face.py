@@ -1,12 +1,13 @@
 """The layout of Hugging Face Transformers: its `ViTForImageClassification` and `ViTModel`."""
 
+import math
 import re
 from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax.config import height_width
+from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
@@ -42,6 +43,9 @@ _BLOCK_5: dict[str, str] = dict(zip(_NAMES_5, _BLOCK.values(), strict=True))
 _CONFIG_DEFAULTS = dict(  # of its ViTConfig
   hidden_act='gelu', image_size=224, layer_norm_eps=1e-12, num_attention_heads=12
 )
+
+# Pillow's numbers of interpolations.
+_RESAMPLE: dict[int, Any] = dict(enumerate(('nearest', 'lanczos', 'bilinear', 'bicubic')))
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -90,9 +94,12 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
   ours = config.get(METADATA_KEY) or {}
   multi_label = config.get('problem_type') == 'multi_label_classification'
   mean, std = _normalization(processor)
+  preprocessing = read_preprocessing(processor)
+  if 'preprocessing' in ours:
+    preprocessing = ModelMetadata.from_json(ours).preprocessing
   return ModelMetadata(
     image_size=height_width(size if isinstance(size, int) else tuple(size)),
-    crop_fraction=ours.get('crop_fraction', _crop_fraction(processor)),
+    preprocessing=preprocessing,
     loss=ours.get('loss', 'sigmoid' if multi_label else 'softmax'),
     labels=labels,
     num_heads=config['num_attention_heads'],
@@ -114,14 +121,21 @@ def _normalization(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tup
   return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def _crop_fraction(processor: Mapping[str, Any]) -> float:
-  """The central share of an image that a processor keeps."""
+def read_preprocessing(processor: Mapping[str, Any]) -> Preprocessing:
+  """What a processor of Transformers does; without a config, `ViTImageProcessor`'s defaults."""
   size, crop = processor.get('size'), processor.get('crop_size')
+  resample = _RESAMPLE[processor.get('resample', 2)]
+  fixed: Any = dict(interpolation=resample, rounding='transformers')
+  is_crop = isinstance(size, dict) and 'shortest_edge' in size
+  rule = 'crop' if is_crop else 'squash'
   if not processor.get('do_center_crop') or not isinstance(size, dict) or not crop:
-    return 1.0
+    return Preprocessing(resize=rule, crop_fraction=1.0, **fixed)
   shorter_side = size.get('shortest_edge') or min(size['height'], size['width'])
-  cropped_side = crop if isinstance(crop, int) else min(crop['height'], crop['width'])
-  return min(cropped_side / shorter_side, 1.0)
+  side = crop if isinstance(crop, int) else min(crop['height'], crop['width'])
+  fraction = min(side / shorter_side, 1.0)
+  if math.floor(side / fraction) < shorter_side:
+    fraction = math.nextafter(fraction, 0)
+  return Preprocessing(resize=rule, crop_fraction=fraction, **fixed)
 
 
 def _placeholder_labels(num_classes: int) -> list[str]:
@@ -187,25 +201,28 @@ def make_config(
 
 
 def make_preprocessor_config(
-  image_size: tuple[int, int], crop_fraction: float, channels: int = 3
+  image_size: tuple[int, int], preprocessing: Preprocessing, channels: int = 3
 ) -> dict[str, Any]:
-  """The preprocessor_config.json that does what `Classifier.preprocess` does.
+  """The preprocessor_config.json that does what `preprocess` does, as far as one can.
 
-  It resizes the shorter side, crops the centre and scales pixels to [-1, 1]. No processor of
-  Transformers does the same for a rectangle: it squeezes images of another aspect ratio into it.
+  Processors always antialias, round as `rounding='transformers'` does, and cannot add a border:
+  they cut instead. Exactly `preprocessing` is in config.json, where `read_config` finds it.
   """
   height, width = image_size
-  zoom = max(round(side / crop_fraction) / side for side in image_size)
-  size = {'height': round(height * zoom), 'width': round(width * zoom)}
-  if height == width:
+  fraction = preprocessing.crop_fraction
+  size = {
+    name: math.floor(side / fraction) for name, side in (('height', height), ('width', width))
+  }
+  is_crop = preprocessing.resize != 'squash'
+  if is_crop and height == width:
     size = {'shortest_edge': size['height']}
   return {
-    'image_processor_type': 'BitImageProcessor',
+    'image_processor_type': 'BitImageProcessor' if is_crop else 'ViTImageProcessor',
     'do_convert_rgb': channels == 3,
     'do_resize': True,
     'size': size,
-    'resample': 2,  # bilinear
-    'do_center_crop': True,
+    'resample': {name: i for i, name in _RESAMPLE.items()}.get(preprocessing.interpolation, 2),
+    'do_center_crop': is_crop or fraction < 1,
     'crop_size': {'height': height, 'width': width},
     'do_rescale': True,
     'rescale_factor': 1 / 255,

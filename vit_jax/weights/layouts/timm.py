@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.config import height_width
+from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts import pytorch
 from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
-from vit_jax.weights.metadata import DEFAULT_CROP_FRACTION, HALF, ModelMetadata
+from vit_jax.weights.metadata import ModelMetadata
 
 # Name in timm: the linen parameter.
 _PARAMETERS = {'cls_token': 'cls', 'pos_embed': POSITIONS, 'attn_pool.latent': 'MAPHead_0/probe'}
@@ -42,6 +42,8 @@ _BIT = {'stem.conv': 'root_block/conv_root', 'norm': 'norm-pre-head', 'head.fc':
 _UNIT = {'downsample.conv': 'conv_proj', 'downsample.norm': 'gn_proj'}
 for _i in '123':
   _UNIT |= {f'conv{_i}': f'conv{_i}', f'norm{_i}': f'gn{_i}'}
+# Of pixels in [0, 1]; timm's default (IMAGENET_DEFAULT_MEAN in timm/data/constants.py).
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LAYER_SCALE = re.compile(r'blocks\.(\d+)\.(?:ls([12])\.gamma|gamma_([12]))')
 
 
@@ -121,12 +123,24 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
   size = arguments.get('img_size') or (pretrained.get('input_size') or [3, 224, 224])[1:]
   return ModelMetadata(
     image_size=height_width(size if isinstance(size, int) else tuple(size)),
-    crop_fraction=pretrained.get('crop_pct') or DEFAULT_CROP_FRACTION,
+    preprocessing=_read_preprocessing(pretrained),
     labels=config.get('label_names') or pretrained.get('label_names'),
     num_heads=arguments.get('num_heads'),
     gelu=pytorch.GELUS[arguments.get('act_layer', 'gelu_tanh')],
-    mean=tuple(map(float, pretrained.get('mean') or HALF)),
-    std=tuple(map(float, pretrained.get('std') or HALF)),
+    mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
+    std=tuple(map(float, pretrained.get('std') or _IMAGENET_STD)),
+  )
+
+
+def _read_preprocessing(pretrained: Mapping[str, Any]) -> Preprocessing:
+  """What timm's `create_transform` makes of `pretrained_cfg`; its defaults where that is silent."""
+  rules: dict[str, Any] = {'center': 'crop', 'squash': 'squash', 'border': 'border'}
+  return Preprocessing(
+    resize=rules[pretrained.get('crop_mode') or 'center'],
+    crop_fraction=float(pretrained.get('crop_pct') or 0.875),
+    interpolation=pretrained.get('interpolation') or 'bicubic',
+    rounding='torchvision',
+    fill=tuple(round(255 * x) for x in pretrained.get('mean') or _IMAGENET_MEAN),
   )
 
 

@@ -1,0 +1,82 @@
+"""Makes the input of a model from an image in tests and predictions: `preprocess`."""
+
+import math
+
+import numpy as np
+
+from vit_jax.config import Preprocessing
+from vit_jax.data.augmentation.image_ops import FILL
+from vit_jax.data.augmentation.resampling import resize
+
+_MAX_ASPECT = 8  # some of a long, thin image is enough for its central crop
+
+
+def preprocess(
+  image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing
+) -> np.ndarray:
+  """Resizes, then crops or pads an image, following `preprocessing`.
+
+  Args:
+    image: (H, W, C) uint8.
+    size: (height, width), pixels.
+    preprocessing: resize rule, crop fraction, interpolation and rounding.
+
+  Returns:
+    (*size, C) uint8.
+
+  Raises:
+    UserError: when `preprocessing.fill` has another number of channels.
+  """
+  if preprocessing.resize == 'crop':
+    sides = [min(side, _MAX_ASPECT * min(image.shape[:2])) for side in image.shape[:2]]
+    image = _crop(image, (sides[0], sides[1]), preprocessing)
+  resized = _resized_size((image.shape[0], image.shape[1]), size, preprocessing)
+  image = resize(image, resized, preprocessing.antialias, preprocessing.interpolation)
+  if preprocessing.resize == 'border':
+    image = _pad(image, size, preprocessing)
+  return np.ascontiguousarray(_crop(image, size, preprocessing))
+
+
+def _resized_size(
+  old: tuple[int, int], size: tuple[int, int], preprocessing: Preprocessing
+) -> tuple[int, int]:
+  """The (height, width) to which an image of `old` = (height, width) is resized."""
+  keep, is_tensorflow = preprocessing.resize, preprocessing.rounding == 'tensorflow'
+  to_integer = round if is_tensorflow else math.floor
+  target = [max(to_integer(side / preprocessing.crop_fraction), side) for side in size]
+  if keep == 'squash':
+    return target[0], target[1]
+  pairs = list(zip(old, target, strict=True))
+  if is_tensorflow:  # in float32: resize_small in big_vision/pp/ops_image.py
+    ratios = [np.float32(new) / np.float32(side) for side, new in pairs]
+    factor = max(ratios) if keep == 'crop' else min(ratios)
+    resized = [round(float(np.float32(side) * factor)) for side in old]
+  elif keep == 'crop' and target[0] == target[1]:  # torchvision's Resize(shorter side)
+    resized = [target[0] * side // min(old) for side in old]
+  else:  # timm's ResizeKeepRatio, which rounds
+    ratios = [side / new for side, new in pairs]
+    ratio = min(ratios) if keep == 'crop' else max(ratios)
+    resized = [round(side / ratio) for side in old]
+  least = target if keep == 'crop' else (1, 1)
+  return max(resized[0], least[0]), max(resized[1], least[1])
+
+
+def _crop(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+  """The central (*size, C), or as much as there is."""
+  excess = [max(side - new, 0) for side, new in zip(image.shape, size, strict=False)]
+  is_torchvision = preprocessing.rounding == 'torchvision'
+  top, left = (round(each / 2) if is_torchvision else each // 2 for each in excess)
+  return image[top : top + size[0], left : left + size[1]]
+
+
+def _pad(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+  """Surrounds an image by a border where it is smaller than `size`."""
+  channels, fill = image.shape[2], preprocessing.fill or (FILL,)
+  if len(fill) not in (1, channels):
+    preprocessing.refuse('fill', f'the image has {channels} channels')
+  height, width = (max(new, side) for new, side in zip(size, image.shape, strict=False))
+  padded = np.empty((height, width, channels), np.uint8)
+  padded[...] = fill
+  top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
+  padded[top : top + image.shape[0], left : left + image.shape[1]] = image
+  return padded
