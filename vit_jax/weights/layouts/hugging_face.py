@@ -210,9 +210,8 @@ def make_preprocessor_config(
   """
   height, width = image_size
   fraction = preprocessing.crop_fraction
-  size = {
-    name: math.floor(side / fraction) for name, side in (('height', height), ('width', width))
-  }
+  to_integer = round if preprocessing.rounding == 'tensorflow' else math.floor
+  size = {'height': to_integer(height / fraction), 'width': to_integer(width / fraction)}
   is_crop = preprocessing.resize != 'squash'
   if is_crop and height == width:
     size = {'shortest_edge': size['height']}
