@@ -31,7 +31,13 @@ def preprocess(
     sides = [min(side, _MAX_ASPECT * min(image.shape[:2])) for side in image.shape[:2]]
     image = _crop(image, (sides[0], sides[1]), preprocessing)
   resized = _resized_size((image.shape[0], image.shape[1]), size, preprocessing)
-  image = resize(image, resized, preprocessing.antialias, preprocessing.interpolation)
+  image = resize(
+    image,
+    resized,
+    preprocessing.antialias,
+    preprocessing.interpolation,
+    as_tensorflow=preprocessing.rounding == 'tensorflow',
+  )
   if preprocessing.resize == 'border':
     image = _pad(image, size, preprocessing)
   return np.ascontiguousarray(_crop(image, size, preprocessing))
