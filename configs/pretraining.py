@@ -3,6 +3,8 @@
 vit_b16.py, vit_l16.py and vit_h14.py each select a model; their argument selects the data: jft,
 imagenet21k or imagenet. Mesh and remat are the cheapest that fit all slices of benchmarks/plans/:
 for B/16 and L/16 the defaults, in which every device holds a full model and keeps all activations.
+How the paper evaluated pretraining is not published; here by the defaults of config.data.test
+(shorter side to 256, bilinear and antialiased, cropped to 224).
 """
 
 from typing import Any
