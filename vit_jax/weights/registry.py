@@ -47,7 +47,9 @@ class PublishedModel:
   data: str  # 'a+b': pretrained on a, then fine-tuned on b
   resolution: int  # pixels, the side of the square images in the last training
   size: int | None = None  # as published, in MiB
-  accuracy: float | None = None  # published, top-1 on ImageNet's validation set, in percent
+  # Published, top-1 on ImageNet's validation set, in percent; measured by others, with the
+  # preprocessing `evaluation_protocols.protocol`.
+  accuracy: float | None = None
   accuracy_source: str | None = None  # '<GitHub repository>:<file>' or a paper
   source: str = 'not in table'  # publication of the file's name
   alias: str | None = None  # short name
