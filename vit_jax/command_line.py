@@ -41,6 +41,12 @@ def parse_image_size(text: str) -> int | tuple[int, int]:
   return (int(height), int(width)) if width else int(height)
 
 
+def check_range(name: str, value: int, least: int, most: int) -> None:
+  """Raises `UserError` for a number out of its range; `name` is that of the flag."""
+  if not least <= value <= most:
+    raise UserError(f'{name} is {value}; it must be from {least} to {most:,}.')
+
+
 def print_report(report: Any) -> None:
   """Prints the report of loading weights on stderr, unless all of them were loaded unchanged."""
   if not report.is_plain:

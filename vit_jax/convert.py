@@ -8,8 +8,9 @@ import argparse
 import dataclasses
 
 from vit_jax import command_line
-from vit_jax.classifier import LAYOUTS, load
+from vit_jax.classifier import LAYOUTS
 from vit_jax.config import PositionResize, choices
+from vit_jax.load_classifier import load
 from vit_jax.weights.metadata import read_labels
 from vit_jax.weights.save import layout_of
 

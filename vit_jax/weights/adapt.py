@@ -18,6 +18,9 @@ from vit_jax.text import plural
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts.released import POSITIONS, flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
+from vit_jax.weights.metadata import ModelMetadata
+
+MAX_CLASSES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,42 @@ def load_params(
       note = f'model.{field} differs from the file, which has {name}={getattr(old, name)}'
       report = dataclasses.replace(report, notes=(*report.notes, note))
   return read_params(tensors, weights.name, shardings), report
+
+
+def with_new_head(
+  model: build.Model, num_classes: int, keep_pre_logits: bool = False
+) -> build.Model:
+  """The model with another number of classes, and without `pre_logits` unless it is kept.
+
+  0 removes the head alone: the features are those after `pre_logits`.
+
+  Raises:
+    UserError: for a number of classes that no head has.
+  """
+  if not (type(num_classes) is int and 0 <= num_classes <= MAX_CLASSES):
+    raise UserError(f'num_classes is {num_classes!r}; it must be from 0 to {MAX_CLASSES:,}.')
+  if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
+    model = model.clone(pre_logits=0)
+  return model.clone(num_classes=num_classes)
+
+
+def adapt_params(
+  params: Any,
+  model: build.Model,
+  image_size: tuple[int, int],
+  new_image_size: tuple[int, int],
+  new_head: bool,
+  position_resize: str,
+) -> Any:
+  """Adapts a parameter tree in memory to `model` and to another image size; see `adapt_weights`."""
+  tensors = {name: Tensor.from_array(np.asarray(x)) for name, x in flatten(params).items()}
+  channels = tensors[build.input_kernel(tensors)].shape[2]
+  grid = build.patch_grid(image_size, model)
+  name, metadata = 'the model', ModelMetadata(image_size)
+  weights = SourceWeights(name, 'memory', tensors, (), (), model, grid, image_size, metadata)
+  image_shape = (*new_image_size, channels)
+  adapted, _ = adapt_weights(weights, model, image_shape, new_head, position_resize)
+  return read_params(adapted, name)
 
 
 def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
@@ -237,8 +276,12 @@ def _float32(x: np.ndarray) -> np.ndarray:
   return np.asarray(x, np.float32)
 
 
-def read_params(tensors: Mapping[str, Tensor], source: str, shardings: Any = None) -> Any:
+def read_params(
+  tensors: Mapping[str, Tensor], source: str, shardings: Any = None, device: Any = None
+) -> Any:
   """Reads {linen name: tensor} onto the devices, a few at a time; returns the float32 tree.
+
+  Each device gets its shard; without `shardings`, one device gets all.
 
   Raises:
     UserError: for damaged data and for non-finite values, naming `source`.
@@ -253,7 +296,7 @@ def read_params(tensors: Mapping[str, Tensor], source: str, shardings: Any = Non
       raise UserError(f'{source}: the tensor {name} has non-finite values.')
     if name in sharding_of:
       return jax.make_array_from_callback(x.shape, sharding_of[name], lambda index: x[index])
-    return jax.device_put(x)
+    return jax.device_put(x, device)
 
   with concurrent.futures.ThreadPoolExecutor(min(4, num_cores())) as pool:
     # Large ones first, so that no reader ends up alone with one of them.
