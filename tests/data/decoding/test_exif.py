@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.data.decoding.test_images import ORIENTATION, ORIENTATIONS, RGB, encode, jpeg
+from tests.data.decoding.image_files import ORIENTATION, ORIENTATIONS, RGB, encode, jpeg
 from vit_jax.data.decoding.box import Box, crop_pixels
 from vit_jax.data.decoding.images import check_image, decode_image, open_image, pillow_to_array
 from vit_jax.errors import BadExampleError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.decoding.test_images import RGB, encode, jpeg
+from tests.data.decoding.image_files import RGB, encode, jpeg
 from vit_jax.data.decoding import images, jpeg_tiles, limits
 from vit_jax.data.decoding.box import Box
 from vit_jax.data.decoding.images import check_image, decode_image, open_image, pillow_to_array
