@@ -67,6 +67,7 @@ def is_upright(jpeg: bytes, name: object) -> bool:
     offset += 1 if is_fill else 2 + int.from_bytes(jpeg[offset + 2 : offset + 4])
   if not jpeg.startswith(_START_OF_SCAN, offset):  # bytes between segments, or a wrong length
     has_exif |= _EXIF in jpeg
+    has_xmp |= _XMP in jpeg
   if not has_exif and not has_xmp:
     return True
   with errors_named(name), Image.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
