@@ -1,6 +1,5 @@
 """Image files of all formats become upright RGB; damaged ones are reported in one sentence."""
 
-import io
 import struct
 import warnings
 import zlib
@@ -9,32 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.decoding.image_files import COLUMNS, GRAY, RGB, encode, gray_to_rgb, jpeg
 from vit_jax.data.decoding import turbojpeg
 from vit_jax.data.decoding.box import Box, crop_pixels
 from vit_jax.data.decoding.images import check_image, decode_image, open_image
 from vit_jax.errors import UserError
-
-# Smooth, so that JPEG preserves it; not square, so that rotations are noticed.
-_rows, _columns = np.meshgrid(np.linspace(0, 1, 24), np.linspace(0, 1, 40), indexing='ij')
-GRAY = np.rint(40 + 180 * _columns).astype(np.uint8)
-RGB = np.rint(255 * np.stack([_columns, _rows, 1 - _columns], axis=-1)).astype(np.uint8)
-ORIENTATION = 0x0112
-
-
-def encode(image: Image.Image | np.ndarray, image_format: str, **options) -> bytes:
-  if isinstance(image, np.ndarray):
-    image = Image.fromarray(image)
-  file = io.BytesIO()
-  image.save(file, image_format, **options)
-  return file.getvalue()
-
-
-def gray_to_rgb(gray: np.ndarray) -> np.ndarray:
-  return np.repeat(gray[..., None], 3, axis=-1)
-
-
-def jpeg(image, **options) -> bytes:
-  return encode(image, 'JPEG', quality=95, subsampling=0, **options)
 
 
 def palette() -> Image.Image:
@@ -44,16 +22,16 @@ def palette() -> Image.Image:
 def with_alpha(mode: str) -> Image.Image:
   """The left half opaque, the right half transparent."""
   image = Image.fromarray(RGB if mode == 'RGBA' else GRAY).convert(mode)
-  image.putalpha(Image.fromarray(np.where(_columns < 0.5, 255, 0).astype(np.uint8)))
+  image.putalpha(Image.fromarray(np.where(COLUMNS < 0.5, 255, 0).astype(np.uint8)))
   return image
 
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
-  return np.where(_columns[..., None] < 0.5, pixels, 255)
+  return np.where(COLUMNS[..., None] < 0.5, pixels, 255)
 
 
 def transparent_palette() -> bytes:
-  indices = Image.fromarray((_columns < 0.5).astype(np.uint8), 'P')
+  indices = Image.fromarray((COLUMNS < 0.5).astype(np.uint8), 'P')
   indices.putpalette([9, 9, 9, 10, 200, 30])
   return encode(indices, 'PNG', transparency=0)
 
@@ -108,31 +86,6 @@ def test_every_format_becomes_rgb(name):
   assert (pixels.dtype, pixels.shape) == (np.uint8, (24, 40, 3))
   assert np.abs(pixels.astype(int) - expected).mean() <= tolerance
   check_image(data, 'x')
-
-
-ORIENTATIONS = {  # what a viewer does with the stored pixels
-  1: lambda x: x,
-  2: np.fliplr,
-  3: lambda x: np.rot90(x, 2),
-  4: np.flipud,
-  5: lambda x: x.transpose(1, 0, 2),
-  6: lambda x: np.rot90(x, -1),
-  7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
-  8: np.rot90,
-}
-
-
-@pytest.mark.parametrize('image_format', ['JPEG', 'PNG'])
-@pytest.mark.parametrize('orientation', ORIENTATIONS)
-def test_images_are_rotated_upright(orientation, image_format):
-  exif = Image.Exif()
-  exif[ORIENTATION] = orientation
-  is_jpeg = image_format == 'JPEG'
-  data = jpeg(RGB, exif=exif) if is_jpeg else encode(RGB, image_format, exif=exif)
-  pixels = decode_image(data, 'x').astype(int)
-  expected = ORIENTATIONS[orientation](RGB)
-  assert pixels.shape == expected.shape
-  assert np.abs(pixels - expected).mean() <= 2
 
 
 def truncate(data: bytes, share: float) -> bytes:
