@@ -11,6 +11,7 @@ from vit_jax import command_line
 from vit_jax.classifier import LAYOUTS, load
 from vit_jax.config import PositionResize, choices
 from vit_jax.files import user_path
+from vit_jax.text import printable
 from vit_jax.weights import save
 from vit_jax.weights.metadata import read_labels
 
@@ -48,7 +49,7 @@ def main() -> None:
     vit = dataclasses.replace(vit, labels=read_labels(labels, vit.model.num_classes))
   print(vit.report)
   vit.save(target, layout, overwrite=overwrite)
-  print(f'{target}: {vit!r}')
+  print(f'{printable(target)}: {vit!r}')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ from vit_jax import command_line
 from vit_jax.classifier import load
 from vit_jax.config import OnBadExample, choices
 from vit_jax.evaluation.score import score
+from vit_jax.text import printable
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
   else:
     num_correct = round(metrics['accuracy'] * metrics['examples'])
     print(
-      f'{metrics["data"]}: accuracy {metrics["accuracy"]:.2%} '
+      f'{printable(metrics["data"])}: accuracy {metrics["accuracy"]:.2%} '
       f'({num_correct:,} of {metrics["examples"]:,} examples correct), loss {metrics["loss"]:.4f}'
     )
 

@@ -14,6 +14,7 @@ from vit_jax.classifier import Classifier, load
 from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources import image_files
 from vit_jax.errors import UserError
+from vit_jax.text import printable
 
 
 def find_images(arguments: Iterable[str]) -> Iterator[epath.Path]:
@@ -93,9 +94,9 @@ def main() -> None:
     elif args.json:
       print(json.dumps({'image': str(path), 'top': classes}))
     else:
-      print(path)
+      print(printable(str(path)))
       for entry in classes:
-        print(f'  {entry["probability"]:7.2%}  {entry["label"]}')
+        print(f'  {entry["probability"]:7.2%}  {printable(entry["label"])}')
   if failed:
     sys.exit(UserError.exit_code)
 
