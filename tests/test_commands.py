@@ -1,6 +1,8 @@
 """The `predict` and `evaluate` commands."""
 
+import dataclasses
 import json
+import os
 import sys
 
 import numpy as np
@@ -83,6 +85,27 @@ def test_predict_names_each_bad_file_and_classifies_the_others(tiny_run, images,
   assert out.count('\n') == 4 * 6
   lines = err.splitlines()
   assert len(lines) == 2 and 'broken.jpg' in lines[0] and 'gone.png' in lines[1]
+
+
+def test_hostile_names_are_escaped_except_in_json(tmp_path, command):
+  vit = vit_jax.load(GOLDEN / 'vit_patch14.npz')
+  labels = ['\x1b[2J', '\u202egnp', 'a\nb', '猫 é', '\ud800', '\u200b', '\x9b']
+  dataclasses.replace(vit, labels=labels).save(tmp_path / 'x.npz')
+  name = os.fsdecode(b'\xff\x1b\n.png')  # not UTF-8
+  write_images(tmp_path, {'images/x.png': (9, 9)})
+  os.rename(tmp_path / 'images' / 'x.png', tmp_path / 'images' / name)
+  (tmp_path / 'images' / f'2{name}').touch()
+  code, out, err = command(predict, f'--model={tmp_path}/x.npz', tmp_path / 'images', '--top_k=7')
+  assert code == 2 and out.count('\n') == 8 and err.count('\n') == 1
+  assert r'/\udcff\x1b\n.png' in out and r'/2\udcff\x1b\n.png cannot be read' in err
+  shown = [r'\x1b[2J', r'\u202egnp', r'a\nb', '猫 é', r'\ud800', r'\u200b', r'\x9b']
+  assert sorted(line.split('  ')[-1] for line in out.splitlines()[1:]) == sorted(shown)
+  code, out, _ = command(
+    predict, f'--model={tmp_path}/x.npz', tmp_path / 'images' / name, '--json', '--top_k=7'
+  )
+  answer = json.loads(out)
+  assert answer['image'] == str(tmp_path / 'images' / name)
+  assert sorted(entry['label'] for entry in answer['top']) == sorted(labels)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from vit_jax.config import Preprocessing, height_width
 from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.data.decoding.image_input import ImageInput, is_single, read_pixels
 from vit_jax.errors import UserError
+from vit_jax.files import user_path
 from vit_jax.models import build, features
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
@@ -306,7 +307,9 @@ class Classifier:
       dtype=build.dtype_name(self.model),
     )
 
-  def save(self, path: epath.PathLike, layout: str | None = None) -> None:
+  def save(
+    self, path: epath.PathLike, layout: str | None = None, *, overwrite: bool = False
+  ) -> None:
     """Writes the model, completely or not at all.
 
     Args:
@@ -315,18 +318,20 @@ class Classifier:
         not support).
       layout: 'npz', 'timm', 'stablehlo', 'huggingface' or 'model' (a vit_jax folder, for any
         model: params.npz, config.json, labels.txt); None: by the name of the path.
+      overwrite: replace a file, or a folder that holds only a model.
 
     Raises:
-      UserError: for a path that cannot be written, a folder that holds other files, or a model
-        that the layout does not support.
+      UserError: for a path that cannot be written or exists, a folder that holds other files, or
+        a model that the layout does not support.
     """
     if layout is None:
       layout = save.layout_of(path)
       if layout == 'huggingface' and hugging_face.unsupported_feature(self.params):
         layout = 'model'
-    path = epath.Path(path).expanduser()
+    path = user_path(path)
     if layout not in LAYOUTS:
       raise UserError(f'layout is {layout!r}; choose one of {", ".join(LAYOUTS)}.')
+    save.check_target(path, layout, overwrite)
     if layout == 'stablehlo':
       return save.write_file(path, lambda temporary: temporary.write_bytes(self.to_stablehlo()))
     _SAVERS[layout](self.model, jax.device_get(self.params), self.metadata, path)

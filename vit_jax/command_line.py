@@ -1,6 +1,7 @@
 """Shared by all commands: the argument parser, progress bars, exit codes, quiet libraries."""
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ import tqdm
 
 from vit_jax import errors
 from vit_jax.errors import UserError
+from vit_jax.text import printable
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -28,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     super().__init__(prog=f'python -m {module}', allow_abbrev=False, **kwargs)
 
   def error(self, message: str) -> NoReturn:
-    print(f'error: {message}; --help shows the usage.', file=sys.stderr)
+    print(f'error: {printable(message)}; --help shows the usage.', file=sys.stderr)
     sys.exit(UserError.exit_code)
 
 
@@ -60,6 +62,9 @@ def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
 
 def run(main: Callable[[], None]) -> NoReturn:
   """Runs a command and exits; an error of the user is one sentence on stderr, no traceback."""
+  for stream in (sys.stdout, sys.stderr):  # escapes of what a terminal cannot encode
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   for library in ('absl', 'jax', 'orbax', 'etils'):  # their errors are raised, too
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:

@@ -10,9 +10,11 @@ import dataclasses
 from vit_jax import command_line
 from vit_jax.classifier import LAYOUTS
 from vit_jax.config import PositionResize, choices
+from vit_jax.files import user_path
 from vit_jax.load_classifier import load
+from vit_jax.text import printable
+from vit_jax.weights import save
 from vit_jax.weights.metadata import read_labels
-from vit_jax.weights.save import layout_of
 
 
 def main() -> None:
@@ -35,15 +37,20 @@ def main() -> None:
   )
   add('--num_heads', type=int, help='for PyTorch files that do not store it')
   add('--gelu', choices=('tanh', 'exact'), help='for PyTorch files that do not store it')
+  add('--overwrite', action='store_true', help='replace TARGET if it exists')
   options = vars(parser.parse_args())
-  target, layout, labels = (options.pop(name) for name in ('target', 'layout', 'labels'))
-  layout = layout or layout_of(target)
+  target, layout, labels, overwrite = map(options.pop, ('target', 'layout', 'labels', 'overwrite'))
+  layout = layout or save.layout_of(target)
+  save.check_apart(options['source'], target)
+  save.check_target(user_path(target), layout, overwrite)
   vit = load(**options)
+  assert vit.report is not None
+  save.check_apart(vit.report.source, target)  # the file that a name or a folder stands for
   if labels is not None:
     vit = dataclasses.replace(vit, labels=read_labels(labels, vit.model.num_classes))
   print(vit.report)
-  vit.save(target, layout)
-  print(f'{target}: {vit!r}')
+  vit.save(target, layout, overwrite=overwrite)
+  print(f'{printable(target)}: {vit!r}')
 
 
 if __name__ == '__main__':

@@ -11,12 +11,20 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+from vit_jax.text import printable
+
 
 class RunError(Exception):
-  """Ends a command with one sentence on stderr instead of a traceback."""
+  """Ends a command with one sentence on stderr instead of a traceback.
+
+  Its text is printable, whatever the names that it quotes.
+  """
 
   exit_code = 1
   label = 'error'
+
+  def __str__(self) -> str:
+    return printable(super().__str__())
 
 
 class UserError(RunError):

@@ -10,6 +10,7 @@ from vit_jax.config.schema import Interpolation, ResizeRule
 from vit_jax.evaluation.score import score
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES
+from vit_jax.text import printable
 
 
 def _parse_args() -> argparse.Namespace:
@@ -54,7 +55,7 @@ def main() -> None:
   else:
     num_correct = round(metrics['accuracy'] * metrics['examples'])
     print(
-      f'{metrics["data"]}: accuracy {metrics["accuracy"]:.2%} '
+      f'{printable(metrics["data"])}: accuracy {metrics["accuracy"]:.2%} '
       f'({num_correct:,} of {metrics["examples"]:,} examples correct), loss {metrics["loss"]:.4f}'
     )
 

@@ -25,6 +25,14 @@ def is_remote(path: epath.PathLike) -> bool:
   return '://' in os.fspath(path)
 
 
+def user_path(path: epath.PathLike) -> epath.Path:
+  """The path that a user names, with ~ expanded; raises `UserError` for one that cannot exist."""
+  try:
+    return epath.Path(path).expanduser()
+  except KeyError:  # xyz://…
+    raise UserError(f'{path} is neither a local path nor one in a bucket (gs://…).') from None
+
+
 def real_path(path: epath.Path) -> epath.Path:
   """The absolute path with links resolved; a remote path is returned unchanged."""
   return path if is_remote(path) else epath.Path(os.path.realpath(path))

@@ -7,14 +7,13 @@ import io
 import json
 import sys
 
-from etils import epath
-
 from vit_jax import command_line
 from vit_jax.errors import UserError
 from vit_jax.evaluation.predictions import Prediction, find_images, predict_files, read_list
-from vit_jax.files import write_text
+from vit_jax.files import user_path, write_text
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES
+from vit_jax.text import printable
 
 _CSV_COLUMNS = ('image', 'rank', 'index', 'label', 'probability')
 
@@ -47,9 +46,9 @@ def _print(prediction: Prediction, as_json: bool) -> None:
   if as_json:
     print(json.dumps({'image': str(prediction.path), 'top': prediction.as_json()}))
     return
-  print(prediction.path)
+  print(printable(str(prediction.path)))
   for _, label, probability in prediction.top:
-    print(f'  {probability:7.2%}  {label}')
+    print(f'  {probability:7.2%}  {printable(label)}')
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ def main() -> None:
       else:
         _print(each, args.json)
   if args.csv:
-    path = epath.Path(args.csv).expanduser()
+    path = user_path(args.csv)
     try:
       write_text(path, table.getvalue())
     except OSError as error:

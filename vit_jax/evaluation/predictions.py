@@ -18,6 +18,7 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources import image_files
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
+from vit_jax.files import user_path
 from vit_jax.hardware import num_cores
 
 _NUM_READING = 3  # batches that are read ahead
@@ -44,7 +45,7 @@ def find_images(arguments: Iterable[str]) -> list[epath.Path]:
   """
   paths = []
   for argument in arguments:
-    path = epath.Path(argument).expanduser()
+    path = user_path(argument)
     if not path.is_dir():
       paths.append(path)
     elif files := image_files(path):
@@ -61,7 +62,7 @@ def read_list(file: str) -> list[str]:
     UserError: for a file that cannot be read.
   """
   try:
-    text = sys.stdin.read() if file == '-' else epath.Path(file).expanduser().read_text()
+    text = sys.stdin.read() if file == '-' else user_path(file).read_text()
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'{file} cannot be read: {reason}.') from None

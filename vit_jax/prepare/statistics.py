@@ -115,8 +115,9 @@ class SplitStatistics:
 
 def _reason(error: BadExampleError, name: str) -> str:
   """Why an example is unreadable, without its name."""
-  reason = str(error).removeprefix(f'{name} ').removeprefix('cannot be read as an image: ')
-  return printable(reason.removeprefix('cannot be read: ').removeprefix('is ').rstrip('.'))
+  reason = str(error).removeprefix(f'{printable(name)} ')
+  reason = reason.removeprefix('cannot be read as an image: ').removeprefix('cannot be read: ')
+  return reason.removeprefix('is ').rstrip('.')
 
 
 def _is_intact_jpeg(data: bytes) -> bool:

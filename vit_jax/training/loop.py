@@ -45,7 +45,8 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
     params = multihost_utils.process_allgather(params, tiled=True)
   if jax.process_index() == 0:
     try:
-      dataclasses.replace(vit, params=jax.device_get(params)).save(workdir / 'model', 'model')
+      vit = dataclasses.replace(vit, params=jax.device_get(params))
+      vit.save(workdir / 'model', 'model', overwrite=True)
     except OSError as error:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 

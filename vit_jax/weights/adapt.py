@@ -14,7 +14,7 @@ from vit_jax.config.schema import PositionResize
 from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
-from vit_jax.text import plural
+from vit_jax.text import plural, printable
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts.released import POSITIONS, flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
@@ -46,7 +46,7 @@ class LoadReport:
     for title, tensors in (('resized', resized), ('re-initialized', new), ('ignored', ignored)):
       text = '; '.join(tensors[:4]) + (f'; and {len(tensors) - 4} more' if tensors[4:] else '')
       lines.append(f'  {title:<15}{len(tensors):>5}  {text}'.rstrip())
-    return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
+    return '\n'.join(map(printable, lines + [f'  note: {note}' for note in self.notes]))
 
 
 def load_params(

@@ -8,6 +8,7 @@ from etils import epath
 
 from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import user_path
 from vit_jax.weights import registry
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile, read_text
 from vit_jax.weights.formats.tensor_file import read_tensors
@@ -31,7 +32,7 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
     raise UserError(f'{source} is a URL; download the file, or use the name of a published model.')
   if registry.is_name(source):
     source = registry.fetch(os.fspath(source))
-  path = epath.Path(source).expanduser()
+  path = user_path(source)
   try:
     if not path.exists():
       raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from etils import epath
 
 from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.files import real_path, scratch_path, write_atomically
+from vit_jax.files import real_path, scratch_path, user_path, write_atomically
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, is_special
@@ -24,32 +25,80 @@ _MODEL_FILES = frozenset(
 )
 _LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
 _OTHER_FORMATS = '.bin .ckpt .gguf .gz .h5 .json .onnx .pb .pkl .pt .pth .tflite .zip'.split()
+_FILE_LAYOUTS = frozenset(_LAYOUT_OF_SUFFIX.values())
 
 
 def layout_of(path: epath.PathLike) -> str:
   """The layout of `Classifier.save` that the name of a target stands for.
 
+  A number after the last dot, as in vit-1.5, belongs to the name of a folder; after letters, as in
+  x.foo, only a final slash or an existing folder tells that it is one.
+
   Raises:
     UserError: for an empty name, or the suffix of a format that cannot be written.
   """
   name = os.fspath(path)
-  *others, suffix = ['', *map(str.lower, epath.Path(name).suffixes)]
-  if not name or suffix in _OTHER_FORMATS or _LAYOUT_OF_SUFFIX.keys() & others:
+  *others, suffix = ['', *map(str.lower, pathlib.PurePath(name).suffixes)]
+  is_folder = name.endswith('/') or bool(name) and user_path(name).is_dir()
+  is_unknown = suffix[1:2].isalpha() and suffix not in _LAYOUT_OF_SUFFIX and not is_folder
+  if not name or is_unknown or suffix in _OTHER_FORMATS or _LAYOUT_OF_SUFFIX.keys() & others:
     raise UserError(
       f'{name!r} is not a supported target; use X.npz, X.safetensors (which PyTorch reads), '
-      'X.stablehlo or a folder.'
+      'X.stablehlo or a folder, X/.'
     )
   return _LAYOUT_OF_SUFFIX.get(suffix, 'huggingface')
+
+
+def check_target(path: epath.Path, layout: str, overwrite: bool) -> None:
+  """Raises `UserError` if writing that layout to `path` would destroy something.
+
+  Args:
+    path, layout: as in `Classifier.save`.
+    overwrite: whether a file, or a folder that holds only a model, may be replaced.
+  """
+  try:
+    if layout in _FILE_LAYOUTS:
+      if path.is_dir():
+        raise UserError(f'{path} is a folder, not a file; choose another target.')
+      if is_special(path):
+        raise UserError(f'{path} is a pipe or a device, not a file; choose another target.')
+      is_taken = path.exists()
+    else:
+      check_replaceable(path)
+      is_taken = path.exists() and any(path.iterdir())
+  except OSError as error:
+    raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
+  if is_taken and not overwrite:
+    raise UserError(
+      f'{path} already exists; choose another target, or replace it with --overwrite '
+      '(in Python, overwrite=True).'
+    )
+
+
+def check_apart(source: epath.PathLike, target: epath.PathLike) -> None:
+  """Raises `UserError` if writing `target` would change the model at `source`, also over links."""
+  if not os.fspath(source) or os.fspath(source).startswith(('http://', 'https://')):
+    return  # `load` says what is wrong
+  old, new = (real_path(user_path(path)) for path in (source, target))
+  if old == new or _is_same_file(old, new):
+    raise UserError(f'{target} is the model to convert; choose another target.')
+  if new in old.parents:
+    raise UserError(f'{target} holds the model to convert; choose another target.')
+  if old in new.parents:
+    raise UserError(f'{target} is inside {source}, the model to convert; choose another target.')
+
+
+def _is_same_file(one: epath.Path, other: epath.Path) -> bool:
+  try:
+    return os.path.samefile(one, other)
+  except (OSError, ValueError):  # one of them does not exist, or is remote
+    return False
 
 
 def write_file(path: epath.Path, write: Callable[[epath.Path], Any]) -> None:
   """Calls `write` with a temporary path and moves the file to `path` once it is complete."""
   path = real_path(path)
   try:
-    if path.is_dir():
-      raise UserError(f'{path} is a folder, not a file; choose another target.')
-    if is_special(path):
-      raise UserError(f'{path} is a pipe or a device, not a file; choose another target.')
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
   except OSError as error:
@@ -61,7 +110,6 @@ def write_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None
   folder = real_path(folder)
   new, old = scratch_path(folder), scratch_path(folder)
   try:
-    check_replaceable(folder)
     new.mkdir(parents=True)
     write(new)
     if folder.exists():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vit_jax.data.decoding.images import decode_image, open_image, pillow_to_array
 from vit_jax.errors import BadExampleError, first_line
+from vit_jax.files import user_path
 
 # Also anything that `numpy.asarray` accepts, such as a tensor of PyTorch on the CPU.
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Any
@@ -38,9 +39,7 @@ def read_pixels(image: ImageInput, channels: int = 3, name: str = '') -> np.ndar
     ValueError: for an array of another shape, dtype or range.
   """
   if isinstance(image, (str, os.PathLike)):
-    return decode_image(
-      read_image_file(epath.Path(image).expanduser()), name or str(image), channels
-    )
+    return decode_image(read_image_file(user_path(image)), name or str(image), channels)
   name = name or 'the image'
   if isinstance(image, (bytes, bytearray)):
     return decode_image(bytes(image), name, channels)
