@@ -86,7 +86,7 @@ def get_config(argument='b16'):
     source, preset = 'tfds:imagenet2012', best if preset == 'best' else preset
     config.optimizer.weight_decay = 0.1
     config.model.head_bias_init = -6.9  # e^-6.9: 1/1000
-  config.data.train.source = config.data.test.source = source
+  config.data.train.source = source
   config.data.test.split = 'validation'
   config.data.test.update(crop_fraction=224 / 256, interpolation='area', antialias=False)
   return apply(config, preset)

@@ -68,7 +68,7 @@ def start_from(model):
 def custom_data(model, source):
   """A config for any data source: a small batch, and steps that follow from its size."""
   config = start_from(model)
-  config.data.train.source = config.data.test.source = source
+  config.data.train.source = source
   config.total_steps, config.epochs = 0, 20.0
   config.batch_size = 32
   config.log_every = 10
@@ -106,7 +106,7 @@ def get_config(argument='b16,cifar10'):
   config.data.test.update(
     resize='squash', crop_fraction=1.0, interpolation='bilinear', antialias=False
   )
-  config.data.train.source = config.data.test.source = source
+  config.data.train.source = source
   config.data.train.split, config.data.test.split = train, test
   config.optimizer.name = 'sgd'
   config.optimizer.b1 = 0.9

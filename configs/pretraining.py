@@ -41,7 +41,7 @@ def get_config(
 
   # Neither JFT-300M nor the splits of ImageNet-21k are public under one name: set your own here.
   source = 'tfds:imagenet2012' if data == 'imagenet' else f'array_record:data/{data}'
-  config.data.train.source = config.data.test.source = source
+  config.data.train.source = source
   config.data.test.split = 'validation'
   if data != 'imagenet':
     config.loss = 'sigmoid'  # several labels per image

@@ -27,7 +27,6 @@ def get_config():
   config.model.pool = 'gap'
 
   config.data.train.source = 'digits'
-  config.data.test.source = 'digits'
   config.data.image_size = 16
   config.data.test.crop_fraction = 1.0
   config.data.augment.crop = 'resize'

@@ -26,7 +26,6 @@ def get_config(source='folder:data/cifar10'):
   config.model.pool = 'gap'
 
   config.data.train.source = source
-  config.data.test.source = source
   config.data.image_size = 32
   config.data.test.crop_fraction = 1.0
   config.data.augment.crop = 'resize'

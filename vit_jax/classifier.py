@@ -244,7 +244,7 @@ class Classifier:
       if not -model.depth <= layer < model.depth:
         raise ValueError(f'There is no layer {layer}; the model has {model.depth} blocks.')
     outputs = _block_outputs(model, self.params, array, tuple(layers), norm)
-    return {layer: self._split(x, return_prefix_tokens) for layer, x in outputs.items()}
+    return {layer: self._split(outputs[layer], return_prefix_tokens) for layer in layers}
 
   def _transformer(self) -> VisionTransformer:
     if not isinstance(self.model, VisionTransformer):

@@ -37,6 +37,10 @@ class BadExampleError(UserError):
   """An unreadable example of the data; the message names its file."""
 
 
+class MissingDataError(UserError):
+  """A data source that does not exist; the message says what it takes instead."""
+
+
 class NonFiniteLossError(RunError):
   """A loss or gradient that is not finite; the message names the step."""
 

@@ -15,8 +15,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.source import QUICKSTART, Example, Source, locate, multi_hot
-from vit_jax.errors import BadExampleError, UserError, first_line
+from vit_jax.data.sources.source import Example, Source, locate, multi_hot
+from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
 from vit_jax.files import read_json_object
 
 # Written by prepare_data: a folder while it runs, and a file at the very end.
@@ -152,9 +152,9 @@ def _read_info(root: epath.Path) -> dict[str, Any]:
       f'The preparation of {root} is not finished; run the same prepare_data command to resume.'
     )
   if not (root / 'features.json').exists():
-    raise UserError(
+    raise MissingDataError(
       f'There is no prepared data set in {root} (no features.json); array_record: takes the '
-      f'folder of a TFDS data set in array_record format, such as …/cifar10/3.0.2; {QUICKSTART}.'
+      f'folder of a TFDS data set in array_record format, such as …/cifar10/3.0.2.'
     )
   info = _read_json(root / 'dataset_info.json')
   if info.get('fileFormat', 'tfrecord') != 'array_record':

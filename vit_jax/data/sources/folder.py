@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.source import QUICKSTART, Example, Source, fingerprint, is_held_out
+from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_out
 from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
-from vit_jax.errors import BadExampleError, UserError
+from vit_jax.errors import BadExampleError, MissingDataError, UserError
 from vit_jax.text import plural
 
 _Path = TypeVar('_Path', epath.Path, pathlib.Path)
@@ -90,9 +90,9 @@ def split_folders(root: _Path) -> dict[str, _Path]:
 def _find_root(path: str) -> epath.Path:
   root = epath.Path(path).expanduser()
   if not root.is_dir():
-    raise UserError(
+    raise MissingDataError(
       f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
-      f'class, or with train/ and test/ folders of that kind; {QUICKSTART}.'
+      f'class, or with train/ and test/ folders of that kind.'
     )
   return root
 

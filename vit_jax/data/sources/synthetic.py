@@ -130,15 +130,22 @@ def _class_names(num_classes: int) -> tuple[str, ...]:
   return names or tuple(f'class {i}' for i in range(num_classes))
 
 
+def stand_in(num_classes: int) -> str | None:
+  """The source that stands in for data with that many classes, or None."""
+  names = [name for name, dataset in DATASETS.items() if dataset.num_classes == num_classes]
+  return f'synthetic:{names[0]}' if names else None
+
+
 def split_names(name: str) -> tuple[str, ...]:
   return tuple(_find_dataset(name).splits)
 
 
 def open_split(name: str, split: str) -> Source:
-  """Opens a split of one of the `DATASETS`; 'test' means validation in one without test images."""
+  """Opens a split of one of the `DATASETS`; 'test' and 'validation' mean the same."""
   dataset = _find_dataset(name)
   splits = dataset.splits
-  actual_split = 'validation' if split == 'test' and 'test' not in splits else split
+  held_out = 'test' if 'test' in splits else 'validation'
+  actual_split = held_out if split in ('test', 'validation') else split
   if actual_split not in splits:
     raise UserError(f'synthetic:{name} has the splits {", ".join(splits)}, not {split!r}.')
   digest = hashlib.blake2b(f'{name}/{actual_split}'.encode(), digest_size=8).digest()
