@@ -68,7 +68,7 @@ def is_upright(jpeg: bytes, name: object) -> bool:
   if not jpeg.startswith(_START_OF_SCAN, offset):  # bytes between segments, or a wrong length
     has_exif |= _EXIF in jpeg
     has_xmp |= _XMP in jpeg
-  if not has_exif and not has_xmp:
+  if not has_exif and not (has_xmp and b'tiff:Orientation' in jpeg):
     return True
   with errors_named(name), Image.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
     if has_exif and 'exif' not in image.info:
