@@ -37,18 +37,17 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-os.environ['VIT_JAX_MAX_PIXELS'] = str(2**20)
+import numpy as np
+from PIL import Image
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from vit_jax.config import AugmentConfig
+from vit_jax.data.augmentation import transforms
+from vit_jax.data.decoding import jpeg_tiles
+from vit_jax.data.decoding.box import Box
+from vit_jax.data.decoding.images import check_image, open_image, pillow_to_array
+from vit_jax.errors import BadExampleError
 
-from vit_jax.config import AugmentConfig  # noqa: E402
-from vit_jax.data.augmentation import transforms  # noqa: E402
-from vit_jax.data.decoding import jpeg_tiles  # noqa: E402
-from vit_jax.data.decoding.box import Box  # noqa: E402
-from vit_jax.data.decoding.images import check_image, open_image, pillow_to_array  # noqa: E402
-from vit_jax.errors import BadExampleError  # noqa: E402
-
+MAX_PIXELS = 2**20
 MAX_SECONDS = 5
 MAX_BYTES = 2**27
 JOB = 5000  # inputs of one process
@@ -301,9 +300,13 @@ def _limit_memory() -> None:
 def run_job(kind: str, first: int, count: int, seed: int, failures: pathlib.Path) -> None:
   """Checks inputs `first`, …; keeps the file of counts, `failures/.KIND`, up to date."""
   warnings.simplefilter('ignore')
+  os.environ['VIT_JAX_MAX_PIXELS'] = str(MAX_PIXELS)
   files = make_files()
-  for data in files[kind]:
-    assert check(data, random.Random(0)) == 'pixels', f'a valid {kind} cannot be decoded'
+  try:
+    assert all(check(data, random.Random(0)) == 'pixels' for data in files[kind])
+  except Exception:  # noqa: BLE001
+    traceback.print_exc()
+    sys.exit(2)
   with open(_counts_path(failures, kind), 'r+b') as file:
     counts = np.frombuffer(mmap.mmap(file.fileno(), 8 * len(COUNTS)), np.int64)
     for i in range(first, first + count):
@@ -345,11 +348,11 @@ def start_job(kind: str, first: int, count: int, seed: int, failures: pathlib.Pa
   result = subprocess.run(command, stderr=subprocess.PIPE)
   counts = dict(zip(COUNTS, np.fromfile(path, np.int64).tolist(), strict=True))
   path.unlink()
+  text = f'{result.stderr.decode(errors="replace")}\nexit code {result.returncode}\n'
+  if result.returncode == 2:
+    sys.exit(f'A valid {kind} is not decoded:\n{text}')
   if result.returncode:
-    if 'AssertionError: a valid' in (text := result.stderr.decode(errors='replace')):
-      sys.exit(text)
     i = first + counts['inputs']
-    text += f'\nexit code {result.returncode}'
     keep(failures, kind, seed, i, make_input(make_files(), kind, seed, i), text)
     counts['inputs'] += 1
     counts['failures'] += 1

@@ -101,6 +101,18 @@ def test_a_damaged_jpeg_is_upright_or_an_error(progressive, dpi):
   assert upright.shape == (40, 24, 3) and 20 < errors < len(positions) / 2
 
 
+def test_a_wrong_length_or_inserted_bytes_do_not_hide_the_orientation():
+  data = jpeg(RGB, exif=exif(6))
+  start = data.index(b'Exif')
+  lengths = [data[: start - 1] + bytes([n]) + data[start:] for n in range(0, 256, 3)]
+  longer = [data[:i] + b'A' * n + data[i:] for i in range(2, start + 6) for n in (1, 2, 5)]
+  for damaged in (*lengths, *longer):
+    try:
+      assert decode_image(damaged, 'x').shape != RGB.shape
+    except BadExampleError:
+      pass
+
+
 def test_flaws_that_do_no_harm_are_silent():
   data = encode(RGB, 'PNG', exif=b'Exif\0\0' + exif(6).tobytes()[6:-20])  # the last value is cut
   with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Which side of an image is up, by its EXIF metadata."""
 
 import io
+import re
 
 from PIL import Image
 
@@ -65,12 +66,19 @@ def is_upright(jpeg: bytes, name: object) -> bool:
     # A marker may be preceded by any number of bytes 0xFF.
     is_fill = jpeg[offset + 1 : offset + 2] == b'\xff'
     offset += 1 if is_fill else 2 + int.from_bytes(jpeg[offset + 2 : offset + 4])
+  block = None
   if not jpeg.startswith(_START_OF_SCAN, offset):  # bytes between segments, or a wrong length
-    has_exif |= _EXIF in jpeg
     has_xmp |= _XMP in jpeg
-  if not has_exif and not has_xmp:
+    block = re.search(b'|'.join(map(re.escape, _TIFF)), jpeg)
+  if not has_exif and not block and not (has_xmp and b'tiff:Orientation' in jpeg):
     return True
   with errors_named(name), Image.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
+    turn = orientation(image, name)
     if has_exif and 'exif' not in image.info:
       raise ValueError(_DAMAGED)
-    return orientation(image, name) == 1
+    if block:  # of which Pillow may have seen only a part
+      exif = Image.Exif()
+      exif.load(jpeg[block.start() :])
+      if exif.get(_ORIENTATION, 1) in _TRANSPOSE and exif[_ORIENTATION] != turn:
+        raise ValueError(_DAMAGED)
+    return turn == 1
