@@ -14,6 +14,7 @@ from vit_jax.classifier import Classifier, load
 from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources import image_files
 from vit_jax.errors import UserError
+from vit_jax.files import read_bytes
 from vit_jax.text import printable
 
 
@@ -36,7 +37,7 @@ def find_images(arguments: Iterable[str]) -> Iterator[epath.Path]:
 def read_image(vit: Classifier, path: epath.Path) -> np.ndarray | UserError:
   """The preprocessed image, or the error if it cannot be read."""
   try:
-    return vit.preprocess(path.read_bytes(), str(path))
+    return vit.preprocess(read_bytes(path), str(path))
   except OSError as error:
     return UserError(f'{path} cannot be read: {error.strerror or error}.')
   except UserError as error:

@@ -78,6 +78,8 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
     }
   except FileNotFoundError:
     return f'it has no {MANIFEST}'
+  except OSError as error:
+    raise UserError(f'{folder / MANIFEST} cannot be read: {error.strerror or error}.') from None
   except (ValueError, LookupError, TypeError):
     return f'its {MANIFEST} is not a manifest'
   with concurrent.futures.ThreadPoolExecutor() as pool:

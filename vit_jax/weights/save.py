@@ -9,10 +9,10 @@ from typing import Any
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.files import real_path, scratch_path, user_path, write_atomically
+from vit_jax.files import is_special, real_path, scratch_path, user_path, write_atomically
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, is_special
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.formats.npz_file import MAX_METADATA
 from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import hugging_face, released, timm
@@ -159,7 +159,8 @@ def save_model_folder(
     _write_json(temporary / 'config.json', metadata.to_json(build.architecture(model)))
     if metadata.labels is not None:
       lines = [' '.join(label.splitlines()) + '\n' for label in metadata.labels]
-      (temporary / 'labels.txt').write_text(''.join(lines))
+      # A JSON escape can be half a character, which UTF-8 does not have.
+      (temporary / 'labels.txt').write_bytes(''.join(lines).encode(errors='backslashreplace'))
 
   write_folder(folder, write)
 
@@ -197,4 +198,4 @@ def _to_json(model: build.Model, metadata: ModelMetadata) -> str:
 
 
 def _write_json(path: epath.Path, content: Any) -> None:
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+  path.write_bytes(json.dumps(content, indent=2).encode() + b'\n')

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import math
 import mmap
-import os
-import stat
 import struct
 import tokenize
 import zipfile
@@ -18,7 +16,6 @@ import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import is_remote
 
 MAX_TENSORS = 100_000
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the safetensors library
@@ -68,23 +65,6 @@ class TensorFile:
   tensors: dict[str, Tensor]  # by the name in the file
   # {key: text} in the header of a safetensors file or the comment of an npz file.
   metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def is_special(path: epath.Path) -> bool:
-  """Whether it is a pipe or a device: reading may never end, renaming over it destroys it."""
-  if is_remote(path) or not os.path.exists(path):
-    return False
-  mode = os.stat(path).st_mode
-  return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def read_text(path: epath.Path) -> str:
-  """Reads a text file; raises `OSError` or `ValueError` if it is missing, too large or not text."""
-  if is_special(path):
-    raise ValueError(f'{path.name} is a pipe or a device')
-  if path.stat().length > MAX_HEADER:
-    raise ValueError(f'{path.name} has more than {MAX_HEADER:,} bytes')
-  return path.read_text()
 
 
 def check_names(path: epath.Path, names: Collection[str]) -> None:
