@@ -29,6 +29,11 @@ def _size(path: epath.Path) -> int:
   return path.stat().length if is_remote(path) else os.path.getsize(path)
 
 
+def folder_size(folder: epath.Path) -> int:
+  """The bytes of all files in a folder."""
+  return sum(_size(folder / name) for name in _files(folder))
+
+
 def _read_entry(path: epath.Path) -> dict[str, int]:
   """Size in bytes and CRC-32 of a file."""
   size = checksum = 0

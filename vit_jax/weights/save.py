@@ -13,7 +13,6 @@ from vit_jax.files import is_special, real_path, scratch_path, user_path, write_
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
-from vit_jax.weights.formats.npz_file import MAX_METADATA
 from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import hugging_face, released, timm
 from vit_jax.weights.metadata import ModelMetadata
@@ -141,11 +140,9 @@ def check_replaceable(folder: epath.Path) -> None:
 def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epath.Path) -> None:
   """Writes one file in the released layout, which the original loaders read.
 
-  Metadata goes into a comment that they ignore, without labels of more than 64 KiB.
+  Metadata goes into comments that they ignore.
   """
   text = _to_json(model, metadata)
-  if len(text) > MAX_METADATA:
-    text = json.dumps(metadata.to_json(build.architecture(model)))
   write_file(path, lambda temporary: released.write_npz(temporary, params, text))
 
 

@@ -76,6 +76,12 @@ def check_names(path: epath.Path, names: Collection[str]) -> None:
       raise UserError(f'{path} has a tensor with an invalid name: {name[:40]!r}.')
 
 
+def check_declared_size(path: epath.Path, declared: int, size: int) -> None:
+  """Raises `UserError` for more bytes of tensors than a file of `size` bytes can hold."""
+  if declared > 50 * size + 2**26:  # trained weights hardly compress
+    raise UserError(f'{path} declares {declared:,} bytes in a file of {size:,} bytes: a zip bomb.')
+
+
 def is_shape(value: Any) -> bool:
   """Whether a sequence in a header is the shape of an array."""
   return len(value) <= 32 and all(type(x) is int and 0 <= x < 2**48 for x in value)
