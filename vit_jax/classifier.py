@@ -217,8 +217,8 @@ def load(
       do not tile `image_size`.
   """
   for name, value, least in (('num_classes', num_classes, 0), ('num_heads', num_heads, 1)):
-    if value is not None and not (type(value) is int and least <= value <= 2**24):
-      raise UserError(f'{name} is {value!r}; it must be from {least} to {2**24:,}.')
+    if value is not None and not (type(value) is int and least <= value <= build.MAX_CLASSES):
+      raise UserError(f'{name} is {value!r}; it must be from {least} to {build.MAX_CLASSES:,}.')
   size = None if image_size is None else height_width(image_size)
   weights = open_weights(source, size, num_heads, gelu)
   heads = getattr(weights.model, 'num_heads', None)
