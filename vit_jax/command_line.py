@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import logging
 import os
 import re
@@ -29,16 +30,30 @@ class Parser(argparse.ArgumentParser):
     kwargs.setdefault('formatter_class', _HelpFormatter)
     super().__init__(prog=f'python -m {module}', allow_abbrev=False, **kwargs)
 
+  def parse_known_args(self, args=None, namespace=None):  # pyright: ignore
+    self._arguments = sys.argv[1:] if args is None else list(args)
+    return super().parse_known_args(args, namespace)
+
+  def _unknown_flags(self) -> list[str]:
+    """The flags of the command line that the command does not have."""
+    flags = itertools.takewhile(lambda argument: argument != '--', self._arguments)
+    names = [flag.split('=')[0] for flag in flags if re.match('--?[A-Za-z]', flag)]
+    known = self._option_string_actions
+    return [n for n in names if n not in known and not re.match('--?(no)?config[.]', n)]
+
   def error(self, message: str) -> NoReturn:
+    # A misspelt flag is the reason why a required one is missing.
+    if 'arguments are required' in message and (unknown := self._unknown_flags()):
+      message = f'unrecognized arguments: {" ".join(unknown)}'
     print(f'error: {printable(message)}; --help shows the usage.', file=sys.stderr)
     sys.exit(UserError.exit_code)
 
 
 def parse_image_size(text: str) -> int | tuple[int, int]:
   """An image size in pixels, '224' or '224x160' (height x width), as an int or a pair."""
-  match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
+  match = re.fullmatch(r'(\d{1,9})(?:x(\d{1,9}))?', text)
   if not match:
-    raise argparse.ArgumentTypeError(f'{text!r} is not an image size such as 224 or 224x160')
+    raise argparse.ArgumentTypeError(f'{text[:40]!r} is not an image size such as 224 or 224x160')
   height, width = match.groups()
   return (int(height), int(width)) if width else int(height)
 

@@ -14,6 +14,7 @@ import re
 import tarfile
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import read_text
 
 TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VAL_TAR = 'ILSVRC2012_img_val.tar'
@@ -36,7 +37,7 @@ _LISTS = {1_000: '1k', 21_841: '22k', 21_843: '21k'}  # number of classes: `syns
 @functools.cache
 def _table() -> list[list[str]]:
   """Reads [synset, versions of ImageNet, lemmas] of each synset."""
-  lines = (_FOLDER / 'imagenet_synsets.tsv').read_text().splitlines()
+  lines = (_FOLDER / 'imagenet_synsets.tsv').read_text('utf-8').splitlines()
   return [line.split('\t') for line in lines if not line.startswith('#')]
 
 
@@ -89,7 +90,7 @@ def is_synset(text: str) -> bool:
 @functools.cache
 def real_labels() -> tuple[tuple[int, ...], ...]:
   """Returns the ReaL labels of each of the 50,000 validation images; 3,163 images have none."""
-  return tuple(map(tuple, json.loads((_FOLDER / 'imagenet_real.json').read_text())))
+  return tuple(map(tuple, json.loads((_FOLDER / 'imagenet_real.json').read_text('utf-8'))))
 
 
 def val_number(name: str) -> int | None:
@@ -130,11 +131,11 @@ def read_ground_truth(file: pathlib.Path) -> list[str]:
     if file.name.endswith(('.tar.gz', '.tgz', '.tar')):
       truth = _read_devkit(file)
     elif file.suffix == '.csv':
-      with open(file, newline='') as lines:
+      with open(file, newline='', encoding='utf-8') as lines:
         rows = sorted((row['ImageId'], row['PredictionString']) for row in csv.DictReader(lines))
       truth = [prediction.split()[0] for _, prediction in rows]
     else:
-      truth = file.read_text().split()
+      truth = read_text(file).split()
   except _DAMAGE as error:
     reason = first_line(error)
     raise UserError(f'{file} is not a ground truth of ImageNet ({reason}); {advice}.') from None

@@ -18,7 +18,7 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources import image_files
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
-from vit_jax.files import user_path
+from vit_jax.files import read_text, user_path
 from vit_jax.hardware import num_cores
 
 _NUM_READING = 3  # batches that are read ahead
@@ -62,7 +62,7 @@ def read_list(file: str) -> list[str]:
     UserError: for a file that cannot be read.
   """
   try:
-    text = sys.stdin.read() if file == '-' else user_path(file).read_text()
+    text = sys.stdin.read() if file == '-' else read_text(user_path(file))
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'{file} cannot be read: {reason}.') from None

@@ -23,6 +23,8 @@ RELEASED_NUMERICS = Numerics()
 MAX_DEPTH = 1000  # blocks
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
 MAX_IMAGE_SIDE = 2**16  # pixels
+MAX_PATCHES = 2**18  # of an image, with a position embedding each
+MAX_CLASSES = 2**20
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 _ARCHITECTURE = {
   VisionTransformer: (
@@ -251,6 +253,8 @@ def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> No
       raise UserError(f'{text}; both sides must be positive.')
     return
   patch = model.patch_size
+  if height * width > MAX_PATCHES * patch**2:
+    raise UserError(f'{text}; use at most {MAX_PATCHES:,} patches of {patch}x{patch} pixels.')
   if min(height, width) < patch or height % patch or width % patch:
     raise UserError(
       f'{text}, which patches of {patch}x{patch} pixels do not tile; use '

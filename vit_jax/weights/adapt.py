@@ -20,8 +20,6 @@ from vit_jax.weights.layouts.released import POSITIONS, flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
 from vit_jax.weights.metadata import ModelMetadata
 
-MAX_CLASSES = 2**24
-
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
@@ -94,8 +92,8 @@ def with_new_head(
   Raises:
     UserError: for a number of classes that no head has.
   """
-  if not (type(num_classes) is int and 0 <= num_classes <= MAX_CLASSES):
-    raise UserError(f'num_classes is {num_classes!r}; it must be from 0 to {MAX_CLASSES:,}.')
+  if not (type(num_classes) is int and 0 <= num_classes <= build.MAX_CLASSES):
+    raise UserError(f'num_classes is {num_classes!r}; it must be from 0 to {build.MAX_CLASSES:,}.')
   if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
     model = model.clone(pre_logits=0)
   return model.clone(num_classes=num_classes)

@@ -6,7 +6,6 @@ comment of npz files. What timm and Transformers store is read in `layouts/`.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from etils import epath
 from vit_jax.config import Preprocessing, choices, height_width
 from vit_jax.config.schema import Loss
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import parse_json, read_text
 from vit_jax.models.build import DTYPES, GELUS, MAX_IMAGE_SIDE
-from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY, read_text
+from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY
 
 _STORED = ('loss', 'gelu', 'layer_norm_epsilon', 'dtype')  # as they are
 HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
@@ -105,7 +105,7 @@ class ModelMetadata:
   def from_header(cls, header: Mapping[str, str], path: epath.PathLike) -> 'ModelMetadata':
     """From the header of a tensor file; the defaults if vit_jax did not write it."""
     with damage_explained(f'{path}: {METADATA_KEY} in its header'):
-      return cls.from_json(json.loads(header.get(METADATA_KEY, '{}')))
+      return cls.from_json(parse_json(header.get(METADATA_KEY, '{}')))
 
   def check_num_labels(self, num_classes: int, source: str) -> None:
     """Raises `UserError` unless there are as many labels as classes."""
@@ -130,7 +130,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   """Reads a JSON object, within `damage_explained`; {} if there is no file."""
   if not path.exists():
     return {}
-  content = json.loads(read_text(path))
+  content = parse_json(read_text(path))
   if not isinstance(content, dict):
     raise ValueError(f'{path.name} is not a JSON object')
   return content

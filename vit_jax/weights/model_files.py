@@ -1,6 +1,5 @@
 """From a published name or a path to the tensors and the metadata of the model there."""
 
-import json
 import os
 import re
 
@@ -8,9 +7,9 @@ from etils import epath
 
 from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import user_path
+from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.weights import registry
-from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile, read_text
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
 from vit_jax.weights.layouts import hugging_face, timm
 from vit_jax.weights.metadata import ModelMetadata, damage_explained, read_json
@@ -72,7 +71,7 @@ def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
 def _read_shards(index: epath.Path) -> TensorFile:
   """The tensors of several safetensors files, into which Transformers splits large models."""
   with damage_explained(str(index)):
-    names = set(json.loads(read_text(index))['weight_map'].values())
+    names = set(parse_json(read_text(index))['weight_map'].values())
     if not all(re.fullmatch(r'[\w.-]+\.safetensors', name) for name in names):
       raise ValueError('file names expected')
   tensors: dict[str, Tensor] = {}

@@ -10,11 +10,10 @@ from etils import epath
 
 from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.files import real_path, scratch_path, user_path, write_atomically
+from vit_jax.files import is_special, real_path, scratch_path, user_path, write_atomically
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, is_special
-from vit_jax.weights.formats.npz_file import MAX_METADATA
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import hugging_face, released, timm
 from vit_jax.weights.metadata import ModelMetadata
@@ -142,11 +141,9 @@ def check_replaceable(folder: epath.Path) -> None:
 def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epath.Path) -> None:
   """Writes one file in the released layout, which the original loaders read.
 
-  Metadata goes into a comment that they ignore, without labels of more than 64 KiB.
+  Metadata goes into comments that they ignore.
   """
   text = _to_json(model, metadata)
-  if len(text) > MAX_METADATA:
-    text = json.dumps(metadata.to_json(build.architecture(model)))
   write_file(path, lambda temporary: released.write_npz(temporary, params, text))
 
 
@@ -160,7 +157,8 @@ def save_model_folder(
     _write_json(temporary / 'config.json', metadata.to_json(build.architecture(model)))
     if metadata.labels is not None:
       lines = [' '.join(label.splitlines()) + '\n' for label in metadata.labels]
-      (temporary / 'labels.txt').write_text(''.join(lines))
+      # A JSON escape can be half a character, which UTF-8 does not have.
+      (temporary / 'labels.txt').write_bytes(''.join(lines).encode(errors='backslashreplace'))
 
   write_folder(folder, write)
 
@@ -200,4 +198,4 @@ def _to_json(model: build.Model, metadata: ModelMetadata) -> str:
 
 
 def _write_json(path: epath.Path, content: Any) -> None:
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+  path.write_bytes(json.dumps(content, indent=2).encode() + b'\n')

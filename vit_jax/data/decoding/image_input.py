@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_jax.data.decoding.images import decode_image, open_image, pillow_to_array
 from vit_jax.errors import BadExampleError, first_line
-from vit_jax.files import user_path
+from vit_jax.files import read_bytes, user_path
 
 # Also anything that `numpy.asarray` accepts, such as a tensor of PyTorch on the CPU.
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Any
@@ -51,7 +51,7 @@ def read_pixels(image: ImageInput, channels: int = 3, name: str = '') -> np.ndar
 def read_image_file(path: epath.Path) -> bytes:
   """The content of an image file; raises `BadExampleError` if it cannot be read."""
   try:
-    return path.read_bytes()
+    return read_bytes(path)
   except OSError as error:
     reason = error.strerror or first_line(error)
     raise BadExampleError(f'{path} cannot be read: {reason}.') from None

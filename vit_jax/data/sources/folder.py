@@ -13,6 +13,7 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_out
 from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
+from vit_jax.files import read_bytes
 from vit_jax.text import plural
 
 _Path = TypeVar('_Path', epath.Path, pathlib.Path)
@@ -173,8 +174,7 @@ def open_split(path: str, split: str) -> Source:
 
   def read(i: int) -> Example:
     try:
-      with open(location(i), 'rb') as file:
-        return file.read(), labels[_class_name(images[i])]
+      return read_bytes(location(i)), labels[_class_name(images[i])]
     except OSError as error:
       raise BadExampleError(f'{location(i)} cannot be read: {error.strerror or error}.') from None
 

@@ -49,7 +49,7 @@ def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
   import pyarrow.parquet
 
   main = root / 'refs' / 'main'
-  root = root / 'snapshots' / main.read_text().strip() if main.is_file() else root
+  root = root / 'snapshots' / main.read_text('utf-8').strip() if main.is_file() else root
   saved = [root] if (root / 'state.json').exists() else []
   if (root / 'dataset_dict.json').exists():
     saved = [state.parent for state in sorted(root.glob('*/state.json'))]
