@@ -10,9 +10,8 @@ from etils import epath
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import Numerics, VisionTransformer
-from vit_jax.weights import families
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
-from vit_jax.weights.layouts import hugging_face, pytorch, released, timm, timm_config
+from vit_jax.weights.layouts import families, hugging_face, pytorch, released, timm, timm_config
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model

@@ -13,7 +13,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import types
 import warnings
 import zipfile
 
@@ -26,6 +25,7 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN, SANDBOX
+from tests.torch_models import images_of, import_or_skip, logits_of, randomize
 from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -366,14 +366,6 @@ def test_size_in_the_processor(image_size, size):
 # --- live -------------------------------------------------------------------------------------
 
 
-def import_or_skip(name: str) -> types.ModuleType:
-  try:
-    with warnings.catch_warnings(action='ignore'):
-      return importlib.import_module(name)
-  except Exception as error:  # noqa: BLE001 - an extension that does not load raises anything
-    pytest.skip(f'{name} cannot be imported: {error!r}')
-
-
 @pytest.fixture(scope='module')
 def torch():
   return import_or_skip('torch')
@@ -396,35 +388,6 @@ def transformers(torch):
       pytest.skip(f'transformers cannot be used: {error!r}')
   module.utils.logging.disable_progress_bar()
   return module
-
-
-def randomize(module, seed: int = 0):
-  """Weights as large as trained ones, and nowhere the zeros and ones of an initializer."""
-  import torch
-
-  rng = np.random.default_rng(seed)
-  with torch.no_grad():
-    for name, parameter in module.named_parameters():
-      x = rng.normal(size=tuple(parameter.shape))
-      if x.ndim == 1:
-        x = 0.2 * x + ('weight' in name or 'gamma' in name)
-      else:
-        x /= 2 if x.ndim == 3 else np.sqrt(x[0].size)
-      parameter.copy_(torch.from_numpy(x))
-  return module.eval()
-
-
-def images_of(size: tuple[int, int]) -> np.ndarray:
-  return np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-
-
-def logits_of(module, images: np.ndarray) -> np.ndarray:
-  """The logits of a PyTorch module for (B, H, W, 3) images."""
-  import torch
-
-  with torch.no_grad():
-    output = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-  return getattr(output, 'logits', output).numpy()
 
 
 SHAPES = {

@@ -69,9 +69,22 @@ def to_linen(
   scales = {name: match for name in tensors if (match := _LAYER_SCALE.fullmatch(name))}
   layers = {name: x for name, x in tensors.items() if name not in scales}
   linen = pytorch.to_linen(layers, _PARAMETERS, _vit_modules, num_heads, 'timm', source)
+  _refuse_gated_mlp(linen, source)
   for name, match in scales.items():
     _fold_layer_scale(linen, match, tensors[name], source)
   return linen, ('LayerScale is folded into layers',) if scales else ()
+
+
+def _refuse_gated_mlp(linen: Mapping[str, Tensor], source: str) -> None:
+  """Raises `UserError` for the MLP of timm's `SwiGLUPacked`, which has the same names."""
+  first, second = (
+    linen.get(f'Transformer/encoderblock_0/MlpBlock_0/Dense_{i}/kernel') for i in (0, 1)
+  )
+  if first and second and first.shape[-1:] == tuple(2 * side for side in second.shape[:1]):
+    raise UserError(
+      f'{source} holds a Vision Transformer with a gated MLP (SwiGLU), which vit_jax does not '
+      'support.'
+    )
 
 
 def _fold_layer_scale(

@@ -18,6 +18,8 @@ LAYER_NORM_EPSILON = 1e-6  # timm/layers/norm.py; no argument of a model changes
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')
 _POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map'}
+# The names of its VisionTransformers begin like this; other models differ in their tensors.
+_TRANSFORMERS = ('vit', 'deit', 'flexivit', 'eva', 'test_vit')
 _LAYER_NORMS = ('layernorm', 'layernormfp32')
 # Architectures whose activation is not the exact GELU: timm/models/vision_transformer.py of 1.0.31.
 _ACTIVATIONS = (
@@ -54,11 +56,12 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
   architecture = str(config.get('architecture') or '').partition('.')[0]
   size = arguments.get('img_size') or (pretrained.get('input_size') or [3, 224, 224])[1:]
   image_size = height_width(size if isinstance(size, int) else tuple(size))
+  heads = arguments.get('num_heads')
   is_resnet = architecture.startswith('resnetv2')
   pool = activation = None
   if not is_resnet:
     activation = _read_activation(architecture, arguments)
-    pool = _read_pool(config, arguments, pretrained)
+    pool = _read_pool(arguments, config, pretrained)
     _check_arguments(architecture, arguments)
   preprocessing = _read_preprocessing(pretrained)
   ours = config.get(METADATA_KEY) or {}
@@ -71,7 +74,7 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     preprocessing=preprocessing,
     loss=ours.get('loss', 'softmax'),
     labels=config.get('label_names') or pretrained.get('label_names') or config.get('labels'),
-    num_heads=arguments.get('num_heads'),
+    num_heads=None if isinstance(heads, list) else heads,  # Swin has a list
     gelu=activation and pytorch.GELUS[activation],
     layer_norm_epsilon=LAYER_NORM_EPSILON,
     mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
@@ -107,7 +110,7 @@ def _check_arguments(architecture: str, arguments: Mapping[str, Any]) -> None:
   norm = arguments.get('norm_layer')
   if norm and norm.replace('_', '').lower() not in _LAYER_NORMS:
     raise UnsupportedError(f'the normalization {norm}')
-  for name, value in arguments.items():
+  for name, value in arguments.items() if architecture.startswith(_TRANSFORMERS) else ():
     if name not in _HARMLESS and value not in (None, False):
       raise UnsupportedError(f'the model argument {name}={value!r}')
 

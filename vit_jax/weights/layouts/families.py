@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-_MAX_NAMES = 10_000
+_MAX_NAMES, _MAX_LENGTH = 2000, 200  # that are searched; blocks of the same shape count once
 # What a file holds: a pattern of a tensor's name. The first that matches names the file.
 _FAMILIES = {
   # Transformers of other shapes.
@@ -11,7 +11,8 @@ _FAMILIES = {
   'a SwinV2 Transformer': r'\.(cpb_mlp|continuous_position_bias_mlp|meta_mlp)\.',
   'a MaxViT or CoAtNet': r'attn_(block|grid)\.|\.rel_pos\.(relative_position_bias|rel_pos_mlp)|'
   r'rel_pos\.mlp\.',
-  'a Swin Transformer': r'(^|\.)layers\.\d+\.blocks\.\d+\..*relative_position_bias_table',
+  'a Swin Transformer': r'(^|\.)layers\.\d+\.blocks\.\d+\..*relative_position_bias_table|'
+  r'^features\.\d+\.\d+\.attn\.relative_position_bias_table$',
   'a CaiT': r'(^|\.)blocks_token_only\.',
   'an XCiT': r'(^|\.)cls_attn_blocks\.|\.local_mp\.',
   'a CrossViT': r'(^|\.)blocks\.\d+\.fusion\.',
@@ -26,23 +27,24 @@ _FAMILIES = {
   r'^blocks\.\d+\.proj\.weight$',
   'an MViT': r'\.attn\.(pool_q|norm_q)\.',
   'a MobileViT': r'(^|\.)(mobilevit|mobilevitv2)\.|stages\.\d+\.\d+\.transformer\.\d+\.',
+  'a Visformer': r'^stage\d\.\d+\.mlp\.conv1\.',
   'a PVT or CoaT': r'(^|\.)(patch_embed1\.proj|pvt|pvt_v2)\.|'
   r'^stages\.\d+\.blocks\.\d+\.attn\.kv\.',
-  'a Visformer': r'^stage\d\.\d+\.mlp\.conv1\.',
   'a SegFormer': r'(^|\.)(segformer|decode_head)\.',
   'a DETR or YOLOS': r'(^|\.)(query_position_embeddings|query_embed|class_labels_classifier|'
   r'detection_tokens|yolos|detr)(\.|$)',
-  'a SAM or ViTDet': r'(^|\.)(mask_decoder|prompt_encoder|image_encoder)\.|\.attn\.rel_pos_[hw]$',
+  'a SAM or ViTDet': r'(^|\.)(mask_decoder|prompt_encoder|image_encoder)\.|\.rel_pos_[hw]$|'
+  r'^encoder\.layer\.\d+\.attention\.qkv\.',
   'a DPT': r'(^|\.)(dpt|neck\.reassemble_stage)\.',
-  'a SigLIP': r'(^|\.)vision_model\.head\.probe$|(^|\.)logit_bias$',
-  'a CLIP': r'(^|\.)(vision_model\.embeddings\.class_embedding|text_model\.|visual\.|'
+  'a SigLIP': r'^(vision_model\.)?head\.probe$|(^|\.)logit_bias$',
+  'a CLIP': r'(^|\.)(embeddings\.class_embedding$|text_model\.|visual\.|'
   r'text_projection|resblocks\.)|^logit_scale$',
   'a masked autoencoder with its decoder': r'(^|\.)decoder_(embed|blocks|pos_embed|pred)(\.|$)|'
   r'(^|\.)decoder\.(decoder_embed|decoder_layers|mask_token|0\.weight)',
+  'an EVA-02': r'\.mlp\.fc1_[gx]\.|^blocks\.\d+\.attn\.(q_proj|k_proj|v_proj)\.',
   'a BEiT, BEiT-3, data2vec or EVA': r'\.attn\.(q_bias|v_bias|relative_position_bias_table|'
   r'inner_attn_ln\.weight|k_norm_bias)$|(^|\.)rel_pos_bias\.|(^|\.)(beit|data2vec_vision)\.|'
   r'\.attention\.relative_position_bias\.|(^|\.)lambda_1$',
-  'an EVA-02': r'\.mlp\.fc1_[gx]\.|^blocks\.\d+\.attn\.(q_proj|k_proj|v_proj)\.',
   'a DINOv3': r'(^|\.)(storage_tokens|rope_embed\.periods)$',
   'a DINOv2': r'(^|\.)(dinov2|dinov2_with_registers)\.|(^|\.)encoder\.layer\.\d+\.layer_scale1\.',
   'an I-JEPA': r'(^|\.)ijepa\.',
@@ -57,7 +59,7 @@ _FAMILIES = {
   'a ResMLP or gMLP': r'\.linear_tokens\.|\.mlp_channels\.gate\.|\.spatial_proj\.',
   'a ConvNeXt or EdgeNeXt': r'(^|\.)convnext(v2)?\.|'
   r'stages\.\d+\.(blocks\.)?\d+\.(conv_dw|dwconv)\.|'
-  r'(^|\.)downsample_layers\.\d+\.',
+  r'(^|\.)downsample_layers\.\d+\.|^features\.\d+\.\d+\.layer_scale$',
   'a RegNet': r'^s1\.b1\.|(^|\.)(regnet|trunk_output)\.',
   'a DenseNet': r'(^|\.)features\.denseblock\d+\.',
   'an EfficientNet or MobileNet': r'(^|\.)blocks\.\d+\.\d+\.(conv_dw|conv_pw|conv)\.|'
@@ -101,7 +103,8 @@ _NECESSARY = {
 
 def describe(names: Collection[str]) -> str | None:
   """What a file with tensors of these names holds: 'a Swin Transformer'; None: not known."""
-  text = '\n'.join(list(names)[:_MAX_NAMES])
+  different = dict.fromkeys(re.sub(r'(?<=\.)\d+(?=\.)', '0', name) for name in names)
+  text = '\n'.join(name[:_MAX_LENGTH] for name in list(different)[:_MAX_NAMES])
   for family, pattern in _FAMILIES.items():
     if re.search(pattern, text, re.MULTILINE):
       return family
