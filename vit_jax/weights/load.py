@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
-from vit_jax.weights.layouts import hugging_face, pytorch, released, timm
+from vit_jax.weights.layouts import families, hugging_face, pytorch, released, timm, timm_config
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model
@@ -52,23 +52,35 @@ def open_weights(
   """
   if gelu not in (None, *build.GELUS):
     raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(build.GELUS)}.')
+  _check_normalization(mean, std)
   file, metadata = open_model(source)
   name = str(file.path)
-  translator, layout, prefix = _detect_layout(file)
+  translator, layout, prefixes = _detect_layout(file)
+  prefix, notes = prefixes[0], metadata.notes
+  if prefixes[1:]:
+    notes += (f'the tensors {prefix}* were taken, not {prefixes[1]}*',)
   inside = {n.removeprefix(prefix): x for n, x in file.tensors.items() if n.startswith(prefix)}
   ignored = tuple(n for n in file.tensors if not n.startswith(prefix))
-  tensors, notes = translator.to_linen(inside, metadata.num_heads or num_heads, name)
+  if translator is not released and (family := families.describe(inside)):
+    raise UserError(f'{name} holds {family}, which vit_jax does not support.')
+  tensors, changes = translator.to_linen(inside, metadata.num_heads or num_heads, name)
+  metadata, assumptions = _assume(layout, metadata, gelu, mean)
+  notes = (*notes, *assumptions, *changes)
   mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
-  if (mean, std) != (HALF, HALF):
+  if {*mean, *std} != {0.5}:
     tensors = pytorch.fold_normalization(tensors, mean, std, name)
     notes = (f'the normalization of pixels with mean {mean} is folded in', *notes)
-  stored = metadata
-  if layout == 'Hugging Face' and metadata.image_size is None:  # there is no config.json
-    stored = hugging_face.read_config({}, {})
   numerics = Numerics(
-    approximate_gelu=(gelu or stored.gelu) == 'tanh', layer_norm_epsilon=stored.layer_norm_epsilon
+    approximate_gelu=(gelu or metadata.gelu) == 'tanh',
+    layer_norm_epsilon=metadata.layer_norm_epsilon,
   )
   model = build.model_from_tensors(tensors, name, numerics)
+  pool = getattr(model, 'pool', None)
+  if pool and metadata.pool and metadata.pool != pool:
+    raise UserError(
+      f'{name} pools by {_POOLING[metadata.pool]} according to its config.json, but its tensors '
+      f'are those of {_POOLING[pool]}; vit_jax does not support that.'
+    )
   metadata.check_num_labels(model.num_classes, name)
   grid, size = None, metadata.image_size or image_size
   if POSITIONS in tensors and isinstance(model, VisionTransformer):
@@ -85,11 +97,66 @@ def open_weights(
   )
 
 
-def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, str]:
-  """(module of the layout, name of the layout, prefix of all names)."""
+def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+  """Raises `UserError` for a mean or std that pixels cannot have."""
+  for name, values, is_valid in (
+    ('mean', mean, math.isfinite),
+    ('std', std, lambda x: 0 < x < math.inf),
+  ):
+    try:
+      valid = values is None or (len(values) > 0 and all(map(is_valid, values)))
+    except TypeError:
+      valid = False
+    if not valid:
+      raise UserError(
+        f'{name} is {values!r}; it must be one finite number for each channel, of pixels in '
+        f'[0, 1]{", positive" if name == "std" else ""}.'
+      )
+
+
+def _assume(
+  layout: str, metadata: ModelMetadata, gelu: str | None, mean: tuple[float, ...] | None
+) -> tuple[ModelMetadata, list[str]]:
+  """Completes what a file does not state; also returns notes on what is assumed.
+
+  Google's models are known to have tanh GELU and pixels in [-1, 1].
+  """
+  if layout not in ('timm', 'timm BiT', 'Hugging Face'):
+    return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
+  notes = []
+  if metadata.gelu is None and gelu is None and layout == 'timm':
+    notes.append('the file states no activation: exact GELU; pass gelu= for another')
+  if metadata.preprocessing is None:
+    scaling = '' if mean or metadata.mean else 'pixels scaled to [-1, 1], '
+    rule = 'squashed' if layout == 'Hugging Face' else 'central 87.5 %'
+    notes.append(
+      f'the file states no preprocessing: {scaling}images {rule}; pass mean=, std= for another'
+    )
+  if layout == 'Hugging Face':
+    defaults = hugging_face.read_config({}, {})
+    epsilon = metadata.layer_norm_epsilon if metadata.image_size else defaults.layer_norm_epsilon
+  else:
+    defaults = ModelMetadata(preprocessing=timm_config.DEFAULT_PREPROCESSING)
+    epsilon = metadata.layer_norm_epsilon
+  completed = dataclasses.replace(
+    metadata,
+    gelu=metadata.gelu or 'exact',
+    layer_norm_epsilon=epsilon,
+    preprocessing=metadata.preprocessing or defaults.preprocessing,
+  )
+  return completed, notes
+
+
+_POOLING = {'token': 'the class token', 'gap': 'average', 'map': 'attention (map)'}
+
+
+def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
+  """(module of the layout, name of the layout, prefixes of all names, best first)."""
   for module in (released, timm, hugging_face):
     if match := module.detect(file.tensors):
       return module, *match
+  if family := families.describe(file.tensors):
+    raise UserError(f'{file.path} holds {family}, which vit_jax does not support.')
   names = ', '.join(sorted(file.tensors)[:3])
   raise UserError(
     f'{file.path} is not a Vision Transformer or BiT in a supported layout'

@@ -24,6 +24,13 @@ _STORED = ('loss', 'gelu', 'layer_norm_epsilon', 'dtype')  # as they are
 HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
 
 
+class UnsupportedError(UserError):
+  """A feature of an intact model: 'has …, which is not supported', without the model's name."""
+
+  def __init__(self, feature: str):
+    super().__init__(f'has {feature}, which vit_jax does not support')
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelMetadata:
   """What the tensors of a model do not determine; None: unknown.
@@ -37,18 +44,21 @@ class ModelMetadata:
   loss: str = 'softmax'  # or 'sigmoid'
   labels: list[str] | None = None  # a name for each class
   num_heads: int | None = None
-  gelu: str = 'tanh'  # or 'exact'
+  gelu: str | None = None  # 'tanh' or 'exact'
   layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
   mean: tuple[float, ...] | None = None  # of pixels in [0, 1], one for each channel
   std: tuple[float, ...] | None = None
   dtype: str | None = None  # of the matrix products, a key of DTYPES
+  pool: str | None = None  # that the tensors must have: 'token', 'gap' or 'map'; not stored
+  notes: tuple[str, ...] = ()  # what was assumed; not stored
 
   def __post_init__(self):
     if self.image_size is not None and max(self.image_size) > MAX_IMAGE_SIDE:
       raise ValueError(f'image_size is over {MAX_IMAGE_SIDE} pixels')
-    for name, allowed in (('loss', choices(Loss)), ('gelu', GELUS), ('dtype', (None, *DTYPES))):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} is not one of {", ".join(map(str, allowed))}')
+    for name, allowed in (('loss', choices(Loss)), ('gelu', GELUS), ('dtype', DTYPES)):
+      value = getattr(self, name)
+      if value not in allowed and (value is not None or name == 'loss'):
+        raise ValueError(f'{name} is not one of {", ".join(allowed)}')
     labels, num_heads = self.labels, self.num_heads
     if labels is not None and not (type(labels) is list and all(type(x) is str for x in labels)):
       raise ValueError('labels are not a list of strings')
@@ -64,6 +74,7 @@ class ModelMetadata:
   def to_json(self, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object that `from_json` reads, without labels."""
     fields = {name: getattr(self, name) for name in ('image_size', *_STORED)}
+    fields['gelu'] = self.gelu or 'tanh'
     preprocessing = self.preprocessing and dataclasses.asdict(self.preprocessing)
     if preprocessing is not None:
       preprocessing |= {'mean': self.mean or HALF, 'std': self.std or HALF}
@@ -121,6 +132,8 @@ def damage_explained(name: str) -> Iterator[None]:
   """Turns what reading damaged metadata raises into a `UserError`: '<name> is damaged (…).'"""
   try:
     yield
+  except UnsupportedError:  # nothing is damaged
+    raise
   except (*CONTENT_ERRORS, OSError, UserError) as error:
     reason = first_line(error) + (' is missing' if isinstance(error, KeyError) else '')
     raise UserError(f'{name} is damaged ({reason}).') from None

@@ -11,8 +11,8 @@ from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.weights import registry
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
-from vit_jax.weights.layouts import hugging_face, timm
-from vit_jax.weights.metadata import ModelMetadata, damage_explained, read_json
+from vit_jax.weights.layouts import hugging_face, timm_config
+from vit_jax.weights.metadata import ModelMetadata, UnsupportedError, damage_explained, read_json
 
 _WEIGHTS = ('params.npz', 'model/params.npz', 'model.safetensors', 'pytorch_model.bin')
 _SHARD_INDEX = 'model.safetensors.index.json'
@@ -39,6 +39,8 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
         'Transformers, or a published model such as augreg/B_16.'
       )
     return _open_folder(path) if path.is_dir() else _open_file(path)
+  except UnsupportedError as error:
+    raise UserError(f'{path} {error}.') from None
   except (PermissionError, ImportError) as error:  # ImportError: such as gcsfs
     reason = getattr(error, 'strerror', None) or first_line(error)
     raise UserError(f'{path} cannot be read: {reason}.') from None
@@ -89,10 +91,13 @@ def _read_folder_metadata(folder: epath.Path) -> ModelMetadata:
   """From config.json and the files beside it, none of which need exist."""
   with damage_explained(f'{folder}/config.json or a file beside it'):
     config = read_json(folder / 'config.json')
-    if timm.is_config(config):
-      return timm.read_config(config)
+    if timm_config.is_config(config):
+      return timm_config.read_config(config)
     if hugging_face.is_config(config):
-      return hugging_face.read_config(config, read_json(folder / 'preprocessor_config.json'))
+      # Where a model has both, Transformers prefers the file of the whole processor.
+      whole = read_json(folder / 'processor_config.json').get('image_processor')
+      processor = whole or read_json(folder / 'preprocessor_config.json')
+      return hugging_face.read_config(config, processor)
     if (folder / 'config.json').exists():
       if missing := {'image_size', 'loss'} - config.keys():
         raise KeyError(min(missing))

@@ -15,7 +15,7 @@ from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.formats.safetensors_file import write_safetensors
-from vit_jax.weights.layouts import hugging_face, released, timm
+from vit_jax.weights.layouts import hugging_face, image_processor, released, timm, timm_config
 from vit_jax.weights.metadata import ModelMetadata
 
 # The files of the folders written here, which a new model may replace.
@@ -164,10 +164,25 @@ def save_model_folder(
 
 
 def save_timm(model: build.Model, params: Any, metadata: ModelMetadata, path: epath.Path) -> None:
-  """Writes one safetensors file that `timm.create_model(…, checkpoint_path=path)` reads."""
+  """Writes one safetensors file that `timm.create_model(…, checkpoint_path=path)` reads.
+
+  A path of another suffix is a folder, for `timm.create_model('local-dir:…', pretrained=True)`.
+  """
   tensors = timm.from_linen(params)
   header = {'format': 'pt', METADATA_KEY: _to_json(model, metadata)}
-  write_file(path, lambda temporary: write_safetensors(temporary, tensors, header))
+  if path.suffix.lower() == '.safetensors':
+    write_file(path, lambda temporary: write_safetensors(temporary, tensors, header))
+    return
+  assert metadata.image_size is not None
+  channels = params['embedding']['kernel'].shape[2] if 'embedding' in params else 0
+  config = timm_config.make_config(model, metadata, metadata.image_size, channels)
+  config[METADATA_KEY] = metadata.to_json(build.architecture(model))
+
+  def write(temporary: epath.Path) -> None:
+    write_safetensors(temporary / 'model.safetensors', tensors, {'format': 'pt'})
+    _write_json(temporary / 'config.json', config)
+
+  write_folder(path, write)
 
 
 def save_hugging_face(
@@ -179,7 +194,7 @@ def save_hugging_face(
   size, channels = metadata.image_size, params['embedding']['kernel'].shape[2]
   config = hugging_face.make_config(model, metadata, size, channels)
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))
-  preprocessor = hugging_face.make_preprocessor_config(
+  preprocessor = image_processor.make_config(
     size, metadata.preprocessing or Preprocessing(), channels
   )
 

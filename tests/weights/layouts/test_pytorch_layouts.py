@@ -14,7 +14,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import types
 import warnings
 import zipfile
 
@@ -27,15 +26,19 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN, SANDBOX
+from tests.torch_models import images_of, import_or_skip, logits_of, randomize
 from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import Numerics, VisionTransformer
-from vit_jax.weights.layouts import hugging_face
+from vit_jax.weights.layouts import image_processor
 
 EXPECTED = np.load(GOLDEN / 'torch_expected.npz')
 HEADS = dict(num_heads=3)
+TANH = dict(num_heads=3, gelu='tanh')
+ASSUMED = 'the file states no preprocessing: pixels scaled to [-1, 1], images central 87.5 %; '
+ASSUMED += 'pass mean=, std= for another'
 IMAGE_SIZES = {'timm_token': (8, 20), 'timm_map': None, 'timm_gap': None}
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 LABELS = ['cat', 'größer Hund', '猫', '', 'cat']
@@ -93,11 +96,11 @@ def folder(tmp_path) -> pathlib.Path:
 
 @pytest.mark.parametrize('name', IMAGE_SIZES)
 def test_stored_outputs_of_timm(name):
-  vit = vit_jax.load(GOLDEN / f'{name}.safetensors', IMAGE_SIZES[name], **HEADS)
+  vit = vit_jax.load(GOLDEN / f'{name}.safetensors', IMAGE_SIZES[name], **TANH)
   assert vit.model.pool == name.removeprefix('timm_')
   close(vit(EXPECTED[f'{name}/images']), EXPECTED[f'{name}/logits'])
   notes = ('LayerScale is folded into layers', 'bfloat16 weights were converted to float32')
-  assert vit.report.notes == (notes if name == 'timm_gap' else ())
+  assert vit.report.notes == (ASSUMED, *(notes if name == 'timm_gap' else ()))
 
 
 @pytest.mark.parametrize('processor', ['half', 'imagenet'])
@@ -138,8 +141,8 @@ def test_half_precision_is_loaded_and_noted(tmp_path):
   tensors = read(GOLDEN / 'timm_token.safetensors')
   half = {name: array.astype(np.float16) for name, array in tensors.items()}
   safetensors.numpy.save_file(half, tmp_path / 'x.safetensors')
-  vit = vit_jax.load(tmp_path / 'x.safetensors', (8, 20), **HEADS)
-  assert vit.report.notes == ('float16 weights were converted to float32',)
+  vit = vit_jax.load(tmp_path / 'x.safetensors', (8, 20), **TANH)
+  assert vit.report.notes == (ASSUMED, 'float16 weights were converted to float32')
   vit.save(tmp_path / 'y.safetensors')
   assert_same(read(tmp_path / 'y.safetensors'), {n: x.astype(np.float32) for n, x in half.items()})
 
@@ -158,7 +161,7 @@ def test_no_position_embedding_for_the_class_token(square, tmp_path):
   tensors['cls_token'] = tensors['cls_token'] + tensors['pos_embed'][:, :1]
   tensors['pos_embed'] = tensors['pos_embed'][:, 1:].copy()
   safetensors.numpy.save_file(tensors, tmp_path / 'x.safetensors')
-  vit = vit_jax.load(tmp_path / 'x.safetensors', size, **HEADS)
+  vit = vit_jax.load(tmp_path / 'x.safetensors', size, **TANH)
   close(vit(expected['images']), expected['logits'])
 
 
@@ -201,10 +204,10 @@ def test_a_square_is_resized_to_a_rectangle_of_as_many_patches():
 # --- unsupported files ------------------------------------------------------------------------
 
 OTHER_KINDS = {
-  'fc_norm': ({'fc_norm.weight': (48,)}, 'fc_norm.weight'),
-  'distillation': ({'dist_token': (1, 1, 48), 'head_dist.bias': (5,)}, 'dist_token, head_dist'),
-  'registers': ({'reg_token': (1, 4, 48)}, 'reg_token'),
-  'normalized queries': ({'blocks.0.attn.q_norm.weight': (16,)}, 'blocks.0.attn.q_norm.weight'),
+  'fc_norm': ({'fc_norm.weight': (48,)}, 'fc_norm'),
+  'distillation': ({'dist_token': (1, 1, 48), 'head_dist.bias': (5,)}, 'distillation'),
+  'registers': ({'reg_token': (1, 4, 48)}, 'register tokens'),
+  'normalized queries': ({'blocks.0.attn.q_norm.weight': (16,)}, 'qk_norm'),
   'attention pooling of tokens': ({'attn_pool.latent': (1, 1, 48)}, 'MAPHead_0/probe'),
   'LayerScale of another width': ({'blocks.1.ls1.gamma': (47,)}, 'LayerScale .*encoderblock_1'),
   'LayerScale of no block': ({'blocks.2.ls2.gamma': (48,)}, 'LayerScale .*encoderblock_2'),
@@ -356,20 +359,12 @@ def test_metadata_survives_a_round_trip(target, labels, tmp_path):
   ],
 )
 def test_size_in_the_processor(image_size, size):
-  processor = hugging_face.make_preprocessor_config(image_size, Preprocessing())
+  processor = image_processor.make_config(image_size, Preprocessing())
   assert processor['size'] == size
   assert processor['crop_size'] == dict(zip(('height', 'width'), image_size, strict=True))
 
 
 # --- live -------------------------------------------------------------------------------------
-
-
-def import_or_skip(name: str) -> types.ModuleType:
-  try:
-    with warnings.catch_warnings(action='ignore'):
-      return importlib.import_module(name)
-  except Exception as error:  # noqa: BLE001 - an extension that does not load raises anything
-    pytest.skip(f'{name} cannot be imported: {error!r}')
 
 
 @pytest.fixture(scope='module')
@@ -394,35 +389,6 @@ def transformers(torch):
       pytest.skip(f'transformers cannot be used: {error!r}')
   module.utils.logging.disable_progress_bar()
   return module
-
-
-def randomize(module, seed: int = 0):
-  """Weights as large as trained ones, and nowhere the zeros and ones of an initializer."""
-  import torch
-
-  rng = np.random.default_rng(seed)
-  with torch.no_grad():
-    for name, parameter in module.named_parameters():
-      x = rng.normal(size=tuple(parameter.shape))
-      if x.ndim == 1:
-        x = 0.2 * x + ('weight' in name or 'gamma' in name)
-      else:
-        x /= 2 if x.ndim == 3 else np.sqrt(x[0].size)
-      parameter.copy_(torch.from_numpy(x))
-  return module.eval()
-
-
-def images_of(size: tuple[int, int]) -> np.ndarray:
-  return np.random.default_rng(1).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-
-
-def logits_of(module, images: np.ndarray) -> np.ndarray:
-  """The logits of a PyTorch module for (B, H, W, 3) images."""
-  import torch
-
-  with torch.no_grad():
-    output = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-  return getattr(output, 'logits', output).numpy()
 
 
 SHAPES = {
@@ -457,7 +423,7 @@ def test_live_models_of_timm(shape, timm, torch, tmp_path):
   expected = logits_of(module, images)
   files.save_file(module.state_dict(), tmp_path / 'x.safetensors')
   torch.save({'epoch': 3, 'state_dict': module.state_dict()}, tmp_path / 'x.pth')
-  gelu = {'gelu': 'exact'}.get(kwargs['act_layer'])
+  gelu = {'gelu_tanh': 'tanh'}.get(kwargs['act_layer'])
   for name in ('x.safetensors', 'x.pth'):
     vit = vit_jax.load(tmp_path / name, size, gelu=gelu, **HEADS)
     close(vit(images), expected)
@@ -496,7 +462,7 @@ def test_live_models_of_timm_with_a_resnet(name, timm, torch, tmp_path):
   images = images_of(SIZES.get(name, (32, 32)))
   expected = logits_of(module, images)
   torch.save(module.state_dict(), tmp_path / 'x.bin')
-  vit = vit_jax.load(tmp_path / 'x.bin', **HEADS)
+  vit = vit_jax.load(tmp_path / 'x.bin', **TANH)
   close(vit(images), expected)
   vit.save(tmp_path / 'x.npz')
   randomize(module, 1).load_pretrained(str(tmp_path / 'x.npz'))
@@ -588,7 +554,9 @@ def photo(height: int, width: int) -> Image.Image:
   [((64, 64), (100, 100)), ((64, 64), (91, 150)), ((64, 64), (40, 40)), ((32, 96), (64, 192))],
 )
 def test_processor_of_transformers(size, shape, backend, transformers, tmp_path):
-  vit = classifier('token', size)
+  # A processor keeps the aspect ratio only for a square.
+  rule = Preprocessing('crop' if size[0] == size[1] else 'squash')
+  vit = classifier('token', size, preprocessing=rule)
   vit.save(tmp_path / 'x')
   try:
     with warnings.catch_warnings(action='ignore'):
@@ -619,8 +587,8 @@ def test_half_precision_of_pytorch(dtype, torch, tmp_path):
   tensors = read(GOLDEN / 'timm_map.safetensors')
   half = {n: torch.from_numpy(x).to(getattr(torch, dtype)) for n, x in tensors.items()}
   torch.save(half, tmp_path / 'x.pth')
-  vit = vit_jax.load(tmp_path / 'x.pth', **HEADS)
-  assert vit.report.notes == (f'{dtype} weights were converted to float32',)
+  vit = vit_jax.load(tmp_path / 'x.pth', **TANH)
+  assert vit.report.notes == (ASSUMED, f'{dtype} weights were converted to float32')
   vit.save(tmp_path / 'y.safetensors')
   kind = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}[dtype]
   assert_same(

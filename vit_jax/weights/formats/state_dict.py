@@ -1,6 +1,7 @@
 """PyTorch state dicts, read by PyTorch itself as weights only: no code in them is run."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -26,10 +27,8 @@ def read_state_dict(path: epath.Path) -> TensorFile:
       f'{path} is not a state dict of tensors ({type(error).__name__}); a pickled model is never '
       'loaded, because that can run code.'
     ) from None
-  for key in ('state_dict', 'model_state_dict', 'model'):
-    if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-      loaded = loaded[key]
-  if not isinstance(loaded, Mapping) or not any(map(torch.is_tensor, loaded.values())):
+  loaded = _flatten(loaded)
+  if not loaded:
     raise UserError(f'{path} is a PyTorch file, but not a state dict of tensors.')
 
   # Views may repeat what is stored, any number of times.
@@ -38,12 +37,27 @@ def read_state_dict(path: epath.Path) -> TensorFile:
   tensors = {}
   try:
     for name, tensor in loaded.items():
-      if torch.is_tensor(tensor):
-        tensor = tensor.detach().contiguous()
-        is_bfloat16 = tensor.dtype == torch.bfloat16
-        array = tensor.view(torch.int16).numpy().view(BFLOAT16) if is_bfloat16 else tensor.numpy()
-        tensors[str(name)] = Tensor.from_array(array)
+      tensor = tensor.detach().contiguous()
+      is_bfloat16 = tensor.dtype == torch.bfloat16
+      array = tensor.view(torch.int16).numpy().view(BFLOAT16) if is_bfloat16 else tensor.numpy()
+      tensors[name] = Tensor.from_array(array)
   except (TypeError, RuntimeError) as error:
     raise UserError(f'{path} has tensors of an unsupported dtype ({first_line(error)}).') from None
   check_names(path, tensors)
   return TensorFile(path, 'PyTorch', tensors)
+
+
+def _flatten(loaded: Any, prefix: str = '', depth: int = 4) -> dict[str, Any]:
+  """The tensors in nested mappings: {'model.norm.weight': tensor, 'model_ema.…': …}.
+
+  The state of an optimizer is left out: it has numbers for names.
+  """
+  import torch  # pyright: ignore[reportMissingImports]
+
+  tensors = {}
+  for name, value in loaded.items() if isinstance(loaded, Mapping) and depth else ():
+    if isinstance(name, str) and torch.is_tensor(value):
+      tensors[prefix + name] = value
+    elif isinstance(name, str):
+      tensors |= _flatten(value, f'{prefix}{name}.', depth - 1)
+  return tensors

@@ -1,8 +1,7 @@
 """The layout of Hugging Face Transformers: its `ViTForImageClassification` and `ViTModel`."""
 
-import math
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,11 @@ from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
-from vit_jax.weights.layouts import pytorch
+from vit_jax.weights.layouts import image_processor, pytorch
 from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
-from vit_jax.weights.metadata import HALF, ModelMetadata
+from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
+_MARKER = 'embeddings.patch_embeddings.projection.weight'
 # Name in Transformers: the linen parameter.
 _PARAMETERS = {'embeddings.cls_token': 'cls', 'embeddings.position_embeddings': POSITIONS}
 # Name of a layer in Transformers: the linen module.
@@ -41,22 +41,27 @@ _NAMES_5 = (
 ).split()
 _BLOCK_5: dict[str, str] = dict(zip(_NAMES_5, _BLOCK.values(), strict=True))
 _CONFIG_DEFAULTS = dict(  # of its ViTConfig
-  hidden_act='gelu', image_size=224, layer_norm_eps=1e-12, num_attention_heads=12
+  model_type='vit',
+  hidden_act='gelu',
+  pooler_act='tanh',
+  image_size=224,
+  num_channels=3,
+  layer_norm_eps=1e-12,
+  num_attention_heads=12,
 )
 
-# Pillow's numbers of interpolations.
-_RESAMPLE: dict[int, Any] = dict(enumerate(('nearest', 'lanczos', 'bilinear', 'bicubic')))
+# Of Transformers, with the forward pass of its `ViTModel` (and, for vit_mae, without masks).
+_MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae')
 
 
 # --- reading --------------------------------------------------------------------------------
 
 
-def detect(names: Container[str]) -> tuple[str, str] | None:
-  """('Hugging Face', prefix of all names) if the names are those of Transformers, else None."""
-  for prefix in pytorch.PREFIXES:
-    for inner in ('vit.', ''):
-      if f'{prefix}{inner}embeddings.patch_embeddings.projection.weight' in names:
-        return 'Hugging Face', prefix
+def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
+  """('Hugging Face', prefixes of all names, best first) for names of Transformers, else None."""
+  for marker in ('vit.' + _MARKER, _MARKER):
+    if prefixes := pytorch.find_prefixes(names, marker):
+      return 'Hugging Face', prefixes
   return None
 
 
@@ -65,6 +70,7 @@ def to_linen(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   """Translates tensors as `timm.to_linen` does."""
   parameters = _PARAMETERS | {f'vit.{name}': linen for name, linen in _PARAMETERS.items()}
+  tensors = {n: x for n, x in tensors.items() if not n.endswith('embeddings.mask_token')}
   return pytorch.to_linen(tensors, parameters, _find_modules, num_heads, 'Hugging Face', source), ()
 
 
@@ -82,60 +88,50 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> ModelMetadata:
-  """The metadata in config.json and preprocessor_config.json, within `damage_explained`."""
+  """The metadata in config.json and preprocessor_config.json, within `damage_explained`.
+
+  Raises:
+    UnsupportedError: for another model, or a processor that cannot be followed.
+  """
   config = {**_CONFIG_DEFAULTS, **config}
   activation, size = config['hidden_act'], config['image_size']
-  if activation not in pytorch.GELUS:
-    raise ValueError(f'the activation {activation} is not supported')
+  if config['model_type'] not in _MODEL_TYPES:
+    raise UnsupportedError(f'a model of the type {config["model_type"]}')
+  pytorch.check_activation(activation)
+  if config['pooler_act'] != 'tanh':
+    raise UnsupportedError(f'a pooler with the activation {config["pooler_act"]}')
   id2label = config.get('id2label') or {}
   labels = [id2label[str(i)] for i in range(len(id2label))]
   if labels == _placeholder_labels(len(labels)):
     labels = None
+  image_size = height_width(size if isinstance(size, int) else tuple(size))
+  channels = config['num_channels']
+  preprocessing, processed_size = image_processor.read_preprocessing(processor, image_size)
+  notes = []
+  if not processor:
+    notes.append("there is no preprocessor_config.json: ViTImageProcessor's defaults are assumed")
+  elif processed_size != image_size:
+    notes.append(f'its image processor makes images of {processed_size}, it takes {image_size}')
   ours = config.get(METADATA_KEY) or {}
+  if ours.get('preprocessing'):
+    written = ModelMetadata.from_json(ours).preprocessing or Preprocessing()
+    content = image_processor.make_config(image_size, written, channels)
+    if image_processor.read_preprocessing(content, image_size)[0] == preprocessing:
+      preprocessing = written  # nobody has changed the processor
+  mean, std = image_processor.read_normalization(processor, channels)
   multi_label = config.get('problem_type') == 'multi_label_classification'
-  mean, std = _normalization(processor)
-  preprocessing = read_preprocessing(processor)
-  if 'preprocessing' in ours:
-    preprocessing = ModelMetadata.from_json(ours).preprocessing
   return ModelMetadata(
-    image_size=height_width(size if isinstance(size, int) else tuple(size)),
+    image_size=image_size,
     preprocessing=preprocessing,
-    loss=ours.get('loss', 'sigmoid' if multi_label else 'softmax'),
+    loss='sigmoid' if multi_label else 'softmax',
     labels=labels,
     num_heads=config['num_attention_heads'],
     gelu=pytorch.GELUS[activation],
     layer_norm_epsilon=float(config['layer_norm_eps']),
     mean=mean,
     std=std,
+    notes=tuple(notes),
   )
-
-
-def _normalization(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """(mean, std) for pixels in [0, 1]."""
-  mean, std = processor.get('image_mean') or HALF, processor.get('image_std') or HALF
-  if not processor.get('do_normalize', True):
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-  factor = processor.get('rescale_factor', 1 / 255) if processor.get('do_rescale', True) else 1
-  if not abs(255 * factor - 1) <= 1e-6:  # pixels are not rescaled to [0, 1] first
-    mean, std = ([x / (255 * factor) for x in values] for values in (mean, std))
-  return tuple(map(float, mean)), tuple(map(float, std))
-
-
-def read_preprocessing(processor: Mapping[str, Any]) -> Preprocessing:
-  """What a processor of Transformers does; without a config, `ViTImageProcessor`'s defaults."""
-  size, crop = processor.get('size'), processor.get('crop_size')
-  resample = _RESAMPLE[processor.get('resample', 2)]
-  fixed: Any = dict(interpolation=resample, rounding='transformers')
-  is_crop = isinstance(size, dict) and 'shortest_edge' in size
-  rule = 'crop' if is_crop else 'squash'
-  if not processor.get('do_center_crop') or not isinstance(size, dict) or not crop:
-    return Preprocessing(resize=rule, crop_fraction=1.0, **fixed)
-  shorter_side = size.get('shortest_edge') or min(size['height'], size['width'])
-  side = crop if isinstance(crop, int) else min(crop['height'], crop['width'])
-  fraction = min(side / shorter_side, 1.0)
-  if math.floor(side / fraction) < shorter_side:
-    fraction = math.nextafter(fraction, 0)
-  return Preprocessing(resize=rule, crop_fraction=fraction, **fixed)
 
 
 def _placeholder_labels(num_classes: int) -> list[str]:
@@ -185,7 +181,7 @@ def make_config(
     'num_hidden_layers': model.depth,
     'num_attention_heads': model.num_heads,
     'intermediate_size': model.mlp_dim,
-    'hidden_act': {'tanh': 'gelu_pytorch_tanh', 'exact': 'gelu'}[metadata.gelu],
+    'hidden_act': {'tanh': 'gelu_pytorch_tanh', 'exact': 'gelu'}[metadata.gelu or 'exact'],
     'layer_norm_eps': metadata.layer_norm_epsilon,
     'hidden_dropout_prob': 0.0,
     'attention_probs_dropout_prob': 0.0,
@@ -197,35 +193,4 @@ def make_config(
     'id2label': {str(i): label for i, label in enumerate(labels)},
     'label2id': {label: i for i, label in enumerate(labels)},
     'torch_dtype': 'float32',
-  }
-
-
-def make_preprocessor_config(
-  image_size: tuple[int, int], preprocessing: Preprocessing, channels: int = 3
-) -> dict[str, Any]:
-  """The preprocessor_config.json that does what `preprocess` does, as far as one can.
-
-  Processors always antialias, round as `rounding='transformers'` does, and cannot add a border:
-  they cut instead. Exactly `preprocessing` is in config.json, where `read_config` finds it.
-  """
-  height, width = image_size
-  fraction = preprocessing.crop_fraction
-  to_integer = round if preprocessing.rounding == 'tensorflow' else math.floor
-  size = {'height': to_integer(height / fraction), 'width': to_integer(width / fraction)}
-  is_crop = preprocessing.resize != 'squash'
-  if is_crop and height == width:
-    size = {'shortest_edge': size['height']}
-  return {
-    'image_processor_type': 'BitImageProcessor' if is_crop else 'ViTImageProcessor',
-    'do_convert_rgb': channels == 3,
-    'do_resize': True,
-    'size': size,
-    'resample': {name: i for i, name in _RESAMPLE.items()}.get(preprocessing.interpolation, 2),
-    'do_center_crop': is_crop or fraction < 1,
-    'crop_size': {'height': height, 'width': width},
-    'do_rescale': True,
-    'rescale_factor': 1 / 255,
-    'do_normalize': True,
-    'image_mean': [0.5] * channels,
-    'image_std': [0.5] * channels,
   }

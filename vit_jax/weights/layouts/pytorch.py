@@ -5,7 +5,7 @@ height, width). One layer may hold several linen modules: timm keeps query, key 
 array (3 D, D). Tables map the name of a layer to its linen modules, separated by spaces.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,42 @@ from vit_jax.errors import UserError
 from vit_jax.models.variants import VARIANTS
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
+from vit_jax.weights.metadata import UnsupportedError
 
-PREFIXES = ('', 'module.', 'model.')  # of DistributedDataParallel, of training wrappers
+# What training wrappers put before the names of a model, in any nesting: 'teacher.backbone.'.
+_EMA = frozenset(('state_dict_ema', 'model_ema', 'ema'))
+_WRAPPERS = _EMA | frozenset(
+  'state_dict model_state_dict model timm_model module _orig_mod backbone encoder teacher '
+  'student'.split()
+)
 # Name of the activation in a config: value of `ModelMetadata.gelu`.
 GELUS = {'gelu': 'exact', 'gelu_python': 'exact'} | dict.fromkeys(
   'gelu_pytorch_tanh gelu_new gelu_fast gelu_accurate gelu_tanh'.split(), 'tanh'
 )
 _PROJECTIONS = ('/query', '/key', '/value')
+
+
+def check_activation(name: str) -> None:
+  """Raises `UnsupportedError` for any but a GELU, by the name that a config has for it."""
+  if name not in GELUS:
+    raise UnsupportedError(f'the activation {name}')
+
+
+def find_prefixes(names: Iterable[str], marker: str) -> list[str]:
+  """The prefixes under which there is a tensor called `marker`, the best one first.
+
+  An average of the weights comes before them, as in timm (`load_state_dict` in
+  timm/models/_helpers.py), and a student last.
+  """
+  prefixes = [name.removesuffix(marker) for name in names if name.endswith(marker)]
+  wrappers = {prefix: prefix.split('.')[:-1] for prefix in prefixes if prefix[-1:] in ('', '.')}
+  known = [prefix for prefix, parts in wrappers.items() if _WRAPPERS.issuperset(parts)]
+
+  def order(prefix: str) -> tuple[bool, bool, int]:
+    parts = wrappers[prefix]
+    return 'student' in parts, _EMA.isdisjoint(parts), len(parts)
+
+  return sorted(known, key=order)
 
 
 def block_layers(prefix: str, table: Mapping[str, str], index: int) -> dict[str, str]:
@@ -181,7 +210,7 @@ def fold_normalization(
 
   Args:
     tensors: {linen name: tensor}.
-    mean, std: for pixels in [0, 1], one for each channel.
+    mean, std: for pixels in [0, 1], one for each channel or one for all.
     source: the name of the file, for the error of a ResNet, whose first layer cannot take it.
   """
   if {'conv_root/kernel', 'root_block/conv_root/kernel'} & tensors.keys():
@@ -192,7 +221,14 @@ def fold_normalization(
   if not {'embedding/kernel', 'embedding/bias'} <= tensors.keys():
     return dict(tensors)  # not a supported model, as reading the architecture will report
   kernel, bias = tensors['embedding/kernel'], tensors['embedding/bias']
-  means, scales = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+  channels = kernel.shape[2] if len(kernel.shape) == 4 else 0
+  for name, values in (('mean', mean), ('std', std)):
+    if len(values) not in (1, channels):
+      raise UserError(
+        f'{source} takes images of {channels} channels, but the {name} of its pixels has '
+        f'{len(values)} numbers; pass {name}= with one, or one for each channel.'
+      )
+  means, scales = (np.broadcast_to(np.asarray(x, np.float32), channels) for x in (mean, std))
 
   def fold_kernel(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, np.float32) / (2 * scales[:, None])

@@ -7,7 +7,7 @@ linen gives them.
 """
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,15 @@ def _rename(name: str, table: Mapping[str, str]) -> str:
 # --- reading --------------------------------------------------------------------------------
 
 
-def detect(names: Container[str]) -> tuple[str, str] | None:
-  """('released', 'big_vision' or 'BiT', prefix of all names) for names of these, else None."""
+def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
+  """('released', 'big_vision' or 'BiT', [prefix of all names]) for names of these, else None."""
   for prefix in _PREFIXES:
     if f'{prefix}resnet/root_block/standardized_conv2d/kernel' in names:
-      return 'BiT', prefix
+      return 'BiT', [prefix]
     if f'{prefix}root_block/conv_root/kernel' in names:
-      return 'big_vision', prefix
+      return 'big_vision', [prefix]
     if f'{prefix}embedding/kernel' in names:
-      return 'released' if prefix + POSITIONS in names else 'big_vision', prefix
+      return 'released' if prefix + POSITIONS in names else 'big_vision', [prefix]
   return None
 
 

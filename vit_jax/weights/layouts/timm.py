@@ -1,17 +1,15 @@
 """timm's layout: its `VisionTransformer`, hybrids of it with a ResNet, and BiT's `ResNetV2`."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts import pytorch
 from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
-from vit_jax.weights.metadata import ModelMetadata
 
 # Name in timm: the linen parameter.
 _PARAMETERS = {'cls_token': 'cls', 'pos_embed': POSITIONS, 'attn_pool.latent': 'MAPHead_0/probe'}
@@ -42,21 +40,18 @@ _BIT = {'stem.conv': 'root_block/conv_root', 'norm': 'norm-pre-head', 'head.fc':
 _UNIT = {'downsample.conv': 'conv_proj', 'downsample.norm': 'gn_proj'}
 for _i in '123':
   _UNIT |= {f'conv{_i}': f'conv{_i}', f'norm{_i}': f'gn{_i}'}
-# Of pixels in [0, 1]; timm's default (IMAGENET_DEFAULT_MEAN in timm/data/constants.py).
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_IGNORED = ('mask_token',)  # of pretraining (iBOT, DINOv2); no part of the encoder
 _LAYER_SCALE = re.compile(r'blocks\.(\d+)\.(?:ls([12])\.gamma|gamma_([12]))')
 
 
 # --- reading --------------------------------------------------------------------------------
 
 
-def detect(names: Container[str]) -> tuple[str, str] | None:
-  """('timm' or 'timm BiT', prefix of all names) if the names are timm's, else None."""
-  for prefix in pytorch.PREFIXES:
-    if f'{prefix}patch_embed.proj.weight' in names:
-      return 'timm', prefix
-    if f'{prefix}stem.conv.weight' in names:
-      return 'timm BiT', prefix
+def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
+  """('timm' or 'timm BiT', prefixes of all names, best first) for timm's names, else None."""
+  for layout, marker in (('timm', 'patch_embed.proj.weight'), ('timm BiT', 'stem.conv.weight')):
+    if prefixes := pytorch.find_prefixes(names, marker):
+      return layout, prefixes
   return None
 
 
@@ -70,12 +65,26 @@ def to_linen(
   """
   if 'stem.conv.weight' in tensors:
     return pytorch.to_linen(tensors, {}, _bit_modules, 0, 'timm BiT', source), ()
+  tensors = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
   scales = {name: match for name in tensors if (match := _LAYER_SCALE.fullmatch(name))}
   layers = {name: x for name, x in tensors.items() if name not in scales}
   linen = pytorch.to_linen(layers, _PARAMETERS, _vit_modules, num_heads, 'timm', source)
+  _refuse_gated_mlp(linen, source)
   for name, match in scales.items():
     _fold_layer_scale(linen, match, tensors[name], source)
   return linen, ('LayerScale is folded into layers',) if scales else ()
+
+
+def _refuse_gated_mlp(linen: Mapping[str, Tensor], source: str) -> None:
+  """Raises `UserError` for the MLP of timm's `SwiGLUPacked`, which has the same names."""
+  first, second = (
+    linen.get(f'Transformer/encoderblock_0/MlpBlock_0/Dense_{i}/kernel') for i in (0, 1)
+  )
+  if first and second and first.shape[-1:] == tuple(2 * side for side in second.shape[:1]):
+    raise UserError(
+      f'{source} holds a Vision Transformer with a gated MLP (SwiGLU), which vit_jax does not '
+      'support.'
+    )
 
 
 def _fold_layer_scale(
@@ -109,39 +118,6 @@ def _unit_module(layer: str, unit_name: str) -> str | None:
   if match is None or match[3] not in _UNIT:
     return None
   return f'{unit_name.format(int(match[1]) + 1, int(match[2]) + 1)}/{_UNIT[match[3]]}'
-
-
-def is_config(config: Mapping[str, Any]) -> bool:
-  """Whether a config.json is timm's."""
-  return 'architecture' in config or 'pretrained_cfg' in config
-
-
-def read_config(config: Mapping[str, Any]) -> ModelMetadata:
-  """The metadata in timm's config.json; call it within `damage_explained`."""
-  pretrained = config.get('pretrained_cfg') or {}
-  arguments = config.get('model_args') or {}
-  size = arguments.get('img_size') or (pretrained.get('input_size') or [3, 224, 224])[1:]
-  return ModelMetadata(
-    image_size=height_width(size if isinstance(size, int) else tuple(size)),
-    preprocessing=_read_preprocessing(pretrained),
-    labels=config.get('label_names') or pretrained.get('label_names'),
-    num_heads=arguments.get('num_heads'),
-    gelu=pytorch.GELUS[arguments.get('act_layer', 'gelu_tanh')],
-    mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
-    std=tuple(map(float, pretrained.get('std') or _IMAGENET_STD)),
-  )
-
-
-def _read_preprocessing(pretrained: Mapping[str, Any]) -> Preprocessing:
-  """What timm's `create_transform` makes of `pretrained_cfg`; its defaults where that is silent."""
-  rules: dict[str, Any] = {'center': 'crop', 'squash': 'squash', 'border': 'border'}
-  return Preprocessing(
-    resize=rules[pretrained.get('crop_mode') or 'center'],
-    crop_fraction=float(pretrained.get('crop_pct') or 0.875),
-    interpolation=pretrained.get('interpolation') or 'bicubic',
-    rounding='torchvision',
-    fill=tuple(round(255 * x) for x in pretrained.get('mean') or _IMAGENET_MEAN),
-  )
 
 
 # --- writing --------------------------------------------------------------------------------

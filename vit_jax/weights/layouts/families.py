@@ -1,0 +1,116 @@
+"""Models that are intact but not supported, recognized by the names of their tensors."""
+
+import re
+from collections.abc import Collection
+
+_MAX_NAMES, _MAX_LENGTH = 2000, 200  # that are searched; blocks of the same shape count once
+# What a file holds: a pattern of a tensor's name. The first that matches names the file.
+_FAMILIES = {
+  # Transformers of other shapes.
+  'a Vision Transformer with relative positions': r'^(blocks\.\d+\.attn|shared)(\.|_)rel_pos\.',
+  'a SwinV2 Transformer': r'\.(cpb_mlp|continuous_position_bias_mlp|meta_mlp)\.',
+  'a MaxViT or CoAtNet': r'attn_(block|grid)\.|\.rel_pos\.(relative_position_bias|rel_pos_mlp)|'
+  r'rel_pos\.mlp\.',
+  'a Swin Transformer': r'(^|\.)layers\.\d+\.blocks\.\d+\..*relative_position_bias_table|'
+  r'^features\.\d+\.\d+\.attn\.relative_position_bias_table$',
+  'a CaiT': r'(^|\.)blocks_token_only\.',
+  'an XCiT': r'(^|\.)cls_attn_blocks\.|\.local_mp\.',
+  'a CrossViT': r'(^|\.)blocks\.\d+\.fusion\.',
+  'a ConViT': r'\.attn\.gating_param$',
+  'a VOLO': r'(^|\.)(post_network|network)\.\d+\.',
+  'a TNT': r'\.(attn_in|norm_mlp_in)\.',
+  'a Twins': r'(^|\.)pos_block\.\d+\.',
+  'a T2T-ViT': r'(^|\.)tokens_to_token\.',
+  'a PiT': r'(^|\.)transformers\.\d+\.blocks\.',
+  'a LeViT, EfficientFormer or TinyViT': r'\.attention_biases$|(^|\.)levit\.',
+  'a Hiera': r'(^|\.)hiera\.|(^|\.)pos_embed_(win|window|spatial|temporal)$|'
+  r'^blocks\.\d+\.proj\.weight$',
+  'an MViT': r'\.attn\.(pool_q|norm_q)\.',
+  'a MobileViT': r'(^|\.)(mobilevit|mobilevitv2)\.|stages\.\d+\.\d+\.transformer\.\d+\.',
+  'a Visformer': r'^stage\d\.\d+\.mlp\.conv1\.',
+  'a PVT or CoaT': r'(^|\.)(patch_embed1\.proj|pvt|pvt_v2)\.|'
+  r'^stages\.\d+\.blocks\.\d+\.attn\.kv\.',
+  'a SegFormer': r'(^|\.)(segformer|decode_head)\.',
+  'a DETR or YOLOS': r'(^|\.)(query_position_embeddings|query_embed|class_labels_classifier|'
+  r'detection_tokens|yolos|detr)(\.|$)',
+  'a SAM or ViTDet': r'(^|\.)(mask_decoder|prompt_encoder|image_encoder)\.|\.rel_pos_[hw]$|'
+  r'^encoder\.layer\.\d+\.attention\.qkv\.',
+  'a DPT': r'(^|\.)(dpt|neck\.reassemble_stage)\.',
+  'a SigLIP': r'^(vision_model\.)?head\.probe$|(^|\.)logit_bias$',
+  'a CLIP': r'(^|\.)(embeddings\.class_embedding$|text_model\.|visual\.|'
+  r'text_projection|resblocks\.)|^logit_scale$',
+  'a masked autoencoder with its decoder': r'(^|\.)decoder_(embed|blocks|pos_embed|pred)(\.|$)|'
+  r'(^|\.)decoder\.(decoder_embed|decoder_layers|mask_token|0\.weight)',
+  'an EVA-02': r'\.mlp\.fc1_[gx]\.|^blocks\.\d+\.attn\.(q_proj|k_proj|v_proj)\.',
+  'a BEiT, BEiT-3, data2vec or EVA': r'\.attn\.(q_bias|v_bias|relative_position_bias_table|'
+  r'inner_attn_ln\.weight|k_norm_bias)$|(^|\.)rel_pos_bias\.|(^|\.)(beit|data2vec_vision)\.|'
+  r'\.attention\.relative_position_bias\.|(^|\.)lambda_1$',
+  'a DINOv3': r'(^|\.)(storage_tokens|rope_embed\.periods)$',
+  'a DINOv2': r'(^|\.)(dinov2|dinov2_with_registers)\.|(^|\.)encoder\.layer\.\d+\.layer_scale1\.',
+  'an I-JEPA': r'(^|\.)ijepa\.',
+  'a torchvision ViT': r'(^|\.)conv_proj\.weight$|encoder\.layers\.encoder_layer_\d+\.',
+  'a BERT': r'(^|\.)embeddings\.word_embeddings\.|(^|\.)(wte|embed_tokens)\.weight$',
+  'a DaViT': r'\.cpe[12]\.proj\.',
+  'a NesT': r'^levels\.\d+\.transformer_encoder\.',
+  'a FocalNet': r'\.modulation\.',
+  'a MetaFormer or FastViT': r'\.token_mixer\.|\.(res_scale|layer_scale)1\.scale$',
+  # Without attention.
+  'an MLP-Mixer': r'(^|/)MixerBlock_\d+/|\.mlp_tokens\.|\.token_mixing\.',
+  'a ResMLP or gMLP': r'\.linear_tokens\.|\.mlp_channels\.gate\.|\.spatial_proj\.',
+  'a ConvNeXt or EdgeNeXt': r'(^|\.)convnext(v2)?\.|'
+  r'stages\.\d+\.(blocks\.)?\d+\.(conv_dw|dwconv)\.|'
+  r'(^|\.)downsample_layers\.\d+\.|^features\.\d+\.\d+\.layer_scale$',
+  'a RegNet': r'^s1\.b1\.|(^|\.)(regnet|trunk_output)\.',
+  'a DenseNet': r'(^|\.)features\.denseblock\d+\.',
+  'an EfficientNet or MobileNet': r'(^|\.)blocks\.\d+\.\d+\.(conv_dw|conv_pw|conv)\.|'
+  r'(^|\.)(efficientnet|mobilenet_v\d)\.|^features\.\d+\.\d+\.block\.|^features\.\d+\.conv\.\d+\.',
+  'an Inception': r'(^|\.)Mixed_\d\w\.',
+  'a VGG or AlexNet': r'^features\.0\.weight$',
+  'a ResNet': r'(^|\.)layer1\.0\.conv1\.|(^|\.)resnet\.(embedder|encoder)\.',
+  # Vision Transformers of another kind.
+  'a Vision Transformer with a distillation token (DeiT)': r'(^|\.)(dist_token|head_dist\.\w+|'
+  r'distillation_token|deit\..*|cls_classifier\.\w+)$',
+  'a Vision Transformer with register tokens': r'(^|\.)(reg_tokens?|register_tokens)$',
+  'a Vision Transformer with normalized queries and keys (qk_norm)': r'\.attn\.[qk]_norm\.',
+  'a Vision Transformer with a normalization inside its attention or MLP (scale_attn_norm)': (
+    r'^blocks\.\d+\.(attn|mlp)\.norm\.'
+  ),
+  'a Vision Transformer with parallel branches': r'^blocks\.\d+\.(attns|ffns)\.|'
+  r'^blocks\.\d+\.(in_proj|mlp_out_proj)\.',
+  'a Vision Transformer with normalizations after its branches': r'^blocks\.\d+\.post_norm|'
+  r'^blocks\.\d+\.attn_out_norm',
+  'a Vision Transformer with a normalization before its blocks (pre_norm, as in CLIP)': (
+    r'(^|\.)norm_pre\.'
+  ),
+  'a Vision Transformer with a normalization after pooling (fc_norm)': r'(^|\.)fc_norm\.',
+  'a Vision Transformer with a normalization of its patches': r'^patch_embed\.norm\.',
+  'a Vision Transformer with a gated MLP (SwiGLU)': r'\.mlp\.(w12|w1|w3|gate_proj|weights_in)\.',
+  'a Vision Transformer with rotary position embeddings': r'(^|\.)rope\.|(^|\.)freqs',
+  'a convolutional network': r'\.running_mean$',
+}
+# What a plain ViT has and the file lacks, by the timm or Transformers name.
+_NECESSARY = {
+  'patch_embed.proj.weight': (
+    ('pos_embed', 'position embeddings'),
+    ('norm.weight', 'a normalization after its blocks'),
+    ('blocks.0.norm1.bias', 'biases in its normalizations'),
+    ('blocks.0.attn.qkv.bias', 'biases of queries, keys and values (qkv_bias)'),
+    ('blocks.0.attn.proj.bias', 'biases after its attention (proj_bias)'),
+    ('patch_embed.proj.bias', 'a bias of its patches'),
+  )
+}
+
+
+def describe(names: Collection[str]) -> str | None:
+  """What a file with tensors of these names holds: 'a Swin Transformer'; None: not known."""
+  different = dict.fromkeys(re.sub(r'(?<=\.)\d+(?=\.)', '0', name) for name in names)
+  text = '\n'.join(name[:_MAX_LENGTH] for name in list(different)[:_MAX_NAMES])
+  for family, pattern in _FAMILIES.items():
+    if re.search(pattern, text, re.MULTILINE):
+      return family
+  for marker, necessary in _NECESSARY.items():
+    if marker in names and 'blocks.0.norm1.weight' in names:
+      for name, feature in necessary:
+        if name not in names:
+          return f'a Vision Transformer without {feature}'
+  return None

@@ -1,0 +1,264 @@
+"""timm's config.json: the model and its preprocessing, read and written."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.config import Preprocessing, height_width
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
+from vit_jax.weights.layouts import pytorch
+from vit_jax.weights.metadata import HALF, ModelMetadata, UnsupportedError
+
+LAYER_NORM_EPSILON = 1e-6  # timm/layers/norm.py; no argument of a model changes it
+# Of pixels in [0, 1]: IMAGENET_DEFAULT_MEAN in timm/data/constants.py.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')
+_POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map'}
+# The names of its VisionTransformers begin like this; other models differ in their tensors.
+_TRANSFORMERS = ('vit', 'deit', 'flexivit', 'eva', 'test_vit')
+_LAYER_NORMS = ('layernorm', 'layernormfp32')
+# Architectures whose activation is not the exact GELU: timm/models/vision_transformer.py of 1.0.31.
+_ACTIVATIONS = (
+  (r'_quickgelu(_|$)', 'quick_gelu'),
+  (r'^vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_', 'gelu_tanh'),
+  (r'^vit_large_patch16_siglip_(gap_)?512', 'gelu_tanh'),
+)
+# Arguments of its VisionTransformer that the tensors show, or that change no numbers in tests.
+_HARMLESS = frozenset(
+  'img_size patch_size in_chans num_classes embed_dim depth num_heads mlp_ratio qkv_bias qk_norm '
+  'scale_attn_norm scale_mlp_norm proj_bias init_values class_token pos_embed no_embed_class '
+  'reg_tokens pre_norm final_norm fc_norm dynamic_img_size dynamic_img_pad strict_img_size '
+  'weight_init fix_init embed_norm_layer drop_rate pos_drop_rate patch_drop_rate proj_drop_rate '
+  'attn_drop_rate drop_path_rate global_pool act_layer norm_layer pretrained_strict'.split()
+)
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def is_config(config: Mapping[str, Any]) -> bool:
+  """Whether a config.json is timm's."""
+  return 'architecture' in config or 'pretrained_cfg' in config
+
+
+def read_config(config: Mapping[str, Any]) -> ModelMetadata:
+  """The metadata in timm's config.json; call it within `damage_explained`.
+
+  Raises:
+    UnsupportedError: for a model or a preprocessing with other features.
+  """
+  pretrained = config.get('pretrained_cfg') or config  # old ones have its fields at the top
+  arguments = config.get('model_args') or {}
+  architecture = str(config.get('architecture') or '').partition('.')[0]
+  size = arguments.get('img_size') or (pretrained.get('input_size') or [3, 224, 224])[1:]
+  image_size = height_width(size if isinstance(size, int) else tuple(size))
+  heads = arguments.get('num_heads')
+  is_resnet = architecture.startswith('resnetv2')
+  pool = activation = None
+  if not is_resnet:
+    activation = _read_activation(architecture, arguments)
+    pool = _read_pool(arguments, config, pretrained)
+    _check_arguments(architecture, arguments)
+  preprocessing = _read_preprocessing(pretrained)
+  ours = config.get(METADATA_KEY) or {}
+  if ours.get('preprocessing'):
+    written = ModelMetadata.from_json(ours).preprocessing or Preprocessing()
+    if _read_preprocessing(_make_pretrained(written, image_size, 3)) == preprocessing:
+      preprocessing = written  # nobody has changed pretrained_cfg
+  return ModelMetadata(
+    image_size=image_size,
+    preprocessing=preprocessing,
+    loss=ours.get('loss', 'softmax'),
+    labels=config.get('label_names') or pretrained.get('label_names') or config.get('labels'),
+    num_heads=None if isinstance(heads, list) else heads,  # Swin has a list
+    gelu=activation and pytorch.GELUS[activation],
+    layer_norm_epsilon=LAYER_NORM_EPSILON,
+    mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
+    std=tuple(map(float, pretrained.get('std') or _IMAGENET_STD)),
+    pool=pool,
+  )
+
+
+def _read_activation(architecture: str, arguments: Mapping[str, Any]) -> str:
+  stated = arguments.get('act_layer')
+  by_name = (name for pattern, name in _ACTIVATIONS if re.search(pattern, architecture))
+  activation = stated.lower() if stated else next(by_name, 'gelu')
+  pytorch.check_activation(activation)
+  return activation
+
+
+def _read_pool(*places: Mapping[str, Any]) -> str | None:
+  """The pooling that is stated, which the tensors must confirm; None if none is."""
+  for place in places:
+    stated = place.get('global_pool')
+    if stated is None:
+      continue
+    if stated not in _POOLS:
+      raise UnsupportedError(f'the pooling global_pool={stated!r}')
+    return _POOLS[stated]
+  return None
+
+
+def _check_arguments(architecture: str, arguments: Mapping[str, Any]) -> None:
+  """Raises `UnsupportedError` for arguments that change numbers and leave no trace in tensors."""
+  if '_rope_' in architecture:
+    raise UnsupportedError('rotary position embeddings')
+  norm = arguments.get('norm_layer')
+  if norm and norm.replace('_', '').lower() not in _LAYER_NORMS:
+    raise UnsupportedError(f'the normalization {norm}')
+  for name, value in arguments.items() if architecture.startswith(_TRANSFORMERS) else ():
+    if name not in _HARMLESS and value not in (None, False):
+      raise UnsupportedError(f'the model argument {name}={value!r}')
+
+
+def _read_preprocessing(pretrained: Mapping[str, Any]) -> Preprocessing:
+  """What timm's `create_transform` makes of `pretrained_cfg`; its defaults where that is silent."""
+  interpolation = pretrained.get('interpolation') or 'bicubic'
+  if interpolation not in _INTERPOLATIONS:
+    raise UnsupportedError(f'the interpolation {interpolation}')
+  fraction = float(pretrained.get('crop_pct') or 0.875)
+  if not 0.05 <= fraction <= 1:
+    raise UnsupportedError(f'a crop_pct of {fraction:g}')
+  mode = pretrained.get('crop_mode')
+  return Preprocessing(
+    # As in timm, an unknown mode is 'center'.
+    resize={'squash': 'squash', 'border': 'border'}.get(mode, 'crop'),  # pyright: ignore
+    crop_fraction=fraction,
+    interpolation=interpolation,
+    rounding='torchvision',
+    fill=tuple(round(255 * x) for x in pretrained.get('mean') or _IMAGENET_MEAN),
+  )
+
+
+DEFAULT_PREPROCESSING = _read_preprocessing({'mean': HALF})
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+def make_config(
+  model: build.Model, metadata: ModelMetadata, image_size: tuple[int, int], channels: int
+) -> dict[str, Any]:
+  """The config.json with which timm builds the model (`local-dir:…`) and preprocesses images.
+
+  Raises:
+    UserError: for a model with a ResNet, whose sizes no argument of timm describes.
+  """
+  if not isinstance(model, VisionTransformer) or model.resnet_width:
+    raise UserError(
+      'The model has a ResNet, which a folder of timm cannot describe; write X.safetensors, which '
+      'timm reads too.'
+    )
+  arguments: dict[str, Any] = {
+    'img_size': list(image_size),
+    'patch_size': model.patch_size,
+    'in_chans': channels,
+    'embed_dim': model.width,
+    'depth': model.depth,
+    'num_heads': model.num_heads,
+    'mlp_ratio': _mlp_ratio(model),
+    'global_pool': {pool: name for name, pool in _POOLS.items()}[model.pool],
+    'class_token': model.pool == 'token',
+    'fc_norm': False,
+    'act_layer': {'tanh': 'gelu_tanh', 'exact': 'gelu'}[metadata.gelu or 'exact'],
+  }
+  config = {
+    'architecture': _architecture(model, image_size),
+    'num_classes': model.num_classes,
+    'num_features': model.width,
+    'global_pool': arguments['global_pool'],
+    'model_args': arguments,
+    'pretrained_cfg': {
+      **_make_pretrained(metadata.preprocessing or Preprocessing(), image_size, channels),
+      'num_classes': model.num_classes,
+      'first_conv': 'patch_embed.proj',
+      'classifier': 'head',
+    },
+  }
+  return config | ({'label_names': metadata.labels} if metadata.labels else {})
+
+
+def _mlp_ratio(model: VisionTransformer) -> float:
+  """The ratio r of widths with int(D r) = mlp_dim."""
+  ratio = model.mlp_dim / model.width
+  return ratio if int(model.width * ratio) == model.mlp_dim else math.nextafter(ratio, math.inf)
+
+
+def _architecture(model: VisionTransformer, image_size: tuple[int, int]) -> str:
+  """timm's name for the size; `model_args` says everything that it does not."""
+  widths = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large', 1280: 'huge'}
+  name = f'vit_{widths.get(model.width, "tiny")}_patch{model.patch_size}_{image_size[0]}'
+  return name if name in _ARCHITECTURES else 'vit_tiny_patch16_224'
+
+
+_ARCHITECTURES = frozenset(
+  'vit_tiny_patch16_224 vit_tiny_patch16_384 vit_small_patch8_224 vit_small_patch16_224 '
+  'vit_small_patch16_384 vit_small_patch32_224 vit_small_patch32_384 vit_base_patch8_224 '
+  'vit_base_patch16_224 vit_base_patch16_384 vit_base_patch32_224 vit_base_patch32_384 '
+  'vit_large_patch14_224 vit_large_patch16_224 vit_large_patch16_384 vit_large_patch32_224 '
+  'vit_large_patch32_384 vit_huge_patch14_224'.split()
+)
+
+
+def _make_pretrained(
+  preprocessing: Preprocessing, image_size: tuple[int, int], channels: int
+) -> dict[str, Any]:
+  """The fields of `pretrained_cfg` that `create_transform` reads."""
+  interpolation = preprocessing.interpolation
+  return {
+    'input_size': [channels, *image_size],
+    'fixed_input_size': True,
+    'interpolation': interpolation if interpolation in _INTERPOLATIONS else 'bilinear',
+    'crop_pct': _crop_pct(preprocessing, image_size),
+    'crop_mode': 'center' if preprocessing.resize == 'crop' else preprocessing.resize,
+    'mean': [0.5] * channels,
+    'std': [0.5] * channels,
+  }
+
+
+def _crop_pct(preprocessing: Preprocessing, image_size: tuple[int, int]) -> float:
+  """A fraction whose sizes, rounded down by timm, are those of `preprocess`, if there is one."""
+  fraction = preprocessing.crop_fraction
+  if preprocessing.rounding != 'tensorflow':
+    return fraction
+  sizes = [round(side / fraction) for side in image_size]
+  for new, old in zip(image_size, sizes, strict=True):
+    for each in (new / old, math.nextafter(new / old, 0)):
+      if [math.floor(side / each) for side in image_size] == sizes:
+        return each
+  return fraction
+
+
+def unexpressed(metadata: ModelMetadata) -> str | None:
+  """What `make_config` cannot say: 'no antialiasing', …; None: it says everything."""
+  preprocessing = metadata.preprocessing or Preprocessing()
+  interpolation, rounding = preprocessing.interpolation, preprocessing.rounding
+  is_whole = preprocessing.resize == 'squash' and preprocessing.crop_fraction == 1
+  fill = {round(255 * 0.5)}
+  return (
+    ', '.join(
+      name
+      for name, is_lost in (
+        (f'the interpolation {interpolation}', interpolation not in _INTERPOLATIONS),
+        ('resizing without antialiasing', not preprocessing.antialias),
+        (
+          f'rounding as {rounding} does, which may move pixels by one',
+          rounding != 'torchvision' and not is_whole,
+        ),
+        (
+          f'a border of the level {preprocessing.fill}',
+          preprocessing.resize == 'border' and not set(preprocessing.fill) <= fill,
+        ),
+        (
+          f'the LayerNorm epsilon {metadata.layer_norm_epsilon:g}',
+          metadata.layer_norm_epsilon != LAYER_NORM_EPSILON,
+        ),
+      )
+      if is_lost
+    )
+    or None
+  )
