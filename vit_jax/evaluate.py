@@ -36,7 +36,6 @@ def _parse_args() -> argparse.Namespace:
   )
   add('--json', action='store_true', help='print one JSON object')
   args = parser.parse_args()
-  command_line.check_range('--batch_size', args.batch_size, 1, 2**20)
   command_line.check_range('--workers', args.workers, 0, 2**10)
   return args
 

@@ -212,6 +212,19 @@ def test_arrays_that_the_files_cannot_hold_are_not_allocated(change, tmp_path):
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
+def test_a_pipe_among_the_files_is_not_read(tmp_path):
+  with Checkpointer(epath.Path(tmp_path), keep=1) as checkpointer:
+    checkpointer.save(1, make_state(1), None)
+  metadata = tmp_path / 'checkpoints' / '1' / 'default' / '_METADATA'
+  metadata.unlink()
+  os.mkfifo(metadata)
+  with pytest.raises(UserError, match='is intact'):
+    find_checkpoint(epath.Path(tmp_path))
+  (tmp_path / 'checkpoints' / '1' / manifest.MANIFEST).unlink()
+  with pytest.raises(UserError, match='_METADATA is a pipe or a device'):
+    read_params(epath.Path(metadata.parent))
+
+
 @flax.struct.dataclass
 class OldTrainState:
   """The state of older versions, whose moving average had another name."""

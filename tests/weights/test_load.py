@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+import os
 import pathlib
 import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -281,3 +283,49 @@ def test_preprocess_takes_bytes_pillow_images_and_arrays(golden):
   np.testing.assert_array_equal(preprocessed[0], preprocessed[2])
   white = golden.preprocess(np.full((64, 64, 3), 255, np.uint8))
   np.testing.assert_array_equal(white, np.ones((64, 64, 3)))
+
+
+DEEP = '[' * 100_000
+
+
+def write_header(path, header):
+  path.write_bytes(len(header).to_bytes(8, 'little') + header.encode())
+
+
+def write_comment(path, comment):
+  """Replaces the metadata of an npz file."""
+  with zipfile.ZipFile(path, 'a') as archive:
+    data = comment[:60_000].encode()
+    archive.comment = f'vit_jax {zlib.crc32(data):08x} '.encode() + data
+
+
+@pytest.mark.parametrize(
+  ('file', 'write', 'text'),
+  [
+    ('hf/config.json', pathlib.Path.write_text, DEEP),
+    ('hf/config.json', pathlib.Path.write_text, '{"image_size": ' + DEEP),
+    ('hf/config.json', pathlib.Path.write_text, '{"a": ' * 100_000),
+    ('hf/preprocessor_config.json', pathlib.Path.write_text, DEEP),
+    ('hf/model.safetensors.index.json', pathlib.Path.write_text, '{"weight_map": ' + DEEP),
+    ('x.safetensors', write_header, '{"a": ' + DEEP),
+    ('x.npz', write_comment, DEEP),
+    ('x.npz', write_comment, '{"model": ' + DEEP),
+  ],
+)
+def test_lists_in_lists_end_in_one_sentence(file, write, text, tmp_path):
+  source = tmp_path / file.split('/')[0]
+  vit_jax.load(GOLDEN / 'vit_patch14.npz').save(source)
+  write(tmp_path / file, text)
+  with pytest.raises(UserError, match='is damaged') as caught:
+    vit_jax.load(source)
+  assert '\n' not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize('name', [b'\xff', b'\xff.npz'])
+def test_a_path_need_not_be_utf_8(name, golden, tmp_path):
+  path = tmp_path / os.fsdecode(name)
+  golden.save(path)
+  assert vit_jax.load(path).image_size == golden.image_size
+  with pytest.raises(UserError) as caught:
+    golden.save(path)
+  assert r'\udcff' in str(caught.value) and str(caught.value).isascii()

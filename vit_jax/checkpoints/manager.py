@@ -227,10 +227,11 @@ def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
     UserError: when it cannot be read.
   """
   try:
+    size = manifest.folder_size(folder)
     tree = _stored_tree(folder)
     key = next((key for key in ('ema_params', _OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
     wanted = {key: tree[key]} if key else tree
-    _check_declared_size(jax.tree.leaves(wanted), manifest.folder_size(folder))
+    _check_declared_size(jax.tree.leaves(wanted), size)
     with ocp.PyTreeCheckpointer() as checkpointer:
       restored = checkpointer.restore(
         folder,

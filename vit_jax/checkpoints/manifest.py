@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.files import is_remote, read_json_object, write_text
+from vit_jax.files import is_remote, is_special, read_json_object, write_text
 
 MANIFEST = 'manifest.json'
 _CHUNK_BYTES = 2**22
@@ -30,8 +30,11 @@ def _size(path: epath.Path) -> int:
 
 
 def folder_size(folder: epath.Path) -> int:
-  """The bytes of all files in a folder."""
-  return sum(_size(folder / name) for name in _files(folder))
+  """The bytes of all files in a folder; raises `ValueError` if a pipe or a device is among them."""
+  names = list(_files(folder))
+  if special := next((name for name in names if is_special(folder / name)), None):
+    raise ValueError(f'{special} is a pipe or a device')
+  return sum(_size(folder / name) for name in names)
 
 
 def _read_entry(path: epath.Path) -> dict[str, int]:
@@ -65,6 +68,8 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
 
   def check(name: str, expected: dict[str, int]) -> str | None:
     try:
+      if is_special(folder / name):
+        return f'{name} is a pipe or a device'
       size = _size(folder / name)
       if size != expected['size']:
         return f'{name} has {size:,} bytes instead of {expected["size"]:,}'

@@ -7,6 +7,7 @@ import types
 import numpy as np
 from etils import epath
 
+from vit_jax.data.imagenet import class_names_of_head
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.vit import Numerics, VisionTransformer
@@ -82,6 +83,10 @@ def open_weights(
       f'are those of {_POOLING[pool]}; vit_jax does not support that.'
     )
   metadata.check_num_labels(model.num_classes, name)
+  names = None if metadata.is_own else class_names_of_head(model.num_classes)
+  if metadata.labels is None and names is not None:
+    metadata = dataclasses.replace(metadata, labels=list(names))
+    notes += ("the classes are called as ImageNet's, by their number; labels= for others",)
   grid, size = None, metadata.image_size or image_size
   if POSITIONS in tensors and isinstance(model, VisionTransformer):
     if layout in ('timm', 'big_vision') and _lacks_class_position(
@@ -122,7 +127,10 @@ def _assume(
   Google's models are known to have tanh GELU and pixels in [-1, 1].
   """
   if layout not in ('timm', 'timm BiT', 'Hugging Face'):
-    return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
+    notes = []
+    if metadata.preprocessing is None:
+      notes.append('the file states no preprocessing: the central 87.5 % of images, bilinear')
+    return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), notes
   notes = []
   if metadata.gelu is None and gelu is None and layout == 'timm':
     notes.append('the file states no activation: exact GELU; pass gelu= for another')

@@ -51,6 +51,7 @@ class ModelMetadata:
   dtype: str | None = None  # of the matrix products, a key of DTYPES
   pool: str | None = None  # that the tensors must have: 'token', 'gap' or 'map'; not stored
   notes: tuple[str, ...] = ()  # what was assumed; not stored
+  is_own: bool = False  # written by vit_jax, so that what it does not state does not exist
 
   def __post_init__(self):
     if self.image_size is not None and max(self.image_size) > MAX_IMAGE_SIDE:
@@ -96,6 +97,7 @@ class ModelMetadata:
       num_heads=(content.get('model') or {}).get('num_heads'),
       mean=mean,
       std=std,
+      is_own=bool(content),
       **{name: content[name] for name in (*_STORED, 'labels') if name in content},
     )
 

@@ -1,5 +1,6 @@
 """From a published name or a path to the tensors and the metadata of the model there."""
 
+import dataclasses
 import os
 import re
 
@@ -9,6 +10,7 @@ from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.weights import registry
+from vit_jax.weights.evaluation_protocols import protocol
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
 from vit_jax.weights.layouts import hugging_face, timm_config
@@ -30,7 +32,7 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
   if os.fspath(source).startswith(('http://', 'https://')):
     raise UserError(f'{source} is a URL; download the file, or use the name of a published model.')
   if registry.is_name(source):
-    source = registry.fetch(os.fspath(source))
+    return _open_published(os.fspath(source))
   path = user_path(source)
   try:
     if not path.exists():
@@ -44,6 +46,13 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
   except (PermissionError, ImportError) as error:  # ImportError: such as gcsfs
     reason = getattr(error, 'strerror', None) or first_line(error)
     raise UserError(f'{path} cannot be read: {reason}.') from None
+
+
+def _open_published(name: str) -> tuple[TensorFile, ModelMetadata]:
+  """A published model, with the preprocessing with which its accuracy was measured."""
+  published = registry.find(name)
+  file, metadata = _open_file(registry.fetch(name))
+  return file, dataclasses.replace(metadata, preprocessing=protocol(published))
 
 
 def _open_file(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
