@@ -1,5 +1,6 @@
 """The `predict` and `evaluate` commands."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ from PIL import Image
 import vit_jax
 from tests.helpers import GOLDEN, ROOT, write_images
 from vit_jax import command_line, evaluate, predict
+from vit_jax.evaluation.predictions import predict_files
 
 
 @pytest.fixture
@@ -69,14 +71,52 @@ def test_predictions_do_not_depend_on_the_batch_size(tiny_run, tmp_path):
   write_images(tmp_path, {f'{i:02}.png': (8 + i % 3, 9) for i in range(35)})
   vit = vit_jax.load(tiny_run)
   paths = sorted(tmp_path.iterdir())
-  whole = list(predict.predict(vit, paths, top_k=10))
-  assert [path for path, _ in whole] == paths
-  for one, many in zip(predict.predict(vit, paths, top_k=10, batch_size=4), whole, strict=True):
-    np.testing.assert_allclose(
-      [entry['probability'] for entry in one[1]],
-      [entry['probability'] for entry in many[1]],
-      rtol=1e-5,
-    )
+  whole = list(predict_files(vit, paths, top_k=10))
+  assert [each.path for each in whole] == paths
+  for one, many in zip(predict_files(vit, paths, top_k=10, batch_size=4), whole, strict=True):
+    probabilities = [[p for _, _, p in each.top] for each in (one, many)]
+    np.testing.assert_allclose(*probabilities, rtol=1e-5)
+
+
+def test_predict_reads_a_list_and_writes_a_table(tiny_run, images, command, tmp_path):
+  names = [images / 'gray.jpg', images / 'cmyk.jpg']
+  (tmp_path / 'list.txt').write_text(''.join(f'{name}\n\n' for name in names))
+  table = tmp_path / 'table.csv'
+  code, out, err = command(
+    predict, f'--model={tiny_run}', f'--list={tmp_path}/list.txt', f'--csv={table}', '--top_k=2'
+  )
+  assert (code, out, err) == (0, '', '')
+  with table.open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['image'] for row in rows] == [str(name) for name in names for _ in range(2)]
+  assert [row['rank'] for row in rows] == ['1', '2'] * 2
+  expected = vit_jax.load(tiny_run).predict(names, top_k=2)
+  assert [row['label'] for row in rows] == [label for top in expected for label, _ in top]
+  probabilities = [p for top in expected for _, p in top]
+  np.testing.assert_allclose([float(row['probability']) for row in rows], probabilities, rtol=1e-4)
+
+
+def test_predict_takes_other_labels(images, command, tmp_path):
+  (tmp_path / 'names').write_text('\n'.join('abcdefg'))
+  model = f'--model={GOLDEN}/vit_gap.npz'
+  code, out, _ = command(predict, model, images / 'gray.jpg', f'--labels={tmp_path}/names')
+  assert code == 0 and out.splitlines()[1].split()[-1] in 'abcdefg'
+  code, _, err = command(predict, model, images / 'gray.jpg', f'--labels={images}/gray.jpg')
+  assert code == 2 and 'gray.jpg cannot be read' in err
+
+
+def test_evaluate_takes_another_preprocessing(tiny_run, command):
+  own = command(evaluate, f'--model={tiny_run}', '--data=digits', '--json')[1]
+  flags = ['--crop=squash', '--crop_fraction=0.5', '--interpolation=bicubic', '--no-antialias']
+  code, out, _ = command(
+    evaluate, f'--model={tiny_run}', '--data=digits', '--json', '--dtype=bfloat16', *flags
+  )
+  own, other = json.loads(own), json.loads(out)
+  assert code == 0 and own['examples'] == other['examples'] and own['loss'] != other['loss']
+  assert other['dtype'] == 'bfloat16' and own['dtype'] == 'float32'
+  assert other['preprocessing'] | {'resize': 'squash', 'antialias': False} == other['preprocessing']
+  code, _, err = command(evaluate, f'--model={tiny_run}', '--data=digits', '--crop_fraction=1e-9')
+  assert code == 2 and 'crop_fraction is 1e-09; it must be 0.05 to 1' in err
 
 
 def test_predict_names_each_bad_file_and_classifies_the_others(tiny_run, images, command):

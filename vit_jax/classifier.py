@@ -116,9 +116,8 @@ class Classifier:
       UserError: for a file or bytes that are not an image.
       ValueError: for an array of another shape, dtype or range.
     """
-    if not is_single(images):
-      several: Any = images
-      return np.stack([self.preprocess(image) for image in several])
+    if isinstance(images, Iterable) and not is_single(images):
+      return np.stack([self.preprocess(image) for image in images])
     pixels = read_pixels(images, self.channels)
     return scale_pixels(preprocess(pixels, self.image_size, self.preprocessing))
 

@@ -10,7 +10,7 @@ import sys
 from vit_jax import command_line
 from vit_jax.errors import UserError
 from vit_jax.evaluation.predictions import Prediction, find_images, predict_files, read_list
-from vit_jax.files import user_path, write_text
+from vit_jax.files import user_path, write_atomically
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES
 from vit_jax.text import printable
@@ -37,7 +37,8 @@ def _parse_args() -> argparse.Namespace:
   add('--json', action='store_true', help='print one JSON object for each image')
   add('--csv', metavar='FILE', help=f'write a table instead of printing: {", ".join(_CSV_COLUMNS)}')
   args = parser.parse_args()
-  command_line.check_range('--top_k', args.top_k, 1, 2**24)
+  if args.top_k < 1:
+    raise UserError(f'--top_k is {args.top_k}; it must be positive.')
   command_line.check_range('--batch_size', args.batch_size, 1, 2**16)
   return args
 
@@ -55,7 +56,9 @@ def main() -> None:
   args = _parse_args()
   paths = find_images([*args.images, *(read_list(args.list) if args.list else [])])
   if not paths:
-    raise UserError('There are no images to classify; name files or folders, or pass --list=FILE.')
+    raise UserError(
+      'There are no images to classify; name an IMAGE or a folder, or pass --list=FILE.'
+    )
   vit = load(args.model, args.image_size, labels=args.labels, dtype=args.dtype)
   command_line.print_report(vit.report)
   if not vit.model.num_classes:
@@ -75,8 +78,9 @@ def main() -> None:
         _print(each, args.json)
   if args.csv:
     path = user_path(args.csv)
+    content = table.getvalue().encode('utf-8', 'backslashreplace')
     try:
-      write_text(path, table.getvalue())
+      write_atomically(path, lambda scratch: scratch.write_bytes(content))
     except OSError as error:
       raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
   if failed:

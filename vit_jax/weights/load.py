@@ -86,7 +86,8 @@ def open_weights(
   names = None if metadata.is_own else class_names_of_head(model.num_classes)
   if metadata.labels is None and names is not None:
     metadata = dataclasses.replace(metadata, labels=list(names))
-    notes += ("the classes are called as ImageNet's, by their number; labels= for others",)
+    if translator is not released:
+      notes += ("the file names no classes: ImageNet's, by their number; pass labels= for others",)
   grid, size = None, metadata.image_size or image_size
   if POSITIONS in tensors and isinstance(model, VisionTransformer):
     if layout in ('timm', 'big_vision') and _lacks_class_position(
@@ -127,10 +128,7 @@ def _assume(
   Google's models are known to have tanh GELU and pixels in [-1, 1].
   """
   if layout not in ('timm', 'timm BiT', 'Hugging Face'):
-    notes = []
-    if metadata.preprocessing is None:
-      notes.append('the file states no preprocessing: the central 87.5 % of images, bilinear')
-    return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), notes
+    return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
   notes = []
   if metadata.gelu is None and gelu is None and layout == 'timm':
     notes.append('the file states no activation: exact GELU; pass gelu= for another')

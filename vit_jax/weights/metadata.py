@@ -158,14 +158,14 @@ def read_labels(labels: Sequence[str] | epath.PathLike, num_classes: int) -> lis
     UserError: for a file that cannot be read, or unless there is one for each class.
   """
   if not isinstance(labels, (str, os.PathLike)):
-    names, source = [str(label) for label in labels], 'labels'
+    names, source, unit = [str(label) for label in labels], 'labels', 'names'
   else:
-    source = os.fspath(labels)
+    source, unit = os.fspath(labels), 'lines'
     try:
       names = read_text(epath.Path(source).expanduser()).splitlines()
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or first_line(error)
       raise UserError(f'{source} cannot be read ({reason}).') from None
   if len(names) != num_classes:
-    raise UserError(f'{source} has {len(names)} names; the model has {num_classes} classes.')
+    raise UserError(f'{source} has {len(names)} {unit}; the model has {num_classes} classes.')
   return names

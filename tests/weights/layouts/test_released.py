@@ -310,15 +310,16 @@ def test_a_contradicting_number_of_heads_is_refused():
 @pytest.mark.parametrize(
   'image',
   [
-    np.zeros((64, 64, 3)),
-    np.zeros((64, 64), np.uint8),
-    np.zeros((64, 64, 4), np.uint8),
+    np.full((64, 64, 3), 2.0),
+    np.full((64, 64, 3), -1.0),
+    np.zeros((64, 64, 3), np.int32),
+    np.zeros((64,), np.uint8),
     [[1, 2]],
-    'image.jpg',
+    7,
   ],
 )
 def test_preprocess_refuses_ambiguous_images(image):
-  with pytest.raises(ValueError, match='`preprocess` takes'):
+  with pytest.raises(ValueError, match='images are paths, bytes, Pillow images, or arrays'):
     vit_jax.load(GOLDEN / 'vit_gap.npz').preprocess(image)
 
 
