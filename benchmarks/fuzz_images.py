@@ -40,8 +40,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.config import AugmentConfig
+from vit_jax.config import AugmentConfig, Preprocessing
 from vit_jax.data.augmentation import transforms
+from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.data.decoding import jpeg_tiles
 from vit_jax.data.decoding.box import Box
 from vit_jax.data.decoding.images import check_image, open_image, pillow_to_array
@@ -270,7 +271,7 @@ def check(data: bytes, rng: random.Random) -> str:
 
 
 def prepare_test_image(pixels: np.ndarray) -> np.ndarray:
-  return transforms.central_crop(pixels, SIZE, 0.875)
+  return preprocess(pixels, SIZE, Preprocessing())
 
 
 def _check_pillow(data: bytes, channels: int, whole: np.ndarray | None) -> None:
