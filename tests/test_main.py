@@ -16,7 +16,7 @@ import pytest
 
 import vit_jax
 from tests.helpers import GOLDEN, ROOT, SANDBOX, TINY, run, write_images
-from vit_jax import command_line, main
+from vit_jax import command_line, evaluate, main
 from vit_jax.config import Config, load_config
 from vit_jax.config.fields import walk_fields
 from vit_jax.files import cache_folder
@@ -36,6 +36,48 @@ def run_here(monkeypatch, capsys, *arguments):
 
 def metrics(workdir):
   return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_evaluate_repeats_the_last_evaluation_of_training(monkeypatch, capsys, tmp_path):
+  flags = ('dtype=bfloat16', 'gelu=exact')
+  test = ('resize=squash', 'interpolation=bicubic', 'antialias=False')
+  code, _, err = run_here(
+    monkeypatch,
+    capsys,
+    *QUICKSTART,
+    f'--workdir={tmp_path}/run',
+    *(f'--config.model.{flag}' for flag in flags),
+    *(f'--config.data.test.{flag}' for flag in test),
+  )
+  assert code == 0, err
+  arguments = (f'--model={tmp_path}/run', '--data=digits', '--json', '--batch_size=120')
+  monkeypatch.setattr(sys, 'argv', ['vit_jax.evaluate', *arguments])
+  with pytest.raises(SystemExit):
+    command_line.run(evaluate.main)
+  result = json.loads(capsys.readouterr().out)
+  last = metrics(tmp_path / 'run')[-1]
+  assert result['accuracy'] == last['test/accuracy']
+  assert result['loss'] == pytest.approx(last['test/loss'], rel=1e-5)  # another program
+  assert (result['dtype'], result['preprocessing']['resize']) == ('bfloat16', 'squash')
+
+
+def test_the_flag_for_a_missing_data_set_runs_the_same_command(monkeypatch, capsys, tmp_path):
+  code, _, err = run_here(
+    monkeypatch,
+    capsys,
+    '--config=configs/vit_b16.py',
+    f'--workdir={tmp_path}/run',
+    '--config.data.train.source=synthetic:imagenet21k',
+    '--config.data.test.split=test[:16]',
+    *TINY,
+    '--config.data.image_size=16',
+    '--config.data.workers=0',
+    '--config.model.pre_logits=0',
+    '--config.eval_batch_size=16',
+  )
+  assert code == 0, err
+  labels = vit_jax.load(tmp_path / 'run').labels
+  assert labels is not None and len(labels) == 21_843 and 'tench, Tinca tinca' in labels
 
 
 def test_a_run_leaves_what_the_design_promises(tiny_run):
@@ -240,7 +282,10 @@ BAD = {
     lambda path: [*QUICKSTART, '--config.data.train.source=cifar'],
     'folder:/path',
   ),
-  'a missing data set': (lambda path: ['--config=configs/vit_l16.py'], 'configs/quickstart.py'),
+  'a missing data set': (
+    lambda path: ['--config=configs/vit_l16.py'],
+    'add --config.data.train.source=synthetic:imagenet21k.',
+  ),
   'a TFDS data set that is not prepared': (
     lambda path: ['--config=configs/finetune.py:b16,cifar10'],
     "tfds.builder('cifar10'",
@@ -260,6 +305,7 @@ BAD = {
       bad_folder(
         path, ['a/1.png', 'b/2.png', 'b/3.png', 'b/4.png', 'a/5.png', 'a/6.png', 'a/7.png']
       )[0],
+      '--config.data.test.source=digits',
     ],
     'classes',
   ),
