@@ -9,7 +9,8 @@ imagenet. To use a preset in another config: `augreg.apply(config, 'medium1')`.
 Adam, batch 4096, 300 epochs, 10,000 warmup steps, cosine decay from 1e-3, gradients clipped at
 global norm 1, sigmoid loss (big_vision/configs/vit_i21k.py, vit_i1k.py). The best preset and
 weight decay on ImageNet-21k are those in the names of the released files (README of
-google-research/vision_transformer), on ImageNet those of vit_i1k.py.
+google-research/vision_transformer), on ImageNet those of vit_i1k.py. Test images are resized by
+averaging over areas, the shorter side to 256, and cropped to 224 (lines 86 and 105 there).
 
 Published for those files, fine-tuned on ImageNet at 384 px: Ti/16 78.22 %, S/32 79.58 %, S/16
 83.73 %, B/32 83.59 %, B/16 85.49 %, L/16 85.59 %.
@@ -85,6 +86,7 @@ def get_config(argument='b16'):
     source, preset = 'tfds:imagenet2012', best if preset == 'best' else preset
     config.optimizer.weight_decay = 0.1
     config.model.head_bias_init = -6.9  # e^-6.9: 1/1000
-  config.data.train.source = config.data.test.source = source
+  config.data.train.source = source
   config.data.test.split = 'validation'
+  config.data.test.update(crop_fraction=224 / 256, interpolation='area', antialias=False)
   return apply(config, preset)

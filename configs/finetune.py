@@ -9,7 +9,8 @@ images: docs/own_images.md). The released weights in MODELS are downloaded once;
 
 For DATASETS, Table 4: SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping
 at global norm 1, 384 px. The paper sweeps the learning rate (see DATASETS); the default here is
-the third of the four.
+the third of the four. Test images are squashed to the size, bilinearly and without antialiasing,
+as in the original code (google-research/vision_transformer, input_pipeline.py, line 213).
 
 Published for the released ImageNet-21k checkpoints (README of google-research/vision_transformer,
 dropout 0.0): B/16 CIFAR-10 99.02 %, CIFAR-100 92.06 %, ImageNet 84.53 %; L/16 99.13 %, 92.91 %,
@@ -67,7 +68,7 @@ def start_from(model):
 def custom_data(model, source):
   """A config for any data source: a small batch, and steps that follow from its size."""
   config = start_from(model)
-  config.data.train.source = config.data.test.source = source
+  config.data.train.source = source
   config.total_steps, config.epochs = 0, 20.0
   config.batch_size = 32
   config.log_every = 10
@@ -102,8 +103,10 @@ def get_config(argument='b16,cifar10'):
   config.checkpoint.every = max(steps // 10, 50)
   # 14 does not divide 384
   config.data.image_size = 384 if config.model.patch_size != 14 else 392
-  config.data.test.crop_fraction = 1.0
-  config.data.train.source = config.data.test.source = source
+  config.data.test.update(
+    resize='squash', crop_fraction=1.0, interpolation='bilinear', antialias=False
+  )
+  config.data.train.source = source
   config.data.train.split, config.data.test.split = train, test
   config.optimizer.name = 'sgd'
   config.optimizer.b1 = 0.9

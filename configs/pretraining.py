@@ -3,6 +3,8 @@
 vit_b16.py, vit_l16.py and vit_h14.py each select a model; their argument selects the data: jft,
 imagenet21k or imagenet. Mesh and remat are the cheapest that fit all slices of benchmarks/plans/:
 for B/16 and L/16 the defaults, in which every device holds a full model and keeps all activations.
+How the paper evaluated pretraining is not published; here by the defaults of config.data.test
+(shorter side to 256, bilinear and antialiased, cropped to 224).
 """
 
 from typing import Any
@@ -39,7 +41,7 @@ def get_config(
 
   # Neither JFT-300M nor the splits of ImageNet-21k are public under one name: set your own here.
   source = 'tfds:imagenet2012' if data == 'imagenet' else f'array_record:data/{data}'
-  config.data.train.source = config.data.test.source = source
+  config.data.train.source = source
   config.data.test.split = 'validation'
   if data != 'imagenet':
     config.loss = 'sigmoid'  # several labels per image

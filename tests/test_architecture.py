@@ -18,7 +18,7 @@ LAYERS = (
   ('config',),
   ('models', 'distributed'),
   ('data', 'weights', 'checkpoints'),
-  ('classifier', 'evaluation', 'prepare'),
+  ('classifier', 'load_classifier', 'evaluation', 'prepare'),
   ('training',),
   ('planning',),
   tuple('command_line main evaluate predict convert prepare_data plan catalog'.split()),

@@ -1,6 +1,9 @@
 """The `predict` and `evaluate` commands."""
 
+import dataclasses
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
-from tests.helpers import GOLDEN, write_images
+from tests.helpers import GOLDEN, ROOT, write_images
 from vit_jax import command_line, evaluate, predict
 
 
@@ -85,12 +88,76 @@ def test_predict_names_each_bad_file_and_classifies_the_others(tiny_run, images,
   assert len(lines) == 2 and 'broken.jpg' in lines[0] and 'gone.png' in lines[1]
 
 
+def test_hostile_names_are_escaped_except_in_json(tmp_path, command):
+  vit = vit_jax.load(GOLDEN / 'vit_patch14.npz')
+  labels = ['\x1b[2J', '\u202egnp', 'a\nb', '猫 é', '\ud800', '\u200b', '\x9b']
+  dataclasses.replace(vit, labels=labels).save(tmp_path / 'x.npz')
+  name = os.fsdecode(b'\xff\x1b\n.png')  # not UTF-8
+  write_images(tmp_path, {'images/x.png': (9, 9)})
+  os.rename(tmp_path / 'images' / 'x.png', tmp_path / 'images' / name)
+  (tmp_path / 'images' / f'2{name}').touch()
+  code, out, err = command(predict, f'--model={tmp_path}/x.npz', tmp_path / 'images', '--top_k=7')
+  assert code == 2 and out.count('\n') == 8 and err.count('\n') == 1
+  assert r'/\udcff\x1b\n.png' in out and r'/2\udcff\x1b\n.png cannot be read' in err
+  shown = [r'\x1b[2J', r'\u202egnp', r'a\nb', '猫 é', r'\ud800', r'\u200b', r'\x9b']
+  assert sorted(line.split('  ')[-1] for line in out.splitlines()[1:]) == sorted(shown)
+  code, out, _ = command(
+    predict, f'--model={tmp_path}/x.npz', tmp_path / 'images' / name, '--json', '--top_k=7'
+  )
+  answer = json.loads(out)
+  assert answer['image'] == str(tmp_path / 'images' / name)
+  assert sorted(entry['label'] for entry in answer['top']) == sorted(labels)
+
+
+def test_pipes_and_devices_are_no_images(tmp_path, command):
+  os.mkfifo(tmp_path / 'pipe.png')
+  for image in (tmp_path / 'pipe.png', tmp_path, '/dev/zero'):
+    code, _, err = command(predict, f'--model={GOLDEN}/vit_patch14.npz', image)
+    assert code == 2 and 'it is a pipe or a device' in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ['x', 'x.npz', 'own'])
+def test_names_survive_an_ascii_locale(name, tmp_path):
+  (tmp_path / 'labels').write_text('é\n猫\n' * 3 + 'x', 'utf-8')
+  write_images(tmp_path, {'ü.png': (9, 9)})
+  environment = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+  script = (
+    'import sys, vit_jax\n'
+    'from vit_jax import command_line, convert, predict\n'
+    'for module, *sys.argv[1:] in (\n'
+    '  (convert, sys.argv[1], sys.argv[2], "--labels=labels", *sys.argv[4:]),\n'
+    '  (predict, "--model=" + sys.argv[2], sys.argv[3], "--top_k=7"),\n'
+    '):\n'
+    '  try:\n'
+    '    command_line.run(module.main)\n'
+    '  except SystemExit as stopped:\n'
+    '    assert stopped.code == 0\n'
+  )
+  layout = ['--layout=model'] if name == 'own' else []
+  result = subprocess.run(
+    [sys.executable, '-c', script, GOLDEN / 'vit_patch14.npz', name, 'ü.png', *layout],
+    cwd=tmp_path,
+    capture_output=True,
+    env=os.environ | environment | {'PYTHONPATH': str(ROOT)},
+    timeout=120,
+  )
+  out = result.stdout.decode('ascii')
+  assert result.returncode == 0, result.stderr
+  assert (out.count(r'\xe9'), out.count(r'\u732b')) == (3, 3) and r'\udcc3\udcbc.png' in out
+  assert vit_jax.load(tmp_path / name).labels == ['é', '猫'] * 3 + ['x']
+
+
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
     (['--model=nowhere', 'x.png'], 'nowhere'),
     (['--model=README.md', 'x.png'], 'README.md'),
     (['x.png'], '--model'),
+    (['--modle=x', 'x.png'], 'unrecognized arguments: --modle;'),
+    (['--modle', 'x', '--top-k=-1', 'x.png'], 'unrecognized arguments: --modle --top-k;'),
+    (['--model', '--', '--modle'], 'expected one argument'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', f'--top_k={-(2**70)}'], '--top_k'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'no.png', f'--top_k={2**70}'], 'no.png cannot be read'),
     ([f'--model={GOLDEN}/vit_gap.npz'], 'IMAGE'),
     ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
     ([f'--model={GOLDEN}/vit_gap.npz', 'configs'], 'no images'),
@@ -126,6 +193,11 @@ def test_evaluate_prints_the_number_of_examples(tiny_run, command):
     (['--data=folder:/nowhere'], '/nowhere'),
     (['--data=digits', '--split=dev'], 'train, test and all'),
     (['--data=digits', '--batch_size=12'], '--batch_size'),
+    (['--data=digits', f'--batch_size={2**40}'], 'must be at most 1,048,576'),
+    (['--data=digits', f'--batch_size={-(2**70)}'], 'must be positive'),
+    (['--data=digits', '--image_size=65536'], 'at most 262,144 patches'),
+    (['--data=digits', f'--image_size={"9" * 5000}'], 'is not an image size'),
+    (['--data=digits', '--image_size=999999999'], 'at most 65536 pixels'),
     (['--data=digits', '--image_size=9'], '9x9'),
     (['--data=digits', '--eval=magic'], 'classification'),
   ],

@@ -119,10 +119,15 @@ def test_labels_are_written_with_the_model(tmp_path, command):
     (PATCH14, ['x.npz', '--image_size=big'], "'big' is not an image size"),
     (PATCH14, ['x.npz', '--image_size=9x9x9'], 'is not an image size'),
     (PATCH14, ['x.npz', '--num_classes=99999999999'], 'num_classes is'),
+    (PATCH14, ['x.npz', f'--num_classes={2**24}'], 'must be from 0 to 1,048,576'),
+    (PATCH14, ['x.npz', f'--num_classes={-(2**70)}'], 'num_classes is'),
+    (PATCH14, ['x.npz', '--image_size=65534'], 'at most 262,144 patches'),
     (PATCH14, ['X.npz.gz'], 'is not a supported target'),
     (PATCH14, [''], 'is not a supported target'),
     ('', ['x.npz'], 'is empty'),
     ('https://example.org/x.npz', ['x.npz'], 'is a URL'),
+    ('ftp://example.org/x.npz', ['x.npz'], 'neither a local path nor one in a bucket'),
+    (PATCH14, ['ftp://x.npz'], 'neither a local path nor one in a bucket'),
     (PATCH14, ['x.npz', '--num_heads=5'], 'has 3 heads'),
     (PATCH14, ['x.npz', '--position_resize=cubic'], 'choose from'),
     (PATCH14, ['x.npz', '--gelu=quick'], 'choose from'),
@@ -157,8 +162,10 @@ def test_pipes_and_devices_are_neither_read_nor_replaced(tmp_path, command):
 def test_links_are_followed(tmp_path, command):
   for name in ('real', 'real.npz'):
     (tmp_path / f'link to {name}').symlink_to(tmp_path / name)
-    assert command(PATCH14, tmp_path / f'link to {name}')[0] == 0
-    assert command(PATCH14, tmp_path / f'link to {name}')[0] == 0
+    link, layout = tmp_path / f'link to {name}', f'--layout={"npz" if "." in name else "model"}'
+    assert command(PATCH14, link, layout)[0] == 0
+    assert command(PATCH14, link, layout)[0] == 2
+    assert command(PATCH14, link, layout, '--overwrite')[0] == 0
     assert (tmp_path / f'link to {name}').is_symlink()
     assert vit_jax.load(tmp_path / name).model.num_classes == 7
 
@@ -184,7 +191,7 @@ def test_a_full_disk_leaves_the_old_model_intact(name, tmp_path):
     'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
     'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
     'try:\n'
-    '  vit.save(sys.argv[2])\n'
+    '  vit.save(sys.argv[2], overwrite=True)\n'
     'except vit_jax.UserError as error:\n'
     '  print(error)\n'
   )
@@ -205,3 +212,77 @@ def test_other_files_at_the_target_are_kept(tmp_path, command):
   code, _, err = command(PATCH14, tmp_path / 'thesis', '--layout=npz')
   assert code == 2 and 'is a folder' in err
   assert sorted(path.name for path in tmp_path.iterdir()) == ['notes', 'thesis']
+
+
+@pytest.mark.parametrize('name', ['x.npz', 'x.safetensors', 'x.stablehlo', 'x'])
+def test_an_existing_model_is_replaced_only_on_demand(name, tmp_path, command):
+  target = tmp_path / name
+  vit = vit_jax.load(PATCH14)
+  vit.save(target)
+  before = {path: path.read_bytes() for path in (*tmp_path.glob('x/*'), *tmp_path.glob('x.*'))}
+  with pytest.raises(vit_jax.UserError, match='already exists'):
+    vit.save(target)
+  code, out, err = command(PATCH14, target, '--num_classes=3')
+  assert (code, out) == (2, '') and 'already exists' in err and '--overwrite' in err
+  assert {path: path.read_bytes() for path in before} == before
+  assert command(PATCH14, target, '--num_classes=3', '--overwrite')[0] == 0
+  assert {path: path.read_bytes() for path in before} != before
+
+
+def test_an_empty_folder_is_a_target(tmp_path):
+  (tmp_path / 'x').mkdir()
+  vit_jax.load(PATCH14).save(tmp_path / 'x')
+  assert vit_jax.load(tmp_path / 'x').model.num_classes == 7
+
+
+def test_the_source_is_never_the_target(tmp_path, command, monkeypatch):
+  """Neither by another path, nor over links, nor as a folder around it or a file inside of it."""
+  monkeypatch.chdir(tmp_path)
+  os.mkdir('run')
+  vit_jax.load(PATCH14).save('run/model', 'model')
+  vit_jax.load(PATCH14).save('m.npz')
+  os.symlink('m.npz', 'soft.npz')
+  os.link('m.npz', 'hard.npz')
+  os.symlink('run/model', 'folder')
+  os.mkdir('linked')
+  os.symlink('../m.npz', 'linked/params.npz')
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  for source, target in (
+    ('m.npz', 'm.npz'),
+    ('m.npz', './run/../m.npz'),
+    ('m.npz', 'soft.npz'),
+    ('soft.npz', 'm.npz'),
+    ('m.npz', 'hard.npz'),
+    ('linked', 'm.npz'),
+    ('run/model', 'run/model'),
+    ('folder', 'run/model/'),
+    ('run/model', 'folder'),
+    ('run', 'run/model'),
+    ('run', 'run/model/params.npz'),
+    ('run/model', 'run/model/new.npz'),
+    ('run/model/params.npz', 'run/model'),
+    ('run/model/params.npz', 'folder'),
+  ):
+    layout = [] if target.endswith('.npz') else ['--layout=model']
+    code, _, err = command(source, target, '--num_classes=3', '--overwrite', *layout)
+    assert code == 2 and 'the model to convert' in err and err.count('\n') == 1, (source, target)
+  assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+  assert command('run', 'run.npz')[0] == 0
+
+
+@pytest.mark.parametrize('name', ['x.foo', 'x.npy', 'a.b/x.Model', 'B_16-lr_0.1.ckpt7'])
+def test_an_unknown_suffix_is_not_a_folder(name, tmp_path, command, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  code, _, err = command(PATCH14, name)
+  assert code == 2 and 'is not a supported target' in err and err.count('\n') == 1
+  assert list(tmp_path.iterdir()) == []
+  assert command(PATCH14, f'{name}/')[0] == 0
+  assert vit_jax.load(name).model.num_classes == 7
+  assert command(PATCH14, name, '--overwrite')[0] == 0  # an existing folder
+
+
+@pytest.mark.parametrize('name', ['vit-1.5', 'B_16-wd_0.1-do_0.0-sd_0.0', '.hidden'])
+def test_a_dot_in_the_name_of_a_folder(name, tmp_path, command, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert command(PATCH14, name)[0] == 0
+  assert (tmp_path / name / 'config.json').exists()

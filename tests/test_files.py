@@ -43,6 +43,44 @@ def test_a_link_is_followed(tmp_path):
   assert files.real_path(epath.Path(tmp_path / 'link.txt')) == epath.Path(tmp_path / 'target.txt')
 
 
+def test_a_new_file_is_not_written_through_a_link(tmp_path, monkeypatch):
+  (tmp_path / 'victim').write_text('precious')
+  (tmp_path / 'x.part').symlink_to('victim')
+  monkeypatch.setattr(files, 'scratch_path', lambda path: path.with_name('x.part'))
+  with pytest.raises(FileExistsError):
+    files.write_text(tmp_path / 'x', 'new')
+  with pytest.raises(OSError, match='it is a link'):
+    files.open_to_resume(tmp_path / 'x.part')
+  assert (tmp_path / 'victim').read_text() == 'precious'
+  assert sorted(os.listdir(tmp_path)) == ['victim', 'x.part']
+
+
+def test_pipes_devices_and_endless_files_are_not_read(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for path in (tmp_path / 'pipe', '/dev/zero', '/dev/null'):
+    for read in (files.read_bytes, files.read_text):
+      with pytest.raises(OSError, match='it is a pipe or a device'):
+        read(path)
+  with pytest.raises(IsADirectoryError):
+    files.read_bytes(tmp_path)
+  with pytest.raises(OSError, match='it is a pipe or a device'):
+    files.open_to_resume(tmp_path / 'pipe')
+  with open(tmp_path / 'sparse', 'wb') as file:
+    file.truncate(2**40)
+  with pytest.raises(OSError, match='it has more than 1,073,741,824 bytes'):
+    files.read_bytes(tmp_path / 'sparse')
+  with pytest.raises(OSError, match='it has more than 100,000,000 bytes'):
+    files.read_text(tmp_path / 'sparse')
+
+
+def test_text_is_utf_8(tmp_path):
+  (tmp_path / 'x').write_bytes('\ufeffé\r\n猫\n'.encode())
+  assert files.read_text(tmp_path / 'x') == 'é\n猫\n'
+  (tmp_path / 'x').write_bytes(b'\xe9')
+  with pytest.raises(ValueError, match='utf-8'):
+    files.read_text(tmp_path / 'x')
+
+
 def test_remote_paths_are_recognized():
   remote = epath.Path('gs://bucket/run')
   assert files.is_remote(remote) and files.is_remote('gs://bucket/run')
@@ -64,7 +102,11 @@ def test_json_objects(tmp_path):
   path = epath.Path(tmp_path / 'x.json')
   path.write_text('{"a": [1, null]}')
   assert files.read_json_object(path) == {'a': [1, None]}
-  for text, message in (('[1]', 'x.json is not a JSON object'), ('{"a": ', 'Expecting value')):
+  for text, message in (
+    ('[1]', 'x.json is not a JSON object'),
+    ('{"a": ', 'Expecting value'),
+    ('[' * 100_000, 'nested too deeply'),
+  ):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
       files.read_json_object(path)

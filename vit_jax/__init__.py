@@ -9,7 +9,7 @@ _ERRORS = (
 # Imported on first use: the processes that only read data do without JAX.
 _MODULES = {
   'Classifier': 'vit_jax.classifier',
-  'load': 'vit_jax.classifier',
+  'load': 'vit_jax.load_classifier',
   **dict.fromkeys(_ERRORS.split(), 'vit_jax.errors'),
 }
 

@@ -1,27 +1,30 @@
-"""A model with its weights, ready to use: `vit_jax.load(…)`."""
+"""A model with its weights and the preprocessing of its images: `Classifier`."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from vit_jax.config import Preprocessing, height_width
 from vit_jax.data.augmentation.preprocessing import preprocess
-from vit_jax.data.decoding.images import decode_image, pillow_to_array
+from vit_jax.data.decoding.image_input import ImageInput, is_single, read_pixels
 from vit_jax.errors import UserError
-from vit_jax.models import build
+from vit_jax.files import user_path
+from vit_jax.models import build, features
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights import adapt, save
 from vit_jax.weights.layouts import hugging_face
 from vit_jax.weights.layouts.released import flatten
-from vit_jax.weights.load import open_weights
-from vit_jax.weights.metadata import ModelMetadata
+from vit_jax.weights.metadata import ModelMetadata, read_labels
+from vit_jax.weights.stablehlo import export
 
 _SAVERS = {
   'npz': save.save_npz,
@@ -30,11 +33,26 @@ _SAVERS = {
   'model': save.save_model_folder,
 }
 LAYOUTS = (*_SAVERS, 'stablehlo')
+Tokens = jax.Array | tuple[jax.Array, jax.Array]  # of the patches; or they and the prefix tokens
 
 
+@functools.partial(jax.jit, static_argnames='model')
+def _logits(model: build.Model, params: Any, images: jax.Array) -> Any:
+  return model.apply({'params': params}, images)
+
+
+_features = jax.jit(features.features, static_argnames='model')
+_last_tokens = jax.jit(features.last_tokens, static_argnames='model')
+_block_outputs = jax.jit(features.block_outputs, static_argnames=('model', 'layers', 'norm'))
+
+
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
   """A model, its parameters, and its preprocessing of images.
+
+  It is a pytree whose leaves are the parameters: pass it through `jax.jit`, differentiate with
+  respect to it, map over it. It can be pickled.
 
   Attributes:
     model: the linen module, a `VisionTransformer` or a `BiTResNet`.
@@ -54,6 +72,18 @@ class Classifier:
   loss: str = 'softmax'
   report: adapt.LoadReport | None = None
 
+  def tree_flatten(self) -> tuple[tuple[Any], tuple[Any, ...]]:
+    """(the parameters), and what is static, for JAX; without the report."""
+    labels = None if self.labels is None else tuple(self.labels)
+    return (self.params,), (self.model, self.image_size, labels, self.preprocessing, self.loss)
+
+  @classmethod
+  def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any]) -> 'Classifier':
+    """The inverse of `tree_flatten`."""
+    model, image_size, labels, preprocessing, loss = static
+    labels = None if labels is None else list(labels)
+    return cls(model, children[0], image_size, labels, preprocessing, loss)
+
   def __repr__(self) -> str:
     fields = build.architecture(self.model)
     classes, (height, width) = fields.pop('num_classes'), self.image_size
@@ -69,9 +99,41 @@ class Classifier:
     tensors = flatten(self.params)
     return tensors[build.input_kernel(tensors)].shape[2]
 
-  @functools.cached_property
-  def _apply(self):
-    return jax.jit(lambda params, images: self.model.apply({'params': params}, images))
+  # --- images ---------------------------------------------------------------------------------
+
+  def preprocess(self, images: ImageInput | Iterable[ImageInput]) -> np.ndarray:
+    """Decodes, resizes, crops and scales one or more images as the model expects it.
+
+    Args:
+      images: one image or several. An image is a path, the bytes of a file, a Pillow image, or an
+        array or tensor of shape (H, W, C), (H, W) or (C, H, W), uint8 or float in [0, 1]. The
+        EXIF orientation of files and Pillow images is obeyed.
+
+    Returns:
+      (*image_size, channels) float32 in [-1, 1]; (B, *image_size, channels) for several images.
+
+    Raises:
+      UserError: for a file or bytes that are not an image.
+      ValueError: for an array of another shape, dtype or range.
+    """
+    if not is_single(images):
+      several: Any = images
+      return np.stack([self.preprocess(image) for image in several])
+    pixels = read_pixels(images, self.channels)
+    return scale_pixels(preprocess(pixels, self.image_size, self.preprocessing))
+
+  def _check_images(self, images: jax.typing.ArrayLike) -> Any:
+    array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
+    shape, dtype, (height, width) = array.shape, array.dtype, self.image_size
+    size = shape[1:3] if isinstance(self.model, BiTResNet) else (height, width)
+    if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
+      raise ValueError(
+        f'images are {dtype}{list(shape)}; pass floats in [-1, 1] of shape '
+        f'(B, {height}, {width}, {self.channels}), as `preprocess` returns.'
+      )
+    return array
+
+  # --- outputs --------------------------------------------------------------------------------
 
   def __call__(self, images: jax.typing.ArrayLike) -> jax.Array:
     """Returns the logits of images, or their features if the model has no head.
@@ -83,49 +145,171 @@ class Classifier:
     Returns:
       (B, num_classes) float32, or (B, D) features.
     """
-    array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
-    shape, dtype, (height, width) = array.shape, array.dtype, self.image_size
-    size = shape[1:3] if isinstance(self.model, BiTResNet) else (height, width)
-    if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
-      raise ValueError(
-        f'images are {dtype}{list(shape)}; pass floats in [-1, 1] of shape '
-        f'(B, {height}, {width}, {self.channels}), as `preprocess` returns.'
-      )
-    return self._apply(self.params, array)
+    return _logits(self.model, self.params, self._check_images(images))
 
   def probabilities(self, images: jax.typing.ArrayLike) -> jax.Array:
     """As calling it, but returns probabilities, (B, num_classes) float32 in [0, 1]."""
     return {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}[self.loss](self(images))
 
-  def preprocess(
-    self, image: Image.Image | bytes | np.ndarray, name: str = 'the image'
-  ) -> np.ndarray:
-    """Decodes, resizes, crops and scales an image as the model expects it.
+  def predict(
+    self, images: ImageInput | Iterable[ImageInput], top_k: int = 5, batch_size: int = 32
+  ) -> list[list[tuple[str, float]]]:
+    """Classifies images, a batch at a time.
 
     Args:
-      image: a Pillow image, the bytes of a file, or (H, W, channels) uint8.
-      name: of the image, for error messages.
+      images: one image or several, as for `preprocess`.
+      top_k: classes to return for each; all of them if there are fewer.
+      batch_size: images at a time; changes no result.
 
     Returns:
-      (*image_size, channels) float32 in [-1, 1].
+      For each image [(label, probability), …], the most probable class first. Without labels,
+      class 7 is called 'class 7'.
 
     Raises:
-      UserError: for bytes that are not an image.
-      ValueError: for an array of another shape or dtype.
+      UserError, ValueError: as `preprocess`; for a model without a head.
     """
-    if isinstance(image, (bytes, bytearray)):
-      image = decode_image(bytes(image), name, self.channels)
-    elif isinstance(image, Image.Image):
-      image = pillow_to_array(image, self.channels)
-    shape = np.shape(image)
-    if getattr(image, 'dtype', None) != np.uint8 or len(shape) != 3 or shape[2] != self.channels:
-      raise ValueError(
-        f'{name} is a {type(image).__name__} of shape {shape}; `preprocess` takes the bytes of a '
-        f'file, a Pillow image, or uint8 of shape (H, W, {self.channels}).'
-      )
-    return scale_pixels(preprocess(image, self.image_size, self.preprocessing))
+    if top_k < 1 or not 1 <= batch_size <= 2**16:
+      raise ValueError(f'top_k is {top_k} and batch_size {batch_size}; both must be positive.')
+    if not self.model.num_classes:
+      raise UserError('The model has no head, so it predicts no classes; load one that has.')
+    several: Any = [images] if is_single(images) else images
+    queue = iter(several)
+    predictions = []
+    while batch := list(itertools.islice(queue, batch_size)):
+      pixels = self.preprocess(batch)
+      # Padded, so that all batches are one compilation; a single, smaller one is its own.
+      padding = batch_size - len(batch) if predictions else 0
+      pixels = np.pad(pixels, ((0, padding), (0, 0), (0, 0), (0, 0)))
+      rows = np.asarray(self.probabilities(pixels))[: len(batch)]
+      predictions += [self.top_classes(row, top_k) for row in rows]
+    return predictions
 
-  def save(self, path: epath.PathLike, layout: str | None = None) -> None:
+  def top_classes(self, probabilities: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """[(label, probability), …] of the `k` most probable classes of one image, (num_classes,)."""
+    order = np.argsort(-probabilities, kind='stable')[:k]
+    return [(self.label(int(i)), float(probabilities[i])) for i in order]
+
+  def label(self, index: int) -> str:
+    """The name of a class; 'class 7' if it has none."""
+    return self.labels[index] if self.labels else f'class {index}'
+
+  def features(self, images: jax.typing.ArrayLike) -> jax.Array:
+    """The input of the head, (B, D) float32, after `pre_logits` where the model has it.
+
+    Args:
+      images: as for calling it.
+    """
+    return _features(self.model, self.params, self._check_images(images))
+
+  def tokens(self, images: jax.typing.ArrayLike, *, return_prefix_tokens: bool = False) -> Tokens:
+    """The tokens of the patches after the last LayerNorm, row by row.
+
+    Args:
+      images: as for calling it.
+      return_prefix_tokens: return the class token apart, too.
+
+    Returns:
+      (B, N, D); or that and (B, 1, D), where the second axis has 0 entries without a class token.
+
+    Raises:
+      ValueError: for a ResNet, which has no tokens.
+    """
+    model, array = self._transformer(), self._check_images(images)
+    return self._split(_last_tokens(model, self.params, array), return_prefix_tokens)
+
+  def intermediates(
+    self,
+    images: jax.typing.ArrayLike,
+    layers: Sequence[int],
+    *,
+    norm: bool = False,
+    return_prefix_tokens: bool = False,
+  ) -> dict[int, Tokens]:
+    """The tokens of the patches after some of the blocks.
+
+    Args:
+      images: as for calling it.
+      layers: numbers of blocks: 0 is the first, -1 the last.
+      norm: apply the last LayerNorm to each.
+      return_prefix_tokens: as in `tokens`.
+
+    Returns:
+      {layer: (B, N, D)}, with the keys as in `layers`.
+
+    Raises:
+      ValueError: for a block that the model does not have, or for a ResNet.
+    """
+    model, array = self._transformer(), self._check_images(images)
+    for layer in layers:
+      if not -model.depth <= layer < model.depth:
+        raise ValueError(f'There is no layer {layer}; the model has {model.depth} blocks.')
+    outputs = _block_outputs(model, self.params, array, tuple(layers), norm)
+    return {layer: self._split(outputs[layer], return_prefix_tokens) for layer in layers}
+
+  def _transformer(self) -> VisionTransformer:
+    if not isinstance(self.model, VisionTransformer):
+      raise ValueError('The model is a ResNet, which has no tokens; use `features`.')
+    return self.model
+
+  def _split(self, tokens: jax.Array, return_prefix_tokens: bool) -> Tokens:
+    count = features.num_prefix_tokens(self._transformer())
+    patches = tokens[:, count:].astype(jnp.float32)
+    return (patches, tokens[:, :count].astype(jnp.float32)) if return_prefix_tokens else patches
+
+  # --- changes --------------------------------------------------------------------------------
+
+  def with_head(self, num_classes: int, labels: Sequence[str] | None = None) -> 'Classifier':
+    """The model with a new, zero-initialized head, without `pre_logits` (Section 3.2).
+
+    Args:
+      num_classes: of the head; 0: none, so that calling the model returns its features.
+      labels: a name for each class.
+
+    Raises:
+      UserError: for another number of labels, or a number of classes that no head has.
+    """
+    model, size = adapt.with_new_head(self.model, num_classes), self.image_size
+    names = None if labels is None else read_labels(labels, num_classes)
+    params = adapt.adapt_params(self.params, model, size, size, True, 'corners')
+    return dataclasses.replace(self, model=model, params=params, labels=names, report=None)
+
+  def at_size(
+    self, image_size: int | Sequence[int], position_resize: str = 'corners'
+  ) -> 'Classifier':
+    """The model for images of another size, with resized position embeddings (Section 3.2).
+
+    Args:
+      image_size: pixels, int or (height, width).
+      position_resize: as in `vit_jax.load`.
+
+    Raises:
+      UserError: for a size that the patches do not tile.
+    """
+    size = height_width(image_size)
+    params = adapt.adapt_params(
+      self.params, self.model, self.image_size, size, False, position_resize
+    )
+    return dataclasses.replace(self, params=params, image_size=size, report=None)
+
+  # --- files ----------------------------------------------------------------------------------
+
+  @property
+  def metadata(self) -> ModelMetadata:
+    """What is stored beside the tensors."""
+    numerics = getattr(self.model, 'numerics', build.RELEASED_NUMERICS)  # a ResNet has none
+    return ModelMetadata(
+      self.image_size,
+      self.preprocessing,
+      self.loss,
+      list(self.labels) if self.labels is not None and self.model.num_classes else None,
+      gelu='tanh' if numerics.approximate_gelu else 'exact',
+      layer_norm_epsilon=numerics.layer_norm_epsilon,
+      dtype=build.dtype_name(self.model),
+    )
+
+  def save(
+    self, path: epath.PathLike, layout: str | None = None, *, overwrite: bool = False
+  ) -> None:
     """Writes the model, completely or not at all.
 
     Args:
@@ -133,102 +317,26 @@ class Classifier:
         its weights), or a folder (of Transformers; of vit_jax for models that Transformers does
         not support).
       layout: 'npz', 'timm', 'stablehlo', 'huggingface' or 'model' (a vit_jax folder, for any
-        model: params.npz, config.json, labels.txt); None: by the name of the path.
+        model: params.npz, config.json, labels.txt); None: by the name of the path. 'timm' with
+        another path than X.safetensors writes a folder, for timm's `local-dir:`.
+      overwrite: replace a file, or a folder that holds only a model.
 
     Raises:
-      UserError: for a path that cannot be written, a folder that holds other files, or a model
-        that the layout does not support.
+      UserError: for a path that cannot be written or exists, a folder that holds other files, or
+        a model that the layout does not support.
     """
     if layout is None:
       layout = save.layout_of(path)
       if layout == 'huggingface' and hugging_face.unsupported_feature(self.params):
         layout = 'model'
-    path = epath.Path(path).expanduser()
+    path = user_path(path)
     if layout not in LAYOUTS:
       raise UserError(f'layout is {layout!r}; choose one of {", ".join(LAYOUTS)}.')
+    save.check_target(path, layout, overwrite)
     if layout == 'stablehlo':
       return save.write_file(path, lambda temporary: temporary.write_bytes(self.to_stablehlo()))
-    numerics = getattr(self.model, 'numerics', build.RELEASED_NUMERICS)  # a ResNet has none
-    metadata = ModelMetadata(
-      self.image_size,
-      self.preprocessing,
-      self.loss,
-      list(self.labels) if self.labels is not None and self.model.num_classes else None,
-      gelu='tanh' if numerics.approximate_gelu else 'exact',
-      layer_norm_epsilon=numerics.layer_norm_epsilon,
-    )
-    _SAVERS[layout](self.model, jax.device_get(self.params), metadata, path)
+    _SAVERS[layout](self.model, jax.device_get(self.params), self.metadata, path)
 
   def to_stablehlo(self) -> bytes:
-    """Exports the model as a program: (b, H, W, channels) float32 -> (b, num_classes) float32.
-
-    `jax.export.deserialize(data).call(images)` runs it on CPU, TPU or CUDA, for any batch size b,
-    without this package.
-
-    Raises:
-      UserError: for 2 GiB of weights or more, which the format (flatbuffers) cannot store.
-    """
-    if 4 * build.count_parameters(self.params) >= 2**31 - 2**24:
-      raise UserError('A .stablehlo file cannot store 2 GiB of weights or more; write an .npz.')
-    batch = jax.export.symbolic_shape('b')[0]
-    images = jax.ShapeDtypeStruct((batch, *self.image_size, self.channels), np.float32)
-    params = jax.device_get(self.params)
-    program = jax.jit(lambda images: self.model.apply({'params': params}, images))
-    exported = jax.export.export(program, platforms=('cpu', 'tpu', 'cuda'))(images)
-    return bytes(exported.serialize())
-
-
-def load(
-  source: epath.PathLike,
-  image_size: int | Sequence[int] | None = None,
-  num_classes: int | None = None,
-  *,
-  keep_pre_logits: bool = False,
-  position_resize: str = 'corners',
-  num_heads: int | None = None,
-  gelu: str | None = None,
-  shardings: Callable[[Any], Any] | None = None,
-) -> Classifier:
-  """Loads a model; its tensors determine depth, width, heads, patch size and head.
-
-  Args:
-    source: a published name ('augreg/…'), an .npz file in any released layout, a .safetensors
-      file or state dict of timm or Transformers, a folder of Transformers, or the workdir, the
-      model/ folder or an Orbax checkpoint of a run.
-    image_size: pixels, int or (height, width), to which position embeddings are resized; None:
-      the size that the weights were trained at.
-    num_classes: replaces the head (and `pre_logits`) by a zero-initialized one of that size;
-      0 removes the head, so that the model returns features.
-    keep_pre_logits: keep that layer under a new head.
-    position_resize: 'corners', as in the released code, or 'half_pixel'.
-    num_heads: only for PyTorch files of an unpublished width that do not store it.
-    gelu: 'tanh' or 'exact', for files that do not store it; the default for timm's is 'tanh',
-      with which the released weights were trained.
-    shardings: from the abstract parameter tree to a tree of shardings, for a model that is
-      sharded over devices; each device gets only its shard.
-
-  Raises:
-    UserError: for a source that is missing, damaged or not a supported model, or whose patches
-      do not tile `image_size`.
-  """
-  for name, value, least in (('num_classes', num_classes, 0), ('num_heads', num_heads, 1)):
-    if value is not None and not (type(value) is int and least <= value <= 2**24):
-      raise UserError(f'{name} is {value!r}; it must be from {least} to {2**24:,}.')
-  size = None if image_size is None else height_width(image_size)
-  weights = open_weights(source, size, num_heads, gelu)
-  heads = getattr(weights.model, 'num_heads', None)
-  if num_heads is not None and heads not in (None, num_heads):
-    raise UserError(f'{weights.name} has {heads} heads, but num_heads is {num_heads}.')
-  model, size = weights.model, size or weights.image_size
-  labels = weights.metadata.labels if model.num_classes else None
-  if num_classes is not None:
-    model, labels = model.clone(num_classes=num_classes), None
-    if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
-      model = model.clone(pre_logits=0)
-  channels = weights.tensors[build.input_kernel(weights.tensors)].shape[2]
-  new_head, image_shape = num_classes is not None, (*size, channels)
-  tensors, report = adapt.adapt_weights(weights, model, image_shape, new_head, position_resize)
-  sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
-  params = adapt.read_params(tensors, weights.name, sharding_tree)
-  preprocessing = weights.metadata.preprocessing or Preprocessing()
-  return Classifier(model, params, size, labels, preprocessing, weights.metadata.loss, report)
+    """The model as a portable program; see `weights.stablehlo.export`."""
+    return export(self.model, self.params, self.metadata, self.channels)

@@ -1,6 +1,8 @@
 """Shared by all commands: the argument parser, progress bars, exit codes, quiet libraries."""
 
 import argparse
+import io
+import itertools
 import logging
 import os
 import re
@@ -12,6 +14,7 @@ import tqdm
 
 from vit_jax import errors
 from vit_jax.errors import UserError
+from vit_jax.text import printable
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -27,18 +30,38 @@ class Parser(argparse.ArgumentParser):
     kwargs.setdefault('formatter_class', _HelpFormatter)
     super().__init__(prog=f'python -m {module}', allow_abbrev=False, **kwargs)
 
+  def parse_known_args(self, args=None, namespace=None):  # pyright: ignore
+    self._arguments = sys.argv[1:] if args is None else list(args)
+    return super().parse_known_args(args, namespace)
+
+  def _unknown_flags(self) -> list[str]:
+    """The flags of the command line that the command does not have."""
+    flags = itertools.takewhile(lambda argument: argument != '--', self._arguments)
+    names = [flag.split('=')[0] for flag in flags if re.match('--?[A-Za-z]', flag)]
+    known = self._option_string_actions
+    return [n for n in names if n not in known and not re.match('--?(no)?config[.]', n)]
+
   def error(self, message: str) -> NoReturn:
-    print(f'error: {message}; --help shows the usage.', file=sys.stderr)
+    # A misspelt flag is the reason why a required one is missing.
+    if 'arguments are required' in message and (unknown := self._unknown_flags()):
+      message = f'unrecognized arguments: {" ".join(unknown)}'
+    print(f'error: {printable(message)}; --help shows the usage.', file=sys.stderr)
     sys.exit(UserError.exit_code)
 
 
 def parse_image_size(text: str) -> int | tuple[int, int]:
   """An image size in pixels, '224' or '224x160' (height x width), as an int or a pair."""
-  match = re.fullmatch(r'(\d+)(?:x(\d+))?', text)
+  match = re.fullmatch(r'(\d{1,9})(?:x(\d{1,9}))?', text)
   if not match:
-    raise argparse.ArgumentTypeError(f'{text!r} is not an image size such as 224 or 224x160')
+    raise argparse.ArgumentTypeError(f'{text[:40]!r} is not an image size such as 224 or 224x160')
   height, width = match.groups()
   return (int(height), int(width)) if width else int(height)
+
+
+def check_range(name: str, value: int, least: int, most: int) -> None:
+  """Raises `UserError` for a number out of its range; `name` is that of the flag."""
+  if not least <= value <= most:
+    raise UserError(f'{name} is {value}; it must be from {least} to {most:,}.')
 
 
 def print_report(report: Any) -> None:
@@ -54,6 +77,9 @@ def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
 
 def run(main: Callable[[], None]) -> NoReturn:
   """Runs a command and exits; an error of the user is one sentence on stderr, no traceback."""
+  for stream in (sys.stdout, sys.stderr):  # escapes of what a terminal cannot encode
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   for library in ('absl', 'jax', 'orbax', 'etils'):  # their errors are raised, too
     logging.getLogger(library).setLevel(logging.CRITICAL)
   try:

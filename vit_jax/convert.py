@@ -5,13 +5,15 @@ The name of TARGET determines the layout: X.npz (released JAX), X.safetensors (t
 """
 
 import argparse
-import dataclasses
+import sys
 
 from vit_jax import command_line
-from vit_jax.classifier import LAYOUTS, load
+from vit_jax.classifier import LAYOUTS
 from vit_jax.config import PositionResize, choices
-from vit_jax.weights.metadata import read_labels
-from vit_jax.weights.save import layout_of
+from vit_jax.files import user_path
+from vit_jax.load_classifier import load
+from vit_jax.text import printable
+from vit_jax.weights import save
 
 
 def main() -> None:
@@ -33,16 +35,24 @@ def main() -> None:
     help='how position embeddings are resized; corners: as released',
   )
   add('--num_heads', type=int, help='for PyTorch files that do not store it')
+  add('--mean', type=float, nargs='+', help='of pixels in [0, 1], if not stored; one or three')
+  add('--std', type=float, nargs='+', help='as --mean')
   add('--gelu', choices=('tanh', 'exact'), help='for PyTorch files that do not store it')
+  add('--overwrite', action='store_true', help='replace TARGET if it exists')
   options = vars(parser.parse_args())
-  target, layout, labels = (options.pop(name) for name in ('target', 'layout', 'labels'))
-  layout = layout or layout_of(target)
+  target, layout, overwrite = map(options.pop, ('target', 'layout', 'overwrite'))
+  layout = layout or save.layout_of(target)
+  save.check_apart(options['source'], target)
+  save.check_target(user_path(target), layout, overwrite)
   vit = load(**options)
-  if labels is not None:
-    vit = dataclasses.replace(vit, labels=read_labels(labels, vit.model.num_classes))
+  assert vit.report is not None
+  save.check_apart(vit.report.source, target)  # the file that a name or a folder stands for
   print(vit.report)
-  vit.save(target, layout)
-  print(f'{target}: {vit!r}')
+  vit.save(target, layout, overwrite=overwrite)
+  print(f'{printable(target)}: {vit!r}')
+  if lost := save.unexpressed(vit.metadata, user_path(target), layout):
+    text = f'note: {printable(target)} says to other libraries all but {lost}; vit_jax reads all'
+    print(text, file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -11,12 +11,20 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+from vit_jax.text import printable
+
 
 class RunError(Exception):
-  """Ends a command with one sentence on stderr instead of a traceback."""
+  """Ends a command with one sentence on stderr instead of a traceback.
+
+  Its text is printable, whatever the names that it quotes.
+  """
 
   exit_code = 1
   label = 'error'
+
+  def __str__(self) -> str:
+    return printable(super().__str__())
 
 
 class UserError(RunError):
@@ -27,6 +35,10 @@ class UserError(RunError):
 
 class BadExampleError(UserError):
   """An unreadable example of the data; the message names its file."""
+
+
+class MissingDataError(UserError):
+  """A data source that does not exist; the message says what it takes instead."""
 
 
 class NonFiniteLossError(RunError):

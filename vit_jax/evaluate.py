@@ -1,49 +1,61 @@
 """Scores a model on a data set: `python -m vit_jax.evaluate --model=M --data=folder:/path`."""
 
+import argparse
+import dataclasses
 import json
 
 from vit_jax import command_line
-from vit_jax.classifier import load
 from vit_jax.config import OnBadExample, choices
+from vit_jax.config.schema import Interpolation, ResizeRule
 from vit_jax.evaluation.score import score
+from vit_jax.load_classifier import load
+from vit_jax.models.build import DTYPES
+from vit_jax.text import printable
 
 
-def main() -> None:
+def _parse_args() -> argparse.Namespace:
   parser = command_line.Parser('vit_jax.evaluate', description=__doc__)
-  parser.add_argument('--model', required=True, help='a file, folder, workdir or published name')
-  parser.add_argument(
-    '--data', required=True, help='folder:/path, array_record:/path, … (all: docs/data.md)'
-  )
-  parser.add_argument('--split', default='test', help='split of the data')
-  parser.add_argument(
-    '--eval', default='classification', choices=['classification'], help='what to measure'
-  )
-  parser.add_argument(
-    '--image_size',
-    type=command_line.parse_image_size,
-    metavar='N|HxW',
-    help="if not the model's own",
-  )
-  parser.add_argument(
-    '--batch_size', type=int, default=64, help='examples at a time; changes no result'
-  )
-  parser.add_argument(
+  add, own = parser.add_argument, "if not the model's own"
+  add('--model', required=True, help='a file, folder, workdir or published name')
+  add('--data', required=True, help='folder:/path, array_record:/path, … (all: docs/data.md)')
+  add('--split', default='test', help='split of the data')
+  add('--eval', default='classification', choices=['classification'], help='what to measure')
+  add('--image_size', type=command_line.parse_image_size, metavar='N|HxW', help=own)
+  add('--crop', dest='resize', choices=choices(ResizeRule), help=f'resize rule, {own}')
+  add('--crop_fraction', type=float, metavar='X', help=f'central share of the image, {own}')
+  add('--interpolation', choices=choices(Interpolation), help=own)
+  add('--antialias', action=argparse.BooleanOptionalAction, help=f'average when shrinking, {own}')
+  add('--dtype', choices=DTYPES, help=f'of matrix products, {own}')
+  add('--batch_size', type=int, default=64, help='examples at a time; changes no result')
+  add('--workers', type=int, default=0, help='reading processes; 0: threads')
+  add(
     '--on_bad_example',
     default='error',
     choices=choices(OnBadExample),
     help='an unreadable image ends the evaluation, or is left out',
   )
-  parser.add_argument('--json', action='store_true', help='print one JSON object')
+  add('--json', action='store_true', help='print one JSON object')
   args = parser.parse_args()
-  model = load(args.model, image_size=args.image_size)
-  command_line.print_report(model.report)
-  metrics = score(model, args.data, args.split, args.batch_size, args.on_bad_example)
+  command_line.check_range('--batch_size', args.batch_size, 1, 2**20)
+  command_line.check_range('--workers', args.workers, 0, 2**10)
+  return args
+
+
+def main() -> None:
+  args = _parse_args()
+  vit = load(args.model, image_size=args.image_size, dtype=args.dtype)
+  command_line.print_report(vit.report)
+  names = ('resize', 'crop_fraction', 'interpolation', 'antialias')
+  changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+  vit = dataclasses.replace(vit, preprocessing=dataclasses.replace(vit.preprocessing, **changes))
+  metrics = score(vit, args.data, args.split, args.batch_size, args.on_bad_example, args.workers)
   if args.json:
-    print(json.dumps({'model': args.model, **metrics}))
+    preprocessing = dataclasses.asdict(vit.preprocessing)
+    print(json.dumps({'model': args.model, 'preprocessing': preprocessing, **metrics}))
   else:
     num_correct = round(metrics['accuracy'] * metrics['examples'])
     print(
-      f'{metrics["data"]}: accuracy {metrics["accuracy"]:.2%} '
+      f'{printable(metrics["data"])}: accuracy {metrics["accuracy"]:.2%} '
       f'({num_correct:,} of {metrics["examples"]:,} examples correct), loss {metrics["loss"]:.4f}'
     )
 

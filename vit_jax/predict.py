@@ -1,101 +1,84 @@
 """Classifies images: `python -m vit_jax.predict --model=M IMAGE…`."""
 
-import itertools
+import argparse
+import contextlib
+import csv
+import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-import numpy as np
-from etils import epath
 
 from vit_jax import command_line
-from vit_jax.classifier import Classifier, load
-from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources import image_files
 from vit_jax.errors import UserError
+from vit_jax.evaluation.predictions import Prediction, find_images, predict_files, read_list
+from vit_jax.files import user_path, write_text
+from vit_jax.load_classifier import load
+from vit_jax.models.build import DTYPES
+from vit_jax.text import printable
+
+_CSV_COLUMNS = ('image', 'rank', 'index', 'label', 'probability')
 
 
-def find_images(arguments: Iterable[str]) -> Iterator[epath.Path]:
-  """Yields the files among the arguments, and all images of the folders among them.
-
-  Raises:
-    UserError: for a folder without images.
-  """
-  for argument in arguments:
-    path = epath.Path(argument).expanduser()
-    if not path.is_dir():
-      yield path
-    elif files := image_files(path):
-      yield from (path / file for file in files)
-    else:
-      raise UserError(f'{path} has no images ({", ".join(SUFFIXES)}).')
-
-
-def read_image(vit: Classifier, path: epath.Path) -> np.ndarray | UserError:
-  """The preprocessed image, or the error if it cannot be read."""
-  try:
-    return vit.preprocess(path.read_bytes(), str(path))
-  except OSError as error:
-    return UserError(f'{path} cannot be read: {error.strerror or error}.')
-  except UserError as error:
-    return error
+def _parse_args() -> argparse.Namespace:
+  parser = command_line.Parser('vit_jax.predict', description=__doc__)
+  add = parser.add_argument
+  add('images', nargs='*', metavar='IMAGE', help='files, or folders of them')
+  add('--model', required=True, help='a file, folder, workdir or published name')
+  add('--list', metavar='FILE', help='text file of further images, one a line; -: stdin')
+  add('--top_k', type=int, default=5, help='classes for each image')
+  add(
+    '--image_size',
+    type=command_line.parse_image_size,
+    metavar='N|HxW',
+    help="if not the model's own",
+  )
+  add('--labels', metavar='FILE', help='text file of class names, one a line')
+  add('--dtype', choices=DTYPES, help="of matrix products, if not the model's own")
+  add('--batch_size', type=int, default=32, help='images at a time; changes no result')
+  add('--json', action='store_true', help='print one JSON object for each image')
+  add('--csv', metavar='FILE', help=f'write a table instead of printing: {", ".join(_CSV_COLUMNS)}')
+  args = parser.parse_args()
+  command_line.check_range('--top_k', args.top_k, 1, 2**24)
+  command_line.check_range('--batch_size', args.batch_size, 1, 2**16)
+  return args
 
 
-def predict(
-  vit: Classifier, paths: Iterable[epath.Path], top_k: int, batch_size: int = 32
-) -> Iterator[tuple[epath.Path, list[dict[str, Any]] | UserError]]:
-  """Yields each path with its `top_classes`, or with the error if it cannot be read."""
-  paths = iter(paths)
-  while chunk := list(itertools.islice(paths, batch_size)):
-    images = [read_image(vit, path) for path in chunk]
-    readable = [image for image in images if isinstance(image, np.ndarray)]
-    # The last chunk is not padded: compiling again for its size is cheaper.
-    size = batch_size if len(chunk) == batch_size else len(readable)
-    padding = [np.zeros((*vit.image_size, vit.channels), np.float32)] * (size - len(readable))
-    rows = iter(())
-    if readable:
-      rows = iter(np.asarray(vit.probabilities(np.stack(readable + padding))))
-    for path, image in zip(chunk, images, strict=True):
-      yield path, image if isinstance(image, UserError) else top_classes(vit, next(rows), top_k)
-
-
-def top_classes(vit: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, Any]]:
-  """The `k` most probable classes of one image, most probable first."""
-  return [
-    {
-      'label': vit.labels[i] if vit.labels else f'class {i}',
-      'index': int(i),
-      'probability': float(probabilities[i]),
-    }
-    for i in np.argsort(-probabilities, kind='stable')[:k]
-  ]
+def _print(prediction: Prediction, as_json: bool) -> None:
+  if as_json:
+    print(json.dumps({'image': str(prediction.path), 'top': prediction.as_json()}))
+    return
+  print(printable(str(prediction.path)))
+  for _, label, probability in prediction.top:
+    print(f'  {probability:7.2%}  {printable(label)}')
 
 
 def main() -> None:
-  parser = command_line.Parser('vit_jax.predict', description=__doc__)
-  parser.add_argument('images', nargs='+', metavar='IMAGE', help='files, or folders of them')
-  parser.add_argument('--model', required=True, help='a file, folder, workdir or published name')
-  parser.add_argument('--top_k', type=int, default=5, help='classes to print for each image')
-  parser.add_argument('--json', action='store_true', help='print one JSON object for each image')
-  args = parser.parse_args()
-  if args.top_k < 1:
-    raise UserError(f'--top_k is {args.top_k}; it must be positive.')
-  vit = load(args.model)
+  args = _parse_args()
+  paths = find_images([*args.images, *(read_list(args.list) if args.list else [])])
+  if not paths:
+    raise UserError('There are no images to classify; name files or folders, or pass --list=FILE.')
+  vit = load(args.model, args.image_size, labels=args.labels, dtype=args.dtype)
   command_line.print_report(vit.report)
   if not vit.model.num_classes:
     raise UserError(f'{args.model} has no head; name a model with classes.')
-  failed = 0
-  for path, classes in predict(vit, find_images(args.images), args.top_k):
-    if isinstance(classes, UserError):
-      failed += 1
-      print(f'error: {classes}', file=sys.stderr)
-    elif args.json:
-      print(json.dumps({'image': str(path), 'top': classes}))
-    else:
-      print(path)
-      for entry in classes:
-        print(f'  {entry["probability"]:7.2%}  {entry["label"]}')
+  failed, table = 0, io.StringIO(newline='')
+  rows = csv.writer(table)
+  rows.writerow(_CSV_COLUMNS)
+  batch_size = min(args.batch_size, len(paths))
+  with contextlib.closing(predict_files(vit, paths, args.top_k, batch_size)) as predictions:
+    for each in command_line.progress(predictions, len(paths), ' images'):
+      if each.error is not None:
+        failed += 1
+        print(f'error: {each.error}', file=sys.stderr)
+      elif args.csv:
+        rows.writerows((each.path, rank, *row) for rank, row in enumerate(each.top, start=1))
+      else:
+        _print(each, args.json)
+  if args.csv:
+    path = user_path(args.csv)
+    try:
+      write_text(path, table.getvalue())
+    except OSError as error:
+      raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
   if failed:
     sys.exit(UserError.exit_code)
 

@@ -30,7 +30,7 @@ from vit_jax.prepare import card as cards
 from vit_jax.prepare import pipeline
 from vit_jax.prepare.listing import Options
 from vit_jax.prepare.shard_writer import Encoding
-from vit_jax.text import plural
+from vit_jax.text import plural, printable
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
         bar=bar,
       )
   if card is None:
-    print(f'{args.target} is already prepared; there is nothing to do.', file=sys.stderr)
+    print(f'{printable(args.target)} is already prepared; there is nothing to do.', file=sys.stderr)
     return
   print(json.dumps(cards.to_json(card)) if args.json else cards.summary(card))
   if args.check and card.unreadable:

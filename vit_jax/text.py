@@ -1,4 +1,10 @@
-"""Formats numbers and names for messages."""
+"""Formats numbers and names for messages.
+
+Names in files (of classes, tensors, images) are hostile: all that is shown of them, on a terminal,
+in a log or on a page, passes through `printable`.
+"""
+
+import unicodedata
 
 
 def plural(count: int, noun: str) -> str:
@@ -7,9 +13,28 @@ def plural(count: int, noun: str) -> str:
   return f'{count:,} {noun}{suffix}'
 
 
-def printable(name: str) -> str:
-  """The name, with escapes if it has characters that a terminal or page cannot show."""
-  return name if name.isprintable() else ascii(name)[1:-1]
+def printable(text: str) -> str:
+  r"""The text on one line, with escapes such as \x1b and \u202e for what is no visible character.
+
+  These are control characters (newlines among them), those that change the direction of text or
+  have no width, separators of lines, lone surrogates, and code points without a character. Letters
+  of all scripts, accents, emoji and spaces are kept.
+  """
+  if text.isprintable():
+    return text
+  return ''.join(
+    char if char.isprintable() or unicodedata.category(char) == 'Zs' else _escape(char)
+    for char in text
+  )
+
+
+def _escape(char: str) -> str:
+  return char.encode('unicode_escape').decode('ascii')
+
+
+def printable_lines(text: str) -> str:
+  """As `printable`, but keeps newlines: for a text whose names were made printable before."""
+  return '\n'.join(map(printable, text.split('\n')))
 
 
 def format_bytes(size: int) -> str:

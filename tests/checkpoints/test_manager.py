@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
 from typing import Any
 
@@ -11,6 +12,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -193,6 +195,21 @@ def test_a_checkpoint_of_another_model_is_refused(workdir):
       UserError, match='checkpoints/6 cannot be read although its files are intact'
     ):
       checkpointer.restore(6, {'params': {'bias': jax.ShapeDtypeStruct((3,), np.float32)}})
+
+
+@pytest.mark.parametrize('change', [{'shape': [2**20, 2**20]}, {'chunks': [2**20, 2**20]}])
+def test_arrays_that_the_files_cannot_hold_are_not_allocated(change, tmp_path):
+  folder = epath.Path(tmp_path / 'x')
+  with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+    checkpointer.save(folder, make_state(1))
+  assert read_params(folder)['kernel'].shape == (64, 300)
+  file = folder / 'params.kernel' / '.zarray'
+  file.write_text(json.dumps(json.loads(file.read_text()) | change))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(UserError, match='declares 4,398,046,511,104 bytes of arrays in ') as caught:
+    read_params(folder)
+  assert '\n' not in str(caught.value)
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
 @flax.struct.dataclass

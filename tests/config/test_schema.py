@@ -8,6 +8,7 @@ from vit_jax import config as config_lib
 from vit_jax.config import Config, replace_fields
 from vit_jax.config.fields import walk_fields
 from vit_jax.errors import UserError
+from vit_jax.weights.evaluation_protocols import BIG_VISION, ORIGINAL
 
 
 def load(name: str, *overrides: str) -> Config:
@@ -57,6 +58,18 @@ def test_integers_become_floats_and_lists_become_tuples():
   config = replace_fields(config, {'model.resnet_blocks': [3, 4], 'optimizer.clip_norm': 2})
   assert config.model.resnet_blocks == (3, 4)
   assert (config.optimizer.clip_norm, type(config.optimizer.clip_norm)) == (2.0, float)
+
+
+@pytest.mark.parametrize('dataset', ['cifar10', 'cifar100', 'pets', 'flowers', 'imagenet'])
+@pytest.mark.parametrize('model', ['b16', 'h14', 'r50x1'])
+def test_fine_tuning_evaluates_as_the_original_code(model, dataset):
+  test = load(f'finetune.py:{model},{dataset}').data.test
+  assert test.preprocessing == ORIGINAL
+
+
+@pytest.mark.parametrize('data', ['imagenet21k', 'imagenet'])
+def test_augreg_evaluates_as_big_vision(data):
+  assert load(f'augreg.py:b16,best,{data}').data.test.preprocessing == BIG_VISION
 
 
 def test_a_config_does_not_change():

@@ -93,6 +93,31 @@ def test_classes_are_in_label_order_with_unique_names():
     assert len(set(each)) == len(each)
 
 
+def test_the_release_of_fall_2011_lacks_two_synsets():
+  synsets, synsets_21k = imagenet.synsets('22k'), imagenet.synsets('21k')
+  assert len(synsets) == 21841 and synsets == tuple(sorted(synsets))
+  assert set(synsets_21k) - set(synsets) == {'n03931044', 'n09859684'}
+
+
+@pytest.mark.parametrize(('num_classes', 'version'), [(1000, '1k'), (21843, '21k'), (21841, '22k')])
+def test_a_head_of_imagenet_gets_its_class_names(num_classes, version):
+  names = imagenet.class_names_of_head(num_classes)
+  assert len(names) == len(set(names)) == num_classes
+  assert names == imagenet.class_names(imagenet.synsets(version))
+
+
+def test_class_names_of_21841_outputs_are_shifted_after_each_missing_synset():
+  names, more = imagenet.class_names_of_head(21841), imagenet.class_names_of_head(21843)
+  first, second = (imagenet.synsets('21k').index(synset) for synset in ('n03931044', 'n09859684'))
+  assert (more[first], more[second]) == ('picture, image, icon, ikon', 'bleacher')
+  assert names[:first] == more[:first] and names[second - 1 :] == more[second + 1 :]
+
+
+@pytest.mark.parametrize('num_classes', [0, 10, 999, 21842])
+def test_other_heads_have_no_class_names(num_classes):
+  assert imagenet.class_names_of_head(num_classes) is None
+
+
 def test_real_labels_follow_the_validation_images():
   real = imagenet.real_labels()
   assert len(real) == 50_000

@@ -229,6 +229,15 @@ def test_hostile_names_are_harmless_on_the_page(name, escaped):
   assert not tags & {'script', 'img'} and page.count('<style>') == page.count('</style>') == 1
 
 
+@pytest.mark.parametrize('decode', [True, False])
+@pytest.mark.parametrize('dpi', [None, (72, 72)])  # Pillow hides errors of files without
+def test_images_whose_exif_is_damaged_are_unreadable(decode, dpi):
+  options = {'dpi': dpi} if dpi else {}
+  data = encode(random_image(), 'JPEG', exif=rotated_exif(), **options)
+  with pytest.raises(BadExampleError, match=r'^x\.jpg .*EXIF'):
+    examine(data.replace(b'Exif\0\0MM', b'Exif\0\0??'), 'x.jpg', decode)
+
+
 def test_an_empty_split_has_a_page():
   page = card_page.render(make_card(splits={'train': SplitStatistics()}), [])
   assert '0 images, 0.0 MB' in page

@@ -203,7 +203,7 @@ def test_folder_round_trip(labels, golden, tmp_path):
   )
   saved = vit_jax.Classifier(vit.model, vit.params, (32, 96), labels, preprocessing, 'sigmoid')
   saved.save(tmp_path / 'model', 'model')
-  saved.save(tmp_path / 'model', 'model')  # again, in its place
+  saved.save(tmp_path / 'model', 'model', overwrite=True)  # again, in its place
   for source in (tmp_path / 'model', tmp_path, tmp_path / 'model' / 'params.npz'):
     loaded = vit_jax.load(source)
     assert loaded.image_size == (32, 96)

@@ -1,6 +1,7 @@
 """The registry of published models: table, names, AugReg's index.csv, downloads from a server."""
 
 import base64
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -9,6 +10,9 @@ import http.server
 import io
 import os
 import pathlib
+import shutil
+import ssl
+import subprocess
 import sys
 import threading
 import urllib.parse
@@ -235,14 +239,22 @@ class Server:
   one_header: bool = False  # Both hashes in one header.
   lose_after: list[int] = dataclasses.field(default_factory=list)  # Bytes, one a request.
   statuses: list[int] = dataclasses.field(default_factory=list)  # One a request.
+  location: str | None = None  # Where it redirects to.
   knows_ranges: bool = True
   knows_if_range: bool = True
   extra_length: int = 0
+  announces_length: bool = True
   requests: list[tuple[str | None, str | None]] = dataclasses.field(default_factory=list)
 
   def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
     wanted, condition = handler.headers['Range'], handler.headers['If-Range']
     self.requests.append((wanted, condition))
+    if self.location is not None:
+      handler.send_response(302)
+      handler.send_header('Location', self.location)
+      handler.send_header('Content-Length', '0')
+      handler.end_headers()
+      return
     if self.statuses:
       handler.send_error(self.statuses.pop(0))
       return
@@ -254,7 +266,8 @@ class Server:
     if first:
       end = len(self.content)
       handler.send_header('Content-Range', f'bytes {first}-{end - 1}/{end}')
-    handler.send_header('Content-Length', str(len(body) + self.extra_length))
+    if self.announces_length:
+      handler.send_header('Content-Length', str(len(body) + self.extra_length))
     handler.send_header('ETag', self.etag)
     md5 = self.md5 or base64.b64encode(hashlib.md5(self.content).digest()).decode()
     hashes = ['crc32c=AAAAAA==', f'md5={md5}']
@@ -270,8 +283,8 @@ def npz(seed: int) -> bytes:
   return file.getvalue()
 
 
-@pytest.fixture
-def server():
+@contextlib.contextmanager
+def serve(certificate: pathlib.Path | None = None):
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):  # noqa: N802
       state.answer(self)
@@ -280,12 +293,43 @@ def server():
       pass
 
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as listener:
-    state = Server(f'http://127.0.0.1:{listener.server_port}/ViT-B_16.npz', npz(0))
+    if certificate:
+      context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+      context.load_cert_chain(certificate)
+      listener.socket = context.wrap_socket(listener.socket, server_side=True)
+    scheme = 'https' if certificate else 'http'
+    state = Server(f'{scheme}://127.0.0.1:{listener.server_port}/ViT-B_16.npz', npz(0))
     thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
     thread.start()
     yield state
     listener.shutdown()
     thread.join()
+
+
+@pytest.fixture
+def server():
+  with serve() as state:
+    yield state
+
+
+@pytest.fixture
+def https_server(tmp_path, monkeypatch):
+  """A server with a certificate that this process trusts."""
+  if shutil.which('openssl') is None:
+    pytest.skip('openssl makes the certificate')
+  certificate = tmp_path / 'certificate.pem'
+  command = 'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2'
+  command += ' -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1'
+  subprocess.run(
+    [*command.split(), '-keyout', certificate, '-out', tmp_path / 'public.pem'],
+    check=True,
+    capture_output=True,
+  )
+  with certificate.open('a') as file:
+    file.write((tmp_path / 'public.pem').read_text())
+  monkeypatch.setenv('SSL_CERT_FILE', str(tmp_path / 'public.pem'))
+  with serve(certificate) as state:
+    yield state
 
 
 @pytest.fixture
@@ -305,7 +349,9 @@ def files_beside(target: pathlib.Path) -> list[str]:
 
 
 def download_model(model: registry.PublishedModel, target: pathlib.Path) -> None:
-  download.download(model.url, target, name=model.name, published_mib=model.size)
+  download.download(
+    model.url, target, name=model.name, published_mib=model.size, sha256=model.sha256
+  )
 
 
 def error_of_download(model: registry.PublishedModel, target: pathlib.Path) -> str:
@@ -322,7 +368,7 @@ def test_download(server, model, target, one_header, capsys):
   server.one_header = one_header
   download_model(model, target)
   assert target.read_bytes() == server.content
-  assert files_beside(target) == ['ViT-B_16.npz']
+  assert files_beside(target) == ['ViT-B_16.npz', 'ViT-B_16.npz.sha256']
   assert server.requests == [(None, None)]
   assert capsys.readouterr().err == '', 'a progress bar that is on no terminal'
 
@@ -349,7 +395,7 @@ def test_a_lost_connection_is_resumed(server, model, target):
   download_model(model, target)
   assert target.read_bytes() == server.content
   assert server.requests == [(None, None), ('bytes=999-', '"one"'), ('bytes=1498-', '"one"')]
-  assert files_beside(target) == ['ViT-B_16.npz']
+  assert files_beside(target) == ['ViT-B_16.npz', 'ViT-B_16.npz.sha256']
 
 
 def test_after_three_lost_connections_the_next_call_resumes(server, model, target):
@@ -447,6 +493,82 @@ def test_large_files_may_differ_by_half_a_percent(model, mib, ok):
       download._check_size(1157, int(mib * 2**20))
 
 
+def test_redirects_never_leave_https(server, https_server, model, target):
+  secure = dataclasses.replace(model, url=https_server.url)
+  download_model(secure, target)
+  target.unlink()
+  https_server.location = server.url
+  message = error_of_download(secure, target)
+  assert f'the server redirects from https to {server.url}' in message
+  assert server.requests == []
+  for location in ('file:///etc/passwd', 'ftp://127.0.0.1/x', 'data:,x'):
+    server.location = https_server.location = location
+    assert 'redirect' in error_of_download(secure, target).lower()
+    assert 'redirect' in error_of_download(model, target).lower()
+  assert files_beside(target) == ['ViT-B_16.npz.sha256']
+
+
+def test_redirects_to_https_are_followed(server, https_server, model, target):
+  server.location = https_server.url
+  download_model(model, target)
+  assert target.read_bytes() == https_server.content
+
+
+def test_a_file_without_a_length_is_read_to_the_published_size(server, model, target):
+  server.announces_length = False
+  download_model(model, target)
+  target.unlink()
+  server.content = npz(0) + bytes(2**23)
+  message = error_of_download(dataclasses.replace(model, size=1), target)
+  assert 'has more than' in message and 'instead of the published 1 MiB' in message
+  assert files_beside(target) == ['ViT-B_16.npz.sha256']
+
+
+def test_the_published_sha256_is_checked(server, model, target):
+  digest = hashlib.sha256(server.content).hexdigest()
+  message = error_of_download(dataclasses.replace(model, sha256='0' * 64), target)
+  assert f'has the sha256 {digest} instead of the published one' in message
+  assert files_beside(target) == []
+  download_model(dataclasses.replace(model, sha256=digest), target)
+
+
+def test_a_file_that_is_changed_after_the_download_is_refused(server, model, target, monkeypatch):
+  monkeypatch.setitem(registry.PUBLISHED_MODELS, model.name, model)
+  registry.fetch(model.name)
+  record = target.with_name('ViT-B_16.npz.sha256')
+  digest = hashlib.sha256(server.content).hexdigest()
+  assert record.read_text() == f'{digest}  ViT-B_16.npz\n'
+  target.write_bytes(server.content)  # the same again
+  registry.fetch(model.name)
+  target.write_bytes(server.content[:-1] + b'x')
+  with pytest.raises(UserError, match='is not the file that was downloaded'):
+    registry.fetch(model.name)
+  record.unlink()
+  registry.fetch(model.name)  # put there by other means
+  assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize('suffix', ['part', 'part.etag'])
+def test_nothing_is_written_through_a_link(suffix, server, model, target, tmp_path):
+  target.parent.mkdir(parents=True)
+  (tmp_path / 'victim').write_text('precious')
+  link = target.with_name(f'ViT-B_16.npz.{suffix}')
+  link.symlink_to(tmp_path / 'victim')
+  if suffix == 'part':
+    assert 'it is a link' in error_of_download(model, target)
+    assert link.is_symlink()
+  else:
+    download_model(model, target)
+  assert (tmp_path / 'victim').read_text() == 'precious'
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes on this system')
+def test_a_pipe_in_the_place_of_the_partial_file(server, model, target):
+  target.parent.mkdir(parents=True)
+  os.mkfifo(target.with_name('ViT-B_16.npz.part'))
+  assert 'it is a pipe or a device' in error_of_download(model, target)
+
+
 def test_a_missing_file_is_requested_once(server, model, target):
   server.statuses = [404]
   message = error_of_download(model, target)
@@ -506,5 +628,5 @@ def test_four_at_once_download_once(server, model, target):
   for thread in threads:
     thread.join()
   assert target.read_bytes() == server.content
-  assert files_beside(target) == ['ViT-B_16.npz']
+  assert files_beside(target) == ['ViT-B_16.npz', 'ViT-B_16.npz.sha256']
   assert len(server.requests) == 1

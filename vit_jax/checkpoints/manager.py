@@ -1,6 +1,7 @@
 """Checkpoints of a run: written asynchronously by Orbax; the last few and the best are kept."""
 
 import dataclasses
+import math
 import operator
 from typing import Any
 
@@ -206,6 +207,16 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
   return None
 
 
+def _check_declared_size(arrays: list[Any], size: int) -> None:
+  """Raises `ValueError` for arrays, or chunks of them, that cannot be in `size` bytes of files."""
+  declared = 0
+  for array in arrays:
+    chunk = getattr(array.storage, 'chunk_shape', None) or ()
+    declared += max(math.prod(array.shape), math.prod(chunk)) * np.dtype(array.dtype).itemsize
+  if declared > 50 * size + 2**26:  # trained weights hardly compress
+    raise ValueError(f'it declares {declared:,} bytes of arrays in {size:,} bytes of files')
+
+
 def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
   """Reads the parameters, or their moving average if it is kept: {'head/bias': array, …}.
 
@@ -219,6 +230,7 @@ def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
     tree = _stored_tree(folder)
     key = next((key for key in ('ema_params', _OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
     wanted = {key: tree[key]} if key else tree
+    _check_declared_size(jax.tree.leaves(wanted), manifest.folder_size(folder))
     with ocp.PyTreeCheckpointer() as checkpointer:
       restored = checkpointer.restore(
         folder,

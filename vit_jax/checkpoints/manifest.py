@@ -29,6 +29,11 @@ def _size(path: epath.Path) -> int:
   return path.stat().length if is_remote(path) else os.path.getsize(path)
 
 
+def folder_size(folder: epath.Path) -> int:
+  """The bytes of all files in a folder."""
+  return sum(_size(folder / name) for name in _files(folder))
+
+
 def _read_entry(path: epath.Path) -> dict[str, int]:
   """Size in bytes and CRC-32 of a file."""
   size = checksum = 0
@@ -78,6 +83,8 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
     }
   except FileNotFoundError:
     return f'it has no {MANIFEST}'
+  except OSError as error:
+    raise UserError(f'{folder / MANIFEST} cannot be read: {error.strerror or error}.') from None
   except (ValueError, LookupError, TypeError):
     return f'its {MANIFEST} is not a manifest'
   with concurrent.futures.ThreadPoolExecutor() as pool:

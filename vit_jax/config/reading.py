@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import re
 import sys
 import typing
@@ -18,6 +17,7 @@ from ml_collections import config_dict, config_flags
 from vit_jax.config.fields import Section, describe_type, flatten, replace_fields, walk_fields
 from vit_jax.config.schema import Config
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import parse_json, read_text
 
 # Fields of the config.json of older versions, and what they are called now.
 _RENAMED = {
@@ -122,7 +122,7 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
   sys.path.insert(0, str(path.resolve().parent.parent))  # for its `from configs import …`
   try:
     namespace: dict[str, Any] = {'__name__': 'vit_jax_config', '__file__': str(path)}
-    exec(compile(path.read_text(), str(path), 'exec'), namespace)
+    exec(compile(read_text(path), str(path), 'exec'), namespace)
     config = namespace['get_config'](*([] if argument is None else [argument]))
   except UserError:
     raise
@@ -148,7 +148,7 @@ def read_json(path: epath.Path) -> Config:
     UserError: for anything else than a JSON object of fields and values of a config.
   """
   try:
-    values = _flatten(json.loads(path.read_text()))
+    values = _flatten(parse_json(read_text(path)))
   except (OSError, ValueError, AttributeError, RecursionError) as error:
     raise UserError(f'{path} is not a JSON object: {first_line(error)}.') from None
   try:

@@ -14,6 +14,7 @@ import re
 import tarfile
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import read_text
 
 TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 VAL_TAR = 'ILSVRC2012_img_val.tar'
@@ -28,17 +29,28 @@ GROUND_TRUTHS = (
 # Raised by reading a file that is not a ground truth.
 _DAMAGE = (OSError, tarfile.TarError, EOFError, KeyError, ValueError, IndexError, TypeError)
 _FOLDER = pathlib.Path(__file__).parent
+# Google's list of ImageNet-21k has two synsets more than the release of fall 2011 (fall11.tar).
+_NOT_IN_FALL_2011 = frozenset(('n03931044', 'n09859684'))
+_LISTS = {1_000: '1k', 21_841: '22k', 21_843: '21k'}  # number of classes: `synsets` of them
 
 
 @functools.cache
 def _table() -> list[list[str]]:
   """Reads [synset, versions of ImageNet, lemmas] of each synset."""
-  lines = (_FOLDER / 'imagenet_synsets.tsv').read_text().splitlines()
+  lines = (_FOLDER / 'imagenet_synsets.tsv').read_text('utf-8').splitlines()
   return [line.split('\t') for line in lines if not line.startswith('#')]
 
 
 def synsets(version: str = '1k') -> tuple[str, ...]:
-  """Lists the synsets in label order: '1k' (ILSVRC2012; 1,000) or '21k' (21,843)."""
+  """Lists the synsets in label order.
+
+  Args:
+    version: '1k' (ILSVRC2012; 1,000 synsets), '21k' (Google's list of ImageNet-21k; 21,843) or
+      '22k' (the release of fall 2011, that most other code trains on; 21,841). The lists agree with
+      timm 1.0.31 (data/_info/imagenet{,21k_goog,22k}_synsets.txt).
+  """
+  if version == '22k':
+    return tuple(synset for synset in synsets('21k') if synset not in _NOT_IN_FALL_2011)
   return tuple(synset for synset, versions, _ in _table() if version in versions.split(','))
 
 
@@ -56,6 +68,20 @@ def class_names(ids: tuple[str, ...]) -> tuple[str, ...]:
   )
 
 
+@functools.cache
+def class_names_of_head(num_classes: int) -> tuple[str, ...] | None:
+  """Returns the class names of an ImageNet model by its number of outputs, in label order.
+
+  Args:
+    num_classes: 1,000, 21,843 or 21,841 (see `synsets`).
+
+  Returns:
+    `num_classes` different names, such as 'tench, Tinca tinca'; None for any other number.
+  """
+  version = _LISTS.get(num_classes)
+  return None if version is None else class_names(synsets(version))
+
+
 def is_synset(text: str) -> bool:
   """Returns True for text of the form n01440764."""
   return re.fullmatch(r'n\d{8}', text) is not None
@@ -64,7 +90,7 @@ def is_synset(text: str) -> bool:
 @functools.cache
 def real_labels() -> tuple[tuple[int, ...], ...]:
   """Returns the ReaL labels of each of the 50,000 validation images; 3,163 images have none."""
-  return tuple(map(tuple, json.loads((_FOLDER / 'imagenet_real.json').read_text())))
+  return tuple(map(tuple, json.loads((_FOLDER / 'imagenet_real.json').read_text('utf-8'))))
 
 
 def val_number(name: str) -> int | None:
@@ -105,11 +131,11 @@ def read_ground_truth(file: pathlib.Path) -> list[str]:
     if file.name.endswith(('.tar.gz', '.tgz', '.tar')):
       truth = _read_devkit(file)
     elif file.suffix == '.csv':
-      with open(file, newline='') as lines:
+      with open(file, newline='', encoding='utf-8') as lines:
         rows = sorted((row['ImageId'], row['PredictionString']) for row in csv.DictReader(lines))
       truth = [prediction.split()[0] for _, prediction in rows]
     else:
-      truth = file.read_text().split()
+      truth = read_text(file).split()
   except _DAMAGE as error:
     reason = first_line(error)
     raise UserError(f'{file} is not a ground truth of ImageNet ({reason}); {advice}.') from None

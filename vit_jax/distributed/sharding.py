@@ -32,6 +32,7 @@ TENSOR_RULES = (
 )
 # Elements of an array below which sharding it over `fsdp` is not worth the communication.
 MIN_SIZE_TO_SHARD = 2**14
+MAX_BATCH_SIZE = 2**20  # examples, over all devices
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -99,6 +100,8 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str) -> None:
   shards = _num_batch_shards(mesh)
   if batch_size < 1:
     raise UserError(f'{name} is {batch_size}; it must be positive.')
+  if batch_size > MAX_BATCH_SIZE:
+    raise UserError(f'{name} is {batch_size:,}; it must be at most {MAX_BATCH_SIZE:,}.')
   if batch_size % shards:
     smaller = batch_size // shards * shards
     sizes = f'{smaller} or {smaller + shards}' if smaller > 0 else shards

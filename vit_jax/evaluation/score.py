@@ -14,10 +14,16 @@ from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification
 from vit_jax.evaluation.eval_step import make_eval_step
+from vit_jax.models.build import dtype_name
 
 
 def score(
-  model: Classifier, data: str, split: str, batch_size: int, on_bad_example: OnBadExample = 'error'
+  model: Classifier,
+  data: str,
+  split: str,
+  batch_size: int,
+  on_bad_example: OnBadExample = 'error',
+  workers: int = 0,
 ) -> dict[str, Any]:
   """Scores every example of a split once, preprocessed as the model expects.
 
@@ -27,9 +33,11 @@ def score(
     split: a split of the source.
     batch_size: over all devices; changes no result.
     on_bad_example: whether an unreadable image ends the evaluation or is left out.
+    workers: reading processes; 0: threads.
 
   Returns:
-    {'data': name of the source} and the metrics of `classification.evaluate`.
+    {'data': name of the source, 'dtype': of the matrix products} and the metrics of
+    `classification.evaluate`.
 
   Raises:
     UserError: for data that cannot be read, or whose classes are not the model's; for a batch
@@ -56,7 +64,8 @@ def score(
   stream = open_stream(config, batch_size, source)
   params = jax.device_put(model.params, sharding.replicated(mesh))
   eval_step = jax.jit(make_eval_step(model.model, model.loss))
-  with DataLoader({'test': stream}, mesh) as loader:
+  with DataLoader({'test': stream}, mesh, workers) as loader:
     batches, total = loader.batches('test'), stream.num_batches
     batches = tqdm.tqdm(batches, total=total, unit='batch', leave=False, disable=None)
-    return {'data': source.name, **classification.evaluate(eval_step, params, batches)}
+    metrics = classification.evaluate(eval_step, params, batches)
+    return {'data': source.name, 'dtype': dtype_name(model.model), **metrics}

@@ -1,5 +1,6 @@
 """Builds models from a config or from checkpoint tensors, and their abstract parameters."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Container, Mapping
@@ -10,17 +11,20 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.resnet import BiTResNet, hybrid_stride
+from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
 from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
 
 Model = VisionTransformer | BiTResNet
 
 GELUS = ('tanh', 'exact')
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # of matrix products
 RELEASED_NUMERICS = Numerics()
 MAX_DEPTH = 1000  # blocks
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
 MAX_IMAGE_SIDE = 2**16  # pixels
+MAX_PATCHES = 2**18  # of an image, with a position embedding each
+MAX_CLASSES = 2**20
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 _ARCHITECTURE = {
   VisionTransformer: (
@@ -41,17 +45,27 @@ def resolve_dtype(name: str, platform: str | None = None) -> Any:
 
   The platform is 'cpu', 'gpu' or 'tpu'; None: this process's default backend.
   """
-  return {
-    'auto': jnp.float32 if (platform or jax.default_backend()) == 'cpu' else jnp.bfloat16,
-    'float32': jnp.float32,
-    'bfloat16': jnp.bfloat16,
-  }[name]
+  if name == 'auto':
+    name = 'float32' if (platform or jax.default_backend()) == 'cpu' else 'bfloat16'
+  return DTYPES[name]
+
+
+def dtype_name(model: Model) -> str:
+  """The key of DTYPES in which a model computes."""
+  return jnp.dtype(model.dtype if isinstance(model, BiTResNet) else model.numerics.dtype).name
+
+
+def with_dtype(model: Model, name: str) -> Model:
+  """The model computing in a key of DTYPES."""
+  if isinstance(model, BiTResNet):
+    return model.clone(dtype=DTYPES[name])
+  return model.clone(numerics=dataclasses.replace(model.numerics, dtype=DTYPES[name]))
 
 
 def model_from_config(
   config: ModelConfig,
   num_classes: int,
-  constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+  constrain: Callable[[jax.Array], jax.Array] = identity,
   platform: str | None = None,
 ) -> Model:
   """Builds the variant that the config names, with the fields that the config overrides.
@@ -239,6 +253,8 @@ def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> No
       raise UserError(f'{text}; both sides must be positive.')
     return
   patch = model.patch_size
+  if height * width > MAX_PATCHES * patch**2:
+    raise UserError(f'{text}; use at most {MAX_PATCHES:,} patches of {patch}x{patch} pixels.')
   if min(height, width) < patch or height % patch or width % patch:
     raise UserError(
       f'{text}, which patches of {patch}x{patch} pixels do not tile; use '

@@ -19,6 +19,11 @@ from vit_jax.models.head import classify
 Array = jax.Array
 
 
+def identity(x: Array) -> Array:
+  """The default of `constrain`; a function with a name, so that models can be pickled."""
+  return x
+
+
 class StdConv(nn.Module):
   """Convolution with a kernel standardized over all but its last axis (arXiv 1903.10520).
 
@@ -177,7 +182,7 @@ class BiTResNet(nn.Module):
   num_classes: int
   head_bias_init: float = 0.0
   dtype: Any = jnp.float32
-  constrain: Callable[[Array], Array] = lambda x: x
+  constrain: Callable[[Array], Array] = identity
 
   @nn.compact
   def __call__(self, images: Array, *, deterministic: bool = True) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models.head import classify
-from vit_jax.models.resnet import hybrid_features, hybrid_stride
+from vit_jax.models.resnet import hybrid_features, hybrid_stride, identity
 
 Array = jax.Array
 DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N, L)
@@ -285,7 +285,7 @@ class VisionTransformer(nn.Module):
   attention: str = 'einsum'
   remat: str = 'none'
   scan_blocks: bool = False
-  constrain: Callable[[Array], Array] = lambda x: x
+  constrain: Callable[[Array], Array] = identity
 
   @nn.compact
   def __call__(self, images: Array, *, deterministic: bool = True) -> Array:

@@ -156,7 +156,8 @@ def summary(card: Card) -> str:
       f'    {min_width}-{max_width} x {min_height}-{max_height} pixels, median {width} x {height}; '
       f'{_format_counts(statistics.formats)}; {_format_counts(statistics.modes)}',
     ]
-  return '\n'.join([*lines, *(f'  WARNING: {warning}' for warning in list_warnings(card))])
+  lines += [f'  WARNING: {warning}' for warning in list_warnings(card)]
+  return '\n'.join(map(printable, lines))
 
 
 def _split_to_json(card: Card, split: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from vit_jax.data.sources import Source
 from vit_jax.data.sources.source import Example
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import BadExampleError
+from vit_jax.files import read_bytes
 
 
 class Examples(Protocol):
@@ -44,8 +45,7 @@ class FileExamples:
 
   def read(self, i: int) -> Example:
     try:
-      with open(os.path.join(self.root, self.names[i]), 'rb') as file:
-        return file.read(), self.labels[i]
+      return read_bytes(os.path.join(self.root, self.names[i])), self.labels[i]
     except OSError as error:
       raise BadExampleError(f'{self.names[i]} cannot be read: {error.strerror}.') from None
 

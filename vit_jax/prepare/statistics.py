@@ -12,7 +12,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from vit_jax.data.decoding.images import MAX_PIXELS, ORIENTATION, check_image, decode_image
+from vit_jax.data.decoding.exif import is_upright, orientation
+from vit_jax.data.decoding.images import check_image, decode_image
+from vit_jax.data.decoding.limits import max_pixels
 from vit_jax.errors import BadExampleError
 from vit_jax.prepare.examples import Examples
 from vit_jax.text import printable
@@ -113,14 +115,15 @@ class SplitStatistics:
 
 def _reason(error: BadExampleError, name: str) -> str:
   """Why an example is unreadable, without its name."""
-  reason = str(error).removeprefix(f'{name} ').removeprefix('cannot be read as an image: ')
-  return printable(reason.removeprefix('cannot be read: ').removeprefix('is ').rstrip('.'))
+  reason = str(error).removeprefix(f'{printable(name)} ')
+  reason = reason.removeprefix('cannot be read as an image: ').removeprefix('cannot be read: ')
+  return reason.removeprefix('is ').rstrip('.')
 
 
 def _is_intact_jpeg(data: bytes) -> bool:
   try:
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    if int(height) * int(width) > MAX_PIXELS:
+    if int(height) * int(width) > max_pixels():
       return False
     simplejpeg.decode_jpeg(data, 'GRAY')
   except (ValueError, KeyError):  # KeyError: a colorspace it has no name for, such as CMYK
@@ -144,6 +147,8 @@ def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImagePropertie
     decode_image(data, name)
   elif not decode:
     check_image(data, name)
+  else:
+    is_upright(data, name)  # or it raises
   with Image.open(io.BytesIO(data)) as image:
     image_format = image.format or 'unknown'
     warnings = []
@@ -155,9 +160,9 @@ def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImagePropertie
     if getattr(image, 'is_animated', False):
       warnings.append('animated, only the first frame is used')
     width, height = image.size
-    if b'Exif' in data[:65536] and (orientation := image.getexif().get(ORIENTATION, 1)) != 1:
+    if b'Exif' in data[:65536] and (turned := orientation(image, name)) != 1:
       warnings.append('turned upright by its EXIF orientation')
-      if orientation >= 5:
+      if turned >= 5:
         width, height = height, width
     return ImageProperties(image_format, image.mode, width, height, tuple(warnings))
 

@@ -12,13 +12,12 @@ from vit_jax.checkpoints.manager import Checkpointer, has_checkpoint
 from vit_jax.classifier import Classifier
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
-from vit_jax.data.sources import check_same_classes, open_source
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
 from vit_jax.errors import NonFiniteLossError, PreemptedError, UserError, memory_explained
 from vit_jax.evaluation import classification
 from vit_jax.training.metrics import MetricsWriter
-from vit_jax.training.preflight import check_num_classes, inspect_data
+from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.program import build_program
 from vit_jax.training.progress import Progress
 from vit_jax.training.throughput import ThroughputMeter
@@ -45,7 +44,8 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
     params = multihost_utils.process_allgather(params, tiled=True)
   if jax.process_index() == 0:
     try:
-      dataclasses.replace(vit, params=jax.device_get(params)).save(workdir / 'model', 'model')
+      vit = dataclasses.replace(vit, params=jax.device_get(params))
+      vit.save(workdir / 'model', 'model', overwrite=True)
     except OSError as error:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
@@ -74,10 +74,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   mesh = sharding.make_mesh(config.mesh)
 
   # Data and model.
-  train = open_source(config.data.train.source, config.data.train.split)
-  test = open_source(config.data.test_source, config.data.test.split)
-  check_same_classes(train.class_names, test.class_names, test.name)
-  check_num_classes(config.data.num_classes, train)
+  train, test = open_sources(config.data)
   config = config.resolve_steps(train.size)
   data, labels = config.data, (train.num_classes, train.multi_label)
   program = build_program(

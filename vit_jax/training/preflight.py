@@ -4,14 +4,45 @@ import jax
 import tqdm
 
 from vit_jax.config import DataConfig
-from vit_jax.data.sources import Source
-from vit_jax.errors import UserError
+from vit_jax.data.sources import Source, check_same_classes, open_source, synthetic
+from vit_jax.errors import MissingDataError, UserError
 from vit_jax.prepare import card as cards
 from vit_jax.prepare.statistics import SplitStatistics
 
 # Larger data sets are not read before a run; a damaged image is then met during training.
 _MAX_IMAGES = 100_000
 _MAX_NAMED = 3
+
+
+def open_sources(config: DataConfig) -> tuple[Source, Source]:
+  """Opens the training and the test examples.
+
+  Raises:
+    UserError: for data that cannot be read, or that differs in classes from the other source or
+      from the config. For data that does not exist, it names the flags that need none.
+  """
+  try:
+    train = open_source(config.train.source, config.train.split)
+    test = open_source(config.test_source, config.test.split)
+  except MissingDataError as error:
+    message = str(error).rstrip('.')
+    raise MissingDataError(f'{message}; {_advise_stand_in(config)}.') from None
+  check_same_classes(train.class_names, test.class_names, test.name)
+  check_num_classes(config.num_classes, train)
+  return train, test
+
+
+def _advise_stand_in(config: DataConfig) -> str:
+  """How to run without any data."""
+  source = synthetic.stand_in(config.num_classes)
+  if source is None:
+    return (
+      'to try things without any data, run python -m vit_jax.main --config=configs/quickstart.py'
+    )
+  flags = f'--config.data.train.source={source}'
+  if config.test.source:
+    flags += f' --config.data.test.source={source}'
+  return f'to run this command on generated images, add {flags}'
 
 
 def check_num_classes(num_classes: int, train: Source) -> None:

@@ -16,7 +16,7 @@ from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.hardware import num_cores
 from vit_jax.models.build import count_parameters
-from vit_jax.text import format_bytes, plural
+from vit_jax.text import format_bytes, plural, printable, printable_lines
 from vit_jax.training.program import Program
 from vit_jax.training.throughput import data_wait
 
@@ -70,7 +70,7 @@ class Progress:
     """Prints a line above the bar, on process 0."""
     if self._enabled:
       with tqdm.tqdm.external_write_mode(file=sys.stdout):
-        print(line, flush=True)
+        print(printable_lines(line), flush=True)
 
   def print_start(self, train: Source, test: Source, workdir: epath.Path) -> None:
     """Prints what is about to be trained, on what, and where it is written."""
@@ -128,7 +128,7 @@ class Progress:
         self._named_bad.add(message)
         is_last = len(self._named_bad) == _MAX_NAMED
         more = '; more are counted in metrics.jsonl' if is_last else ''
-        self.print(f'skipped: {message}{more}')
+        self.print(f'skipped: {printable(message)}{more}')
 
   def _warn_if_starving(self, wait: float, rate: float, num_workers: int) -> None:
     """Warns once when the devices wait for data, and says what to change."""

@@ -14,10 +14,11 @@ from vit_jax.config.schema import PositionResize
 from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
-from vit_jax.text import plural
+from vit_jax.text import plural, printable
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts.released import POSITIONS, flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
+from vit_jax.weights.metadata import ModelMetadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LoadReport:
     for title, tensors in (('resized', resized), ('re-initialized', new), ('ignored', ignored)):
       text = '; '.join(tensors[:4]) + (f'; and {len(tensors) - 4} more' if tensors[4:] else '')
       lines.append(f'  {title:<15}{len(tensors):>5}  {text}'.rstrip())
-    return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
+    return '\n'.join(map(printable, lines + [f'  note: {note}' for note in self.notes]))
 
 
 def load_params(
@@ -79,6 +80,42 @@ def load_params(
       note = f'model.{field} differs from the file, which has {name}={getattr(old, name)}'
       report = dataclasses.replace(report, notes=(*report.notes, note))
   return read_params(tensors, weights.name, shardings), report
+
+
+def with_new_head(
+  model: build.Model, num_classes: int, keep_pre_logits: bool = False
+) -> build.Model:
+  """The model with another number of classes, and without `pre_logits` unless it is kept.
+
+  0 removes the head alone: the features are those after `pre_logits`.
+
+  Raises:
+    UserError: for a number of classes that no head has.
+  """
+  if not (type(num_classes) is int and 0 <= num_classes <= build.MAX_CLASSES):
+    raise UserError(f'num_classes is {num_classes!r}; it must be from 0 to {build.MAX_CLASSES:,}.')
+  if num_classes and getattr(model, 'pre_logits', 0) and not keep_pre_logits:
+    model = model.clone(pre_logits=0)
+  return model.clone(num_classes=num_classes)
+
+
+def adapt_params(
+  params: Any,
+  model: build.Model,
+  image_size: tuple[int, int],
+  new_image_size: tuple[int, int],
+  new_head: bool,
+  position_resize: str,
+) -> Any:
+  """Adapts a parameter tree in memory to `model` and to another image size; see `adapt_weights`."""
+  tensors = {name: Tensor.from_array(np.asarray(x)) for name, x in flatten(params).items()}
+  channels = tensors[build.input_kernel(tensors)].shape[2]
+  grid = build.patch_grid(image_size, model)
+  name, metadata = 'the model', ModelMetadata(image_size)
+  weights = SourceWeights(name, 'memory', tensors, (), (), model, grid, image_size, metadata)
+  image_shape = (*new_image_size, channels)
+  adapted, _ = adapt_weights(weights, model, image_shape, new_head, position_resize)
+  return read_params(adapted, name)
 
 
 def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
@@ -237,8 +274,12 @@ def _float32(x: np.ndarray) -> np.ndarray:
   return np.asarray(x, np.float32)
 
 
-def read_params(tensors: Mapping[str, Tensor], source: str, shardings: Any = None) -> Any:
+def read_params(
+  tensors: Mapping[str, Tensor], source: str, shardings: Any = None, device: Any = None
+) -> Any:
   """Reads {linen name: tensor} onto the devices, a few at a time; returns the float32 tree.
+
+  Each device gets its shard; without `shardings`, one device gets all.
 
   Raises:
     UserError: for damaged data and for non-finite values, naming `source`.
@@ -253,7 +294,7 @@ def read_params(tensors: Mapping[str, Tensor], source: str, shardings: Any = Non
       raise UserError(f'{source}: the tensor {name} has non-finite values.')
     if name in sharding_of:
       return jax.make_array_from_callback(x.shape, sharding_of[name], lambda index: x[index])
-    return jax.device_put(x)
+    return jax.device_put(x, device)
 
   with concurrent.futures.ThreadPoolExecutor(min(4, num_cores())) as pool:
     # Large ones first, so that no reader ends up alone with one of them.

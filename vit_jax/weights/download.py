@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import tqdm
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import open_to_resume, read_text, write_text
 
 try:
   import fcntl
@@ -27,6 +29,7 @@ except ImportError:  # Windows
 
 TRIES = 3
 TIMEOUT = 30.0  # seconds without a byte
+_MAX_SIZE = 2**35  # bytes of a file without a published size
 _BAR: dict[str, Any] = dict(unit='B', unit_scale=True, unit_divisor=1024, leave=False, disable=None)
 
 
@@ -42,6 +45,17 @@ class _WrongFileError(Exception):
   """The downloaded file is not the published one; the message says how it differs."""
 
 
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+  """Follows redirects within http and https, but never from https to http."""
+
+  def redirect_request(self, req, fp, code, msg, headers, newurl):
+    scheme = urllib.parse.urlsplit(newurl).scheme
+    if scheme not in ('https', *(() if req.type == 'https' else ('http',))):
+      fp.close()
+      raise _UnavailableError(f'the server redirects from {req.type} to {newurl[:200]}')
+    return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Transfer:
   url: str
@@ -51,24 +65,32 @@ class _Transfer:
 
 
 def download(
-  url: str, target: epath.PathLike, *, name: str, published_mib: int | None = None
+  url: str,
+  target: epath.PathLike,
+  *,
+  name: str,
+  published_mib: int | None = None,
+  sha256: str | None = None,
 ) -> None:
   """Downloads a published .npz file; `target` appears at once, complete and verified.
 
   A later call resumes a partial download from `<target>.part`, unless the file on the server (its
   ETag, in `<target>.part.etag`) has changed. While one process downloads, others wait for it: the
   `.part` is locked (`flock`), on systems that have such locks. The announced length, the md5 that
-  Google Cloud Storage announces and the published size are verified, and that it is a zip.
+  Google Cloud Storage announces, and the published size and sha256 are verified, and that it is a
+  zip. Its sha256 is kept in `<target>.sha256`, for `verify_cached`.
 
   Args:
     url, target: address of the file, local path.
     name: of the model, for messages and the progress bar.
     published_mib: size in MiB, if published; half a percent or 2 MiB may differ, because some are
       published as 1.13 GiB.
+    sha256: in hexadecimal digits, if published.
 
   Raises:
-    UserError: when the server cannot be reached or does not have the file, when the connection is
-      lost three times, or when the file is not the published one or cannot be written.
+    UserError: when the server cannot be reached, does not have the file or redirects away from
+      https, when the connection is lost three times, or when the file is not the published one or
+      cannot be written.
   """
   target = pathlib.Path(target)
   partial = target.with_name(f'{target.name}.part')
@@ -80,7 +102,9 @@ def download(
         partial.unlink()
         return
       try:
-        _verify(transfer, file, _request_with_retries(transfer, file))
+        digest = _verify(transfer, file, _request_with_retries(transfer, file))
+        if sha256 not in (None, digest):
+          raise _WrongFileError(f'has the sha256 {digest} instead of the published one')
       except (_UnavailableError, _WrongFileError) as error:
         if isinstance(error, _WrongFileError) or not file.seek(0, os.SEEK_END):
           partial.unlink()
@@ -91,6 +115,7 @@ def download(
         file.close()
       partial.replace(target)
       transfer.etag_path.unlink(missing_ok=True)
+      write_text(_record_of(target), f'{digest}  {target.name}\n')  # as sha256sum does
   except _UnavailableError as error:
     raise UserError(
       f'{name} cannot be downloaded ({error}); fetch {url} by other means and put it at {target}.'
@@ -107,11 +132,39 @@ def download(
     ) from None
 
 
+def _record_of(target: pathlib.Path) -> pathlib.Path:
+  return target.with_name(f'{target.name}.sha256')
+
+
+def verify_cached(target: epath.PathLike) -> None:
+  """Verifies a file that `download` has written, if it has been written to since then.
+
+  Raises:
+    UserError: when its sha256 is not the recorded one; a file without a record is accepted.
+  """
+  target = pathlib.Path(target)
+  record = _record_of(target)
+  try:
+    if not record.exists() or target.stat().st_mtime_ns < record.stat().st_mtime_ns:
+      return
+    with open(target, 'rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    if digest != read_text(record).split(' ')[0]:
+      raise UserError(
+        f'{target} is not the file that was downloaded (its sha256 differs from {record.name} '
+        'beside it); delete both to download it again, or only the latter to use it as it is.'
+      )
+    with contextlib.suppress(PermissionError):
+      os.utime(record)
+  except (OSError, ValueError) as error:
+    raise UserError(f'{target} cannot be verified: {first_line(error)}.') from None
+
+
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[io.BufferedRandom]:
   """Opens `path` to read and append, once no other process holds its lock."""
   while True:
-    with open(path, 'a+b') as file:
+    with open(open_to_resume(path), 'a+b') as file:
       if fcntl is not None:
         with contextlib.suppress(OSError):  # a file system without locks
           fcntl.flock(file, fcntl.LOCK_EX)
@@ -122,7 +175,7 @@ def _locked(path: pathlib.Path) -> Iterator[io.BufferedRandom]:
 
 def _is_at(path: pathlib.Path, file: io.BufferedRandom) -> bool:
   try:
-    return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
   except FileNotFoundError:
     return False
 
@@ -140,18 +193,19 @@ def _request(transfer: _Transfer, file: io.BufferedRandom) -> str:
   etag_path = transfer.etag_path
   # Request the last byte again, so that the range is not empty when all of them are there.
   start = file.truncate(max(0, file.seek(0, os.SEEK_END) - 1))
-  etag = etag_path.read_text() if start and etag_path.exists() else ''
+  etag = _read_etag(etag_path) if start else ''
   range_headers = {'Range': f'bytes={start}-', 'If-Range': etag} if etag else {}
   with _network_errors():
     request = urllib.request.Request(transfer.url, headers=range_headers)
-    response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    response = urllib.request.build_opener(_SafeRedirects).open(request, timeout=TIMEOUT)
   with response:
     headers = response.headers
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
       # The whole file: the first request, a file that has changed, or a server without ranges.
       start = file.truncate(0)
       is_strong = headers.get('ETag', '').startswith('"')  # W/"…" does not identify bytes
-      etag_path.write_text(headers['ETag'] if is_strong else '')
+      etag_path.unlink(missing_ok=True)  # perhaps a link
+      write_text(etag_path, headers['ETag'] if is_strong else '')
     elif headers.get('ETag') != etag or f'bytes {start}-' not in headers.get('Content-Range', ''):
       file.truncate(0)
       raise _TransientError('the server sends another range than the requested one')
@@ -162,10 +216,20 @@ def _request(transfer: _Transfer, file: io.BufferedRandom) -> str:
       while chunk := _read(response):
         file.write(chunk)
         bar.update(len(chunk))
+        _check_size(transfer.published_mib, file.tell(), is_complete=False)
     size = file.seek(0, os.SEEK_END)
     if total is not None and size != total:
       raise _TransientError(f'the connection is lost after {size:,} of {total:,} bytes')
     return ','.join(headers.get_all('x-goog-hash', []))
+
+
+def _read_etag(path: pathlib.Path) -> str:
+  """The ETag of an earlier request; '' without one that can be sent back."""
+  try:
+    etag = read_text(path)
+  except (OSError, ValueError):
+    return ''
+  return etag if re.fullmatch(r'"[!-~]*"', etag) else ''
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -187,14 +251,23 @@ def _network_errors() -> Iterator[None]:
     raise _TransientError(reason) from None
 
 
-def _check_size(published_mib: int | None, size: int) -> None:
+def _check_size(published_mib: int | None, size: int, is_complete: bool = True) -> None:
+  """Raises `_WrongFileError` for another size than the published one; of a part, a larger one."""
   mib = size / 2**20
-  if published_mib is not None and abs(mib - published_mib) > max(2, 0.005 * published_mib):
-    raise _WrongFileError(f'has {mib:,.1f} MiB instead of the published {published_mib:,} MiB')
+  if published_mib is None:
+    if size > _MAX_SIZE:
+      raise _WrongFileError(f'has more than {_MAX_SIZE / 2**20:,.0f} MiB')
+    return
+  excess = mib - published_mib
+  if (abs(excess) if is_complete else excess) > max(2, 0.005 * published_mib):
+    more = '' if is_complete else 'more than '
+    raise _WrongFileError(
+      f'has {more}{mib:,.1f} MiB instead of the published {published_mib:,} MiB'
+    )
 
 
-def _verify(transfer: _Transfer, file: io.BufferedRandom, hashes: str) -> None:
-  """Raises unless `file` has the published size and the announced md5, and is a zip archive."""
+def _verify(transfer: _Transfer, file: io.BufferedRandom, hashes: str) -> str:
+  """Checks the published size, the announced md5 and that `file` is a zip; returns its sha256."""
   _check_size(transfer.published_mib, file.seek(0, os.SEEK_END))
   md5 = re.search(r'md5=([A-Za-z0-9+/=]+)', hashes)
   if md5:
@@ -205,3 +278,5 @@ def _verify(transfer: _Transfer, file: io.BufferedRandom, hashes: str) -> None:
   file.seek(0)
   if file.read(4) != b'PK\x03\x04' or not zipfile.is_zipfile(file):
     raise _WrongFileError('is not an .npz file')
+  file.seek(0)
+  return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -6,9 +6,9 @@ comment of npz files. What timm and Transformers store is read in `layouts/`.
 
 import contextlib
 import dataclasses
-import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -16,10 +16,11 @@ from etils import epath
 from vit_jax.config import Preprocessing, choices, height_width
 from vit_jax.config.schema import Loss
 from vit_jax.errors import UserError, first_line
-from vit_jax.models.build import GELUS, MAX_IMAGE_SIDE
-from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY, read_text
+from vit_jax.files import parse_json, read_text
+from vit_jax.models.build import DTYPES, GELUS, MAX_IMAGE_SIDE
+from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY
 
-_STORED = ('loss', 'gelu', 'layer_norm_epsilon')  # as they are
+_STORED = ('loss', 'gelu', 'layer_norm_epsilon', 'dtype')  # as they are
 HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
 
 
@@ -47,15 +48,17 @@ class ModelMetadata:
   layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
   mean: tuple[float, ...] | None = None  # of pixels in [0, 1], one for each channel
   std: tuple[float, ...] | None = None
+  dtype: str | None = None  # of the matrix products, a key of DTYPES
   pool: str | None = None  # that the tensors must have: 'token', 'gap' or 'map'; not stored
   notes: tuple[str, ...] = ()  # what was assumed; not stored
 
   def __post_init__(self):
     if self.image_size is not None and max(self.image_size) > MAX_IMAGE_SIDE:
       raise ValueError(f'image_size is over {MAX_IMAGE_SIDE} pixels')
-    for name, allowed in (('loss', choices(Loss)), ('gelu', (None, *GELUS))):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} is not one of {", ".join(filter(None, allowed))}')
+    for name, allowed in (('loss', choices(Loss)), ('gelu', GELUS), ('dtype', DTYPES)):
+      value = getattr(self, name)
+      if value not in allowed and (value is not None or name == 'loss'):
+        raise ValueError(f'{name} is not one of {", ".join(allowed)}')
     labels, num_heads = self.labels, self.num_heads
     if labels is not None and not (type(labels) is list and all(type(x) is str for x in labels)):
       raise ValueError('labels are not a list of strings')
@@ -104,6 +107,7 @@ class ModelMetadata:
     fields = {**config, **data, **(config.get('model') or {}), 'model': None}
     test = data.get('test') or {}
     names = [each.name for each in dataclasses.fields(Preprocessing) if each.name in test]
+    fields['dtype'] = None  # 'auto' depends on the machine
     if names:
       fields['preprocessing'] = {name: test[name] for name in names}
     return cls.from_json(fields)
@@ -112,7 +116,7 @@ class ModelMetadata:
   def from_header(cls, header: Mapping[str, str], path: epath.PathLike) -> 'ModelMetadata':
     """From the header of a tensor file; the defaults if vit_jax did not write it."""
     with damage_explained(f'{path}: {METADATA_KEY} in its header'):
-      return cls.from_json(json.loads(header.get(METADATA_KEY, '{}')))
+      return cls.from_json(parse_json(header.get(METADATA_KEY, '{}')))
 
   def check_num_labels(self, num_classes: int, source: str) -> None:
     """Raises `UserError` unless there are as many labels as classes."""
@@ -139,19 +143,27 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   """Reads a JSON object, within `damage_explained`; {} if there is no file."""
   if not path.exists():
     return {}
-  content = json.loads(read_text(path))
+  content = parse_json(read_text(path))
   if not isinstance(content, dict):
     raise ValueError(f'{path.name} is not a JSON object')
   return content
 
 
-def read_labels(path: epath.PathLike, num_classes: int) -> list[str]:
-  """Reads a text file of class names, one a line; raises `UserError` for another number."""
-  try:
-    labels = read_text(epath.Path(path).expanduser()).splitlines()
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or first_line(error)
-    raise UserError(f'{path} cannot be read ({reason}).') from None
-  if len(labels) != num_classes:
-    raise UserError(f'{path} has {len(labels)} lines; the model has {num_classes} classes.')
-  return labels
+def read_labels(labels: Sequence[str] | epath.PathLike, num_classes: int) -> list[str]:
+  """Class names, or those in a text file with one a line.
+
+  Raises:
+    UserError: for a file that cannot be read, or unless there is one for each class.
+  """
+  if not isinstance(labels, (str, os.PathLike)):
+    names, source = [str(label) for label in labels], 'labels'
+  else:
+    source = os.fspath(labels)
+    try:
+      names = read_text(epath.Path(source).expanduser()).splitlines()
+    except (OSError, ValueError) as error:
+      reason = getattr(error, 'strerror', None) or first_line(error)
+      raise UserError(f'{source} cannot be read ({reason}).') from None
+  if len(names) != num_classes:
+    raise UserError(f'{source} has {len(names)} names; the model has {num_classes} classes.')
+  return names

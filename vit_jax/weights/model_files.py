@@ -1,6 +1,5 @@
 """From a published name or a path to the tensors and the metadata of the model there."""
 
-import json
 import os
 import re
 
@@ -8,8 +7,9 @@ from etils import epath
 
 from vit_jax.checkpoints import manager
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.weights import registry
-from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile, read_text
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
 from vit_jax.weights.layouts import hugging_face, timm_config
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError, damage_explained, read_json
@@ -31,7 +31,7 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
     raise UserError(f'{source} is a URL; download the file, or use the name of a published model.')
   if registry.is_name(source):
     source = registry.fetch(os.fspath(source))
-  path = epath.Path(source).expanduser()
+  path = user_path(source)
   try:
     if not path.exists():
       raise UserError(
@@ -73,7 +73,7 @@ def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
 def _read_shards(index: epath.Path) -> TensorFile:
   """The tensors of several safetensors files, into which Transformers splits large models."""
   with damage_explained(str(index)):
-    names = set(json.loads(read_text(index))['weight_map'].values())
+    names = set(parse_json(read_text(index))['weight_map'].values())
     if not all(re.fullmatch(r'[\w.-]+\.safetensors', name) for name in names):
       raise ValueError('file names expected')
   tensors: dict[str, Tensor] = {}

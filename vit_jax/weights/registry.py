@@ -22,7 +22,7 @@ from etils import epath
 
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import cache_folder
-from vit_jax.weights.download import download
+from vit_jax.weights.download import download, verify_cached
 
 FOLDERS = {  # family: its folder on storage.googleapis.com
   'augreg': 'vit_models/augreg',
@@ -47,10 +47,13 @@ class PublishedModel:
   data: str  # 'a+b': pretrained on a, then fine-tuned on b
   resolution: int  # pixels, the side of the square images in the last training
   size: int | None = None  # as published, in MiB
-  accuracy: float | None = None  # published, top-1 on ImageNet's validation set, in percent
+  # Published, top-1 on ImageNet's validation set, in percent; measured by others, with the
+  # preprocessing `evaluation_protocols.protocol`.
+  accuracy: float | None = None
   accuracy_source: str | None = None  # '<GitHub repository>:<file>' or a paper
   source: str = 'not in table'  # publication of the file's name
   alias: str | None = None  # short name
+  sha256: str | None = None  # as published, in hexadecimal digits; for no file so far
 
 
 def _url(name: str) -> str:
@@ -75,6 +78,7 @@ def _read_registry() -> dict[str, PublishedModel]:
         accuracy_source=row['accuracy_source'] or None,
         source=row['source'],
         alias=row['alias'] or None,
+        sha256=row.get('sha256') or None,
       )
   return models
 
@@ -167,6 +171,8 @@ def fetch(name: str, index: epath.PathLike | None = None) -> epath.Path:
   """Returns the file of a published model in the cache folder; downloads it if necessary."""
   model = find(name, index)
   target = cache_folder() / f'{model.name}.npz'
-  if not target.exists():
-    download(model.url, target, name=model.name, published_mib=model.size)
+  if target.exists():
+    verify_cached(target)
+  else:
+    download(model.url, target, name=model.name, published_mib=model.size, sha256=model.sha256)
   return target

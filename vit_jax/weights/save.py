@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,10 @@ from etils import epath
 
 from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
-from vit_jax.files import real_path, scratch_path, write_atomically
+from vit_jax.files import is_special, real_path, scratch_path, user_path, write_atomically
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, is_special
-from vit_jax.weights.formats.npz_file import MAX_METADATA
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import hugging_face, image_processor, released, timm, timm_config
 from vit_jax.weights.metadata import ModelMetadata
@@ -29,27 +29,91 @@ _OTHER_FORMATS = '.bin .ckpt .gguf .gz .h5 .json .onnx .pb .pkl .pt .pth .tflite
 def layout_of(path: epath.PathLike) -> str:
   """The layout of `Classifier.save` that the name of a target stands for.
 
+  A number after the last dot, as in vit-1.5, belongs to the name of a folder; after letters, as in
+  x.foo, only a final slash or an existing folder tells that it is one.
+
   Raises:
     UserError: for an empty name, or the suffix of a format that cannot be written.
   """
   name = os.fspath(path)
-  *others, suffix = ['', *map(str.lower, epath.Path(name).suffixes)]
-  if not name or suffix in _OTHER_FORMATS or _LAYOUT_OF_SUFFIX.keys() & others:
+  *others, suffix = ['', *map(str.lower, pathlib.PurePath(name).suffixes)]
+  is_folder = name.endswith('/') or bool(name) and user_path(name).is_dir()
+  is_unknown = suffix[1:2].isalpha() and suffix not in _LAYOUT_OF_SUFFIX and not is_folder
+  if not name or is_unknown or suffix in _OTHER_FORMATS or _LAYOUT_OF_SUFFIX.keys() & others:
     raise UserError(
       f'{name!r} is not a supported target; use X.npz, X.safetensors (which PyTorch reads), '
-      'X.stablehlo or a folder.'
+      'X.stablehlo or a folder, X/.'
     )
   return _LAYOUT_OF_SUFFIX.get(suffix, 'huggingface')
+
+
+def _is_file(path: epath.Path, layout: str) -> bool:
+  """Whether a target is one file; a target of timm is a folder unless it is X.safetensors."""
+  if layout == 'timm':
+    return path.suffix.lower() == '.safetensors'
+  return layout in _LAYOUT_OF_SUFFIX.values()
+
+
+def unexpressed(metadata: ModelMetadata, path: epath.Path, layout: str) -> str | None:
+  """What the config of another library cannot say about a model: 'the border', …, or None."""
+  if layout == 'huggingface' and metadata.image_size:
+    rule = metadata.preprocessing or Preprocessing()
+    return image_processor.unexpressed(rule, metadata.image_size)
+  if layout == 'timm' and not _is_file(path, layout):
+    return timm_config.unexpressed(metadata)
+  return None
+
+
+def check_target(path: epath.Path, layout: str, overwrite: bool) -> None:
+  """Raises `UserError` if writing that layout to `path` would destroy something.
+
+  Args:
+    path, layout: as in `Classifier.save`.
+    overwrite: whether a file, or a folder that holds only a model, may be replaced.
+  """
+  try:
+    if _is_file(path, layout):
+      if path.is_dir():
+        raise UserError(f'{path} is a folder, not a file; choose another target.')
+      if is_special(path):
+        raise UserError(f'{path} is a pipe or a device, not a file; choose another target.')
+      is_taken = path.exists()
+    else:
+      check_replaceable(path)
+      is_taken = path.exists() and any(path.iterdir())
+  except OSError as error:
+    raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
+  if is_taken and not overwrite:
+    raise UserError(
+      f'{path} already exists; choose another target, or replace it with --overwrite '
+      '(in Python, overwrite=True).'
+    )
+
+
+def check_apart(source: epath.PathLike, target: epath.PathLike) -> None:
+  """Raises `UserError` if writing `target` would change the model at `source`, also over links."""
+  if not os.fspath(source) or os.fspath(source).startswith(('http://', 'https://')):
+    return  # `load` says what is wrong
+  old, new = (real_path(user_path(path)) for path in (source, target))
+  if old == new or _is_same_file(old, new):
+    raise UserError(f'{target} is the model to convert; choose another target.')
+  if new in old.parents:
+    raise UserError(f'{target} holds the model to convert; choose another target.')
+  if old in new.parents:
+    raise UserError(f'{target} is inside {source}, the model to convert; choose another target.')
+
+
+def _is_same_file(one: epath.Path, other: epath.Path) -> bool:
+  try:
+    return os.path.samefile(one, other)
+  except (OSError, ValueError):  # one of them does not exist, or is remote
+    return False
 
 
 def write_file(path: epath.Path, write: Callable[[epath.Path], Any]) -> None:
   """Calls `write` with a temporary path and moves the file to `path` once it is complete."""
   path = real_path(path)
   try:
-    if path.is_dir():
-      raise UserError(f'{path} is a folder, not a file; choose another target.')
-    if is_special(path):
-      raise UserError(f'{path} is a pipe or a device, not a file; choose another target.')
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, write)
   except OSError as error:
@@ -61,7 +125,6 @@ def write_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None
   folder = real_path(folder)
   new, old = scratch_path(folder), scratch_path(folder)
   try:
-    check_replaceable(folder)
     new.mkdir(parents=True)
     write(new)
     if folder.exists():
@@ -94,11 +157,9 @@ def check_replaceable(folder: epath.Path) -> None:
 def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epath.Path) -> None:
   """Writes one file in the released layout, which the original loaders read.
 
-  Metadata goes into a comment that they ignore, without labels of more than 64 KiB.
+  Metadata goes into comments that they ignore.
   """
   text = _to_json(model, metadata)
-  if len(text) > MAX_METADATA:
-    text = json.dumps(metadata.to_json(build.architecture(model)))
   write_file(path, lambda temporary: released.write_npz(temporary, params, text))
 
 
@@ -112,7 +173,8 @@ def save_model_folder(
     _write_json(temporary / 'config.json', metadata.to_json(build.architecture(model)))
     if metadata.labels is not None:
       lines = [' '.join(label.splitlines()) + '\n' for label in metadata.labels]
-      (temporary / 'labels.txt').write_text(''.join(lines))
+      # A JSON escape can be half a character, which UTF-8 does not have.
+      (temporary / 'labels.txt').write_bytes(''.join(lines).encode(errors='backslashreplace'))
 
   write_folder(folder, write)
 
@@ -124,7 +186,7 @@ def save_timm(model: build.Model, params: Any, metadata: ModelMetadata, path: ep
   """
   tensors = timm.from_linen(params)
   header = {'format': 'pt', METADATA_KEY: _to_json(model, metadata)}
-  if path.suffix.lower() == '.safetensors':
+  if _is_file(path, 'timm'):
     write_file(path, lambda temporary: write_safetensors(temporary, tensors, header))
     return
   assert metadata.image_size is not None
@@ -167,4 +229,4 @@ def _to_json(model: build.Model, metadata: ModelMetadata) -> str:
 
 
 def _write_json(path: epath.Path, content: Any) -> None:
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+  path.write_bytes(json.dumps(content, indent=2).encode() + b'\n')

@@ -1,6 +1,7 @@
 """Image files of all formats become upright RGB; damaged ones are reported in one sentence."""
 
-import io
+import importlib.util
+import random
 import struct
 import warnings
 import zlib
@@ -9,32 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_jax.data.decoding import turbojpeg
+from tests.data.decoding.image_files import COLUMNS, GRAY, RGB, encode, gray_to_rgb, jpeg
+from tests.helpers import ROOT
+from vit_jax.data.decoding import images, limits, turbojpeg
 from vit_jax.data.decoding.box import Box, crop_pixels
 from vit_jax.data.decoding.images import check_image, decode_image, open_image
-from vit_jax.errors import UserError
-
-# Smooth, so that JPEG preserves it; not square, so that rotations are noticed.
-_rows, _columns = np.meshgrid(np.linspace(0, 1, 24), np.linspace(0, 1, 40), indexing='ij')
-GRAY = np.rint(40 + 180 * _columns).astype(np.uint8)
-RGB = np.rint(255 * np.stack([_columns, _rows, 1 - _columns], axis=-1)).astype(np.uint8)
-ORIENTATION = 0x0112
-
-
-def encode(image: Image.Image | np.ndarray, image_format: str, **options) -> bytes:
-  if isinstance(image, np.ndarray):
-    image = Image.fromarray(image)
-  file = io.BytesIO()
-  image.save(file, image_format, **options)
-  return file.getvalue()
-
-
-def gray_to_rgb(gray: np.ndarray) -> np.ndarray:
-  return np.repeat(gray[..., None], 3, axis=-1)
-
-
-def jpeg(image, **options) -> bytes:
-  return encode(image, 'JPEG', quality=95, subsampling=0, **options)
+from vit_jax.errors import BadExampleError, UserError
 
 
 def palette() -> Image.Image:
@@ -44,16 +25,16 @@ def palette() -> Image.Image:
 def with_alpha(mode: str) -> Image.Image:
   """The left half opaque, the right half transparent."""
   image = Image.fromarray(RGB if mode == 'RGBA' else GRAY).convert(mode)
-  image.putalpha(Image.fromarray(np.where(_columns < 0.5, 255, 0).astype(np.uint8)))
+  image.putalpha(Image.fromarray(np.where(COLUMNS < 0.5, 255, 0).astype(np.uint8)))
   return image
 
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
-  return np.where(_columns[..., None] < 0.5, pixels, 255)
+  return np.where(COLUMNS[..., None] < 0.5, pixels, 255)
 
 
 def transparent_palette() -> bytes:
-  indices = Image.fromarray((_columns < 0.5).astype(np.uint8), 'P')
+  indices = Image.fromarray((COLUMNS < 0.5).astype(np.uint8), 'P')
   indices.putpalette([9, 9, 9, 10, 200, 30])
   return encode(indices, 'PNG', transparency=0)
 
@@ -108,31 +89,6 @@ def test_every_format_becomes_rgb(name):
   assert (pixels.dtype, pixels.shape) == (np.uint8, (24, 40, 3))
   assert np.abs(pixels.astype(int) - expected).mean() <= tolerance
   check_image(data, 'x')
-
-
-ORIENTATIONS = {  # what a viewer does with the stored pixels
-  1: lambda x: x,
-  2: np.fliplr,
-  3: lambda x: np.rot90(x, 2),
-  4: np.flipud,
-  5: lambda x: x.transpose(1, 0, 2),
-  6: lambda x: np.rot90(x, -1),
-  7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
-  8: np.rot90,
-}
-
-
-@pytest.mark.parametrize('image_format', ['JPEG', 'PNG'])
-@pytest.mark.parametrize('orientation', ORIENTATIONS)
-def test_images_are_rotated_upright(orientation, image_format):
-  exif = Image.Exif()
-  exif[ORIENTATION] = orientation
-  is_jpeg = image_format == 'JPEG'
-  data = jpeg(RGB, exif=exif) if is_jpeg else encode(RGB, image_format, exif=exif)
-  pixels = decode_image(data, 'x').astype(int)
-  expected = ORIENTATIONS[orientation](RGB)
-  assert pixels.shape == expected.shape
-  assert np.abs(pixels - expected).mean() <= 2
 
 
 def truncate(data: bytes, share: float) -> bytes:
@@ -253,6 +209,12 @@ def test_turbojpeg_decodes_only_the_box():
   assert turbojpeg.decode_box(data[: len(data) // 3], box, 3) is None
 
 
+@pytest.mark.parametrize('box', [(0, 0, 5, 0), (5, 5, 5, 9), (30, 0, 41, 8), (0, 20, 4, 25)])
+def test_boxes_that_are_not_within_the_image_are_not_decoded(box):
+  """TurboJPEG takes a height of 0 for the whole image, and would write beyond the array."""
+  assert turbojpeg.decode_box(jpeg(RGB), Box(*box), 3) is None
+
+
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_files_and_arrays_are_converted_to_gray_rgb_or_rgba(channels):
   for data in (jpeg(RGB), encode(with_alpha('RGBA'), 'PNG'), jpeg(GRAY), RGB, GRAY[..., None]):
@@ -269,3 +231,56 @@ def test_arrays_may_have_any_number_of_channels_but_files_may_not():
     open_image(bands, 'x', 3)
   with pytest.raises(UserError, match='x is an image file, which cannot have 13 channels'):
     open_image(jpeg(RGB), 'x', 13)
+
+
+def load_fuzzer():
+  path = ROOT / 'benchmarks' / 'fuzz_images.py'
+  spec = importlib.util.spec_from_file_location('fuzz_images', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+fuzz_images = load_fuzzer()
+FILES = fuzz_images.make_files()
+
+
+@pytest.fixture
+def limit_of_the_fuzzer(monkeypatch):
+  monkeypatch.setenv(limits.MAX_PIXELS, str(fuzz_images.MAX_PIXELS))
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
+  limits.max_pixels.cache_clear()
+  yield
+  limits.max_pixels.cache_clear()
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', FILES)
+def test_damaged_files_become_pixels_or_one_sentence(kind, limit_of_the_fuzzer):
+  """A few inputs of `benchmarks/fuzz_images.py`."""
+  outcomes = set()
+  for data in FILES[kind]:
+    assert fuzz_images.check(data, random.Random(0)) == 'pixels'
+  for i in range(150):
+    data = fuzz_images.make_input(FILES, kind, 0, i)
+    outcomes.add(fuzz_images.check(data, random.Random(i)))
+  assert outcomes == {'pixels', 'errors'}
+
+
+def test_metadata_of_a_png_that_pillow_stumbles_over_is_said_in_one_sentence():
+  data = encode(RGB, 'PNG')
+  content = b'iCCP' + b'a profile without an end'
+  chunk = struct.pack('>I', len(content) - 4) + content + struct.pack('>I', zlib.crc32(content))
+  for damaged in (data[:33] + chunk + data[33:], data[:-12] + chunk + data[-12:]):
+    with pytest.raises(BadExampleError, match='^x cannot be read as an image'):
+      decode_image(damaged, 'x')
+
+
+def test_a_jpeg_of_another_size_than_its_header_is_an_error(monkeypatch):
+  data = jpeg(RGB)
+  image = open_image(data, 'x')
+  monkeypatch.setattr(images, '_decode_with_simplejpeg', lambda *args: None)
+  assert image.pixels().shape == RGB.shape
+  monkeypatch.setattr(images, '_decode_with_pillow', lambda *args, **options: RGB[1:])
+  with pytest.raises(BadExampleError, match='^x cannot be read as an image: its header is damaged'):
+    image.pixels()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import SANDBOX
+from vit_jax.data import imagenet
 from vit_jax.data.decoding.images import check_image, open_image
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.synthetic import DATASETS
@@ -48,6 +49,17 @@ def test_data_sets_have_their_sizes(name, split, size):
   assert (source.size, source.num_classes) == (size, DATASETS[name].num_classes)
   label = source.read(7)[1]
   assert label.shape == ((DATASETS[name].num_classes,) if source.multi_label else ())
+
+
+@pytest.mark.parametrize(('name', 'version'), [('imagenet', '1k'), ('imagenet21k', '21k')])
+def test_classes_are_called_like_those_of_imagenet(name, version):
+  names = open_source(f'synthetic:{name}', 'train').class_names
+  assert names == imagenet.class_names(imagenet.synsets(version))
+
+
+def test_the_classes_of_jft_have_numbers():
+  names = open_source('synthetic:jft', 'train').class_names
+  assert (names[0], names[-1]) == ('class 0', 'class 18290')
 
 
 def test_images_have_the_sizes_of_photographs():

@@ -10,6 +10,7 @@ import io
 import json
 import pathlib
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -608,6 +609,28 @@ def test_a_malicious_state_dict_is_refused_and_never_runs(new, torch, tmp_path):
   assert (tmp_path / 'exploded').exists()  # it would have worked
 
 
+@pytest.mark.parametrize('new', [True, False])
+@pytest.mark.parametrize('kind', ['a view', 'a sparse tensor', 'a storage'])
+def test_tensors_that_a_state_dict_cannot_hold_are_not_allocated(kind, new, torch, tmp_path):
+  huge = {
+    'a view': torch.zeros(1).expand(2**40),
+    'a sparse tensor': torch.sparse_coo_tensor([[0]], [1.0], (2**40,), check_invariants=True),
+    'a storage': torch.zeros(12345),
+  }
+  path = tmp_path / 'x.pth'
+  torch.save({'x': huge[kind]}, path, _use_new_zipfile_serialization=new)
+  if kind == 'a storage':  # of 40 times as many numbers as the file has
+    old, new_size = (b'M' + n.to_bytes(2, 'little') for n in (12345, 2**16 - 1))
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new_size))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(UserError, match=r'x\.pth') as caught:
+    vit_jax.load(path)
+  assert '\n' not in str(caught.value)
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
 @pytest.mark.parametrize('kind', ['a whole module', 'a number', 'a list'])
 def test_other_files_of_pytorch_are_refused(kind, torch, tmp_path):
   content = {
@@ -629,7 +652,7 @@ for source, arguments in (
     ({str(GOLDEN / 'transformers')!r}, {{}}),
 ):
   vit = vit_jax.load(source, **arguments)
-  vit.save({str(tmp_path / 'x.safetensors')!r})
+  vit.save({str(tmp_path / 'x.safetensors')!r}, overwrite=True)
 vit.save({str(tmp_path / 'x')!r})
 assert not {{'torch', 'timm', 'transformers'}} & sys.modules.keys()
 """

@@ -3,6 +3,7 @@ the report of a load."""
 
 import dataclasses
 import re
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -265,13 +266,32 @@ def test_an_npz_keeps_the_metadata(tmp_path):
     vit_jax.load(tmp_path / 'x.npz')
 
 
-def test_labels_too_long_for_an_npz_are_left_out(tmp_path):
-  labels = [letter * 10_000 for letter in 'abcdefg']
+@pytest.mark.parametrize('size', [9_000, 65_436 // 7, 10_000, 100_000])
+def test_long_labels_are_kept_where_other_readers_see_nothing(size, tmp_path):
+  labels = [letter * size for letter in 'abcdefg']
   vit = dataclasses.replace(vit_jax.load(GOLDEN / 'vit_gap.npz'), labels=labels)
-  vit.save(tmp_path / 'x.npz')
-  assert vit_jax.load(tmp_path / 'x.npz').labels is None
-  vit.save(tmp_path / 'x.safetensors')
-  assert vit_jax.load(tmp_path / 'x.safetensors').labels == labels
+  for name in ('x.npz', 'x.safetensors'):
+    vit.save(tmp_path / name)
+    assert vit_jax.load(tmp_path / name).labels == labels
+  with np.load(tmp_path / 'x.npz') as new, np.load(GOLDEN / 'vit_gap.npz') as old:
+    assert sorted(new.files) == sorted(old.files)
+    for name in old.files:
+      np.testing.assert_array_equal(new[name], old[name])
+  with zipfile.ZipFile(tmp_path / 'x.npz') as archive:
+    assert archive.testzip() is None
+  data = bytearray((tmp_path / 'x.npz').read_bytes())
+  data[data.rindex(b'g')] ^= 1
+  (tmp_path / 'x.npz').write_bytes(data)
+  with pytest.raises(UserError, match='CRC of its comment'):
+    vit_jax.load(tmp_path / 'x.npz')
+
+
+def test_labels_that_no_npz_can_hold_are_not_lost_silently(tmp_path):
+  labels = [letter * 10**6 for letter in 'abcdefg']
+  vit = dataclasses.replace(vit_jax.load(GOLDEN / 'vit_gap.npz'), labels=labels)
+  with pytest.raises(UserError, match='bytes, which an .npz of .* tensors cannot hold'):
+    vit.save(tmp_path / 'x.npz')
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_changed_tensors_are_noted():

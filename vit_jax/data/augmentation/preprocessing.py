@@ -32,13 +32,18 @@ def preprocess(
     sides = [min(side, _MAX_ASPECT * min(image.shape[:2])) for side in image.shape[:2]]
     image = _crop(image, (sides[0], sides[1]), preprocessing)
   resized = _resized_size((image.shape[0], image.shape[1]), size, preprocessing)
-  if preprocessing.rounding == 'transformers' and preprocessing.antialias:
-    image = resize_as_torchvision(image, resized, preprocessing.interpolation)
-  else:
-    image = resize(image, resized, preprocessing.antialias, preprocessing.interpolation)
+  image = _resize(image, resized, preprocessing)
   if preprocessing.resize == 'border':
     image = _pad(image, size, preprocessing)
   return np.ascontiguousarray(_crop(image, size, preprocessing))
+
+
+def _resize(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+  interpolation, antialias = preprocessing.interpolation, preprocessing.antialias
+  if preprocessing.rounding == 'transformers' and antialias:
+    return resize_as_torchvision(image, size, interpolation)
+  as_tensorflow = preprocessing.rounding == 'tensorflow'
+  return resize(image, size, antialias, interpolation, as_tensorflow=as_tensorflow)
 
 
 def _resized_size(

@@ -1,5 +1,6 @@
 """Resizes an image, (H, W, C) uint8, as TensorFlow, Pillow and torchvision do."""
 
+import functools
 from collections.abc import Callable
 
 import cv2
@@ -16,7 +17,11 @@ _MAX_SIDE = 2**14  # pixels
 
 
 def resize(
-  image: np.ndarray, size: tuple[int, int], antialias: bool, interpolation: str = 'bilinear'
+  image: np.ndarray,
+  size: tuple[int, int],
+  antialias: bool,
+  interpolation: str = 'bilinear',
+  as_tensorflow: bool = False,
 ) -> np.ndarray:
   """Resizes to `size` = (height, width), with half-pixel centers.
 
@@ -30,12 +35,20 @@ def resize(
     size: (height, width), pixels.
     antialias: average over more pixels when shrinking; 'area' and 'nearest' ignore it.
     interpolation: 'bilinear', 'bicubic', 'area', 'lanczos' (always antialiased) or 'nearest'.
+    as_tensorflow: antialiased 'bicubic' and 'lanczos' keep what overshoots [0, 255] along one axis
+      until the other is done, as TensorFlow does; Pillow clips in between.
   """
   height, width = size
   if image.shape[:2] == (height, width):
     return image
-  if interpolation == 'area' or (interpolation == 'bicubic' and not antialias):
-    return _resample(image, size, {'area': _area_weights, 'bicubic': _cubic_weights}[interpolation])
+  if interpolation == 'area':
+    if height < image.shape[0] and width < image.shape[1]:  # the same, faster
+      area = cv2.INTER_AREA
+      return per_channel(lambda x: cv2.resize(x, (width, height), interpolation=area), image)
+    return _resample(image, size, _area_weights)
+  if interpolation in _KERNELS and (as_tensorflow or not antialias):
+    weights = functools.partial(_kernel_weights, *_KERNELS[interpolation], antialias)
+    return _resample(image, size, weights)
   if interpolation == 'bilinear' and not antialias:
     return per_channel(lambda x: cv2.resize(x, (width, height)), image)
 
@@ -82,10 +95,24 @@ def _area_weights(old: int, new: int) -> np.ndarray:
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _cubic_weights(old: int, new: int) -> np.ndarray:
-  """(new, old): the cubic kernel of Keys with a = -1/2 at each old pixel; sums are 1."""
-  center = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
-  x = np.abs(center - np.arange(old))
-  near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-  weights = np.where(x <= 1, near, np.where(x < 2, far, 0)).astype(np.float32)
+def _kernel_weights(
+  kernel: Callable[[np.ndarray], np.ndarray], radius: int, antialias: bool, old: int, new: int
+) -> np.ndarray:
+  """(new, old): a kernel at each old pixel, widened when it shrinks if `antialias`; sums are 1."""
+  distance = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5 - np.arange(old)
+  x = np.abs(distance) / (max(old / new, 1) if antialias else 1)
+  weights = np.where(x < radius, kernel(x), 0).astype(np.float32)
   return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+  """The cubic kernel of Keys with a = -1/2."""
+  near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+  return np.where(x <= 1, near, far)
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+  return np.sinc(x) * np.sinc(x / 3)
+
+
+_KERNELS = {'bicubic': (_cubic, 2), 'lanczos': (_lanczos, 3)}  # and their radii in pixels

@@ -21,6 +21,10 @@ class Box(NamedTuple):
   def width(self) -> int:
     return self.right - self.left
 
+  def is_within(self, height: int, width: int) -> bool:
+    """Whether the box has pixels, and only such as an image of that size has."""
+    return 0 <= self.left < self.right <= width and 0 <= self.top < self.bottom <= height
+
   def padded(self, margin: int) -> 'Box':
     """The box with a margin on all sides; it may reach beyond the image."""
     left, top, right, bottom = self

@@ -7,28 +7,20 @@ libjpeg-turbo rejects, by Pillow.
 import dataclasses
 import functools
 import io
-import struct
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from vit_jax.data.decoding import jpeg_tiles, turbojpeg
 from vit_jax.data.decoding.box import Box, crop_pixels
+from vit_jax.data.decoding.exif import is_upright, turn_upright
+from vit_jax.data.decoding.limits import check_size, errors_named
 from vit_jax.errors import BadExampleError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # of image files, in lower case
-# Larger images are rejected: a file of a few kilobytes can claim gigabytes of pixels.
-MAX_PIXELS = 178_956_970  # Pillow's limit: a quarter of a gigabyte in 24 bits, times 2
-warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # MAX_PIXELS instead
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
-ORIENTATION = 0x0112  # EXIF tag
-_SOS = b'\xda'  # start of scan: a JPEG has no metadata segments after this marker
-_BombError = Image.DecompressionBombError
-# What Pillow raises for bytes that are not an image.
-_PILLOW_ERRORS = (_BombError, OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error)
 _LARGE_FILE = 2**20  # bytes
 _PILLOW_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 _SIMPLEJPEG_COLORSPACES = {1: 'GRAY', 3: 'RGB'}
@@ -75,16 +67,32 @@ class LazyImage:
     return self.decode(box, 1)
 
 
-def pillow_to_array(image: Image.Image, channels: int = 3) -> np.ndarray:
+def pillow_to_array(
+  image: Image.Image, channels: int = 3, name: object = 'the image'
+) -> np.ndarray:
   """Converts any Pillow image to (H, W, channels) uint8, with 1, 3 or 4 channels.
 
-  16-bit images are scaled to 8 bits; transparency is blended over white.
+  It is turned upright by its EXIF orientation, as a file is by `open_image`; Pillow's own
+  `exif_transpose` removes the orientation, so that nothing is turned twice. 16-bit images are
+  scaled to 8 bits; transparency is blended over white.
+
+  Raises:
+    BadExampleError: for an image of too many pixels or none, or if it is only now decoded and
+      turns out to be damaged; the message begins with `name`.
   """
+  check_size(image.height, image.width, name)
+  with errors_named(name):
+    return _convert_pillow(turn_upright(image, name), channels)
+
+
+def _convert_pillow(image: Image.Image, channels: int) -> np.ndarray:
+  """As `pillow_to_array`, of an image that is upright."""
   if image.mode.startswith('I') or image.mode == 'F':  # 16- or 32-bit grayscale
     pixels = np.asarray(image).astype(np.float32)
     if image.mode.startswith('I'):
       pixels = pixels / 257.0  # 65535 -> 255
-    image = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), 'L')
+    pixels = np.fmin(np.fmax(np.rint(pixels), 0), 255)  # NaN becomes 0
+    image = Image.fromarray(pixels.astype(np.uint8), 'L')
   has_alpha = image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
   if has_alpha and channels != 4:
     white = Image.new('RGBA', image.size, (255, 255, 255, 255))
@@ -106,7 +114,7 @@ def _convert_channels(pixels: np.ndarray, channels: int, name: object) -> np.nda
     return pixels
   if count in _PILLOW_MODES and channels in _PILLOW_MODES:
     gray_or_color = pixels[..., 0] if count == 1 else pixels
-    return pillow_to_array(Image.fromarray(gray_or_color), channels)
+    return _convert_pillow(Image.fromarray(gray_or_color), channels)
   if count == 1:
     return np.repeat(pixels, channels, axis=2)
   raise BadExampleError(
@@ -136,45 +144,32 @@ def open_image(data: bytes | np.ndarray, name: object, channels: int = 3) -> Laz
     raise BadExampleError(
       f'{name} is an image file, which cannot have {channels} channels; set channels to 1, 3 or 4.'
     )
-  if channels in _SIMPLEJPEG_COLORSPACES and data[:2] == b'\xff\xd8' and _is_upright(data):
-    if size := _simplejpeg_size(data):
-      decode = functools.partial(_decode_jpeg, data, name, channels)
+  if not data:
+    raise BadExampleError(f'{name} cannot be read as an image: the file is empty.')
+  if data[:2] == b'\xff\xd8' and is_upright(data, name) and channels in _SIMPLEJPEG_COLORSPACES:
+    if size := _simplejpeg_size(data, name):
+      decode = functools.partial(_decode_jpeg, data, name, channels, size)
       return LazyImage(*size, decode, can_reduce=True)
   return LazyImage.from_array(_decode_with_pillow(data, name, channels))
 
 
-def _simplejpeg_size(jpeg: bytes) -> tuple[int, int] | None:
+def _simplejpeg_size(jpeg: bytes, name: object) -> tuple[int, int] | None:
   """(height, width) of a JPEG that simplejpeg decodes correctly; None for any other."""
   try:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(jpeg, strict=False)
   except (ValueError, KeyError):  # KeyError: a colorspace that simplejpeg has no name for
     return None
-  is_supported = colorspace in ('YCbCr', 'Gray', 'RGB') and int(height) * int(width) <= MAX_PIXELS
-  return (int(height), int(width)) if is_supported else None
-
-
-def _is_upright(jpeg: bytes) -> bool:
-  """Returns True if the pixels are stored upright, according to the EXIF segment, if any."""
-  offset = 2
-  while jpeg[offset : offset + 1] == b'\xff' and jpeg[offset + 1 : offset + 2] != _SOS:
-    if jpeg[offset + 4 : offset + 10] == b'Exif\0\0':
-      break
-    # A marker may be preceded by any number of bytes 0xFF.
-    is_fill = jpeg[offset + 1 : offset + 2] == b'\xff'
-    offset += 1 if is_fill else 2 + int.from_bytes(jpeg[offset + 2 : offset + 4])
-  else:
-    return True
-  try:
-    with Image.open(io.BytesIO(jpeg), formats=('JPEG',)) as image:
-      return image.getexif().get(ORIENTATION, 1) == 1
-  except _PILLOW_ERRORS:
-    return False  # Pillow then decodes the file and reports what is wrong
+  check_size(int(height), int(width), name)
+  return (int(height), int(width)) if colorspace in ('YCbCr', 'Gray', 'RGB') else None
 
 
 def _decode_jpeg(
-  data: bytes, name: object, channels: int, box: Box | None, reduction: int
+  data: bytes, name: object, channels: int, size: tuple[int, int], box: Box | None, reduction: int
 ) -> np.ndarray:
-  """Decodes a JPEG at 1/`reduction` of its size; `box` is in pixels of the reduced image."""
+  """Decodes an upright JPEG of `size` (height, width) at 1/`reduction`.
+
+  `box` is in pixels of the reduced image.
+  """
   tiles, tiles_box = data, box
   if box is not None:
     needed = box.padded(turbojpeg.MARGIN).enlarged(reduction)
@@ -185,36 +180,38 @@ def _decode_jpeg(
     pixels = turbojpeg.decode_box(tiles, tiles_box, channels, reduction)
     if pixels is not None:
       return pixels
-  try:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(tiles)
-    pixels = simplejpeg.decode_jpeg(
-      tiles,
-      _SIMPLEJPEG_COLORSPACES[channels],
-      min_height=-(-int(height) // reduction),
-      min_width=-(-int(width) // reduction),
-    )
-    return crop_pixels(pixels, tiles_box)
-  except (ValueError, KeyError):  # simplejpeg rejects harmless flaws, too; Pillow only damage
-    pixels = _decode_with_pillow(data, name, channels)
+  pixels = _decode_with_simplejpeg(tiles, tiles_box, channels, reduction)
+  if pixels is not None:
+    return pixels
+  # simplejpeg rejects harmless flaws, too; Pillow only damage.
+  pixels = _decode_with_pillow(data, name, channels, turn=False)
+  if pixels.shape[:2] != size:
+    raise BadExampleError(f'{name} cannot be read as an image: its header is damaged.')
   return crop_pixels(pixels, box and box.enlarged(reduction))
 
 
-def _decode_with_pillow(data: bytes, name: object, channels: int) -> np.ndarray:
-  """Decodes a whole image of any format."""
+def _decode_with_simplejpeg(
+  data: bytes, box: Box | None, channels: int, reduction: int
+) -> np.ndarray | None:
+  """As `turbojpeg.decode_box`, but decodes the whole image; without a box, returns it."""
   try:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-      if image.width * image.height > MAX_PIXELS:
-        raise BadExampleError(
-          f'{name} has {image.width:,} x {image.height:,} pixels; the limit is {MAX_PIXELS:,}.'
-        )
-      return pillow_to_array(ImageOps.exif_transpose(image), channels)
-  except _PILLOW_ERRORS as error:
-    reason = str(error).rstrip('.')
-    if isinstance(error, UnidentifiedImageError):
-      reason = 'not a known image format' if data else 'the file is empty'
-    if isinstance(error, _BombError):
-      reason = f'it claims more pixels than the limit of {MAX_PIXELS:,}'
-    raise BadExampleError(f'{name} cannot be read as an image: {reason}.') from None
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    reduced = -(-int(height) // reduction), -(-int(width) // reduction)
+    if box is not None and not box.is_within(*reduced):
+      return None
+    pixels = simplejpeg.decode_jpeg(
+      data, _SIMPLEJPEG_COLORSPACES[channels], min_height=reduced[0], min_width=reduced[1]
+    )
+  except (ValueError, KeyError):
+    return None
+  return crop_pixels(pixels, box)
+
+
+def _decode_with_pillow(data: bytes, name: object, channels: int, turn: bool = True) -> np.ndarray:
+  """Decodes a whole image of any format; `turn`s it upright by its EXIF orientation."""
+  with errors_named(name), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    check_size(image.height, image.width, name)
+    return _convert_pillow(turn_upright(image, name) if turn else image, channels)
 
 
 def decode_image(data: bytes, name: str, channels: int = 3) -> np.ndarray:

@@ -109,7 +109,10 @@ def _join_tiles(jpeg: bytes, scan: int, lengths: np.ndarray, tiles: Box) -> byte
   runs = zip(starts.tolist(), stops.tolist(), strict=True)
   data = np.frombuffer(b''.join([jpeg[start:stop] for start, stop in runs]), np.uint8).copy()
   last_bytes = np.cumsum(selected, dtype=np.int64) - 1
-  if last_bytes[-1] != len(data) - 1 or (data[last_bytes - 1] != 0xFF).any():
+  if not selected.all() or last_bytes[-1] != len(data) - 1:
+    return None
+  # Entropy-coded data has no such bytes elsewhere.
+  if (data[last_bytes - 1] != 0xFF).any() or (data[last_bytes] >> 4 != 0xD).any():
     return None
   data[last_bytes] = _RESTART_MARKERS[: len(last_bytes)]
   data[-1] = 0xD9  # the end of the image

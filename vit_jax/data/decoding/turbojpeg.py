@@ -18,7 +18,7 @@ from vit_jax.data.decoding.box import Box
 
 # Enum values of turbojpeg.h, stable within version 3.
 _INIT_DECOMPRESS = 1
-_SUBSAMP, _WIDTH = 4, 5  # TJPARAM_…
+_SUBSAMP, _WIDTH, _HEIGHT = 4, 5, 6  # TJPARAM_…
 _BLOCK_WIDTH = {0: 8, 1: 16, 2: 16, 3: 8, 4: 8, 5: 32, 6: 8}  # TJSAMP_… -> pixels of an iMCU
 _PIXEL_FORMAT = {1: 6, 3: 0}  # channels -> TJPF_GRAY, TJPF_RGB
 # Pixels decoded on each side of a crop, so that the colors at its border are interpolated from the
@@ -72,12 +72,13 @@ def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.n
 
   Args:
     data: a file with gray or YCbCr pixels.
-    box: in pixels of the reduced image, and within it.
+    box: in pixels of the reduced image.
     channels: 1 (gray) or 3 (RGB).
     reduction: decode at 1/`reduction` of height and width: 1, 2, 4 or 8.
 
   Returns:
-    The pixels; None without the library, and for any error or warning of the decoder.
+    The pixels; None without the library, for a box that is not within the image, and for any error
+    or warning of the decoder.
   """
   library = _library()
   if library is None:
@@ -90,9 +91,12 @@ def decode_box(data: bytes, box: Box, channels: int, reduction: int = 1) -> np.n
   block = _BLOCK_WIDTH.get(library.tj3Get(handle, _SUBSAMP))
   if block is None or library.tj3SetScalingFactor(handle, _Fraction(1, reduction)):
     return None
+  height, width = (-(-library.tj3Get(handle, key) // reduction) for key in (_HEIGHT, _WIDTH))
+  if not box.is_within(height, width):  # the library may then write beyond the array
+    return None
   block //= reduction
   left = max(box.left - MARGIN, 0) // block * block  # a region must begin at a block
-  right = min(box.right + MARGIN, -(-library.tj3Get(handle, _WIDTH) // reduction))
+  right = min(box.right + MARGIN, width)
   if library.tj3SetCroppingRegion(handle, _Region(left, box.top, right - left, box.height)):
     return None
   pixels = np.empty((box.height, right - left, channels), np.uint8)

@@ -17,10 +17,10 @@ from types import ModuleType
 
 from vit_jax.data.sources import array_record, digits, folder, hf_dataset, mixture, synthetic, tfds
 from vit_jax.data.sources.folder import image_files
-from vit_jax.data.sources.source import QUICKSTART, Source, check_same_classes
+from vit_jax.data.sources.source import Source, check_same_classes
 from vit_jax.data.sources.splits import select
 from vit_jax.data.sources.tar import webdataset
-from vit_jax.errors import UserError
+from vit_jax.errors import MissingDataError
 
 __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_names']
 
@@ -40,10 +40,10 @@ def _parse(spec: str) -> tuple[ModuleType, str]:
   """Returns the module and the path of 'kind:path'."""
   name, _, path = spec.partition(':')
   if name not in _KINDS or bool(path) == (name == 'digits'):
-    raise UserError(
+    raise MissingDataError(
       f'{spec!r} is not a data source; choose one of '
       f'{", ".join(syntax for syntax, _ in _KINDS.values())}, or a mixture such as '
-      f"'3*folder:/a + 1*folder:/b'; {QUICKSTART}."
+      f"'3*folder:/a + 1*folder:/b'."
     )
   return _KINDS[name][1], path
 

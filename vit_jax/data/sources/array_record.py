@@ -15,9 +15,9 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.source import QUICKSTART, Example, Source, locate, multi_hot
-from vit_jax.errors import BadExampleError, UserError, first_line
-from vit_jax.files import read_json_object
+from vit_jax.data.sources.source import Example, Source, locate, multi_hot
+from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
+from vit_jax.files import read_json_object, read_text
 
 # Written by prepare_data: a folder while it runs, and a file at the very end.
 UNFINISHED = '.unfinished'
@@ -93,6 +93,13 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
     ) from None
 
 
+def _read_names(file: epath.Path) -> str:
+  try:
+    return read_text(file)
+  except (OSError, ValueError) as error:
+    raise UserError(f'{file} cannot be read as a list of class names ({error}).') from None
+
+
 def _read_labels(root: epath.Path, spec: str) -> _Labels:
   """Reads features.json, and the class names beside it."""
   features = _read_json(root / 'features.json').get('featuresDict', {}).get('features', {})
@@ -109,7 +116,7 @@ def _read_labels(root: epath.Path, spec: str) -> _Labels:
     raise UserError(f'{spec}: its feature {key} is {type_name}; a ClassLabel is needed.')
   file = root / f'{key}.labels.txt'
   if file.exists():
-    class_names = tuple(file.read_text().rstrip('\n').split('\n'))
+    class_names = tuple(_read_names(file).rstrip('\n').split('\n'))
   else:
     class_names = tuple(map(str, range(int(feature['classLabel']['numClasses']))))
   return _Labels(key, class_names, multi_label)
@@ -152,9 +159,9 @@ def _read_info(root: epath.Path) -> dict[str, Any]:
       f'The preparation of {root} is not finished; run the same prepare_data command to resume.'
     )
   if not (root / 'features.json').exists():
-    raise UserError(
+    raise MissingDataError(
       f'There is no prepared data set in {root} (no features.json); array_record: takes the '
-      f'folder of a TFDS data set in array_record format, such as …/cifar10/3.0.2; {QUICKSTART}.'
+      f'folder of a TFDS data set in array_record format, such as …/cifar10/3.0.2.'
     )
   info = _read_json(root / 'dataset_info.json')
   if info.get('fileFormat', 'tfrecord') != 'array_record':

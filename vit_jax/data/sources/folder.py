@@ -10,9 +10,10 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.source import QUICKSTART, Example, Source, fingerprint, is_held_out
+from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_out
 from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
-from vit_jax.errors import BadExampleError, UserError
+from vit_jax.errors import BadExampleError, MissingDataError, UserError
+from vit_jax.files import read_bytes
 from vit_jax.text import plural
 
 _Path = TypeVar('_Path', epath.Path, pathlib.Path)
@@ -90,9 +91,9 @@ def split_folders(root: _Path) -> dict[str, _Path]:
 def _find_root(path: str) -> epath.Path:
   root = epath.Path(path).expanduser()
   if not root.is_dir():
-    raise UserError(
+    raise MissingDataError(
       f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
-      f'class, or with train/ and test/ folders of that kind; {QUICKSTART}.'
+      f'class, or with train/ and test/ folders of that kind.'
     )
   return root
 
@@ -173,8 +174,7 @@ def open_split(path: str, split: str) -> Source:
 
   def read(i: int) -> Example:
     try:
-      with open(location(i), 'rb') as file:
-        return file.read(), labels[_class_name(images[i])]
+      return read_bytes(location(i)), labels[_class_name(images[i])]
     except OSError as error:
       raise BadExampleError(f'{location(i)} cannot be read: {error.strerror or error}.') from None
 

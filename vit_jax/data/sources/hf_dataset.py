@@ -25,6 +25,7 @@ from vit_jax.data.sources.hf_dataset_files import load_splits
 from vit_jax.data.sources.source import MAX_CLASSES, Example, Source, fingerprint, multi_hot
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import BadExampleError, UserError
+from vit_jax.files import read_bytes
 from vit_jax.text import plural
 
 _DEFAULT_COLUMNS = {'image': ('image', 'img'), 'label': ('label', 'labels', 'fine_label')}
@@ -140,7 +141,7 @@ def _open(dataset: Any, image: str, labels: _Labels, name: str) -> Source:
       stored, path = stored.get('bytes'), stored.get('path')
       if stored is None and path:
         try:
-          stored = pathlib.Path(path).read_bytes()
+          stored = read_bytes(path)
         except OSError as error:
           reason = f'{path} cannot be read: {error.strerror}'
           raise BadExampleError(f'{location(i)}: {reason}.') from None

@@ -6,8 +6,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vit_jax.data.sources.source import QUICKSTART
-from vit_jax.errors import UserError, first_line
+from vit_jax.errors import MissingDataError, UserError, first_line
 
 _OPTIONS = ('config', 'revision', 'image', 'label')
 _HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w.-]+)?')
@@ -50,7 +49,7 @@ def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
   import pyarrow.parquet
 
   main = root / 'refs' / 'main'
-  root = root / 'snapshots' / main.read_text().strip() if main.is_file() else root
+  root = root / 'snapshots' / main.read_text('utf-8').strip() if main.is_file() else root
   saved = [root] if (root / 'state.json').exists() else []
   if (root / 'dataset_dict.json').exists():
     saved = [state.parent for state in sorted(root.glob('*/state.json'))]
@@ -87,7 +86,7 @@ def load_splits(path: str) -> tuple[dict[str, Any], dict[str, str]]:
   name, options = _parse(path)
   root, config = pathlib.Path(name).expanduser(), options.get('config')
   if not root.exists() and not _HUB_NAME.fullmatch(name):
-    raise UserError(f'There is no {root}; hf: takes a name on the hub or a path; {QUICKSTART}.')
+    raise MissingDataError(f'There is no {root}; hf: takes a name on the hub or a path.')
   try:
     if root.exists():
       splits = _load_files(datasets, root, config)
@@ -98,8 +97,8 @@ def load_splits(path: str) -> tuple[dict[str, Any], dict[str, str]]:
   except Exception as error:  # noqa: BLE001 - every data set raises its own types
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     online = 'its name and the connection, or download it elsewhere and name its folder as hf:/path'
-    advice = 'check its files' if root.exists() else f'check {online}; {QUICKSTART}'
-    raise UserError(f'hf:{path} cannot be opened ({first_line(cause)}); {advice}.') from None
+    advice = 'check its files' if root.exists() else f'check {online}'
+    raise MissingDataError(f'hf:{path} cannot be opened ({first_line(cause)}); {advice}.') from None
   if isinstance(splits, datasets.Dataset):
     splits = {str(splits.split or 'train'): splits}
   return {str(split): dataset for split, dataset in splits.items()}, options

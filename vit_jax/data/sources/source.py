@@ -10,9 +10,6 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.text import plural
 
-QUICKSTART = (
-  'to try things without any data, run python -m vit_jax.main --config=configs/quickstart.py'
-)
 MAX_CLASSES = 1_000_000  # larger integers are not classes
 
 # (image as stored, label); `Source.read` documents both.

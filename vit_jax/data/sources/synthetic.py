@@ -9,6 +9,9 @@ vertical bands. So the data can be learned, and a model that does not learn stan
   synthetic:jft           303 M images, 18,291 classes, 1.26 labels per image (arXiv 1707.02968)
   synthetic:imagenet21k   14.2 M images, 21,843 classes, one label per image, as a vector
   synthetic:imagenet      1.28 M images, 1,000 equally frequent classes
+
+The classes of the last two are called like those of ImageNet, so that models with these names can
+be trained and evaluated; the images show nothing of them. JFT's names are not public.
 """
 
 import dataclasses
@@ -18,6 +21,7 @@ import hashlib
 import numpy as np
 import simplejpeg
 
+from vit_jax.data import imagenet
 from vit_jax.data.sources.source import Example, Source, multi_hot
 from vit_jax.errors import UserError
 
@@ -120,15 +124,28 @@ def _find_dataset(name: str) -> Dataset:
   return DATASETS[name]
 
 
+@functools.cache
+def _class_names(num_classes: int) -> tuple[str, ...]:
+  names = imagenet.class_names_of_head(num_classes)
+  return names or tuple(f'class {i}' for i in range(num_classes))
+
+
+def stand_in(num_classes: int) -> str | None:
+  """The source that stands in for data with that many classes, or None."""
+  names = [name for name, dataset in DATASETS.items() if dataset.num_classes == num_classes]
+  return f'synthetic:{names[0]}' if names else None
+
+
 def split_names(name: str) -> tuple[str, ...]:
   return tuple(_find_dataset(name).splits)
 
 
 def open_split(name: str, split: str) -> Source:
-  """Opens a split of one of the `DATASETS`; 'test' means validation in one without test images."""
+  """Opens a split of one of the `DATASETS`; 'test' and 'validation' mean the same."""
   dataset = _find_dataset(name)
   splits = dataset.splits
-  actual_split = 'validation' if split == 'test' and 'test' not in splits else split
+  held_out = 'test' if 'test' in splits else 'validation'
+  actual_split = held_out if split in ('test', 'validation') else split
   if actual_split not in splits:
     raise UserError(f'synthetic:{name} has the splits {", ".join(splits)}, not {split!r}.')
   digest = hashlib.blake2b(f'{name}/{actual_split}'.encode(), digest_size=8).digest()
@@ -150,7 +167,7 @@ def open_split(name: str, split: str) -> Source:
     name=f'synthetic:{name} ({split})',
     size=splits[actual_split],
     read=read,
-    class_names=tuple(f'class {i}' for i in range(dataset.num_classes)),
+    class_names=_class_names(dataset.num_classes),
     multi_label=dataset.multi_label,
     location=lambda i: f'synthetic:{name} ({split}), image {i}',
   )

@@ -3,8 +3,8 @@
 from etils import epath
 
 from vit_jax.data.sources import array_record
-from vit_jax.data.sources.source import QUICKSTART, Source
-from vit_jax.errors import UserError, first_line
+from vit_jax.data.sources.source import Source
+from vit_jax.errors import MissingDataError, first_line
 
 
 def _find_folder(name: str) -> epath.Path:
@@ -15,13 +15,13 @@ def _find_folder(name: str) -> epath.Path:
     builder = tfds.builder(name, try_gcs=False, file_format='array_record')
     splits = builder.info.splits
   except Exception as error:  # noqa: BLE001 - TFDS raises a dozen types for an unknown name
-    raise UserError(f'TFDS cannot open {name!r} ({first_line(error)}); {QUICKSTART}.') from None
+    raise MissingDataError(f'TFDS cannot open {name!r} ({first_line(error)}).') from None
   if not splits:
-    raise UserError(
+    raise MissingDataError(
       f'The TFDS data set {name!r} is not prepared in {builder.data_path}; prepare it with '
       f"pip install -e '.[prepare]', then python -c \"import tensorflow_datasets as tfds; "
       f"tfds.builder({name!r}, file_format='array_record').download_and_prepare()\", "
-      f'or name a folder of images as folder:/path; {QUICKSTART}.'
+      f'or name a folder of images as folder:/path.'
     )
   return epath.Path(builder.data_path)
 

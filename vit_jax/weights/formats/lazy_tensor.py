@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import math
 import mmap
-import os
-import stat
 import struct
 import tokenize
 import zipfile
@@ -18,7 +16,6 @@ import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import is_remote
 
 MAX_TENSORS = 100_000
 MAX_HEADER = 100_000_000  # bytes of a safetensors header, as in the safetensors library
@@ -70,23 +67,6 @@ class TensorFile:
   metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def is_special(path: epath.Path) -> bool:
-  """Whether it is a pipe or a device: reading may never end, renaming over it destroys it."""
-  if is_remote(path) or not os.path.exists(path):
-    return False
-  mode = os.stat(path).st_mode
-  return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def read_text(path: epath.Path) -> str:
-  """Reads a text file; raises `OSError` or `ValueError` if it is missing, too large or not text."""
-  if is_special(path):
-    raise ValueError(f'{path.name} is a pipe or a device')
-  if path.stat().length > MAX_HEADER:
-    raise ValueError(f'{path.name} has more than {MAX_HEADER:,} bytes')
-  return path.read_text()
-
-
 def check_names(path: epath.Path, names: Collection[str]) -> None:
   """Raises `UserError` for too many names, or one that is not fit for an error message."""
   if len(names) > MAX_TENSORS:
@@ -94,6 +74,12 @@ def check_names(path: epath.Path, names: Collection[str]) -> None:
   for name in names:
     if len(name) > 500 or not name.isprintable():
       raise UserError(f'{path} has a tensor with an invalid name: {name[:40]!r}.')
+
+
+def check_declared_size(path: epath.Path, declared: int, size: int) -> None:
+  """Raises `UserError` for more bytes of tensors than a file of `size` bytes can hold."""
+  if declared > 50 * size + 2**26:  # trained weights hardly compress
+    raise UserError(f'{path} declares {declared:,} bytes in a file of {size:,} bytes: a zip bomb.')
 
 
 def is_shape(value: Any) -> bool:

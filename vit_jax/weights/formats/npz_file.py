@@ -17,7 +17,7 @@ from vit_jax.weights.formats import lazy_tensor
 from vit_jax.weights.formats.lazy_tensor import BFLOAT16, METADATA_KEY, Load, Tensor, TensorFile
 from vit_jax.weights.formats.state_dict import read_state_dict
 
-MAX_METADATA = 2**16 - 100  # bytes; the comment of a zip holds little more
+_MAX_COMMENT = 2**16 - 100  # bytes; a comment in a zip holds little more
 
 
 def write_npz_file(
@@ -25,25 +25,38 @@ def write_npz_file(
 ) -> None:
   """Writes arrays as `numpy.savez` does.
 
-  The metadata, JSON in at most MAX_METADATA ASCII bytes, goes into the zip's comment, which other
-  readers ignore.
+  The metadata, JSON, goes into the zip's comment and, beyond 64 KiB, into the comments of its
+  entries, which other readers ignore.
+
+  Raises:
+    UserError: for metadata beyond 64 KiB times the number of entries.
   """
+  data = metadata.encode()
+  first, *others = (data[i : i + _MAX_COMMENT] for i in range(0, len(data) or 1, _MAX_COMMENT))
+  if len(others) > len(arrays):
+    raise UserError(
+      f'The labels have {len(data):,} bytes, which an .npz of {len(arrays)} tensors cannot hold; '
+      'write a folder or a .safetensors.'
+    )
   with epath.Path(path).open('wb') as file, zipfile.ZipFile(file, 'w') as archive:
     for name, array in arrays.items():
       with archive.open(f'{name}.npy', 'w', force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
+    for entry, comment in zip(archive.infolist(), others, strict=False):
+      entry.comment = comment
     if metadata:
-      data = metadata.encode()
-      archive.comment = f'{METADATA_KEY} {zlib.crc32(data):08x} '.encode() + data
+      archive.comment = f'{METADATA_KEY} {zlib.crc32(data):08x} '.encode() + first
 
 
-def _read_metadata(path: epath.Path, comment: bytes) -> dict[str, str]:
-  match = re.fullmatch(METADATA_KEY.encode() + rb' ([0-9a-f]{8}) (.*)', comment, re.DOTALL)
+def _read_metadata(path: epath.Path, archive: zipfile.ZipFile) -> dict[str, str]:
+  pattern = METADATA_KEY.encode() + rb' ([0-9a-f]{8}) (.*)'
+  match = re.fullmatch(pattern, archive.comment, re.DOTALL)
   if match is None:
     return {}
-  if zlib.crc32(match[2]) != int(match[1], 16):
+  data = match[2] + b''.join(entry.comment for entry in archive.infolist())
+  if zlib.crc32(data) != int(match[1], 16):
     raise UserError(f'{path} is damaged: the CRC of its comment does not match.')
-  return {METADATA_KEY: match[2].decode()}
+  return {METADATA_KEY: data.decode()}
 
 
 def read_npz(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
@@ -68,7 +81,7 @@ def read_npz(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
       name: _npy_entry(path, archive, entry, starts[entry.filename])
       for name, entry in zip(names, entries, strict=True)
     }
-    return TensorFile(path, 'npz', tensors, _read_metadata(path, archive.comment))
+    return TensorFile(path, 'npz', tensors, _read_metadata(path, archive))
 
 
 def _check_entries(
@@ -79,9 +92,7 @@ def _check_entries(
   Raises `UserError` unless the entries fill the file up to the zip's directory at `end`; a gap may
   hold only the 24 bytes of a data descriptor, so that no entry can be lost.
   """
-  declared = sum(entry.file_size for entry in entries)
-  if declared > 50 * size + 2**26:  # trained weights hardly compress
-    raise UserError(f'{path} declares {declared:,} bytes in a file of {size:,} bytes: a zip bomb.')
+  lazy_tensor.check_declared_size(path, sum(entry.file_size for entry in entries), size)
   starts, position, slack = {}, 0, 0
   for entry in sorted(entries, key=lambda entry: entry.header_offset):
     name, is_stored = entry.filename, entry.compress_type == zipfile.ZIP_STORED

@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.weights.formats import lazy_tensor
 from vit_jax.weights.formats.lazy_tensor import BFLOAT16, Tensor, TensorFile, check_names
 
 
@@ -30,6 +31,9 @@ def read_state_dict(path: epath.Path) -> TensorFile:
   if not loaded:
     raise UserError(f'{path} is a PyTorch file, but not a state dict of tensors.')
 
+  # Views may repeat what is stored, any number of times.
+  declared = sum(x.numel() * x.element_size() for x in loaded.values() if torch.is_tensor(x))
+  lazy_tensor.check_declared_size(path, declared, path.stat().length)
   tensors = {}
   try:
     for name, tensor in loaded.items():

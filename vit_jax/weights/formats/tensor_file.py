@@ -3,7 +3,8 @@
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.weights.formats.lazy_tensor import TensorFile, damage_reported, is_special
+from vit_jax.files import is_special
+from vit_jax.weights.formats.lazy_tensor import TensorFile, damage_reported
 from vit_jax.weights.formats.npz_file import read_npz
 from vit_jax.weights.formats.safetensors_file import read_safetensors
 from vit_jax.weights.formats.state_dict import read_state_dict

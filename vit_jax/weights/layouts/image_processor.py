@@ -145,10 +145,8 @@ def _squash(crop: tuple[int, int], resized: tuple[int, int], interpolation: Any)
   """Resizes to `resized`, then crops to `crop`, both (height, width)."""
   pairs = list(zip(crop, resized, strict=True))
   # The fractions for which both sides are rounded down, or to the nearest integer, to `resized`.
-  for rounding, to_integer, below, above in (
-    ('transformers', math.floor, 0, 1),
-    ('tensorflow', round, 0.5, 0.5),
-  ):
+  roundings: tuple[Any, ...] = (('transformers', math.floor, 0, 1), ('tensorflow', round, 0.5, 0.5))
+  for rounding, to_integer, below, above in roundings:
     least = max(new / (old + above) for new, old in pairs)
     most = min(new / (old - below) for new, old in pairs)
     simple = [new / old for new, old in pairs]

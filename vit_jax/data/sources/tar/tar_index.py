@@ -27,10 +27,11 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources.source import MAX_CLASSES, is_held_out
 from vit_jax.data.sources.tar.tar_members import members, read_range
 from vit_jax.errors import UserError
-from vit_jax.files import cache_folder, write_atomically
+from vit_jax.files import cache_folder, open_to_read, parse_json, write_atomically
 
 _VERSION = 1  # of the format of cached indices
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; 10,240 are usual
+_MAX_LABEL = 2**24  # bytes of a .cls or .json
 _COMPRESSED = (b'\x1f\x8b', b'\x28\xb5\x2f\xfd', b'\xfd7zXZ\0', b'BZh91AY&SY')
 _ARRAYS = ('offsets', 'sizes', 'held_out', 'ends', 'labels')
 
@@ -80,7 +81,7 @@ def _group_members(path: pathlib.Path, descriptor: int) -> Iterator[_Members]:
     if f'.{suffix}' in SUFFIXES:
       example.image = example.image or (offset, size)
     elif suffix in ('cls', 'json'):
-      setattr(example, suffix, os.pread(descriptor, size, offset))
+      setattr(example, suffix, os.pread(descriptor, min(size, _MAX_LABEL), offset))
   if example is not None:
     yield example
 
@@ -94,7 +95,7 @@ def _parse_label(example: _Members, path: pathlib.Path) -> int | str | list[int]
       return text if re.search('[^0-9-]', text) else int(text)
     if example.json is not None:
       content = f'the .json {example.json[:40]!r}'
-      label = json.loads(example.json)['label']
+      label = parse_json(example.json)['label']
       values = label if isinstance(label, list) else [label]
       types = {type(value) for value in values}
       if types <= {int} or types <= {str}:
@@ -118,7 +119,7 @@ def _read(path: pathlib.Path) -> ShardIndex:
   labels: list[int] = []
   rows: list[tuple[int, int, bool, int]] = []
   multi_label = False
-  with open(path, 'rb') as file:
+  with open(open_to_read(path), 'rb') as file:
     stamp = file_stamp(os.fstat(file.fileno()))
     _check_format(path, file.fileno())
     for example in _group_members(path, file.fileno()):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vit_jax.errors import UserError, first_line
+from vit_jax.files import open_to_read
 
 
 class _Window(io.RawIOBase):
@@ -45,7 +46,7 @@ def members(path: str, start: int = 0, size: int | None = None) -> Iterator[tupl
     UserError: for a file that is not a tar, is damaged or truncated, or cannot be read.
   """
   try:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = open_to_read(path)
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error.strerror}.') from None
   try:

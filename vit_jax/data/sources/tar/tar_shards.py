@@ -5,9 +5,8 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from vit_jax.data.sources.source import QUICKSTART
 from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
-from vit_jax.errors import UserError
+from vit_jax.errors import MissingDataError, UserError
 from vit_jax.files import is_remote
 
 Shards = dict[str, list[pathlib.Path]]  # by split; '' if the names give none
@@ -43,9 +42,9 @@ def find_shards(path: str) -> tuple[pathlib.Path, Shards]:
     files = [pathlib.Path(name) for name in expand(str(root))]
     for file in files:
       if not file.is_file():
-        raise UserError(
+        raise MissingDataError(
           f'There is no {file}; webdataset: takes a folder of .tar files, a .tar file, or '
-          f'several as /path/{{000000..000127}}.tar; {QUICKSTART}.'
+          f'several as /path/{{000000..000127}}.tar.'
         )
     return root.parent, _group_by_split(files)
   folders = {_SPLITS[f.name]: f for f in sorted(root.iterdir()) if f.name in _SPLITS and f.is_dir()}

@@ -15,7 +15,6 @@ names that serve as labels, else numbers.
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from vit_jax.data.sources.source import Example, Source, fingerprint, multi_hot
 from vit_jax.data.sources.tar import tar_shards
 from vit_jax.data.sources.tar.tar_index import ShardIndex, file_stamp, index_shard, member_name
 from vit_jax.errors import BadExampleError, UserError
+from vit_jax.files import open_to_read, parse_json, read_text
 from vit_jax.text import plural
 
 _INDEX_THREADS = 4  # more of them would wait for the interpreter's lock
@@ -38,7 +38,7 @@ class _OpenFile:
   """An open shard; it closes when the last thread that reads it releases it."""
 
   def __init__(self, path: pathlib.Path):
-    self.descriptor = os.open(path, os.O_RDONLY)
+    self.descriptor = open_to_read(path)
 
   def __del__(self):
     if hasattr(self, 'descriptor'):
@@ -80,8 +80,8 @@ def _read_class_names(root: pathlib.Path) -> tuple[str, ...]:
       continue
     try:
       if file.suffix == '.txt':
-        return tuple(file.read_text('utf-8').splitlines())
-      return tuple(map(str, json.loads(file.read_text('utf-8')).get('class_names', ())))
+        return tuple(read_text(file).splitlines())
+      return tuple(map(str, parse_json(read_text(file)).get('class_names', ())))
     except (OSError, ValueError, AttributeError) as error:
       raise UserError(f'{file} cannot be read as a list of class names ({error}).') from None
   return ()

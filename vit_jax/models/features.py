@@ -1,0 +1,66 @@
+"""What a model computes before its logits: features, tokens, and the outputs of its blocks.
+
+Shapes: B batch, N patches, D width.
+"""
+
+from typing import Any, cast
+
+import jax
+
+from vit_jax.models.build import Model
+from vit_jax.models.vit import EncoderBlock, VisionTransformer
+
+_NORM = 'encoder_norm'
+
+
+def features(model: Model, params: Any, images: jax.Array) -> jax.Array:
+  """The input of the head, (B, D) float32, `pre_logits` included where the model has it."""
+  return cast(jax.Array, model.clone(num_classes=0).apply({'params': params}, images))
+
+
+def num_prefix_tokens(model: VisionTransformer) -> int:
+  """The number of tokens before those of the patches: 1 with a class token, else 0."""
+  return int(model.pool == 'token')
+
+
+def last_tokens(model: VisionTransformer, params: Any, images: jax.Array) -> jax.Array:
+  """All tokens after the last LayerNorm, prefix tokens first: (B, prefix + N, D)."""
+  return _outputs(model, params, images)[_NORM]
+
+
+def block_outputs(
+  model: VisionTransformer, params: Any, images: jax.Array, layers: tuple[int, ...], norm: bool
+) -> dict[int, jax.Array]:
+  """All tokens after some blocks, prefix tokens first: {layer: (B, prefix + N, D)}.
+
+  Args:
+    model, params, images: (B, H, W, C) float.
+    layers: numbers of blocks from 0, or from -1 backwards.
+    norm: apply the last LayerNorm to each.
+
+  Raises:
+    IndexError: for a block that the model does not have.
+  """
+  blocks = {layer: range(model.depth)[layer] for layer in layers}
+  outputs = _outputs(model, params, images)
+  tokens = {layer: outputs[f'encoderblock_{block}'] for layer, block in blocks.items()}
+  if norm:
+    layer_norm = model.numerics.layer_norm()
+    variables = {'params': params['Transformer'][_NORM]}
+    tokens = {layer: cast(jax.Array, layer_norm.apply(variables, x)) for layer, x in tokens.items()}
+  return tokens
+
+
+def _outputs(model: VisionTransformer, params: Any, images: jax.Array) -> dict[str, jax.Array]:
+  """The output of every block and of the last LayerNorm, by the name of the module."""
+  model = model.clone(scan_blocks=False, remat='none')
+  _, variables = model.apply(
+    {'params': params},
+    images,
+    capture_intermediates=lambda module, _: (
+      isinstance(module, EncoderBlock) or module.name == _NORM
+    ),
+    mutable=['intermediates'],
+  )
+  modules = cast(Any, variables)['intermediates']['Transformer']
+  return {name: outputs['__call__'][0] for name, outputs in modules.items()}
