@@ -1,7 +1,8 @@
 """Converts a model to another layout: `python -m vit_jax.convert SOURCE TARGET`.
 
 The name of TARGET determines the layout: X.npz (released JAX), X.safetensors (timm), X.stablehlo
-(a portable program with its weights), X/ (a folder of Hugging Face Transformers).
+(a portable program with its weights), X/ (a folder of Hugging Face Transformers; with
+--layout=timm, of timm).
 """
 
 import argparse

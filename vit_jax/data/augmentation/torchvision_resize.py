@@ -1,7 +1,7 @@
 """Resizes uint8 as torchvision resizes tensors, which Transformers' image processors do.
 
-Rows before columns, rounded to uint8 in between. Pillow's order depends on the sizes (since
-version 13), and where it is the other one, what overshoots [0, 255] is clipped elsewhere: two
+Rows before columns, rounded to uint8 in between. The order of Pillow 13 depends on the sizes,
+and where it is the other one, what overshoots [0, 255] is clipped elsewhere: two
 bicubic or Lanczos results then differ by up to four gray levels.
 """
 
