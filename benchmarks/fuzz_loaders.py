@@ -162,6 +162,7 @@ def make_models() -> dict[str, Files]:
     'folder of our own': _saved(pre_logits, 'model', 'model'),
     'timm safetensors': _saved(vit, 'x.safetensors'),
     'timm folder': _timm_folder(vit),
+    'timm folder of our own': _saved(pooled, 'model', 'timm'),
     'Transformers folder': _saved(vit, 'model', 'huggingface'),
     'Transformers shards': _shards(_saved(vit, 'model', 'huggingface')),
   }
@@ -225,7 +226,7 @@ def check(source: pathlib.Path, paths: list[pathlib.Path], originals: list[Any])
   assert {n: x.shape for n, x in tensors.items()} == {n: x.shape for n, x in wanted.items()}
   for name, x in tensors.items():
     assert x.dtype == np.float32 and np.isfinite(x).all(), f'{name} is {x.dtype} or not finite'
-  assert 0 < vit.crop_fraction <= 1 and vit.loss in ('softmax', 'sigmoid')
+  assert 0 < vit.preprocessing.crop_fraction <= 1 and vit.loss in ('softmax', 'sigmoid')
   assert vit.labels is None or (
     isinstance(vit.labels, list) and len(vit.labels) == vit.model.num_classes
   ), f'labels {vit.labels}'

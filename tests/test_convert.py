@@ -95,6 +95,14 @@ def test_another_size_and_a_new_head(tmp_path, command):
   assert (config['image_size'], len(config['id2label'])) == ([32, 96], 3)
 
 
+@pytest.mark.parametrize('layout', ['huggingface', 'timm', 'model'])
+def test_what_another_library_does_not_learn_is_said(layout, tmp_path, command):
+  code, _, err = command(PATCH14, tmp_path / 'x', f'--layout={layout}')
+  assert code == 0 and vit_jax.load(tmp_path / 'x').preprocessing.rounding == 'tensorflow'
+  assert ('note: ' in err and 'rounding as tensorflow does' in err) == (layout != 'model')
+  assert err.count('\n') <= 1
+
+
 def test_labels_are_written_with_the_model(tmp_path, command):
   (tmp_path / 'names').write_text('\n'.join('abcdefg') + '\n')
   assert command(PATCH14, tmp_path / 'x', f'--labels={tmp_path / "names"}')[0] == 0

@@ -316,7 +316,8 @@ class Classifier:
         its weights), or a folder (of Transformers; of vit_jax for models that Transformers does
         not support).
       layout: 'npz', 'timm', 'stablehlo', 'huggingface' or 'model' (a vit_jax folder, for any
-        model: params.npz, config.json, labels.txt); None: by the name of the path.
+        model: params.npz, config.json, labels.txt); None: by the name of the path. 'timm' with
+        another path than X.safetensors writes a folder, for timm's `local-dir:`.
       overwrite: replace a file, or a folder that holds only a model.
 
     Raises:

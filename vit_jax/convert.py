@@ -1,10 +1,12 @@
 """Converts a model to another layout: `python -m vit_jax.convert SOURCE TARGET`.
 
 The name of TARGET determines the layout: X.npz (released JAX), X.safetensors (timm), X.stablehlo
-(a portable program with its weights), X/ (a folder of Hugging Face Transformers).
+(a portable program with its weights), X/ (a folder of Hugging Face Transformers; with
+--layout=timm, of timm).
 """
 
 import argparse
+import sys
 
 from vit_jax import command_line
 from vit_jax.classifier import LAYOUTS
@@ -49,6 +51,9 @@ def main() -> None:
   print(vit.report)
   vit.save(target, layout, overwrite=overwrite)
   print(f'{printable(target)}: {vit!r}')
+  if lost := save.unexpressed(vit.metadata, user_path(target), layout):
+    text = f'note: {printable(target)} says to other libraries all but {lost}; vit_jax reads all'
+    print(text, file=sys.stderr)
 
 
 if __name__ == '__main__':

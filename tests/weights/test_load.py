@@ -329,3 +329,44 @@ def test_a_path_need_not_be_utf_8(name, golden, tmp_path):
   with pytest.raises(UserError) as caught:
     golden.save(path)
   assert r'\udcff' in str(caught.value) and str(caught.value).isascii()
+
+
+# --- normalization ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['mean', 'std'])
+@pytest.mark.parametrize('value', [[0.5, 0.5], [0.5] * 4, [], float('nan'), [float('inf')] * 3])
+def test_a_mean_and_std_that_pixels_cannot_have(name, value):
+  with pytest.raises(UserError, match=f'{name}(=| is )'):
+    vit_jax.load(GOLDEN / 'vit_gap.npz', **{'mean': 0.4, 'std': 0.4, name: value})
+
+
+@pytest.mark.parametrize('value', [0, -1, [0.5, 0.5, -0.5]])
+def test_a_std_is_positive(value):
+  with pytest.raises(UserError, match='std is .*positive'):
+    vit_jax.load(GOLDEN / 'vit_gap.npz', std=value)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 5])
+def test_normalization_of_any_number_of_channels(channels, tmp_path):
+  model = VisionTransformer(8, 48, 1, 96, 3, 5)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: np.float32(rng.normal(size=x.shape) / np.sqrt(x.shape[0])),
+    build.abstract_params(model, (16, 16), channels),
+  )
+  vit = vit_jax.Classifier(model, params, (16, 16))
+  vit.save(tmp_path / 'x.npz')
+  mean, std = rng.uniform(0.3, 0.6, channels), rng.uniform(0.2, 0.4, channels)
+  pixels = np.float32(rng.uniform(0, 1, (2, 16, 16, channels)))
+  for m, s in ((mean, std), (mean[0], std[0])):
+    loaded = vit_jax.load(tmp_path / 'x.npz', mean=m, std=s)
+    expected = vit(np.float32((pixels - m) / s))
+    np.testing.assert_allclose(loaded(2 * pixels - 1), expected, rtol=0, atol=1e-4)
+    assert 'normalization of pixels' in str(loaded.report)
+
+
+def test_nothing_is_assumed_of_released_files():
+  """Their GELU is tanh and their pixels are in [-1, 1]."""
+  vit = vit_jax.load(GOLDEN / 'vit_gap.npz')
+  assert vit.report.notes == () and vit.model.numerics.approximate_gelu

@@ -65,7 +65,7 @@ def open_weights(
   if translator is not released and (family := families.describe(inside)):
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
   tensors, changes = translator.to_linen(inside, metadata.num_heads or num_heads, name)
-  metadata, assumptions = _assume(layout, metadata, gelu, mean)
+  metadata, assumptions = _assume(layout, metadata, gelu, mean, 'cls' in tensors)
   notes = (*notes, *assumptions, *changes)
   mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
   if {*mean, *std} != {0.5}:
@@ -121,7 +121,11 @@ def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] 
 
 
 def _assume(
-  layout: str, metadata: ModelMetadata, gelu: str | None, mean: tuple[float, ...] | None
+  layout: str,
+  metadata: ModelMetadata,
+  gelu: str | None,
+  mean: tuple[float, ...] | None,
+  has_class_token: bool,
 ) -> tuple[ModelMetadata, list[str]]:
   """Completes what a file does not state; also returns notes on what is assumed.
 
@@ -131,7 +135,11 @@ def _assume(
     return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
   notes = []
   if metadata.gelu is None and gelu is None and layout == 'timm':
-    notes.append('the file states no activation: exact GELU; pass gelu= for another')
+    pooling = ' and no pooling' if has_class_token else ''
+    notes.append(
+      f'the file states no activation{pooling}: exact GELU'
+      f'{", class token" if has_class_token else ""}; pass gelu= for another activation'
+    )
   if metadata.preprocessing is None:
     scaling = '' if mean or metadata.mean else 'pixels scaled to [-1, 1], '
     rule = 'squashed' if layout == 'Hugging Face' else 'central 87.5 %'

@@ -28,7 +28,8 @@ class UnsupportedError(UserError):
   """A feature of an intact model: 'has …, which is not supported', without the model's name."""
 
   def __init__(self, feature: str):
-    super().__init__(f'has {feature}, which vit_jax does not support')
+    short = feature if len(feature) <= 100 else f'{feature[:100]}…'
+    super().__init__(f'has {short}, which vit_jax does not support')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,6 @@ _MODEL_FILES = frozenset(
 )
 _LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
 _OTHER_FORMATS = '.bin .ckpt .gguf .gz .h5 .json .onnx .pb .pkl .pt .pth .tflite .zip'.split()
-_FILE_LAYOUTS = frozenset(_LAYOUT_OF_SUFFIX.values())
 
 
 def layout_of(path: epath.PathLike) -> str:
@@ -48,6 +47,23 @@ def layout_of(path: epath.PathLike) -> str:
   return _LAYOUT_OF_SUFFIX.get(suffix, 'huggingface')
 
 
+def _is_file(path: epath.Path, layout: str) -> bool:
+  """Whether a target is one file; a target of timm is a folder unless it is X.safetensors."""
+  if layout == 'timm':
+    return path.suffix.lower() == '.safetensors'
+  return layout in _LAYOUT_OF_SUFFIX.values()
+
+
+def unexpressed(metadata: ModelMetadata, path: epath.Path, layout: str) -> str | None:
+  """What the config of another library cannot say about a model: 'the border', …, or None."""
+  if layout == 'huggingface' and metadata.image_size:
+    rule = metadata.preprocessing or Preprocessing()
+    return image_processor.unexpressed(rule, metadata.image_size)
+  if layout == 'timm' and not _is_file(path, layout):
+    return timm_config.unexpressed(metadata)
+  return None
+
+
 def check_target(path: epath.Path, layout: str, overwrite: bool) -> None:
   """Raises `UserError` if writing that layout to `path` would destroy something.
 
@@ -56,7 +72,7 @@ def check_target(path: epath.Path, layout: str, overwrite: bool) -> None:
     overwrite: whether a file, or a folder that holds only a model, may be replaced.
   """
   try:
-    if layout in _FILE_LAYOUTS:
+    if _is_file(path, layout):
       if path.is_dir():
         raise UserError(f'{path} is a folder, not a file; choose another target.')
       if is_special(path):
@@ -170,7 +186,7 @@ def save_timm(model: build.Model, params: Any, metadata: ModelMetadata, path: ep
   """
   tensors = timm.from_linen(params)
   header = {'format': 'pt', METADATA_KEY: _to_json(model, metadata)}
-  if path.suffix.lower() == '.safetensors':
+  if _is_file(path, 'timm'):
     write_file(path, lambda temporary: write_safetensors(temporary, tensors, header))
     return
   assert metadata.image_size is not None

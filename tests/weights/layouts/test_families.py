@@ -45,6 +45,12 @@ def test_the_names_of_other_families(name, tmp_path):
   assert f'{path} holds {family}, which vit_jax does not support.' == str(caught.value)
 
 
+def test_relatives_of_vision_transformers():
+  assert families.describe(['embeds.proj.weight']) == 'a NaFlexViT'
+  names = ['patch_embed.proj.weight', 'patch_embed.backbone.layer1.0.bn1.running_mean']
+  assert 'hybrid' in str(families.describe(names))
+
+
 def test_an_unknown_model_has_no_name():
   assert families.describe(['a.weight', 'b.bias']) is None
   assert families.describe(['x' * 400] * 100_000) is None
@@ -141,7 +147,8 @@ def test_state_dicts_as_they_are_found(kind, timm, tmp_path):
   taken = {'DINO': 'teacher.backbone.* were taken, not student', 'EMA': 'model_ema.* were taken'}
   assert taken.get(kind, '') in str(vit.report)
   assert ('were taken' in str(vit.report)) == (kind in taken)
-  assert 'exact GELU; pass gelu=' in str(vit.report) and 'pass mean=, std=' in str(vit.report)
+  assert 'exact GELU, class token; pass gelu=' in str(vit.report)
+  assert 'pixels scaled to [-1, 1]' in str(vit.report)
 
 
 @pytest.mark.parametrize('name', ['ViTForImageClassification', 'ViTMSNForImageClassification'])

@@ -114,6 +114,31 @@ def test_stored_outputs_of_transformers(processor, folder):
   assert vit.model.numerics == Numerics(approximate_gelu=False, layer_norm_epsilon=1e-12)
 
 
+def test_the_processor_in_processor_config(folder):
+  """Where Transformers 5 writes it for a processor of several inputs; it is preferred."""
+  processor = json.loads((folder / 'preprocessor_config.json').read_text())
+  content = {'image_processor': processor | {'resample': 3}}
+  (folder / 'processor_config.json').write_text(json.dumps(content))
+  assert vit_jax.load(folder).preprocessing.interpolation == 'bicubic'
+
+
+def test_a_folder_without_a_processor(folder):
+  (folder / 'preprocessor_config.json').unlink()
+  vit = vit_jax.load(folder)
+  assert vit.preprocessing == Preprocessing('squash', 1.0, rounding='transformers')
+  assert "ViTImageProcessor's defaults are assumed" in str(vit.report)
+
+
+def test_another_processor_counts_more_than_our_own_description(tmp_path):
+  """As after fine-tuning in Transformers, which copies our description."""
+  rule = Preprocessing(crop_fraction=0.75, antialias=False)
+  classifier('token', preprocessing=rule).save(tmp_path / 'x')
+  assert vit_jax.load(tmp_path / 'x').preprocessing == rule
+  change_json(tmp_path / 'x' / 'preprocessor_config.json', resample=3)
+  other = vit_jax.load(tmp_path / 'x').preprocessing
+  assert (other.interpolation, other.antialias) == ('bicubic', True)
+
+
 def test_pixels_that_are_not_normalized(folder):
   expected = vit_jax.load(folder)
   change_json(folder / 'preprocessor_config.json', do_normalize=False)

@@ -7,6 +7,7 @@ import numpy as np
 from vit_jax.config import Preprocessing
 from vit_jax.data.augmentation.image_ops import FILL
 from vit_jax.data.augmentation.resampling import resize
+from vit_jax.data.augmentation.torchvision_resize import resize_as_torchvision
 
 _MAX_ASPECT = 8  # some of a long, thin image is enough for its central crop
 
@@ -31,16 +32,18 @@ def preprocess(
     sides = [min(side, _MAX_ASPECT * min(image.shape[:2])) for side in image.shape[:2]]
     image = _crop(image, (sides[0], sides[1]), preprocessing)
   resized = _resized_size((image.shape[0], image.shape[1]), size, preprocessing)
-  image = resize(
-    image,
-    resized,
-    preprocessing.antialias,
-    preprocessing.interpolation,
-    as_tensorflow=preprocessing.rounding == 'tensorflow',
-  )
+  image = _resize(image, resized, preprocessing)
   if preprocessing.resize == 'border':
     image = _pad(image, size, preprocessing)
   return np.ascontiguousarray(_crop(image, size, preprocessing))
+
+
+def _resize(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+  interpolation, antialias = preprocessing.interpolation, preprocessing.antialias
+  if preprocessing.rounding == 'transformers' and antialias:
+    return resize_as_torchvision(image, size, interpolation)
+  as_tensorflow = preprocessing.rounding == 'tensorflow'
+  return resize(image, size, antialias, interpolation, as_tensorflow=as_tensorflow)
 
 
 def _resized_size(

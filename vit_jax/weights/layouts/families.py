@@ -54,6 +54,8 @@ _FAMILIES = {
   'a NesT': r'^levels\.\d+\.transformer_encoder\.',
   'a FocalNet': r'\.modulation\.',
   'a MetaFormer or FastViT': r'\.token_mixer\.|\.(res_scale|layer_scale)1\.scale$',
+  'a NaFlexViT': r'^embeds\.proj\.',
+  'a hybrid with another network than a BiT ResNet': r'^patch_embed\.backbone\..*running_mean$',
   # Without attention.
   'an MLP-Mixer': r'(^|/)MixerBlock_\d+/|\.mlp_tokens\.|\.token_mixing\.',
   'a ResMLP or gMLP': r'\.linear_tokens\.|\.mlp_channels\.gate\.|\.spatial_proj\.',

@@ -73,7 +73,7 @@ def read_normalization(
   """(mean, std) for pixels in [0, 1], one for each channel or one for all."""
   fields = _complete(processor)[1]
   pair = [fields['image_mean'], fields['image_std']]
-  mean, std = ((x,) if isinstance(x, (int, float)) else tuple(map(float, x)) for x in pair)
+  mean, std = (tuple(map(float, x if isinstance(x, (list, tuple)) else [x])) for x in pair)
   if not fields['do_normalize']:
     mean, std = (0.0,) * channels, (1.0,) * channels
   factor = fields['rescale_factor'] if fields['do_rescale'] else 1
