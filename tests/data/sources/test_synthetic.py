@@ -156,7 +156,7 @@ def test_the_classes_can_be_learned():
       'train',
       'synthetic:coco is not a synthetic data set; choose one of jft, imagenet21k',
     ),
-    ('synthetic:jft', 'validation', "synthetic:jft has the splits train, test, not 'validation'"),
+    ('synthetic:jft', 'dev', "synthetic:jft has the splits train, test, not 'dev'"),
   ],
 )
 def test_an_unknown_data_set_or_split_is_an_error_of_one_sentence(spec, split, message):
