@@ -2,6 +2,7 @@
 
 from vit_jax import command_line
 from vit_jax.errors import UserError
+from vit_jax.weights.evaluation_protocols import protocol
 from vit_jax.weights.registry import PUBLISHED_MODELS
 
 
@@ -11,12 +12,13 @@ def main() -> None:
     'text', nargs='?', default='', metavar='TEXT', help='print only names that contain it'
   )
   text = parser.parse_args().text
-  rows = [('px', 'MiB', 'ImageNet %', 'data', 'name', 'short name')]
+  rows = [('px', 'MiB', 'ImageNet %', 'evaluation', 'data', 'name', 'short name')]
   for model in PUBLISHED_MODELS.values():
     if text.lower() in f'{model.name} {model.alias or ""}'.lower():
       accuracy = '' if model.accuracy is None else f'{model.accuracy:g}'
       numbers = (str(model.resolution), str(model.size or ''), accuracy)
-      rows.append((*numbers, model.data, model.name, model.alias or ''))
+      evaluation = protocol(model).summary()
+      rows.append((*numbers, evaluation, model.data, model.name, model.alias or ''))
   if len(rows) == 1:
     raise UserError(f'No published model has {text!r} in its name.')
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -189,6 +189,13 @@ class Preprocessing(Section, path='data.test'):
     if self.interpolation == 'lanczos' and not self.antialias:
       self.refuse('antialias', 'interpolation=lanczos is always antialiased')
 
+  def summary(self) -> str:
+    """'crop 0.875 bilinear', 'squash bilinear without antialiasing', … on one line."""
+    fraction = '' if self.crop_fraction == 1 else f' {self.crop_fraction:.4g}'
+    has_effect = self.interpolation in ('bilinear', 'bicubic')
+    aliasing = '' if self.antialias or not has_effect else ' without antialiasing'
+    return f'{self.resize}{fraction} {self.interpolation}{aliasing}'
+
 
 @dataclasses.dataclass(frozen=True)
 class TestDataConfig(Preprocessing, path='data.test'):
