@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from PIL import Image
 import vit_jax
 from tests.helpers import GOLDEN, ROOT, write_images
 from vit_jax import command_line, evaluate, predict
-from vit_jax.evaluation.predictions import predict_files
+from vit_jax.evaluation.predictions import predict_files, read_list
 
 
 @pytest.fixture
@@ -96,6 +97,25 @@ def test_predict_reads_a_list_and_writes_a_table(tiny_run, images, command, tmp_
   np.testing.assert_allclose([float(row['probability']) for row in rows], probabilities, rtol=1e-4)
 
 
+@pytest.mark.parametrize('name', ['gray.jpg', 'm.npz', 'paths', 'folder', 'pipe', 'none/x.csv'])
+def test_a_table_replaces_nothing_but_a_table(name, images, command):
+  os.mkfifo(images / 'pipe')
+  (images / 'folder').mkdir()
+  (images / 'm.npz').write_bytes((GOLDEN / 'vit_gap.npz').read_bytes())
+  (images / 'paths').write_text(f'{images}/gray.jpg\n')
+  before = {path: path.read_bytes() for path in images.iterdir() if path.is_file()}
+  arguments = (f'--model={images}/m.npz', f'--list={images}/paths', f'--csv={images / name}')
+  code, out, err = command(predict, *arguments)
+  assert (code, out) == (2, '') and name in err and err.count('\n') == 1
+  assert {path: path.read_bytes() for path in images.iterdir() if path.is_file()} == before
+  assert (images / 'pipe').is_fifo()
+
+
+def test_names_of_a_list_end_only_with_the_line(tmp_path):
+  (tmp_path / 'list').write_text('a\x0cb\u2028c.jpg\r\n\nd.jpg\n')
+  assert read_list(str(tmp_path / 'list')) == ['a\x0cb\u2028c.jpg', 'd.jpg']
+
+
 def test_predict_takes_other_labels(images, command, tmp_path):
   (tmp_path / 'names').write_text('\n'.join('abcdefg'))
   model = f'--model={GOLDEN}/vit_gap.npz'
@@ -147,6 +167,14 @@ def test_hostile_names_are_escaped_except_in_json(tmp_path, command):
   answer = json.loads(out)
   assert answer['image'] == str(tmp_path / 'images' / name)
   assert sorted(entry['label'] for entry in answer['top']) == sorted(labels)
+
+
+def test_closed_streams(images):
+  command = f'-m vit_jax.predict --model={GOLDEN}/vit_gap.npz --list=- --top_k=1'
+  for closed, code in (('<&-', 2), (f'<<< {images}/gray.jpg >&- 2>&-', 0)):
+    script = ['bash', '-c', f'"{sys.executable}" {command} {closed}']
+    result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == code and result.stderr.count('\n') == (code == 2), result.stderr
 
 
 def test_pipes_and_devices_are_no_images(tmp_path, command):
@@ -201,12 +229,22 @@ def test_names_survive_an_ascii_locale(name, tmp_path):
     ([f'--model={GOLDEN}/vit_gap.npz'], 'IMAGE'),
     ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
     ([f'--model={GOLDEN}/vit_gap.npz', 'configs'], 'no images'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', f'--top_k={"9" * 10**5}'], '--top_k'),
   ],
 )
 def test_mistakes_in_predict_end_in_one_sentence(arguments, expected, command):
   code, out, err = command(predict, *arguments)
   assert (code, out) == (2, '')
   assert expected in err and err.startswith('error: ') and err.count('\n') == 1
+  assert len(err) < 3_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec('s3fs') is not None, reason='s3fs is installed')
+@pytest.mark.parametrize('flag', ['--model=', '--csv=', '--list='])
+def test_a_bucket_without_the_package_that_reads_it(flag, images, command):
+  model = f'--model={GOLDEN}/vit_gap.npz'
+  code, out, err = command(predict, model, images / 'gray.jpg', f'{flag}s3://bucket/x')
+  assert (code, out) == (2, '') and 's3fs' in err and err.count('\n') == 1
 
 
 def test_evaluate_agrees_with_training(tiny_run, command):

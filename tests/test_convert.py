@@ -294,3 +294,22 @@ def test_a_dot_in_the_name_of_a_folder(name, tmp_path, command, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert command(PATCH14, name)[0] == 0
   assert (tmp_path / name / 'config.json').exists()
+
+
+def test_a_folder_in_the_place_of_a_file_is_kept(tmp_path, command):
+  diary = tmp_path / 'x' / 'config.json' / 'diary'
+  diary.parent.mkdir(parents=True)
+  diary.write_text('years of work')
+  code, _, err = command(PATCH14, tmp_path / 'x', '--overwrite')
+  assert code == 2 and 'not part of a model (config.json)' in err
+  assert diary.exists()
+
+
+@pytest.mark.parametrize('target', ['x', 'names.npz'])
+def test_the_labels_are_never_the_target(target, tmp_path, command):
+  labels = tmp_path / ('x/labels.txt' if target == 'x' else target)
+  labels.parent.mkdir(exist_ok=True)
+  labels.write_text('a\nb\nc\nd\ne\nf\ng\n')
+  code, _, err = command(PATCH14, tmp_path / target, f'--labels={labels}', '--overwrite')
+  assert code == 2 and 'the file of --labels' in err and err.count('\n') == 1
+  assert labels.read_text() == 'a\nb\nc\nd\ne\nf\ng\n'

@@ -112,3 +112,19 @@ def test_json_objects(tmp_path):
       files.read_json_object(path)
   with pytest.raises(FileNotFoundError):
     files.read_json_object(epath.Path(tmp_path / 'y.json'))
+
+
+def test_no_device_is_replaced_by_a_file(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  os.symlink('pipe', tmp_path / 'link')
+  for name in ('pipe', 'link'):
+    with pytest.raises(OSError, match='a pipe or a device'):
+      files.write_text(tmp_path / name, 'text')
+  assert (tmp_path / 'pipe').is_fifo()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['link', 'pipe']
+
+
+@pytest.mark.parametrize('path', ['a\0b', '\ud800.png'])
+def test_a_path_that_cannot_exist(path):
+  with pytest.raises(UserError, match='null character|can name a file'):
+    files.user_path(path)

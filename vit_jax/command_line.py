@@ -14,7 +14,7 @@ import tqdm
 
 from vit_jax import errors
 from vit_jax.errors import UserError
-from vit_jax.text import printable
+from vit_jax.text import printable, shortened
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     # A misspelt flag is the reason why a required one is missing.
     if 'arguments are required' in message and (unknown := self._unknown_flags()):
       message = f'unrecognized arguments: {" ".join(unknown)}'
-    print(f'error: {printable(message)}; --help shows the usage.', file=sys.stderr)
+    print(f'error: {printable(shortened(message))}; --help shows the usage.', file=sys.stderr)
     sys.exit(UserError.exit_code)
 
 
@@ -77,6 +77,9 @@ def progress(items: Iterable[Any], total: int, unit: str) -> Iterable[Any]:
 
 def run(main: Callable[[], None]) -> NoReturn:
   """Runs a command and exits; an error of the user is one sentence on stderr, no traceback."""
+  for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+    if getattr(sys, name) is None:  # closed by the shell, as with >&-
+      setattr(sys, name, open(os.devnull, mode))
   for stream in (sys.stdout, sys.stderr):  # escapes of what a terminal cannot encode
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')
@@ -87,6 +90,6 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.stdout.flush()
   except BrokenPipeError:  # the reader of a pipe has exited, as in `predict … | head -1`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  except (errors.RunError, KeyboardInterrupt, OSError) as error:
+  except (errors.RunError, KeyboardInterrupt, OSError, ImportError) as error:
     sys.exit(errors.report(error)[0])
   sys.exit(0)

@@ -44,6 +44,8 @@ def main() -> None:
   target, layout, overwrite = map(options.pop, ('target', 'layout', 'overwrite'))
   layout = layout or save.layout_of(target)
   save.check_apart(options['source'], target)
+  if options['labels']:
+    save.check_apart(options['labels'], target, 'the file of --labels')
   save.check_target(user_path(target), layout, overwrite)
   vit = load(**options)
   assert vit.report is not None

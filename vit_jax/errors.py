@@ -11,20 +11,23 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from vit_jax.text import printable
+from vit_jax.text import printable, shortened
+
+# Of a place that the user must change: no bugs of the code.
+_USERS_ERRORS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 
 
 class RunError(Exception):
   """Ends a command with one sentence on stderr instead of a traceback.
 
-  Its text is printable, whatever the names that it quotes.
+  Its text is printable and not long, whatever the names that it quotes.
   """
 
   exit_code = 1
   label = 'error'
 
   def __str__(self) -> str:
-    return printable(super().__str__())
+    return printable(shortened(super().__str__()))
 
 
 class UserError(RunError):
@@ -96,6 +99,10 @@ def report(error: BaseException) -> tuple[int, str]:
   """Prints on stderr what ended a command; returns its exit code and a one-line message."""
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
     error = UserError(f'{error.filename or "A file"} cannot be written ({error.strerror}).')
+  elif isinstance(error, OSError) and error.errno in _USERS_ERRORS and error.filename:
+    error = UserError(f'{error.filename} cannot be read or written ({error.strerror}).')
+  elif isinstance(error, ImportError) and error.name is None:  # of a package for gs://…, s3://…
+    error = UserError(f'A package is missing ({first_line(error).rstrip(".")}).')
   if isinstance(error, RunError):
     print(f'{error.label}: {error}', file=sys.stderr, flush=True)
     return error.exit_code, str(error)

@@ -38,8 +38,13 @@ def is_remote(path: epath.PathLike) -> bool:
 
 def user_path(path: epath.PathLike) -> epath.Path:
   """The path that a user names, with ~ expanded; raises `UserError` for one that cannot exist."""
+  if '\0' in os.fspath(path):
+    raise UserError(f'{path} has a null character, which no path has.')
   try:
+    os.fsencode(path)
     return epath.Path(path).expanduser()
+  except UnicodeEncodeError:
+    raise UserError(f'{path} is not text that can name a file.') from None
   except KeyError:  # xyz://…
     raise UserError(f'{path} is neither a local path nor one in a bucket (gs://…).') from None
 
@@ -138,9 +143,11 @@ def write_atomically(
     sync: return only when file and folder are on the disk (local paths only).
 
   Raises:
-    OSError: when it cannot be written; `path` is then unchanged.
+    OSError: when it cannot be written, or is a pipe or a device; `path` is then unchanged.
   """
   path = real_path(epath.Path(path))
+  if is_special(path):
+    raise OSError(errno.EINVAL, 'it is a pipe or a device', os.fspath(path))
   scratch = scratch_path(path)
   if not is_remote(scratch):
     os.close(open_new(scratch))

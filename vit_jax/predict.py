@@ -7,10 +7,12 @@ import io
 import json
 import sys
 
+from etils import epath
+
 from vit_jax import command_line
 from vit_jax.errors import UserError
 from vit_jax.evaluation.predictions import Prediction, find_images, predict_files, read_list
-from vit_jax.files import user_path, write_atomically
+from vit_jax.files import is_special, user_path, write_atomically
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES
 from vit_jax.text import printable
@@ -43,6 +45,20 @@ def _parse_args() -> argparse.Namespace:
   return args
 
 
+def _check_table(path: epath.Path) -> None:
+  """Raises `UserError` unless a table can be written to `path`, which may replace another one."""
+  try:
+    if is_special(path) or path.is_dir() or not path.parent.is_dir():
+      reason = 'is not a file' if path.exists() else 'is in no existing folder'
+      raise UserError(f'{path} {reason}; choose another one for --csv.')
+    header = ','.join(_CSV_COLUMNS).encode()
+    with contextlib.suppress(FileNotFoundError), path.open('rb') as file:
+      if file.read(len(header)) not in (b'', header):
+        raise UserError(f'{path} exists and is no table of predictions; choose another one.')
+  except OSError as error:
+    raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
+
+
 def _print(prediction: Prediction, as_json: bool) -> None:
   if as_json:
     print(json.dumps({'image': str(prediction.path), 'top': prediction.as_json()}))
@@ -54,6 +70,8 @@ def _print(prediction: Prediction, as_json: bool) -> None:
 
 def main() -> None:
   args = _parse_args()
+  if args.csv is not None:
+    _check_table(user_path(args.csv))
   paths = find_images([*args.images, *(read_list(args.list) if args.list else [])])
   if not paths:
     raise UserError(

@@ -28,6 +28,11 @@ def printable(text: str) -> str:
   )
 
 
+def shortened(text: str, most: int = 2_000) -> str:
+  """The text, or its beginning and its end if it has more than `most` characters."""
+  return text if len(text) <= most else f'{text[: most // 2]} … {text[-most // 2 :]}'
+
+
 def _escape(char: str) -> str:
   return char.encode('unicode_escape').decode('ascii')
 

@@ -66,7 +66,7 @@ def read_list(file: str) -> list[str]:
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'{file} cannot be read: {reason}.') from None
-  return [line for line in text.splitlines() if line.strip()]
+  return [line for line in text.split('\n') if line.strip()]
 
 
 def predict_files(

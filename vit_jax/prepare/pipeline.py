@@ -45,7 +45,7 @@ _HIDDEN_BAR = tqdm.tqdm(disable=True)
 def default_name(source: str) -> str:
   """Returns the name of a data set, by its source: lower case, for the names of its files."""
   names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in re.split('[:,/]', source.lower())]
-  return next((name for name in reversed(names) if name and not name[0].isdigit()), 'data')
+  return next((x[:100] for x in reversed(names) if x and not x[0].isdigit()), 'data')
 
 
 def _check_not_negative(**flags: int) -> None:
@@ -58,7 +58,7 @@ def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -
   _check_not_negative(size=encoding.size, shards=shards, workers=workers)
   if not 1 <= encoding.quality <= 100:
     raise UserError(f'--quality={encoding.quality} is out of range; use 1 to 100.')
-  if name and not re.fullmatch('[a-z][a-z0-9_]*', name):
+  if name and not re.fullmatch('[a-z][a-z0-9_]{0,99}', name):
     raise UserError(
       f'--name={printable(name)} cannot be part of file names; use lower-case letters, digits and '
       '_, beginning with a letter.'

@@ -90,17 +90,24 @@ def check_target(path: epath.Path, layout: str, overwrite: bool) -> None:
     )
 
 
-def check_apart(source: epath.PathLike, target: epath.PathLike) -> None:
-  """Raises `UserError` if writing `target` would change the model at `source`, also over links."""
+def check_apart(
+  source: epath.PathLike, target: epath.PathLike, role: str = 'the model to convert'
+) -> None:
+  """Raises `UserError` if writing `target` would change what is at `source`, also over links.
+
+  Args:
+    source, target: paths, or the published name of a source.
+    role: of the source, for the message.
+  """
   if not os.fspath(source) or os.fspath(source).startswith(('http://', 'https://')):
     return  # `load` says what is wrong
   old, new = (real_path(user_path(path)) for path in (source, target))
   if old == new or _is_same_file(old, new):
-    raise UserError(f'{target} is the model to convert; choose another target.')
+    raise UserError(f'{target} is {role}; choose another target.')
   if new in old.parents:
-    raise UserError(f'{target} holds the model to convert; choose another target.')
+    raise UserError(f'{target} holds {role}; choose another target.')
   if old in new.parents:
-    raise UserError(f'{target} is inside {source}, the model to convert; choose another target.')
+    raise UserError(f'{target} is inside {source}, {role}; choose another target.')
 
 
 def _is_same_file(one: epath.Path, other: epath.Path) -> bool:
@@ -147,7 +154,8 @@ def check_replaceable(folder: epath.Path) -> None:
     return
   if not folder.is_dir():
     raise UserError(f'{folder} is a file, but a model is written to a folder; move it away.')
-  if unknown := {child.name for child in folder.iterdir()} - _MODEL_FILES:
+  children = list(folder.iterdir())
+  if unknown := {x.name for x in children if x.name not in _MODEL_FILES or x.is_dir()}:
     raise UserError(
       f'{folder} would be replaced, but holds files that are not part of a model '
       f'({", ".join(sorted(unknown)[:3])}); move them away.'
