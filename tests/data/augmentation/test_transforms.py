@@ -212,7 +212,7 @@ def test_central_crop_resizes_the_shorter_side_to_256_and_crops_224():
   image = random_image(300, 400)
   resized = np.asarray(Image.fromarray(image).resize((341, 256), Image.Resampling.BILINEAR))
   cropped = central_crop(image, (224, 224), 0.875)
-  np.testing.assert_array_equal(cropped, resized[16:240, 58:282])
+  assert np.abs(cropped.astype(int) - resized[16:240, 58:282]).max() <= 1
 
 
 def test_central_crop_is_centered_in_both_directions():
@@ -227,7 +227,7 @@ def test_central_crop_is_centered_in_both_directions():
 def test_a_central_crop_of_everything_is_a_resize():
   image = random_image(30, 60)
   np.testing.assert_array_equal(
-    central_crop(image, (10, 20), 1.0), resize(image, (10, 20), antialias=True)
+    central_crop(image, (10, 20), 1.0), resize(image, (10, 20), True, as_tensorflow=True)
   )
 
 
@@ -238,11 +238,12 @@ def test_central_crops_have_the_size_and_offset_of_big_vision():
     image = np.zeros((height, width, 1), np.uint8)
     y, x = np.indices((height, width))
     image[..., 0] = 255 * ((y * 2 < height) ^ (x * 2 < width))
-    resized = resize(image, (new_height, new_width), antialias=True)
+    resized = resize(image, (new_height, new_width), True, as_tensorflow=True)
     expected = resized[top : top + size, left : left + size]
     cropped = central_crop(image, (size, size), size / shorter)
     np.testing.assert_array_equal(cropped, expected)
     central = make_config(crop='central', resize_small=shorter, antialias=True)
+    expected = resize(image, (new_height, new_width), True)[top : top + size, left : left + size]
     np.testing.assert_array_equal(augment(image, (size, size), central, rng()), expected)
 
 

@@ -78,6 +78,10 @@ EQUAL = {
     dict(size={'height': 32, 'width': 32, 'shortest_edge': None}, resample=None),
     dict(size={'height': 32, 'width': 32}, resample=2),
   ),
+  'PVT': (
+    dict(image_processor_type='PvtImageProcessor'),
+    dict(size={'height': 224, 'width': 224}, resample=3),
+  ),
   'large ConvNeXt': (
     dict(image_processor_type='ConvNextImageProcessor', size={'shortest_edge': 384}),
     dict(size={'height': 384, 'width': 384}, resample=3),

@@ -8,8 +8,7 @@ from vit_jax.config import Preprocessing
 from vit_jax.data.augmentation.image_ops import FILL
 from vit_jax.data.augmentation.resampling import resize
 from vit_jax.data.augmentation.torchvision_resize import resize_as_torchvision
-
-_MAX_ASPECT = 8  # some of a long, thin image is enough for its central crop
+from vit_jax.data.decoding.box import Box
 
 
 def preprocess(
@@ -28,22 +27,22 @@ def preprocess(
   Raises:
     UserError: when `preprocessing.fill` has another number of channels.
   """
-  if preprocessing.resize == 'crop':
-    sides = [min(side, _MAX_ASPECT * min(image.shape[:2])) for side in image.shape[:2]]
-    image = _crop(image, (sides[0], sides[1]), preprocessing)
   resized = _resized_size((image.shape[0], image.shape[1]), size, preprocessing)
-  image = _resize(image, resized, preprocessing)
+  image = _resize(image, resized, preprocessing, _central_box(resized, size, preprocessing))
   if preprocessing.resize == 'border':
     image = _pad(image, size, preprocessing)
-  return np.ascontiguousarray(_crop(image, size, preprocessing))
+  return np.ascontiguousarray(image)
 
 
-def _resize(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+def _resize(
+  image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing, box: Box
+) -> np.ndarray:
+  """The part of the resized image in a box."""
   interpolation, antialias = preprocessing.interpolation, preprocessing.antialias
   if preprocessing.rounding == 'transformers' and antialias:
-    return resize_as_torchvision(image, size, interpolation)
+    return resize_as_torchvision(image, size, interpolation, box)
   as_tensorflow = preprocessing.rounding == 'tensorflow'
-  return resize(image, size, antialias, interpolation, as_tensorflow=as_tensorflow)
+  return resize(image, size, antialias, interpolation, as_tensorflow, box)
 
 
 def _resized_size(
@@ -70,12 +69,12 @@ def _resized_size(
   return max(resized[0], least[0]), max(resized[1], least[1])
 
 
-def _crop(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
-  """The central (*size, C), or as much as there is."""
-  excess = [max(side - new, 0) for side, new in zip(image.shape, size, strict=False)]
+def _central_box(old: tuple[int, int], size: tuple[int, int], preprocessing: Preprocessing) -> Box:
+  """The central `size` of an image of `old`, both (height, width), or as much as there is."""
+  excess = [max(side - new, 0) for side, new in zip(old, size, strict=True)]
   is_torchvision = preprocessing.rounding == 'torchvision'
   top, left = (round(each / 2) if is_torchvision else each // 2 for each in excess)
-  return image[top : top + size[0], left : left + size[1]]
+  return Box(left, top, min(left + size[1], old[1]), min(top + size[0], old[0]))
 
 
 def _pad(image: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:

@@ -1,59 +1,51 @@
 """Resizes uint8 as torchvision resizes tensors, which Transformers' image processors do.
 
-Rows before columns, rounded to uint8 in between. The order of Pillow 13 depends on the sizes,
-and where it is the other one, what overshoots [0, 255] is clipped elsewhere: two
-bicubic or Lanczos results then differ by up to four gray levels.
+Rows before columns, rounded to uint8 in between, with weights of 16 bits. Pillow has weights of
+more bits, and an order that depends on the sizes: two bicubic results may then differ by several
+gray levels.
 """
 
 import numpy as np
 
-from vit_jax.data.augmentation.resampling import resize
+from vit_jax.data.augmentation.resampling import KERNELS, Weights, make_weights, resize, sum_rows
+from vit_jax.data.decoding.box import Box
+
+_MANY = 2**16  # pixels along a side, of which the weights are not all computed
 
 
 def resize_as_torchvision(
-  image: np.ndarray, size: tuple[int, int], interpolation: str
+  image: np.ndarray, size: tuple[int, int], interpolation: str, box: Box | None = None
 ) -> np.ndarray:
-  """Equals `torchvision.transforms.v2.functional.resize(…, antialias=True)` within a gray level.
+  """Equals `torchvision.transforms.v2.functional.resize(…, antialias=True)`.
 
   Args:
     image: (H, W, C) uint8.
     size: (height, width), pixels.
     interpolation: 'bilinear', 'bicubic', 'lanczos', or another one of `resize`.
+    box: the part of the resized image to return; None: all of it.
   """
-  (old_height, old_width), (height, width) = image.shape[:2], size
-  if interpolation == 'bicubic' and (height > old_height or width > old_width):
-    rows = _resize_rows(image, width)
-    return _resize_rows(rows.transpose(1, 0, 2), height).transpose(1, 0, 2)
-  rows = resize(image, (old_height, width), True, interpolation)
-  return resize(rows, size, True, interpolation)
+  if interpolation not in KERNELS:
+    return resize(image, size, True, interpolation, box=box)
+  part = box or Box(0, 0, size[1], size[0])
+  first, values = _make_weights(image.shape[0], size[0], interpolation, part.top, part.bottom)
+  needed = image[first[0] : first[-1] + values.shape[1]]
+  columns = _make_weights(image.shape[1], size[1], interpolation, part.left, part.right)
+  rows = _sum_rows(needed.transpose(1, 0, 2), *columns).transpose(1, 0, 2)
+  return _sum_rows(rows, first - first[0], values)
 
 
-def _resize_rows(image: np.ndarray, new: int) -> np.ndarray:
-  """(H, old, C) to (H, new, C) uint8, in the fixed-point arithmetic of PyTorch.
-
-  Its weights are 16-bit integers (aten/src/ATen/native/cpu/UpSampleKernel.cpp), whose errors show
-  when an image is enlarged.
-  """
-  old = image.shape[1]
-  if old == new:
-    return image
-  weights = _cubic_weights(old, new)
+def _make_weights(old: int, new: int, interpolation: str, start: int, stop: int) -> Weights:
+  """The weights of 16 bits, from aten/src/ATen/native/cpu/UpSampleKernel.cpp, of some rows."""
+  first, values = make_weights(old, new, interpolation, True, start, stop)
+  every = make_weights(old, new, interpolation, True, 0, new)[1] if new <= _MANY else values
   precision = 0
-  while precision < 22 and int(0.5 + weights.max() * 2 ** (precision + 1)) < 2**15:
+  while precision < 22 and int(0.5 + every.max() * 2 ** (precision + 1)) < 2**15:
     precision += 1
-  fixed_point = np.trunc(weights * 2**precision + np.where(weights < 0, -0.5, 0.5))
-  sums = np.einsum('nx,hxc->hnc', fixed_point, image.astype(np.float64), optimize=True)
-  return np.clip(np.floor(sums / 2**precision + 0.5), 0, 255).astype(np.uint8)
+  values = np.trunc(values * 2**precision + np.where(values < 0, -0.5, 0.5)) / 2**precision
+  return first, values
 
 
-def _cubic_weights(old: int, new: int) -> np.ndarray:
-  """(new, old): the antialiased cubic kernel of Keys with a = -1/2; sums are 1."""
-  center = (np.arange(new)[:, None] + 0.5) * (old / new)
-  scale = max(old / new, 1)
-  first, last = (np.floor(center + sign * 2 * scale + 0.5) for sign in (-1, 1))
-  pixel = np.arange(old)
-  x = np.abs(pixel + 0.5 - center) / scale
-  near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-  weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-  weights = np.where((pixel >= first) & (pixel < last), weights, 0)
-  return weights / weights.sum(axis=1, keepdims=True)
+def _sum_rows(image: np.ndarray, first: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """(old, …) to (new, …) uint8."""
+  sums = sum_rows(image, first, values, np.float64)
+  return np.clip(np.floor(sums + 0.5), 0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
 """The image processors of Transformers: preprocessor_config.json, read and written.
 
-Followed is their default backend, torchvision, which resizes uint8 with antialiasing; its Pillow
-backend gives the same within a gray level.
+Followed is their default backend, torchvision, which resizes uint8 with antialiasing; their Pillow
+backend rounds in another order, which moves some bicubic pixels by several gray levels.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
   'ChineseCLIP': _CROP | _CLIP,
   'Blip': _SQUASH | _CLIP | {'size': {'height': 384, 'width': 384}},
   'Siglip': _SQUASH,
-  'Pvt': _SQUASH | _IMAGENET | {'resample': 2},
+  'Pvt': _SQUASH | _IMAGENET,
   'MobileNetV1': _CROP | {'size': {'shortest_edge': 256}, 'resample': 2},
   'ConvNext': {'size': {'shortest_edge': 384}, 'resample': 3, 'crop_pct': 224 / 256},
 }
