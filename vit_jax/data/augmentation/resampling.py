@@ -40,8 +40,8 @@ def resize(
     size: (height, width), pixels.
     antialias: average over more pixels when shrinking; 'area' and 'nearest' ignore it.
     interpolation: 'bilinear', 'bicubic', 'area', 'lanczos' (always antialiased) or 'nearest'.
-    as_tensorflow: antialiased interpolation rounds and clips only once both axes are done, as
-      TensorFlow does; Pillow does so in between, too.
+    as_tensorflow: antialiased 'bicubic' and 'lanczos' keep what overshoots [0, 255] along one axis
+      until the other is done, as TensorFlow does; Pillow clips in between.
     box: the part of the resized image to return; None: all of it.
   """
   height, width = size
@@ -55,7 +55,9 @@ def resize(
     area = cv2.INTER_AREA
     whole = per_channel(lambda x: cv2.resize(x, (width, height), interpolation=area), image)
     return crop_pixels(whole, box)
-  if interpolation == 'area' or interpolation in KERNELS and (as_tensorflow or not antialias):
+  overshoots = interpolation in ('bicubic', 'lanczos')
+  is_plain = interpolation == 'bilinear' and not antialias  # of an image too large for OpenCV
+  if interpolation == 'area' or is_plain or (overshoots and (as_tensorflow or not antialias)):
     return _resample(image, size, antialias, interpolation, part)
   if is_moderate:  # the order of Pillow's axes, and so its rounding, depends on the sizes
     return crop_pixels(_resize_with_pillow(image, size, interpolation), box)
