@@ -229,6 +229,7 @@ def test_names_survive_an_ascii_locale(name, tmp_path):
     ([f'--model={GOLDEN}/vit_gap.npz'], 'IMAGE'),
     ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', '--top_k=0'], '--top_k'),
     ([f'--model={GOLDEN}/vit_gap.npz', 'configs'], 'no images'),
+    ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', '--labels=https://x/y'], 'neither a local path'),
     ([f'--model={GOLDEN}/vit_gap.npz', 'x.png', f'--top_k={"9" * 10**5}'], '--top_k'),
   ],
 )
@@ -269,6 +270,8 @@ def test_evaluate_prints_the_number_of_examples(tiny_run, command):
   ('arguments', 'expected'),
   [
     (['--data=folder:/nowhere'], '/nowhere'),
+    (['--data=folder:https://x/y'], 'neither a local path'),
+    (['--data=array_record:https://x/y'], 'neither a local path'),
     (['--data=digits', '--split=dev'], 'train, test and all'),
     (['--data=digits', '--batch_size=12'], '--batch_size'),
     (['--data=digits', f'--batch_size={2**40}'], 'must be at most 1,048,576'),

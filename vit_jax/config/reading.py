@@ -17,7 +17,7 @@ from ml_collections import config_dict, config_flags
 from vit_jax.config.fields import Section, describe_type, flatten, replace_fields, walk_fields
 from vit_jax.config.schema import Config
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import parse_json, read_text
+from vit_jax.files import parse_json, read_text, user_path
 
 # Fields of the config.json of older versions, and what they are called now.
 _RENAMED = {
@@ -98,7 +98,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
       (naming close ones), or a value that a field cannot have.
   """
   match = re.fullmatch(r'(.*\.py)(?::(.*))?', source)
-  path = epath.Path(match[1] if match else source)
+  path = user_path(match[1] if match else source)
   if not match and path.suffix != '.json':
     raise UserError(f'--config takes a .py or a .json file, not {source!r}.')
   path = path if path.exists() else _installed(path)

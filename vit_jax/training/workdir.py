@@ -11,7 +11,7 @@ from vit_jax.checkpoints.manager import has_checkpoint
 from vit_jax.config import Config, check_same_run, write_config
 from vit_jax.distributed.processes import broadcast_from_process_0
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import real_path
+from vit_jax.files import real_path, user_path
 from vit_jax.weights.save import check_replaceable
 
 
@@ -21,7 +21,7 @@ def resolve_workdir(workdir: epath.PathLike) -> epath.Path:
   Raises:
     UserError: when it is not.
   """
-  path = real_path(epath.Path(workdir).expanduser())
+  path = real_path(user_path(workdir))
   try:
     path.exists()
   except ImportError as error:

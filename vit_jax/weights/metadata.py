@@ -16,7 +16,7 @@ from etils import epath
 from vit_jax.config import Preprocessing, choices, height_width
 from vit_jax.config.schema import Loss
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import parse_json, read_text
+from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.models.build import DTYPES, GELUS, MAX_IMAGE_SIDE
 from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY
 
@@ -163,7 +163,7 @@ def read_labels(labels: Sequence[str] | epath.PathLike, num_classes: int) -> lis
   else:
     source, unit = os.fspath(labels), 'lines'
     try:
-      names = read_text(epath.Path(source).expanduser()).splitlines()
+      names = read_text(user_path(source)).splitlines()
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or first_line(error)
       raise UserError(f'{source} cannot be read ({reason}).') from None

@@ -97,7 +97,9 @@ def _convert_pillow(image: Image.Image, channels: int) -> np.ndarray:
   if has_alpha and channels != 4:
     white = Image.new('RGBA', image.size, (255, 255, 255, 255))
     image = Image.alpha_composite(white, image.convert('RGBA'))
-  pixels = np.asarray(image.convert(_PILLOW_MODES[channels]))
+  if image.mode != _PILLOW_MODES[channels]:  # else `convert` copies it
+    image = image.convert(_PILLOW_MODES[channels])
+  pixels = np.asarray(image)
   return pixels.reshape(image.height, image.width, channels)
 
 

@@ -17,7 +17,7 @@ from etils import epath
 from vit_jax.data.sources import tf_example
 from vit_jax.data.sources.source import Example, Source, locate, multi_hot
 from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
-from vit_jax.files import read_json_object, read_text
+from vit_jax.files import read_json_object, read_text, user_path
 
 # Written by prepare_data: a folder while it runs, and a file at the very end.
 UNFINISHED = '.unfinished'
@@ -174,13 +174,13 @@ def _read_info(root: epath.Path) -> dict[str, Any]:
 
 def split_names(path: str) -> tuple[str, ...]:
   """Lists the splits that are not empty."""
-  splits = _read_info(epath.Path(path).expanduser()).get('splits', [])
+  splits = _read_info(user_path(path)).get('splits', [])
   return tuple(split['name'] for split in splits if split.get('shardLengths'))
 
 
 def open_split(path: str, split: str, spec: str = '') -> Source:
   """Opens a split of a data set that prepare_data or TFDS has written; messages call it `spec`."""
-  root = epath.Path(path).expanduser()
+  root = user_path(path)
   spec = spec or f'array_record:{root}'
   info = _read_info(root)
   labels = _read_labels(root, spec)

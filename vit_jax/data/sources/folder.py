@@ -13,7 +13,7 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_out
 from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
-from vit_jax.files import read_bytes
+from vit_jax.files import read_bytes, user_path
 from vit_jax.text import plural
 
 _Path = TypeVar('_Path', epath.Path, pathlib.Path)
@@ -89,7 +89,7 @@ def split_folders(root: _Path) -> dict[str, _Path]:
 
 
 def _find_root(path: str) -> epath.Path:
-  root = epath.Path(path).expanduser()
+  root = user_path(path)
   if not root.is_dir():
     raise MissingDataError(
       f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
