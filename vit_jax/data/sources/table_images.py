@@ -22,41 +22,41 @@ class _Folder:
         self._files = {e.name for e in entries if not e.name.startswith('.') and not e.is_dir()}
     except (OSError, ValueError):  # ValueError: a NUL in the path
       self._files = set()
-    self._path = path
+    self._path, self._ambiguous = path, {}
 
   @functools.cached_property
-  def _by_stem(self) -> dict[str, list[str]]:
-    stems: dict[str, list[str]] = {}
-    for file in sorted(self._files):
-      stem, suffix = os.path.splitext(file)
-      if suffix.lower() in SUFFIXES:
-        stems.setdefault(stem, []).append(file)
-    return stems
+  def _by_stem(self) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for file in self._files:
+      stem, dot, suffix = file.rpartition('.')
+      if dot + suffix.lower() in SUFFIXES and (other := files.setdefault(stem, file)) != file:
+        self._ambiguous[stem] = ' and '.join(sorted((other, file)))
+    return files
 
   def find(self, name: str) -> str | None:
     """The file called `name`, with the ending of an image or without."""
     if name in self._files:
       return name
-    files = self._by_stem.get(name, ())
-    if len(files) > 1:
+    file = self._by_stem.get(name)
+    if name in self._ambiguous:
       raise UserError(
-        f'{self._path} has both {files[0]} and {files[1]} for the name {name!r}; put the ending '
-        'into the table.'
+        f'{self._path} has both {self._ambiguous[name]} for the name {name!r}; put the ending into '
+        'the table.'
       )
-    return files[0] if files else None
+    return file
 
 
 class _Folders:
   """Finds names below several folders."""
 
   def __init__(self, root: str):
-    self._root, self._listed = root, functools.cache(_Folder)
+    self._listed = functools.cache(lambda parent: _Folder(os.path.join(root, parent)))
 
   def find(self, folder: str, name: str) -> str | None:
     """The file of a name in a folder below the root, as a path relative to the root."""
     parent, _, base = f'{folder}{name}'.rpartition('/')
-    file = self._listed(os.path.join(self._root, parent)).find(base)
-    return file and (f'{parent}/{file}' if parent else file)
+    file = self._listed(parent).find(base)
+    return f'{parent}/{file}' if file and parent else file
 
 
 def _sub_folders(path: str) -> list[str]:
