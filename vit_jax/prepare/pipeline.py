@@ -44,7 +44,8 @@ _HIDDEN_BAR = tqdm.tqdm(disable=True)
 
 def default_name(source: str) -> str:
   """Returns the name of a data set, by its source: lower case, for the names of its files."""
-  names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in re.split('[:,/]', source.lower())]
+  words = re.split('[:,/]', source.lower().partition('?')[0])
+  names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in words]
   return next((name for name in reversed(names) if name and not name[0].isdigit()), 'data')
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import read_labels, write_images
+from tests.helpers import ROOT, read_labels, write_images
 from vit_jax.data.sources import open_source, split_names
 from vit_jax.data.sources.source import is_held_out
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
@@ -397,3 +398,48 @@ def test_images_are_decoded(folder):
   source = table(folder, lines('image,label'))
   with Image.open(source.location(0)) as image:
     assert image.size == (8, 6)
+
+
+ROWS = lines('id,kind')
+SPLITS = 'id,kind,{}\n1,cat,train\n2,dog,train\n3,cat,test\n4,owl,val\n'
+DOCUMENTED = {
+  'train.csv': lines('id,breed'),
+  'labels.csv': 'file,label\nimages/1.jpg,cat\nimages\\2.jpg,dog\n',
+  'a.csv?image=photo&label=kind': 'id,photo,kind,age\n7,1.jpg,cat,3\n8,2.jpg,dog,4\n',
+  'lists/b.csv?root=../photos': lines('file,label'),
+  'c.csv': 'id,labels\n1,cat|dog\n2,dog\n',
+  'd.csv?sep=%20': 'id,labels\n1,cat dog\n2,dog\n',
+  'e.csv': 'id,cat,dog\n1,1,1\n2,0,1\n',
+  'f.csv?label=cat,dog,owl': 'id,cat,dog,owl,age\n1,1,1,0,7\n2,0,1,0,8\n3,0,0,1,9\n',
+  'g.csv': SPLITS.format('set'),
+  'h.csv?split=usage_2': SPLITS.format('usage_2'),
+  'i.csv?incomplete=skip': ROWS + '9.jpg,cat\n',
+  'metadata.jsonl': '\n'.join(
+    f'{{"file_name": "{k}", "label": "{v}"}}' for k, v in ANIMALS.items()
+  ),
+  'labels.parquet': '',
+}
+
+
+def test_the_documented_sources_are_tested():
+  page = (ROOT / 'docs' / 'own_images.md').read_text()
+  assert re.findall('`table:/x/(.*)` [|]', page) == list(DOCUMENTED)
+
+
+@pytest.mark.parametrize('source', DOCUMENTED)
+def test_sources_of_the_documentation(source, tmp_path):
+  folder = 'photos' if 'photos' in source else 'images' if source == 'labels.csv' else 'train'
+  write_images(tmp_path, {f'{folder}/{name}': (4, 4) for name in ANIMALS})
+  path = tmp_path / source.partition('?')[0]
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(DOCUMENTED[source])
+  if path.suffix == '.parquet':
+    pa = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+    columns = {'file_name': list(ANIMALS), 'label': list(ANIMALS.values())}
+    parquet.write_table(pa.table(columns), path)
+  images = open_source(f'table:{tmp_path}/{source}', 'all')
+  assert {'cat', 'dog'} <= set(images.class_names) <= {'cat', 'dog', 'owl'}
+  assert images.multi_label == (source[0] in 'cdef')
+  first = contents(images)['1.jpg']
+  assert first == (['cat', 'dog'] if images.multi_label else 'cat')
