@@ -147,6 +147,11 @@ def test_ambiguous_columns(folder):
   source = table(folder, 'image,target,breed\n1.jpg,0,cat\n2.jpg,1,dog\n')
   assert source.class_names == ('cat', 'dog')
   assert 'column breed, not target' in source.notes[0]
+  source = table(folder, 'image,age,primary_label\n1.jpg,3,Cat\n2.jpg,4,cat\n')
+  assert source.notes == (
+    f'{folder}/labels.csv has the classes Cat and cat, which differ in case only',
+  )
+  assert table(folder, 'id,label,,\n1,a,,\n2,b,,\n,,,\n').size == 2
   refused(folder, 'image,age,weight\n1.jpg,3,x\n2.jpg,5,y\n', r'no column called label.*\?label=')
   refused(folder, 'a,label\nx,1\ny,0\n', r'no column of images.*\?image=.*image,label above')
   refused(
@@ -293,7 +298,7 @@ def test_rows_without_images_or_labels(folder):
   refused(folder, text, "2 rows of 4 with no label, such as '3.jpg'; leave out")
   assert contents(table(folder, text, query='?incomplete=skip')) == {'1.jpg': 'a', '2.jpg': 'b'}
   text = 'image,label\nx.jpg,a\ny.jpg,b\n'
-  refused(folder, text, r"None of the 2 images .*, such as 'x.jpg', is in .*\?root=")
+  refused(folder, text, r"2 of 2 images .*, such as 'x.jpg', are missing in .*\?root=.*\?image=")
 
 
 def test_repeated_rows(folder):
@@ -371,6 +376,16 @@ def test_the_fingerprint_follows_files_labels_and_splits(folder):
     )
   ]
   assert len(set(fingerprints)) == 4
+
+
+def test_a_table_is_read_again_when_its_folder_changes(folder):
+  text = lines('image,label')
+  source = table(folder, text)
+  again = open_source(f'table:{folder}/labels.csv', 'all')
+  assert again.fingerprint == source.fingerprint
+  (folder / '1.jpg').unlink()
+  with pytest.raises(UserError, match='1 row of 4 with no image file'):
+    open_source(f'table:{folder}/labels.csv', 'all')
 
 
 def test_a_path_may_have_spaces_and_question_marks(tmp_path):

@@ -28,7 +28,7 @@ from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_ou
 from vit_jax.data.sources.splits import SPLIT_FALLBACKS
 from vit_jax.data.sources.table_columns import choose_columns, split_of
 from vit_jax.data.sources.table_file import open_table
-from vit_jax.data.sources.table_images import find_images
+from vit_jax.data.sources.table_images import find_images, folder_stamp
 from vit_jax.data.sources.table_labels import Cells, Labels, read_labels
 from vit_jax.data.sources.table_rows import drop_duplicates, keep_complete
 from vit_jax.errors import BadExampleError, UserError
@@ -58,6 +58,7 @@ class _Examples:
 
   Attributes:
     root: the folder that files are relative to.
+    folders: the folders that were listed, with their `folder_stamp`.
     files: of the images.
     labels: of the images.
     splits: (N,) int8: indices into `_SPLITS`.
@@ -66,6 +67,7 @@ class _Examples:
   """
 
   root: str
+  folders: dict[str, int]
   files: _Texts
   labels: Labels
   splits: np.ndarray
@@ -131,7 +133,7 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
   labels = read_labels(list(label_cells), codes, columns.labels, named.get('sep', ''), file)
   root = os.path.join(os.path.dirname(file), os.path.expanduser(named.get('root', '')))
   root = os.path.normpath(root)
-  found = find_images(root, names, file)
+  found, folders = find_images(root, names, file)
   keep, notes = keep_complete(found, names, labels, root, file, 'incomplete' in named)
   rows = np.flatnonzero(keep)
   files = [path for path in itertools.compress(found, keep) if path is not None]
@@ -147,6 +149,7 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
   listing = (*labels.class_names, *files, repr(labels.classes), labels.codes.tobytes().hex())
   return _Examples(
     root,
+    folders,
     _Texts(files),
     labels,
     splits,
@@ -155,14 +158,19 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
   )
 
 
-def _open(path: str) -> tuple[str, _Examples]:
+def _open(path: str) -> _Examples:
+  """Reads a table, unless it and the folders of its images are as they were the last time."""
   file, options = _parse(path)
   try:
     status = os.stat(file)
     stamp = status.st_size, status.st_mtime_ns
   except OSError:
     stamp = 0, 0  # the error comes when the file is opened
-  return file, _read(file, tuple(options.items()), stamp)
+  examples = _read(file, tuple(options.items()), stamp)
+  if any(folder_stamp(folder) != time for folder, time in examples.folders.items()):
+    _read.cache_clear()
+    examples = _read(file, tuple(options.items()), stamp)
+  return examples
 
 
 def _names(examples: _Examples) -> tuple[str, ...]:
@@ -172,7 +180,7 @@ def _names(examples: _Examples) -> tuple[str, ...]:
 
 def split_names(path: str) -> tuple[str, ...]:
   """Lists the splits: those of the column of splits, else train and a held-out test split."""
-  names = _names(_open(path)[1])
+  names = _names(_open(path))
   return names if names != ('train',) else ('train', 'test')
 
 
@@ -192,7 +200,7 @@ def _rows(examples: _Examples, split: str, spec: str) -> np.ndarray:
 
 def open_split(path: str, split: str) -> Source:
   """Opens a split of the images in a table; `split` is train, val, test or all."""
-  file, examples = _open(path)
+  examples = _open(path)
   spec = f'table:{path}'
   rows = _rows(examples, split, spec)
   labels, files, root = examples.labels, examples.files, examples.root

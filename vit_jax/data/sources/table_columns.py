@@ -20,6 +20,7 @@ _LABEL = (
   'label labels class classes classname category categories breed species target targets tag '
   'tags labelname categoryname labelid classid categoryid y diagnosis dx findinglabels level'
 ).split()
+_LABEL_ENDINGS = ('label', 'class', 'category', 'species', 'breed', 'diagnosis')
 _SPLIT = 'split datasplit set subset partition phase fold usage dataset'.split()
 _SAMPLE = 1000  # rows that are read to find the columns
 _SPLITS = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
@@ -126,7 +127,8 @@ def _find_labels(
   table: Table, others: Sequence[str], sample: Mapping[str, Sequence[Cell]]
 ) -> tuple[tuple[str, ...], str]:
   """Returns the columns of labels among `others`, and a note or ''."""
-  if known := _by_name(others, _LABEL):
+  endings = [name for name in others if _normalize(name).endswith(_LABEL_ENDINGS)]
+  if known := _by_name(others, _LABEL) or endings:
     unused = [column for column in known[1:] if sample[column] != sample[known[0]]]
     note = f'labels of {table.path} are those in its column {known[0]}, not {", ".join(unused)}'
     return (known[0],), note if unused else ''
@@ -155,9 +157,11 @@ def choose_columns(table: Table, options: Mapping[str, str]) -> Columns:
   Raises:
     UserError: when a column cannot be found; names the option that would help.
   """
-  unique = [name for name in dict.fromkeys(table.columns) if table.columns.count(name) == 1]
-  rows = list(itertools.islice(table.rows(unique), _SAMPLE)) if unique else []
-  sample = {name: [row[i] for row in rows] for i, name in enumerate(unique)}
+  named_columns = [name for name in table.columns if not _is_index(name)]
+  if repeated := {name for name in named_columns if named_columns.count(name) > 1}:
+    raise UserError(f'{table.path} has two columns called {min(repeated)!r}; rename one of them.')
+  rows = list(itertools.islice(table.rows(named_columns), _SAMPLE)) if named_columns else []
+  sample = {name: [row[i] for row in rows] for i, name in enumerate(named_columns)}
   label = options.get('label', '')
   named = [label] if label in table.columns else label.split(',')
   labels = tuple(_named(table, 'label', name.strip()) for name in named if name)
@@ -174,10 +178,8 @@ def choose_columns(table: Table, options: Mapping[str, str]) -> Columns:
     if sample[name]
   ]
   if not labels:
-    others = [name for name in unique if name not in (image, split) and not _is_index(name)]
+    others = [name for name in named_columns if name not in (image, split)]
     others = [name for name in others if name not in unused] or others
     labels, note = _find_labels(table, others, sample)
     notes += [note] if note else []
-  if repeated := {name for name in (image, *labels, split) if table.columns.count(name) > 1}:
-    raise UserError(f'{table.path} has two columns called {min(repeated)!r}; rename one of them.')
   return Columns(image, labels, split, tuple(notes))

@@ -46,16 +46,29 @@ class _Folder:
     return file
 
 
+def folder_stamp(path: str) -> int:
+  """The time of the last change to the list of files in a folder (ns); 0 if it cannot be read."""
+  try:
+    return os.stat(path).st_mtime_ns
+  except (OSError, ValueError):
+    return 0
+
+
 class _Folders:
-  """Finds names below several folders."""
+  """Finds names below several folders; `stamps` has those that it listed."""
 
   def __init__(self, root: str):
-    self._listed = functools.cache(lambda parent: _Folder(os.path.join(root, parent)))
+    self._root, self._listed = root, {}
+    self.stamps: dict[str, int] = {}
 
   def find(self, folder: str, name: str) -> str | None:
     """The file of a name in a folder below the root, as a path relative to the root."""
     parent, _, base = f'{folder}{name}'.rpartition('/')
-    file = self._listed(parent).find(base)
+    if parent not in self._listed:
+      path = os.path.join(self._root, parent)
+      self.stamps[path] = folder_stamp(path)
+      self._listed[parent] = _Folder(path)
+    file = self._listed[parent].find(base)
     return f'{parent}/{file}' if file and parent else file
 
 
@@ -109,7 +122,9 @@ def _relative(name: str, root: str, table: str) -> str:
   return path
 
 
-def find_images(root: str, names: Sequence[str], table: str) -> list[str | None]:
+def find_images(
+  root: str, names: Sequence[str], table: str
+) -> tuple[list[str | None], dict[str, int]]:
   """Finds the file of each name: as written, or with an ending, in `root` or in a folder of it.
 
   Each folder is listed once; no file is looked at.
@@ -122,6 +137,7 @@ def find_images(root: str, names: Sequence[str], table: str) -> list[str | None]
 
   Returns:
     For each name its file relative to the root, with '/' between folders; None if it is missing.
+    And the folders that were listed, with their `folder_stamp`.
 
   Raises:
     UserError: for a name that leaves the root, or fits two files.
@@ -131,7 +147,7 @@ def find_images(root: str, names: Sequence[str], table: str) -> list[str | None]
   files = [folders.find('', path) for path in paths]
   missing = [i for i, file in enumerate(files) if file is None]
   if not missing:
-    return files
+    return files, folders.stamps
   sample = [paths[i] for i in missing[:: max(1, len(missing) // _SAMPLE)]]
   candidates = [
     folder
@@ -146,4 +162,4 @@ def find_images(root: str, names: Sequence[str], table: str) -> list[str | None]
         f'folder as ?root={os.path.dirname(matches[0])}.'
       )
     files[i] = matches[0] if matches else None
-  return files
+  return files, folders.stamps

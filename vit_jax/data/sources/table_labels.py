@@ -109,6 +109,12 @@ def _read_names(
       f'labels of {path} with {hint!r} in them look like several; ?sep={option} separates them'
     )
   indices = {name: i for i, name in enumerate(class_names)}
+  folded: dict[str, str] = {}
+  for name in class_names:
+    other = folded.setdefault(name.casefold(), name)
+    if other != name:
+      notes.append(f'{path} has the classes {other} and {name}, which differ in case only')
+      break
   classes: list[tuple[int, ...] | None] = [
     tuple(sorted({indices[name] for name in row if name in indices})) for row in rows
   ]

@@ -19,10 +19,11 @@ def keep_complete(
 ) -> tuple[np.ndarray, list[str]]:
   """Returns (N,) bool: rows with an image file and a label, and notes; the others are an error."""
   has_file = np.array([file is not None for file in files], bool)
-  if not has_file.any():
+  if not has_file.any() or (has_file.mean() < 0.5 and not skip):
     raise UserError(
-      f'None of the {plural(len(files), "image")} of {path}, such as {names[0]!r}, is in {root} or '
-      'its folders; name their folder as ?root=….'
+      f'{(~has_file).sum():,} of {plural(len(files), "image")} of {path}, such as '
+      f'{names[int(has_file.argmin())]!r}, are missing in {root} and its folders; name their folder '
+      'as ?root=…, or their column as ?image=….'
     )
   notes = []
   advice = 'rows without them are skipped' if skip else 'leave out such rows with ?incomplete=skip'
