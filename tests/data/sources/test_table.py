@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import ROOT, read_labels, write_images
+from vit_jax.config import load_config
 from vit_jax.data.sources import open_source, split_names
 from vit_jax.data.sources.source import is_held_out
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
@@ -453,7 +454,9 @@ def test_sources_of_the_documentation(source, tmp_path):
     parquet = pytest.importorskip('pyarrow.parquet')
     columns = {'file_name': list(ANIMALS), 'label': list(ANIMALS.values())}
     parquet.write_table(pa.table(columns), path)
-  images = open_source(f'table:{tmp_path}/{source}', 'all')
+  spec = f'table:{tmp_path}/{source}'
+  assert load_config(f'configs/finetune.py:ti16,{spec}').data.train.source == spec
+  images = open_source(spec, 'all')
   assert {'cat', 'dog'} <= set(images.class_names) <= {'cat', 'dog', 'owl'}
   assert images.multi_label == (source[0] in 'cdef')
   first = contents(images)['1.jpg']

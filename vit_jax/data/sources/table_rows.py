@@ -22,8 +22,8 @@ def keep_complete(
   if not has_file.any() or (has_file.mean() < 0.5 and not skip):
     raise UserError(
       f'{(~has_file).sum():,} of {plural(len(files), "image")} of {path}, such as '
-      f'{names[int(has_file.argmin())]!r}, are missing in {root} and its folders; name their folder '
-      'as ?root=…, or their column as ?image=….'
+      f'{names[int(has_file.argmin())]!r}, are missing in {root} and its folders; name their '
+      'folder as ?root=…, or their column as ?image=….'
     )
   notes = []
   advice = 'rows without them are skipped' if skip else 'leave out such rows with ?incomplete=skip'
