@@ -116,6 +116,33 @@ def test_names_of_a_list_end_only_with_the_line(tmp_path):
   assert read_list(str(tmp_path / 'list')) == ['a\x0cb\u2028c.jpg', 'd.jpg']
 
 
+def test_predict_writes_a_submission(tiny_run, images, command, tmp_path):
+  template, written = tmp_path / 'sample.csv', tmp_path / 'submission.csv'
+  template.write_text('\ufeffid,digit\r\ngray,0\r\ncmyk.jpg,0\r\n', 'utf-8')
+  flags = [f'--model={tiny_run}', f'--template={template}', images]
+  assert command(predict, *flags, f'--csv={written}') == (0, '', '')
+  expected = vit_jax.load(tiny_run).predict([images / 'gray.jpg', images / 'cmyk.jpg'], top_k=1)
+  with written.open(newline='') as file:
+    assert list(csv.reader(file)) == [
+      ['id', 'digit'], ['gray', expected[0][0][0]], ['cmyk.jpg', expected[1][0][0]]
+    ]  # fmt: skip
+  template.write_text(f'id,{",".join("9876543210")}\ngray{",0" * 10}\n')
+  assert command(predict, *flags, f'--csv={written}') == (0, '', '')
+  with written.open(newline='') as file:
+    (row,) = csv.DictReader(file)
+  assert max('0123456789', key=lambda name: float(row[name])) == expected[0][0][0]
+  np.testing.assert_allclose(sum(float(row[name]) for name in '0123456789'), 1, rtol=1e-5)
+  for text, reason in (
+    ('id,digit\ngray,0\nother,0\n', "1 row of 2 without a prediction, such as 'other'"),
+    ('id,a,b\ngray,0,0\n', 'columns id, a, b; a name and a label are needed, or a name and the 10'),
+  ):
+    template.write_text(text)
+    code, _, err = command(predict, *flags, f'--csv={written}')
+    assert code == 2 and reason in err and err.count('\n') == 1
+  code, _, err = command(predict, *flags)
+  assert code == 2 and '--csv=FILE' in err
+
+
 def test_predict_takes_other_labels(images, command, tmp_path):
   (tmp_path / 'names').write_text('\n'.join('abcdefg'))
   model = f'--model={GOLDEN}/vit_gap.npz'

@@ -558,3 +558,44 @@ def test_nothing_of_the_users_is_in_reach():
   assert pathlib.Path('~').expanduser() == SANDBOX / 'home'
   assert not pathlib.Path('runs').resolve().is_relative_to(ROOT)
   assert cache_folder().is_relative_to(SANDBOX)
+
+
+@pytest.mark.parametrize(
+  ('config', 'name'),
+  [
+    ('configs/finetune.py:b16,cifar10', 'finetune-b16-cifar10'),
+    (
+      'configs/finetune.py:ti16,table:/x/labels.csv?image=file&label=breed&sep=|',
+      'finetune-ti16-table-x-labels.csv-image-file-label-breed-sep',
+    ),
+    ('configs/a.py:table:/configs/x.jsonl', 'a-table-configs-x.jsonl'),
+  ],
+)
+def test_the_default_workdir(config, name):
+  assert main._default_workdir(config) == f'runs/{name}'
+
+
+def test_the_default_workdir_is_a_name_that_file_systems_have():
+  names = [main._default_workdir(f'configs/a.py:folder:/{"猫" * 200}/{i}') for i in range(2)]
+  assert len(set(names)) == 2
+  assert all(len(name.removeprefix('runs/').encode()) <= 255 for name in names)
+
+
+def test_a_run_on_a_table_checks_its_images_first(monkeypatch, capsys, tmp_path):
+  write_images(tmp_path, {f'train/{i}.png': (8, 8) for i in range(30)})
+  (tmp_path / 'train.csv').write_text(
+    '\n'.join(['id,kind', *(f'{i},{"ab"[i % 2]}' for i in range(30))])
+  )
+  (tmp_path / 'train' / '7.png').write_bytes(b'no image')
+  source = f'table:{tmp_path}/train.csv?image=id&label=kind&sep=|'
+  flags = [*QUICKSTART, f'--workdir={tmp_path}/run', f'--config.data.train.source={source}']
+  flags += ['--config.data.channels=3', '--config.eval_batch_size=8', '--config.batch_size=8']
+  code, _, err = run_here(monkeypatch, capsys, *flags)
+  assert code == 2 and 'train/7.png' in err and 'on_bad_example=skip' in err
+  flags += ['--config.data.on_bad_example=skip', '--config.data.max_bad_fraction=0.1']
+  code, out, err = run_here(monkeypatch, capsys, *flags)
+  assert code == 0, err
+  assert f'{source}' in out + err and '2 classes' in out + err
+  assert (
+    json.loads((tmp_path / 'run' / 'config.json').read_text())['data']['train']['source'] == source
+  )

@@ -1,6 +1,7 @@
 """Pretrains or fine-tunes a Vision Transformer: `python -m vit_jax.main --config=configs/X.py`."""
 
 import argparse
+import hashlib
 import pathlib
 import re
 
@@ -12,13 +13,18 @@ from vit_jax.distributed import cluster, processes
 from vit_jax.errors import UserError
 from vit_jax.training.loop import train_and_evaluate
 
+_MAX_NAME = 240  # bytes of the name of a folder; file systems allow 255
+
 
 def _default_workdir(config: str) -> str:
   """configs/finetune.py:b16,cifar10 -> runs/finetune-b16-cifar10."""
   if pathlib.Path(config).name == 'config.json':  # of a run: its own workdir
     return str(pathlib.Path(config).parent)
-  name = re.sub(r'\.(py|json)', '', config.split('configs/')[-1])
-  return 'runs/' + re.sub(r'[^\w.]+', '-', name).strip('-')
+  name = re.sub(r'\.(py|json)\b', '', config.split('configs/', 1)[-1])
+  name = re.sub(r'[^\w.]+', '-', name).strip('-')
+  if len(name.encode()) > _MAX_NAME:
+    name = f'{name[: _MAX_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}'
+  return f'runs/{name}'
 
 
 class _Help(argparse.Action):

@@ -12,6 +12,7 @@ from etils import epath
 from vit_jax import command_line
 from vit_jax.errors import UserError
 from vit_jax.evaluation.predictions import Prediction, find_images, predict_files, read_list
+from vit_jax.evaluation.submission import fill, read_template
 from vit_jax.files import is_special, user_path, write_atomically
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES
@@ -38,7 +39,10 @@ def _parse_args() -> argparse.Namespace:
   add('--batch_size', type=int, default=32, help='images at a time; changes no result')
   add('--json', action='store_true', help='print one JSON object for each image')
   add('--csv', metavar='FILE', help=f'write a table instead of printing: {", ".join(_CSV_COLUMNS)}')
+  add('--template', metavar='FILE', help='write --csv like this: sample_submission.csv')
   args = parser.parse_args()
+  if args.template and not args.csv:
+    raise UserError('--template says how to write a table; name that as --csv=FILE.')
   if args.top_k < 1:
     raise UserError(f'--top_k is {args.top_k}; it must be positive.')
   command_line.check_range('--batch_size', args.batch_size, 1, 2**16)
@@ -81,19 +85,28 @@ def main() -> None:
   command_line.print_report(vit.report)
   if not vit.model.num_classes:
     raise UserError(f'{args.model} has no head; name a model with classes.')
-  failed, table = 0, io.StringIO(newline='')
+  template = None
+  if args.template:
+    class_names = [vit.label(i) for i in range(vit.model.num_classes)]
+    template = read_template(args.template, class_names)
+    args.top_k = len(class_names) if template.wants_probabilities else 1
+  failed, table, for_template = 0, io.StringIO(newline=''), []
   rows = csv.writer(table)
-  rows.writerow(_CSV_COLUMNS)
+  rows.writerow(template.columns if template else _CSV_COLUMNS)
   batch_size = min(args.batch_size, len(paths))
   with contextlib.closing(predict_files(vit, paths, args.top_k, batch_size)) as predictions:
     for each in command_line.progress(predictions, len(paths), ' images'):
       if each.error is not None:
         failed += 1
         print(f'error: {each.error}', file=sys.stderr)
+      elif template:
+        for_template.append(each)
       elif args.csv:
         rows.writerows((each.path, rank, *row) for rank, row in enumerate(each.top, start=1))
       else:
         _print(each, args.json)
+  if template:
+    rows.writerows(fill(template, for_template))
   if args.csv:
     path = user_path(args.csv)
     content = table.getvalue().encode('utf-8', 'backslashreplace')

@@ -10,7 +10,8 @@ SOURCE is one of
                           imagenet_2012_validation_synset_labels.txt
   ImageNet tars           the first two of these, separated by a comma
   a folder of n*.tar      one tar per synset, as ImageNet-21k is published
-  a data source           digits, tfds:name, hf:name, webdataset:/path, array_record:/path, …
+  a data source           digits, table:/path/labels.csv, tfds:name, hf:name,
+                          webdataset:/path, array_record:/path, …
 
 Examples
   python -m vit_jax.prepare_data /data/ILSVRC2012 /data/imagenet --size=256

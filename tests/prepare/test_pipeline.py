@@ -335,6 +335,7 @@ def test_nothing_that_reads_data_imports_jax():
     ('hf:uoft-cs/cifar10', 'cifar10'),
     ('array_record:/data/cifar10/3.0.2', 'cifar10'),
     ('digits', 'digits'),
+    ('table:/data/pets.csv?root=a/b&sep=|', 'pets_csv'),
     ('/猫', 'data'),
   ],
 )

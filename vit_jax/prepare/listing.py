@@ -322,6 +322,6 @@ def list_examples(source: str, options: Options | None = None) -> Listing:
   if not tars.keys() <= {name for name, _ in _IMAGENET.values()}:
     raise UserError(
       f'{source} is neither a folder nor named {_TAR_NAMES}; tar shards are read as '
-      'webdataset:/path.'
+      'webdataset:/path, tables as table:/path.'
     )
   return _list_imagenet(source, tars, options)

@@ -44,8 +44,9 @@ _HIDDEN_BAR = tqdm.tqdm(disable=True)
 
 def default_name(source: str) -> str:
   """Returns the name of a data set, by its source: lower case, for the names of its files."""
-  names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in re.split('[:,/]', source.lower())]
-  return next((x[:100] for x in reversed(names) if x and not x[0].isdigit()), 'data')
+  words = re.split('[:,/]', source.lower().partition('?')[0])
+  names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in words]
+  return next((name[:100] for name in reversed(names) if name and not name[0].isdigit()), 'data')
 
 
 def _check_not_negative(**flags: int) -> None:

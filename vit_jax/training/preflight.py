@@ -55,7 +55,7 @@ def check_num_classes(num_classes: int, train: Source) -> None:
 
 
 def inspect_data(config: DataConfig, train: Source, test: Source) -> str:
-  """The data card of image folders, in a dozen lines, and the warnings of all sources.
+  """The data card of folders and tables, in a dozen lines, and the warnings of all sources.
 
   Only process 0 reads; the others get an empty string.
 
@@ -69,7 +69,7 @@ def inspect_data(config: DataConfig, train: Source, test: Source) -> str:
   folders = {
     split: source
     for split, (spec, source) in sources.items()
-    if spec.startswith('folder:') and not source.weights
+    if spec.startswith(('folder:', 'table:')) and not source.weights
   }
   size = sum(source.size for source in folders.values())
   folders = folders if size <= _MAX_IMAGES else {}

@@ -2,6 +2,7 @@
 
   digits                scikit-learn's 1,797 handwritten digits, installed with the package
   folder:/path          {train,val,test}/class/* or class/*
+  table:/path/x.csv     images whose labels are in a table: CSV, TSV, JSONL, Parquet
   array_record:/path    a data set written by prepare_data or TFDS (…/name/config/version)
   tfds:name             the same, by its TFDS name
   hf:name               a Hugging Face data set: a name on the hub, or files on disk
@@ -15,7 +16,16 @@ Reading needs no TensorFlow.
 
 from types import ModuleType
 
-from vit_jax.data.sources import array_record, digits, folder, hf_dataset, mixture, synthetic, tfds
+from vit_jax.data.sources import (
+  array_record,
+  digits,
+  folder,
+  hf_dataset,
+  mixture,
+  synthetic,
+  table,
+  tfds,
+)
 from vit_jax.data.sources.folder import image_files
 from vit_jax.data.sources.source import Source, check_same_classes
 from vit_jax.data.sources.splits import select
@@ -28,6 +38,7 @@ __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_
 _KINDS = {
   'digits': ('digits', digits),
   'folder': ('folder:/path', folder),
+  'table': ('table:/path/labels.csv', table),
   'array_record': ('array_record:/path', array_record),
   'tfds': ('tfds:name', tfds),
   'hf': ('hf:name', hf_dataset),

@@ -1,0 +1,183 @@
+"""From the cells of a table to classes: names or numbers, one or several for each image."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax.data.sources.source import MAX_CLASSES, multi_hot
+from vit_jax.data.sources.table_columns import BINARY
+from vit_jax.data.sources.table_file import Cell
+from vit_jax.errors import UserError
+from vit_jax.text import plural
+
+_NONE = ('', 'nan', 'NaN')  # what is written where there is no label
+_SEPARATORS = ('|', ';')  # that names of classes hardly contain
+_MIN_ROWS = 20  # fewer may well have a class each
+
+Cells = tuple[Cell, ...]  # of the columns of labels in one row
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """The labels of N rows, of which many are equal.
+
+  Attributes:
+    class_names: unique names, in label order.
+    multi_label: whether an image has any number of labels.
+    classes: the K different labels: the class indices of each; None for no label.
+    codes: (N,) int32: which of these each row has.
+    notes: what the user should know, a sentence each.
+  """
+
+  class_names: tuple[str, ...]
+  multi_label: bool
+  classes: Sequence[tuple[int, ...] | None]
+  codes: np.ndarray
+  notes: tuple[str, ...] = ()
+
+  def read(self, row: int) -> np.int32 | np.ndarray:
+    """The label of a row, as `Source.read` gives it."""
+    classes = np.array(self.classes[self.codes[row]], np.int32)
+    return multi_hot(classes, len(self.class_names)) if self.multi_label else classes[0]
+
+  @property
+  def is_missing(self) -> np.ndarray:
+    """(N,) bool: whether a row has no label."""
+    return np.array([classes is None for classes in self.classes], bool)[self.codes]
+
+
+def _whole(name: str) -> str:
+  """'3.0', as a column of numbers with gaps is written, is '3'."""
+  return re.sub(r'^(-?\d+)\.0*$', r'\1', name)
+
+
+def _split_cell(cell: Cell, separator: str) -> list[str]:
+  parts = cell if isinstance(cell, tuple) else cell.split(separator) if separator else [cell]
+  names = (_whole(part.strip()) for part in parts)
+  return [name for name in names if name not in _NONE]
+
+
+def _sort(names: set[str], path: str) -> tuple[str, ...]:
+  """Sorts class names; integers by their values."""
+  if all(re.fullmatch(r'-?\d+', name) for name in names):
+    return tuple(sorted(names, key=lambda name: (int(name), name)))
+  if all(re.fullmatch(r'[-+]?[\d.]+(e[-+]?\d+)?', name) for name in names):
+    fraction = min(name for name in names if not name.isdigit())
+    raise UserError(
+      f'The labels of {path} are numbers such as {fraction}, not classes; name another column as '
+      '?label=….'
+    )
+  if unprintable := sorted(name for name in names if not name.isprintable()):
+    raise UserError(
+      f'{path} has the label {unprintable[0]!r}, with unprintable characters; rename it.'
+    )
+  return tuple(sorted(names))
+
+
+def _hidden_separator(names: set[str]) -> str:
+  """A comma or space that joins labels which also appear alone; else ''."""
+  for separator in (',', ' '):
+    joined = [name for name in names if separator in name]
+    alone = names.difference(joined)
+    parts = {part.strip() for name in joined for part in name.split(separator)}
+    if parts and parts <= alone:
+      return separator
+  return ''
+
+
+def _read_names(
+  cells: Sequence[Cell], codes: np.ndarray, separator: str, path: str
+) -> tuple[Labels, set[str]]:
+  """Reads different cells of one column; the set has the names before any are dropped."""
+  notes = []
+  texts = [cell for cell in cells if isinstance(cell, str)]
+  if not separator and len(texts) == len(cells):
+    separator = next((s for s in _SEPARATORS if any(s in text for text in texts)), '')
+    notes += [f'labels of {path} are separated at each {separator!r}'] if separator else []
+  multi_label = bool(separator) or len(texts) < len(cells)
+  rows = [_split_cell(cell, separator) for cell in cells]
+  names = {name for row in rows for name in row}
+  known = names
+  if not multi_label and len(names) != 2:  # -1 stands for no label, but beside 1 for the other one
+    known = {name for name in names if not re.fullmatch(r'-\d+', name)}
+  class_names = _sort(known, path)
+  if not multi_label and (hint := _hidden_separator(names)):
+    option = '%20' if hint == ' ' else hint
+    notes.append(
+      f'labels of {path} with {hint!r} in them look like several; ?sep={option} separates them'
+    )
+  indices = {name: i for i, name in enumerate(class_names)}
+  folded: dict[str, str] = {}
+  for name in class_names:
+    other = folded.setdefault(name.casefold(), name)
+    if other != name:
+      notes.append(f'{path} has the classes {other} and {name}, which differ in case only')
+      break
+  classes: list[tuple[int, ...] | None] = [
+    tuple(sorted({indices[name] for name in row if name in indices})) for row in rows
+  ]
+  if not multi_label:
+    classes = [each or None for each in classes]
+  return Labels(class_names, multi_label, classes, codes, tuple(notes)), names
+
+
+def _read_columns(
+  cells: Sequence[Cells], codes: np.ndarray, names: tuple[str, ...], path: str
+) -> Labels:
+  """Reads different rows of columns of zeros and ones, one for each class."""
+  values = [[BINARY.get(str(cell).strip().lower()) for cell in row] for row in cells]
+  different = {value for row in values for value in row}
+  if None in different or {-1, 0} <= different:
+    bad = next(
+      str(cell)
+      for row, cell_row in zip(values, cells, strict=True)
+      for value, cell in zip(row, cell_row, strict=True)
+      if value is None or (value == -1 and None not in different)
+    )
+    raise UserError(
+      f'{path} has {bad!r} in its columns of classes ({", ".join(names)[:80]}); 0 or 1 is needed.'
+    )
+  classes = [tuple(i for i, value in enumerate(row) if value == 1) for row in values]
+  if all(len(each) == 1 for each in classes):
+    note = f'{path} has one column per class and one class per image, so it is not multi-label'
+    return Labels(names, False, classes, codes, (note,))
+  return Labels(names, True, classes, codes)
+
+
+def read_labels(
+  cells: Sequence[Cells], codes: np.ndarray, columns: tuple[str, ...], separator: str, path: str
+) -> Labels:
+  """Reads the labels of a table.
+
+  Args:
+    cells: the different cells that rows have in the columns of labels.
+    codes: (N,) int32: which of these each row has.
+    columns: the names of these columns.
+    separator: of several labels in one cell; '' if '|' and ';' separate them where they appear.
+    path: of the table.
+
+  Raises:
+    UserError: for values that are no classes, or fewer than two classes.
+  """
+  column, *others = columns
+  if others:
+    labels = _read_columns(cells, codes, columns, path)
+    names = {labels.class_names[i] for each in labels.classes for i in each or ()}
+  else:
+    labels, names = _read_names([cell for (cell,) in cells], codes, separator, path)
+  count = len(labels.class_names)
+  if not names or (not others and count < 2):
+    value = f'only {min(names)!r}' if names else 'nothing'
+    raise UserError(
+      f'{path} has {value} in {"its columns of classes" if others else f"{column!r}"}: '
+      'at least 2 classes are needed, and the template of a submission has none; name another '
+      'table, or its column as ?label=….'
+    )
+  if count > MAX_CLASSES or (count == len(codes) > _MIN_ROWS and not labels.multi_label):
+    raise UserError(
+      f'{path} has {plural(count, "class")} in {plural(len(codes), "row")} of its column '
+      f'{column!r}; name the column of classes as ?label=….'
+    )
+  return labels
