@@ -10,12 +10,11 @@ import resource
 import threading
 from typing import Any
 
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.source import Example, Source, locate, multi_hot
+from vit_jax.data.sources.source import Example, Source, encode_label, locate
 from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
 from vit_jax.files import read_json_object, read_text
 
@@ -74,13 +73,6 @@ class _Labels:
   key: str
   class_names: tuple[str, ...]
   multi_label: bool
-
-  def read(self, values: list[int]) -> np.int32 | np.ndarray:
-    """Converts the integers of a record to a label; raises `ValueError` for a wrong number."""
-    if self.multi_label:
-      return multi_hot(values, len(self.class_names))
-    (label,) = values
-    return np.int32(label)
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
@@ -205,7 +197,10 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     try:
       record = tf_example.decode(shards[i], ('image', labels.key))
       (image,) = record['image']
-      return image, labels.read(record.get(labels.key, []))
+      if not isinstance(image, bytes):
+        raise ValueError('its image is not the bytes of a file')
+      values = record.get(labels.key, [])
+      return image, encode_label(values, len(labels.class_names), labels.multi_label)
     except _DAMAGE as error:
       raise BadExampleError(f'{shards.describe(i)} cannot be read: {first_line(error)}.') from None
 

@@ -25,7 +25,8 @@ class Source:
     size: number of examples.
     read: index in [0, size) -> (image, label). The image is the bytes of an image file, or
       (H, W, channels) uint8. The label is an int32 class or, for multi-label data, a (C,) uint8
-      vector of zeros and ones. Raises `BadExampleError` for an unreadable example.
+      vector of zeros and ones. Raises `BadExampleError` for an unreadable example, or a label that
+      is not one of the classes.
     class_names: one name per class, in label order.
     multi_label: whether labels are (C,) vectors.
     location: index -> where the example is stored, such as its file; None without files.
@@ -76,11 +77,33 @@ def locate(ends: Sequence[int], i: int) -> tuple[int, int]:
   return segment, i - (ends[segment - 1] if segment else 0)
 
 
-def multi_hot(labels: np.typing.ArrayLike, num_classes: int) -> np.ndarray:
-  """Encodes class indices as a (num_classes,) uint8 vector of zeros and ones."""
+def multi_hot(labels: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+  """Encodes class indices, all valid, as a (num_classes,) uint8 vector of zeros and ones."""
   vector = np.zeros(num_classes, np.uint8)
   vector[np.asarray(labels, np.int64)] = 1
   return vector
+
+
+def encode_label(
+  values: Sequence[int], num_classes: int, multi_label: bool
+) -> np.int32 | np.ndarray:
+  """Encodes the integers of an example as its label, as `Source.read` returns it.
+
+  Raises:
+    ValueError: for an integer that is not a class, or any other number of labels than one in data
+      that is not multi-label; the message fits after 'cannot be read: '.
+  """
+  for value in values:
+    if not isinstance(value, int) or not 0 <= value < num_classes:
+      last = f'{num_classes - 1:,}'
+      raise ValueError(
+        f'its label is {str(value)[:40]}, but the {plural(num_classes, "class")} are 0 to {last}'
+      )
+  if multi_label:
+    return multi_hot(values, num_classes)
+  if len(values) != 1:
+    raise ValueError(f'it has {plural(len(values), "label")}, not one')
+  return np.int32(values[0])
 
 
 def check_same_classes(expected: Sequence[str], actual: Sequence[str], source_name: str) -> None:
