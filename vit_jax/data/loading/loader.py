@@ -111,7 +111,9 @@ class Stream:
 
   reader: Reader  # of single examples
   batch_size: int  # global
-  order: grain.MapDataset | _MixtureOrder | None = None  # position -> index; None: every example once, in order
+  order: grain.MapDataset | _MixtureOrder | None = (
+    None  # position -> index; None: every example once, in order
+  )
   config: ReadConfig | None = None  # of `reader`; worker processes need it
   max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
 

@@ -5,12 +5,11 @@ small files and checks the sizes of the shards; a shard is opened when its first
 """
 
 import dataclasses
+import importlib
 import itertools
-import resource
 import threading
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from vit_jax.data.sources import tf_example
@@ -18,11 +17,27 @@ from vit_jax.data.sources.source import Example, Source, encode_label, locate
 from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
 from vit_jax.files import read_json_object, read_text
 
+try:
+  import resource
+except ImportError:  # Windows
+  resource = None
+
 # Written by prepare_data: a folder while it runs, and a file at the very end.
 UNFINISHED = '.unfinished'
 CARD = 'dataset.json'
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError, IndexError)  # raised by a damaged record
+
+
+def import_array_record() -> Any:
+  """ArrayRecord's module of readers and writers; `UserError` where it is not installed."""
+  try:
+    return importlib.import_module('array_record.python.array_record_module')
+  except ImportError:
+    raise UserError(
+      'The package array-record, which reads and writes prepared data, is not installed (there is '
+      'none for Windows); folder:, hf: and webdataset: do without it.'
+    ) from None
 
 
 class _Shards:
@@ -35,7 +50,8 @@ class _Shards:
   def __init__(self, files: list[epath.Path], lengths: list[int]):
     self._files = files
     self._ends = list(itertools.accumulate(lengths))
-    self._readers: list[ArrayRecordReader | None] = [None] * len(files)
+    self._open_reader = import_array_record().ArrayRecordReader
+    self._readers: list[Any] = [None] * len(files)
     self._locks = [threading.Lock() for _ in files]
 
   def describe(self, i: int) -> str:
@@ -47,7 +63,7 @@ class _Shards:
     with self._locks[shard]:
       reader = self._readers[shard]
       if reader is None:
-        reader = ArrayRecordReader(
+        reader = self._open_reader(
           str(self._files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
         )
       # After a damaged record a reader repeats its error for others, so only a healthy one is kept.
@@ -60,6 +76,8 @@ class _Shards:
 
 def _allow_open_files(count: int) -> None:
   """Raises the soft limit of open files if it is too low for that many shards."""
+  if resource is None:
+    return
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != resource.RLIM_INFINITY and soft < count + 512:
     limit = count + 512 if hard == resource.RLIM_INFINITY else min(hard, count + 512)
