@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.source import Example, Source, encode_label, locate
+from vit_jax.data.sources.source import Example, Source, encode_label, fingerprint, locate
 from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
 from vit_jax.files import read_json_object, read_text
 
@@ -148,19 +148,21 @@ def _file_names(dataset: str, split: dict[str, Any]) -> list[str]:
   return names
 
 
-def _check_shards(files: list[epath.Path], card: dict[str, Any]) -> None:
-  """Raises `UserError` for a shard that is missing or has another size than in the card."""
-  splits = card.get('splits', {}).values()
-  sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
+def _shard_sizes(files: list[epath.Path], card: dict[str, Any]) -> list[int]:
+  """Bytes of each; `UserError` for one that is missing or has another size than in the card."""
+  splits, sizes = card.get('splits', {}).values(), []
+  expected_sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
   advice = 'copy or prepare the data again'
   for file in files:
     try:
       size = file.stat().length
     except OSError:
       raise UserError(f'The shard {file} is missing; {advice}.') from None
-    expected = sizes.get(file.name, size)
+    expected = expected_sizes.get(file.name, size)
     if size != expected:
       raise UserError(f'The shard {file} has {size:,} bytes of {expected:,}; {advice}.')
+    sizes.append(size)
+  return sizes
 
 
 def _read_info(root: epath.Path) -> dict[str, Any]:
@@ -200,7 +202,9 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
   lengths = [int(length) for length in splits[split].get('shardLengths', [])]
   files = [root / name for name in _file_names(info['name'], splits[split])] if lengths else []
   card = _read_json(root / CARD) if (root / CARD).exists() else {}
-  _check_shards(files, card)
+  listing = list(
+    zip([file.name for file in files], lengths, _shard_sizes(files, card), strict=True)
+  )
   _allow_open_files(len(files))
   shards = _Shards(files, lengths)
 
@@ -229,6 +233,6 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     class_names=labels.class_names,
     multi_label=labels.multi_label,
     location=location,
-    fingerprint=f'{sum(lengths)} in {len(files)}',
+    fingerprint=fingerprint(repr(listing)),
     notes=tuple(card.get('warnings', ())),
   )

@@ -3,7 +3,9 @@
 import bisect
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.text import plural
 
 MAX_CLASSES = 1_000_000  # larger integers are not classes
+_STAT_CHUNK, _STAT_THREADS = 1000, 16  # threads hide the latency of network file systems
 
 # (image as stored, label); `Source.read` documents both.
 Example = tuple[bytes | np.ndarray, np.int32 | np.ndarray]
@@ -30,8 +33,10 @@ class Source:
     class_names: one name per class, in label order.
     multi_label: whether labels are (C,) vectors.
     location: index -> where the example is stored, such as its file; None without files.
-    fingerprint: changes with the listing of the data, such as its file names; worker processes
-      compare it. Empty for data that cannot change.
+    fingerprint: changes with the listing of the data: the names of its files, the sizes and
+      counts of its shards; worker processes compare it. Empty for data that cannot change.
+    file_sizes: returns a hash of the sizes of many small files; once a run, because it asks for
+      each of them. None for data whose fingerprint covers them.
     notes: one sentence for each thing that the user should know about the data.
     component_sizes: sizes of the sources in a weighted mixture, in the order of its indices;
       empty for any other source.
@@ -45,6 +50,7 @@ class Source:
   multi_label: bool = False
   location: Callable[[int], str] | None = None
   fingerprint: str = ''
+  file_sizes: Callable[[], str] | None = None
   notes: tuple[str, ...] = ()
   component_sizes: tuple[int, ...] = ()
   weights: tuple[float, ...] = ()
@@ -61,6 +67,24 @@ class Source:
 def fingerprint(listing: str) -> str:
   """Hashes a listing of the data for `Source.fingerprint`."""
   return hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()
+
+
+def hash_file_sizes(files: Sequence[str]) -> str:
+  """Hashes the sizes of files in their order; one that cannot be read has the size -1."""
+
+  def sizes(first: int) -> list[int]:
+    return [_file_size(file) for file in files[first : first + _STAT_CHUNK]]
+
+  with ThreadPoolExecutor(_STAT_THREADS) as pool:
+    chunks = pool.map(sizes, range(0, len(files), _STAT_CHUNK))
+    return fingerprint(repr(list(chunks)))
+
+
+def _file_size(file: str) -> int:
+  try:
+    return os.stat(file).st_size
+  except OSError:
+    return -1
 
 
 def is_held_out(name: str) -> bool:
