@@ -233,6 +233,8 @@ class _PeerWatcher:
 
   def exit(self, error: BaseException) -> NoReturn:
     """Reports the error to the user and to the peers, and exits with its code."""
+    if signals.was_interrupted() and not isinstance(error, KeyboardInterrupt):
+      error = KeyboardInterrupt()  # which a library turned into another exception
     if isinstance(error, PreemptedError):
       with contextlib.suppress(RuntimeError):
         jax.distributed.shutdown()  # all have saved the same step

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vit_jax import signals
 from vit_jax.checkpoints.manager import Checkpointer, has_checkpoint
 from vit_jax.classifier import Classifier
 from vit_jax.config import Config
@@ -125,6 +126,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       train_step = progress.compile_step()
       meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
+      signals.check_interrupted()
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
       if previous is not None:
