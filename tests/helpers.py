@@ -182,7 +182,7 @@ def assert_close(one, two, rtol=1e-5, atol=1e-6):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, two)
 
 
-def make_program(config: Config, num_classes: int, devices=None) -> Program:
+def make_program(config: Config, num_classes: int, devices=None, multi_label=False) -> Program:
   """The program of a run, on its mesh of these devices (all of them by default)."""
   mesh = sharding.make_mesh(config.mesh, devices)
   return build_program(
@@ -193,6 +193,7 @@ def make_program(config: Config, num_classes: int, devices=None) -> Program:
     config.step,
     config.data.image_shape,
     num_classes,
+    multi_label,
   )
 
 

@@ -1,6 +1,7 @@
 """Shared by all commands: the argument parser, progress bars, exit codes, quiet libraries."""
 
 import argparse
+import contextlib
 import io
 import itertools
 import logging
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 import tqdm
 
-from vit_jax import errors
+from vit_jax import errors, signals
 from vit_jax.errors import UserError
 from vit_jax.text import printable, shortened
 
@@ -85,11 +86,27 @@ def run(main: Callable[[], None]) -> NoReturn:
       stream.reconfigure(errors='backslashreplace')
   for library in ('absl', 'jax', 'orbax', 'etils'):  # their errors are raised, too
     logging.getLogger(library).setLevel(logging.CRITICAL)
+  with signals.interruptible():
+    code = _exit_code(main)
+  if signals.was_interrupted():  # a normal exit may wait for the threads of libraries
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
+def _exit_code(main: Callable[[], None]) -> int:
+  """Runs a command, reports its error, and returns its exit code."""
   try:
     main()
     sys.stdout.flush()
+    signals.check_interrupted()
   except BrokenPipeError:  # the reader of a pipe has exited, as in `predict … | head -1`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  except (errors.RunError, KeyboardInterrupt, OSError, ImportError) as error:
-    sys.exit(errors.report(error)[0])
-  sys.exit(0)
+  except BaseException as error:  # noqa: BLE001 - Ctrl-C may end in any exception of a library
+    if signals.was_interrupted() and not isinstance(error, KeyboardInterrupt):
+      error = KeyboardInterrupt()
+    if not isinstance(error, (errors.RunError, KeyboardInterrupt, OSError, ImportError)):
+      raise
+    return errors.report(error)[0]
+  return 0

@@ -107,7 +107,8 @@ def report(error: BaseException) -> tuple[int, str]:
     print(f'{error.label}: {error}', file=sys.stderr, flush=True)
     return error.exit_code, str(error)
   if isinstance(error, KeyboardInterrupt):
-    print('interrupted by the keyboard.', file=sys.stderr, flush=True)
-    return 130, 'interrupted by the keyboard.'
+    message = f'{": ".join(filter(None, ("interrupted by the keyboard", str(error))))}.'
+    print(message, file=sys.stderr, flush=True)
+    return 130, message
   traceback.print_exception(error)
   return 1, f'{type(error).__name__}: {first_line(error)}'

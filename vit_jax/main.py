@@ -1,5 +1,10 @@
 """Pretrains or fine-tunes a Vision Transformer: `python -m vit_jax.main --config=configs/X.py`."""
 
+from vit_jax import signals
+
+if __name__ == '__main__':
+  signals.exit_on_interrupt()  # the imports below take seconds
+
 import argparse
 import hashlib
 import pathlib
@@ -82,7 +87,12 @@ def main() -> None:
   settings = {f'config.{name}': value for name, value in flatten(config).items()}
   settings |= {'--workdir': workdir, 'the version of jax': jax.__version__}
   with processes.distributed_run(process, settings, args.start_timeout):
-    train_and_evaluate(config, workdir)
+    try:
+      train_and_evaluate(config, workdir)
+    except KeyboardInterrupt:
+      raise KeyboardInterrupt(
+        'rerun the same command to resume from the last checkpoint, if there is one'
+      ) from None
 
 
 if __name__ == '__main__':

@@ -1,10 +1,103 @@
-"""Context managers that handle a signal."""
+"""Handles signals: context managers, and Ctrl-C, which always ends a command.
+
+Python discards an exception of a signal handler that happens to run inside of a callback, such as
+JAX's at garbage collection; so a KeyboardInterrupt alone may be lost. It runs no handler at all
+while the main thread is in a library, such as a compiler.
+"""
 
 import contextlib
+import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
+
+INTERRUPTED = 130  # exit code after Ctrl-C
+_GRACE_SECONDS = 5  # between Ctrl-C and the end of the process, whatever it is doing
+_interrupted = threading.Event()
+
+
+def was_interrupted() -> bool:
+  """Returns True once Ctrl-C was pressed, inside `interruptible`."""
+  return _interrupted.is_set()
+
+
+def check_interrupted() -> None:
+  """Raises the `KeyboardInterrupt` that may have been lost; for each round of a long loop."""
+  if _interrupted.is_set():
+    raise KeyboardInterrupt
+
+
+def _exit_now(*unused: Any) -> NoReturn:
+  with contextlib.suppress(OSError):
+    os.write(2, b'interrupted by the keyboard.\n')
+  os._exit(INTERRUPTED)
+
+
+def exit_on_interrupt() -> None:
+  """Lets Ctrl-C end the process at once: while modules are imported, there is nothing to tidy."""
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _exit_now)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """Ctrl-C raises `KeyboardInterrupt`; after five more seconds, or a second one, it exits.
+
+  Does nothing outside the main thread, or where Ctrl-C is ignored or handled otherwise.
+  """
+  is_main = threading.current_thread() is threading.main_thread()
+  if not is_main or signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, _exit_now):
+    yield
+    return
+  # The interpreter writes the number of a signal to the socket as soon as it arrives.
+  received, sent = socket.socketpair()
+  sent.setblocking(False)
+  threading.Thread(target=_exit_later, args=(received,), name='Ctrl-C', daemon=True).start()
+  previous = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+  try:
+    with handled(signal.SIGINT, _interrupt), _discarded_silently():
+      yield
+  finally:
+    if not _interrupted.is_set():  # else the thread has to see the process end
+      signal.set_wakeup_fd(previous)
+      sent.close()
+
+
+@contextlib.contextmanager
+def _discarded_silently() -> Iterator[None]:
+  """Prints no traceback of a `KeyboardInterrupt` that is discarded: `check_interrupted` knows."""
+  previous = sys.unraisablehook
+
+  def print_others(unraisable: Any) -> None:
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+      previous(unraisable)
+
+  sys.unraisablehook = print_others
+  try:
+    yield
+  finally:
+    sys.unraisablehook = previous
+
+
+def _interrupt(*unused: Any) -> NoReturn:
+  _interrupted.set()
+  raise KeyboardInterrupt
+
+
+def _exit_later(received: socket.socket) -> None:
+  """Exits `_GRACE_SECONDS` after a SIGINT, or at the second one; returns at the end of the file."""
+  with received:
+    while number := received.recv(1):
+      if number[0] != signal.SIGINT:
+        continue
+      received.settimeout(_GRACE_SECONDS)
+      with contextlib.suppress(TimeoutError):
+        while received.recv(1)[:1] not in (b'', bytes([signal.SIGINT])):
+          pass
+      _exit_now()
 
 
 @contextlib.contextmanager

@@ -143,6 +143,33 @@ def test_an_error_of_one_process_ends_the_others(tmp_path):
   assert report.startswith('error: process 1 (') and failure.removeprefix('error: ') in report
 
 
+def test_two_hosts_whose_test_folders_differ_by_one_image_are_named(tmp_path):
+  """The one with a batch more would wait for ever."""
+  for i in '01':
+    names = [f'{split}/{c}/{n}.png' for split in ('train', 'test') for c in 'ab' for n in range(8)]
+    names += ['test/b/8.png'] * (i == '1')
+    write_images(tmp_path / i / 'data', dict.fromkeys(names, (8, 8)))
+  group = start_group(
+    2,
+    1,
+    *ARGUMENTS,
+    f'--config={ROOT}/configs/quickstart.py',
+    f'--workdir={tmp_path}/run',
+    '--config.data.train.source=folder:data',
+    '--config.data.test.source=folder:data',
+    '--config.eval_batch_size=16',
+    cwd=lambda i: tmp_path / str(i),
+    PYTHONPATH=str(ROOT),
+  )
+  codes, errors = wait_for_exit(group)
+  assert codes == [2, 2], errors
+  for text in errors:
+    (message,) = messages(text)
+    assert 'the test split has 16 examples on process 0 (' in message
+    assert ') and 17 on process 1 (' in message
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_workdir_that_is_not_shared_is_named(tmp_path):
   for i in '01':
     (tmp_path / i).mkdir()

@@ -45,5 +45,11 @@ def test_values_that_do_not_go_together_are_refused(fields, message):
     check(fields)
 
 
+def test_several_labels_an_image_need_the_sigmoid_loss():
+  with pytest.raises(UserError, match='several labels per image.* set --config.loss=sigmoid'):
+    make_program(Config(), 10, multi_label=True)
+  make_program(replace_fields(Config(), {'loss': 'sigmoid'}), 10, multi_label=True)
+
+
 def test_values_that_go_together_are_accepted():
   check({'model.num_heads': 12, 'mesh.tensor': 4, 'mesh.num_slices': 2})

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -30,6 +31,7 @@ from vit_jax.text import plural
 
 _LOSS_REPORT_SECONDS = 2  # the loss of a process is known within
 _ACKNOWLEDGE_SECONDS = 10
+_MAX_GATHERED = 4096  # bytes
 _sigterm = threading.Event()
 _watcher: '_PeerWatcher | None' = None  # in a run of several processes
 
@@ -45,6 +47,16 @@ def should_stop(step: int) -> bool:
 def broadcast_from_process_0(value: int) -> int:
   """Returns the int32 value of process 0 on all processes, each of which must call it."""
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def gather_from_all(value: Any) -> list[Any]:
+  """Returns the JSON value, of at most 4 KiB, of each process; each must call it."""
+  if jax.process_count() == 1:
+    return [value]
+  text = json.dumps(value).encode()
+  row = np.frombuffer(text.ljust(_MAX_GATHERED), np.uint8)
+  rows = np.asarray(multihost_utils.process_allgather(row))
+  return [json.loads(row.tobytes()) for row in rows]
 
 
 @contextlib.contextmanager
@@ -221,6 +233,8 @@ class _PeerWatcher:
 
   def exit(self, error: BaseException) -> NoReturn:
     """Reports the error to the user and to the peers, and exits with its code."""
+    if signals.was_interrupted() and not isinstance(error, KeyboardInterrupt):
+      error = KeyboardInterrupt()  # which a library turned into another exception
     if isinstance(error, PreemptedError):
       with contextlib.suppress(RuntimeError):
         jax.distributed.shutdown()  # all have saved the same step

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from vit_jax import signals
 from vit_jax.errors import UserError
 
 
@@ -26,6 +27,7 @@ def evaluate(
   """
   examples, correct, loss = 0, 0, 0.0
   for batch in batches:
+    signals.check_interrupted()
     sums = jax.device_get(eval_step(params, batch))
     examples += sums['examples'].item()
     correct += sums['correct'].item()

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from array_record.python.array_record_module import ArrayRecordReader
 
 from vit_jax.data import imagenet
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.array_record import CARD, UNFINISHED
+from vit_jax.data.sources.array_record import CARD, UNFINISHED, import_array_record
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.files import write_bytes
 from vit_jax.hardware import num_cores
@@ -134,8 +133,8 @@ def _pictures(target: pathlib.Path, card: Card) -> Iterator[tuple[int, bytes]]:
   """Yields (class, stored image) for a few images of each class, from the first split with any."""
 
   @functools.lru_cache(maxsize=1)
-  def open_shard(file: str) -> ArrayRecordReader:
-    return ArrayRecordReader(str(target / file))
+  def open_shard(file: str) -> Any:
+    return import_array_record().ArrayRecordReader(str(target / file))
 
   seen: set[int] = set()
   for split, statistics in card.splits.items():
@@ -204,6 +203,7 @@ def prepare(
   """
   encoding, workers = encoding or Encoding(), workers or num_cores()
   _check_arguments(encoding, name, shards, workers)
+  import_array_record()  # before anything is written
   target_folder.check_available(target)
   listing = list_examples(source, options)
   name = name or ('imagenet' if _is_imagenet(listing) else default_name(source))

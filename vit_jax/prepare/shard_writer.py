@@ -12,7 +12,6 @@ import os
 import pathlib
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 from PIL import Image
 
@@ -21,7 +20,7 @@ from vit_jax.data import imagenet
 from vit_jax.data.decoding import jpeg_tiles
 from vit_jax.data.decoding.images import decode_image
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.array_record import UNFINISHED
+from vit_jax.data.sources.array_record import UNFINISHED, import_array_record
 from vit_jax.errors import BadExampleError
 from vit_jax.prepare.examples import Examples
 from vit_jax.prepare.statistics import SplitStatistics, collect_statistics
@@ -121,11 +120,13 @@ def _encode_record(image_file: bytes, labels: list[int], name: str, shard: Shard
 
 def write_shard(shard: Shard, progress: ReportProgress) -> None:
   """Writes a shard, then its hashes, then its metadata; raises `OSError` when the disk is full."""
-  statistics, hashes = SplitStatistics(), b''
+  statistics, hashes, module = SplitStatistics(), b'', import_array_record()
 
   def write_records(path: epath.Path) -> None:
     nonlocal statistics, hashes
-    writer = ArrayRecordWriter(str(path), 'group_size:1,uncompressed')  # images are compressed
+    writer = module.ArrayRecordWriter(
+      str(path), 'group_size:1,uncompressed'
+    )  # images are compressed
 
     def write(image: bytes | np.ndarray, labels: list[int], name: str) -> bytes:
       image_file = encode_image(image, name, shard.encoding)
@@ -138,7 +139,7 @@ def write_shard(shard: Shard, progress: ReportProgress) -> None:
       )
     finally:
       writer.close()
-    if ArrayRecordReader(str(path)).num_records() != statistics.examples:
+    if module.ArrayRecordReader(str(path)).num_records() != statistics.examples:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), shard.file)
 
   path = pathlib.Path(shard.file)

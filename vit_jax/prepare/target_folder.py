@@ -1,7 +1,6 @@
 """Whether a preparation may begin in a folder, or resume there; one at a time."""
 
 import contextlib
-import fcntl
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -12,6 +11,11 @@ from vit_jax.data.sources.array_record import CARD, UNFINISHED
 from vit_jax.errors import UserError
 from vit_jax.prepare.listing import Listing
 from vit_jax.prepare.shard_writer import Encoding
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 _SETTINGS = 'settings.json'
 _VERSION = 1  # of the files written; a preparation of another version is not resumed
@@ -83,7 +87,8 @@ def locked(target: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from preparing the same TARGET, and removes what killed ones left."""
   with open(target / UNFINISHED / _SETTINGS, 'rb') as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise UserError(
         f'Another process is preparing {target}; wait until it has finished.'

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vit_jax import signals
 from vit_jax.checkpoints.manager import Checkpointer, has_checkpoint
 from vit_jax.classifier import Classifier
 from vit_jax.config import Config
@@ -20,6 +21,7 @@ from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.program import build_program
 from vit_jax.training.progress import Progress
+from vit_jax.training.same_data import check_same_on_all_processes
 from vit_jax.training.throughput import ThroughputMeter
 from vit_jax.training.workdir import open_workdir, resolve_workdir
 from vit_jax.weights.adapt import load_params
@@ -75,6 +77,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
 
   # Data and model.
   train, test = open_sources(config.data)
+  facts = check_same_on_all_processes({'train': train, 'test': test})
   config = config.resolve_steps(train.size)
   data, labels = config.data, (train.num_classes, train.multi_label)
   program = build_program(
@@ -93,7 +96,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       start_params, report = load_params(
         config.init_from, program.model, program.image_shape, config.position_resize, shardings
       )
-  open_workdir(config, workdir)
+  note = open_workdir(config, facts, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
   if first_step:
@@ -107,8 +110,9 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   meter, progress = ThroughputMeter(program, first_step), Progress(program, first_step)
   progress.print_start(train, test, workdir)
-  for line in (*checkpointer.warnings, *([str(report)] if report else [])):
-    progress.print(line)
+  for line in (*checkpointer.warnings, note, str(report or '')):
+    if line:
+      progress.print(line)
   previous, result = None, None
   loader = DataLoader(streams, mesh, num_workers(data), data.threads)
   with checkpointer, writer, progress, loader:
@@ -122,6 +126,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       train_step = progress.compile_step()
       meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
+      signals.check_interrupted()
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
       if previous is not None:

@@ -74,6 +74,11 @@ def build_program(
   Raises:
     UserError: for values that do not go together, or that the mesh does not divide.
   """
+  if multi_label and step.loss == 'softmax':
+    raise UserError(
+      'The data has several labels per image, but config.loss=softmax expects one; set '
+      '--config.loss=sigmoid.'
+    )
   schedule = make_schedule(schedule_config, step.total_steps)
   optimizer = make_optimizer(optimizer_config, schedule)
   replicated, batch_sharding = sharding.replicated(mesh), sharding.batch_sharding(mesh)

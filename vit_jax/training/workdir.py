@@ -1,6 +1,8 @@
 """The folder of a run: found, opened, and one folder for all processes."""
 
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from vit_jax.config import Config, check_same_run, write_config
 from vit_jax.distributed.processes import broadcast_from_process_0
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import real_path, user_path
+from vit_jax.training.same_data import check_same_as_before, write_facts
 from vit_jax.weights.save import check_replaceable
 
 
@@ -34,13 +37,21 @@ def resolve_workdir(workdir: epath.PathLike) -> epath.Path:
   return path
 
 
-def open_workdir(config: Config, workdir: epath.Path) -> None:
-  """Creates the workdir with its config.json, or checks that it belongs to this config.
+def open_workdir(config: Config, facts: Mapping[str, Any], workdir: epath.Path) -> str:
+  """Creates the workdir with its config.json, or checks that it belongs to this config and data.
+
+  Args:
+    config: of the run.
+    facts: of its data, from `check_same_on_all_processes`.
+    workdir: absolute.
+
+  Returns:
+    A note for the user, or ''.
 
   Raises:
     UserError: when it cannot be written, holds another run, or is not shared by all hosts.
   """
-  path = workdir / 'config.json'
+  path, note = workdir / 'config.json', ''
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     check_replaceable(workdir / 'model')
@@ -48,12 +59,16 @@ def open_workdir(config: Config, workdir: epath.Path) -> None:
       check_same_run(config, path)
     elif has_checkpoint(workdir):
       raise UserError(f'{workdir} has checkpoints but no config.json; choose another --workdir.')
+    if has_checkpoint(workdir):
+      note = check_same_as_before(facts, workdir)
     if jax.process_index() == 0:
       write_config(config, path)
+      write_facts(facts, workdir)
     _check_shared(workdir)
   except OSError as error:
     reason = error.strerror or first_line(error)
     raise UserError(f'The workdir {workdir} cannot be written: {reason}.') from None
+  return note
 
 
 def _check_shared(workdir: epath.Path) -> None:

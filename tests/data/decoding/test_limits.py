@@ -67,6 +67,55 @@ def test_claims_of_many_pixels_are_refused_without_memory(name):
   tracemalloc.stop()
 
 
+def peak_memory(data: bytes) -> int:
+  """MiB that decoding takes in a process of its own, or that it refuses the image with."""
+  code = """
+import resource, sys
+from vit_jax.data.decoding.images import decode_image
+from vit_jax.errors import BadExampleError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+  decode_image(sys.stdin.buffer.read(), 'x')
+except BadExampleError as error:
+  assert 'is an animation of' in str(error), error
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 2**10)
+"""
+  result = subprocess.run([sys.executable, '-c', code], input=data, capture_output=True)
+  assert result.returncode == 0, result.stderr
+  return int(result.stdout)
+
+
+def test_an_animation_of_a_huge_canvas_takes_no_memory():
+  file, frames = io.BytesIO(), [Image.new('RGBA', (8, 8), color) for color in ('red', 'blue')]
+  frames[0].save(file, 'WEBP', save_all=True, append_images=frames[1:])
+  data, canvas = file.getvalue(), (12_999).to_bytes(3, 'little')
+  assert decode_image(data, 'x').shape == (8, 8, 3)
+  assert peak_memory(replaced(data, data.index(b'VP8X') + 12, 2 * canvas)) < 100
+
+
+def test_transparent_images_are_converted_in_bands():
+  file = io.BytesIO()
+  Image.new('P', (5000, 4000)).save(file, 'GIF', transparency=0)
+  assert peak_memory(file.getvalue()) < 7 * 20  # bytes a pixel, x 20 million; at once: 17
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P', 'L', 'LA', '1', 'I;16', 'CMYK'])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_bands_have_the_pixels_of_the_whole(mode, channels, monkeypatch):
+  values = np.random.default_rng(0).integers(0, 256, (23, 40, 4), dtype=np.uint8)
+  image = Image.fromarray(values)
+  image = image.convert('RGB').convert('P') if mode == 'P' else image
+  if mode == 'I;16':
+    image = Image.fromarray(values[..., 0].astype(np.uint16) * 250)
+  elif mode != 'P':
+    image = image.convert(mode)
+  if mode == 'P':
+    image.info['transparency'] = 3
+  expected = pillow_to_array(image, channels)
+  monkeypatch.setattr(images, '_BAND_PIXELS', 120)
+  np.testing.assert_array_equal(pillow_to_array(image, channels), expected)
+
+
 @pytest.mark.parametrize('image_format', ['JPEG', 'PNG', 'GIF', 'BMP', 'WEBP'])
 def test_images_without_pixels_are_refused(image_format):
   width = 2**24 if image_format == 'WEBP' else 0

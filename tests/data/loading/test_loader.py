@@ -161,14 +161,26 @@ def test_a_large_epoch_visits_every_example_once():
 def test_a_mixture_is_drawn_in_proportion_and_each_source_is_shuffled_by_epochs():
   mixture = dataclasses.replace(make_source(100), component_sizes=(60, 40), weights=(3.0, 1.0))
   order = loader.example_order(mixture, 0)
-  indices = np.array([order[position] for position in range(800)])
-  for start in range(0, 800, 80):
-    assert abs((indices[start : start + 80] < 60).sum() - 60) <= 1
+  indices = np.array([order[position] for position in range(4096)])
+  assert {int((part < 60).sum()) for part in indices.reshape(4, 1024)} == {768}
   for source_indices, size in ((indices[indices < 60], 60), (indices[indices >= 60], 40)):
     num_epochs = len(source_indices) // size
     epochs = source_indices[: num_epochs * size].reshape(-1, size)
     assert len(epochs) > 1 and all(len(set(epoch)) == size for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize('weights', [(1.0, 1.0), (3.0, 1.0), (9.0, 1.0)])
+def test_neighbors_of_a_mixture_are_of_any_two_sources(weights):
+  """Mixup combines neighbors."""
+  mixture = dataclasses.replace(make_source(100), component_sizes=(60, 40), weights=weights)
+  order = loader.example_order(mixture, 0)
+  is_rare = np.array([order[position] >= 60 for position in range(8192)])
+  share = weights[1] / sum(weights)
+  pairs = (is_rare[1:] & is_rare[:-1]).mean()
+  assert abs(pairs - share**2) < 0.02
+  other = loader.example_order(mixture, 1)
+  assert [other[i] >= 60 for i in range(100)] != is_rare[:100].tolist()
 
 
 def test_seeds_change_order_and_augmentation(batches):

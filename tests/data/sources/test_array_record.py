@@ -1,9 +1,12 @@
 """array_record: and tfds: data sets in TFDS's format, and damaged ones."""
 
+import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from tests.helpers import (
   TFDS_IMAGES,
@@ -13,7 +16,8 @@ from tests.helpers import (
   write_images,
   write_tfds,
 )
-from vit_jax.data.sources import open_source
+from vit_jax.data.loading.reader import ReadConfig, make_reader
+from vit_jax.data.sources import open_source, tf_example
 from vit_jax.errors import BadExampleError, UserError
 
 
@@ -121,3 +125,73 @@ def test_an_unknown_tfds_name_is_an_error_of_one_sentence(name):
 def test_a_tfds_data_set_that_is_not_prepared_comes_with_the_command():
   with pytest.raises(UserError, match=r"not prepared .*tfds.builder\('binary_alpha_digits'"):
     open_source('tfds:binary_alpha_digits', 'train')
+
+
+def write_record(root, features: dict) -> None:
+  """A data set of one record, with three classes."""
+  write_tfds(root, 'labels' if 'labels' in features else 'label')
+  info = json.loads((root / 'dataset_info.json').read_text())
+  info['splits'][0] |= {'shardLengths': ['1']}
+  (root / 'dataset_info.json').write_text(json.dumps(info))
+  write_shard(root / 'pets-train.array_record-00000-of-00001', [tf_example.encode(features)])
+
+
+def write_shard(path, records: list[bytes]) -> None:
+  writer = ArrayRecordWriter(str(path), 'group_size:1')
+  for record in records:
+    writer.write(record)
+  writer.close()
+
+
+@pytest.mark.parametrize('label', [3, -1, 500, 2**31, 2**40, -(2**63)])
+@pytest.mark.parametrize('key', ['label', 'labels'])
+def test_a_label_outside_the_classes_is_a_bad_example(label, key, tmp_path):
+  write_record(tmp_path / 'x', {'image': [b'png'], key: [label]})
+  source = open_source(f'array_record:{tmp_path}/x', 'train')
+  expected = f'record 0 cannot be read: its label is {label}, but the 3 classes are 0 to 2'
+  with pytest.raises(BadExampleError, match=expected):
+    source.read(0)
+  mixture = open_source(f'array_record:{tmp_path}/x + array_record:{tmp_path}/x', 'train')
+  with pytest.raises(BadExampleError, match=expected):
+    mixture.read(1)
+
+
+@pytest.mark.parametrize(
+  'features',
+  [
+    {'image': [b'png'], 'label': []},
+    {'image': [b'png'], 'label': [1, 2]},
+    {'image': [b'png'], 'label': [b'1']},
+    {'image': [7], 'label': [1]},
+    {'image': [b'a', b'b'], 'label': [1]},
+    {'label': [1]},
+  ],
+)
+def test_a_record_without_one_image_and_one_label_is_a_bad_example(features, tmp_path):
+  write_record(tmp_path / 'x', features)
+  source = open_source(f'array_record:{tmp_path}/x', 'train')
+  with pytest.raises(BadExampleError, match='record 0 cannot be read: '):
+    source.read(0)
+
+
+def test_a_record_that_declares_gigabytes_takes_no_memory(tmp_path):
+  declared = b'\xf0\xff\xff\xff\x07'  # 2 GB, less 16 bytes
+  record = b'\n' + declared + b'\n' + declared + b'\n\5image\x12'
+  write_record(tmp_path / 'x', {'image': [b'png'], 'label': [0]})
+  write_shard(tmp_path / 'x' / 'pets-train.array_record-00000-of-00001', [record])
+  source = open_source(f'array_record:{tmp_path}/x', 'train')
+  tracemalloc.start()
+  with pytest.raises(BadExampleError, match='record 0 cannot be read: '):
+    source.read(0)
+  assert tracemalloc.get_traced_memory()[1] < 2**22
+  tracemalloc.stop()
+
+
+def test_a_test_split_without_labels_is_not_scored(tmp_path):
+  write_record(tmp_path / 'x', {'image': [b'png'], 'label': [-1]})
+  config = ReadConfig(f'array_record:{tmp_path}/x', 'train', (8, 8))
+  out = {name: np.zeros(s, t) for name, (s, t) in make_reader(config).shapes.items()}
+  with pytest.raises(BadExampleError, match='its label is -1'):
+    make_reader(config).read(0, 0, out)
+  config = dataclasses.replace(config, on_bad_example='skip')
+  assert make_reader(config).read(0, 0, out) and not out['mask']

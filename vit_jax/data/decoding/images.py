@@ -16,12 +16,13 @@ from PIL import Image
 from vit_jax.data.decoding import jpeg_tiles, turbojpeg
 from vit_jax.data.decoding.box import Box, crop_pixels
 from vit_jax.data.decoding.exif import is_upright, turn_upright
-from vit_jax.data.decoding.limits import check_size, errors_named
+from vit_jax.data.decoding.limits import check_canvas, check_size, errors_named
 from vit_jax.errors import BadExampleError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # of image files, in lower case
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 _LARGE_FILE = 2**20  # bytes
+_BAND_PIXELS = 2**22  # converted at a time
 _PILLOW_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 _SIMPLEJPEG_COLORSPACES = {1: 'GRAY', 3: 'RGB'}
 
@@ -86,7 +87,19 @@ def pillow_to_array(
 
 
 def _convert_pillow(image: Image.Image, channels: int) -> np.ndarray:
-  """As `pillow_to_array`, of an image that is upright."""
+  """As `pillow_to_array`, of an image that is upright; a band at a time: it takes copies."""
+  pixels = np.empty((image.height, image.width, channels), np.uint8)
+  rows = max(1, _BAND_PIXELS // image.width)
+  for top in range(0, image.height, rows):
+    bottom = min(top + rows, image.height)
+    is_all = bottom - top == image.height
+    band = image if is_all else image.crop((0, top, image.width, bottom))
+    pixels[top:bottom] = _convert_band(band, channels)
+  return pixels
+
+
+def _convert_band(image: Image.Image, channels: int) -> np.ndarray:
+  """As `_convert_pillow`, all at once."""
   if image.mode.startswith('I') or image.mode == 'F':  # 16- or 32-bit grayscale
     pixels = np.asarray(image).astype(np.float32)
     if image.mode.startswith('I'):
@@ -213,6 +226,8 @@ def _decode_with_pillow(data: bytes, name: object, channels: int, turn: bool = T
   """Decodes a whole image of any format; `turn`s it upright by its EXIF orientation."""
   with errors_named(name), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
     check_size(image.height, image.width, name)
+    if image.format == 'WEBP' and getattr(image, 'is_animated', False):
+      check_canvas(image.height, image.width, name)
     return _convert_pillow(turn_upright(image, name) if turn else image, channels)
 
 

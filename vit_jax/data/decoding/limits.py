@@ -47,6 +47,19 @@ def check_size(height: int, width: int, name: object) -> None:
     )
 
 
+def check_canvas(height: int, width: int, name: object) -> None:
+  """Raises `BadExampleError` for a large animated WebP, of which a frame of any size takes memory.
+
+  Its decoder holds four copies of the canvas, 16 bytes a pixel: an eighth of the limit of pixels.
+  """
+  limit = max_pixels() // 8
+  if height * width > limit:
+    raise BadExampleError(
+      f'{name} is an animation of {width:,} x {height:,} pixels; the limit is {limit:,}, an eighth '
+      f'of that of other images ({MAX_PIXELS}).'
+    )
+
+
 @contextlib.contextmanager
 def errors_named(name: object) -> Iterator[None]:
   """Turns what Pillow raises for damaged images, nearly any exception, into `BadExampleError`."""

@@ -10,9 +10,10 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import os
 import queue
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -39,14 +40,58 @@ _CHUNK = 32  # rows of one task: small enough to balance a batch over the worker
 _NUM_PREFETCHED = 2  # batches placed on the devices ahead of the consumer
 _NUM_READING = 3  # batches being read meanwhile
 _NUM_SLOTS = _NUM_READING + _NUM_PREFETCHED + 1  # and the one handed to the consumer
+_WINDOW = 1024  # positions within which the sources of a mixture are shuffled
 _MIN_EXAMPLES_TO_CHECK = 1000  # of fewer examples the share of bad ones says little
 
 
-def example_order(source: Source, seed: int) -> grain.MapDataset:
+def shuffle_components(
+  indices: np.ndarray, component_sizes: Sequence[int], seed: int, window: int
+) -> np.ndarray:
+  """Shuffles from which source of a mixture each position of a window draws.
+
+  Sources that take turns would never have two of their examples side by side if they are the
+  rarer one, and Mixup combines neighbors. Each source keeps the order of its examples.
+
+  Args:
+    indices: (N,) of the examples at the positions of the window, of all sources in turn.
+    component_sizes: of the sources, in the order of their indices.
+    seed: of the run.
+    window: number of the window.
+
+  Returns:
+    (N,) the same indices in another order.
+  """
+  components = np.searchsorted(np.cumsum(component_sizes), indices, side='right')
+  random = np.random.Philox(key=[seed, window]).random_raw(len(indices))
+  shuffled = components[np.argsort(random, kind='stable')]
+  result = np.empty_like(indices)
+  result[np.argsort(shuffled, kind='stable')] = indices[np.argsort(components, kind='stable')]
+  return result
+
+
+class _MixtureOrder:
+  """Maps positions to indices of a mixture: exact proportions in each window of positions."""
+
+  def __init__(self, in_turn: grain.MapDataset, source: Source, seed: int):
+    self._in_turn, self._sizes, self._seed = in_turn, source.component_sizes, seed
+    self._window = functools.lru_cache(16)(self._shuffle_window)
+
+  def _shuffle_window(self, window: int) -> np.ndarray:
+    first = window * _WINDOW
+    indices = np.array([self._in_turn[i] for i in range(first, first + _WINDOW)])
+    return shuffle_components(indices, self._sizes, self._seed, window)
+
+  def __getitem__(self, position: int) -> int:
+    window, place = divmod(position, _WINDOW)
+    return int(self._window(window)[place])
+
+
+def example_order(source: Source, seed: int) -> grain.MapDataset | _MixtureOrder:
   """Maps positions in the endless sequence to indices of examples; each epoch is a permutation.
 
   Grain computes the permutation index by index (a Feistel network), so its memory does not grow
-  with the data. A weighted mixture interleaves the permutations of its sources in fixed proportion.
+  with the data. A weighted mixture interleaves the permutations of its sources at random, but in
+  exact proportion in each 1,024 positions.
   """
   if not source.weights:
     return grain.MapDataset.range(source.size).seed(seed).shuffle().repeat()
@@ -56,7 +101,8 @@ def example_order(source: Source, seed: int) -> grain.MapDataset:
     for i, (size, stop) in enumerate(zip(source.component_sizes, stops, strict=True))
   ]
   total = sum(source.weights)
-  return grain.MapDataset.mix(orders, [weight / total for weight in source.weights])
+  in_turn = grain.MapDataset.mix(orders, [weight / total for weight in source.weights])
+  return _MixtureOrder(in_turn, source, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +111,9 @@ class Stream:
 
   reader: Reader  # of single examples
   batch_size: int  # global
-  order: grain.MapDataset | None = None  # position -> index; None: every example once, in order
+  order: grain.MapDataset | _MixtureOrder | None = (
+    None  # position -> index; None: every example once, in order
+  )
   config: ReadConfig | None = None  # of `reader`; worker processes need it
   max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
 

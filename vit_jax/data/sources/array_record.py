@@ -5,25 +5,39 @@ small files and checks the sizes of the shards; a shard is opened when its first
 """
 
 import dataclasses
+import importlib
 import itertools
-import resource
 import threading
 from typing import Any
 
-import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.source import Example, Source, locate, multi_hot
+from vit_jax.data.sources.source import Example, Source, encode_label, fingerprint, locate
 from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
 from vit_jax.files import read_json_object, read_text, user_path
+
+try:
+  import resource
+except ImportError:  # Windows
+  resource = None
 
 # Written by prepare_data: a folder while it runs, and a file at the very end.
 UNFINISHED = '.unfinished'
 CARD = 'dataset.json'
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError, IndexError)  # raised by a damaged record
+
+
+def import_array_record() -> Any:
+  """ArrayRecord's module of readers and writers; `UserError` where it is not installed."""
+  try:
+    return importlib.import_module('array_record.python.array_record_module')
+  except ImportError:
+    raise UserError(
+      'The package array-record, which reads and writes prepared data, is not installed (there is '
+      'none for Windows); folder:, hf: and webdataset: do without it.'
+    ) from None
 
 
 class _Shards:
@@ -36,7 +50,8 @@ class _Shards:
   def __init__(self, files: list[epath.Path], lengths: list[int]):
     self._files = files
     self._ends = list(itertools.accumulate(lengths))
-    self._readers: list[ArrayRecordReader | None] = [None] * len(files)
+    self._open_reader = import_array_record().ArrayRecordReader
+    self._readers: list[Any] = [None] * len(files)
     self._locks = [threading.Lock() for _ in files]
 
   def describe(self, i: int) -> str:
@@ -48,7 +63,7 @@ class _Shards:
     with self._locks[shard]:
       reader = self._readers[shard]
       if reader is None:
-        reader = ArrayRecordReader(
+        reader = self._open_reader(
           str(self._files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
         )
       # After a damaged record a reader repeats its error for others, so only a healthy one is kept.
@@ -61,6 +76,8 @@ class _Shards:
 
 def _allow_open_files(count: int) -> None:
   """Raises the soft limit of open files if it is too low for that many shards."""
+  if resource is None:
+    return
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft != resource.RLIM_INFINITY and soft < count + 512:
     limit = count + 512 if hard == resource.RLIM_INFINITY else min(hard, count + 512)
@@ -74,13 +91,6 @@ class _Labels:
   key: str
   class_names: tuple[str, ...]
   multi_label: bool
-
-  def read(self, values: list[int]) -> np.int32 | np.ndarray:
-    """Converts the integers of a record to a label; raises `ValueError` for a wrong number."""
-    if self.multi_label:
-      return multi_hot(values, len(self.class_names))
-    (label,) = values
-    return np.int32(label)
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
@@ -138,19 +148,21 @@ def _file_names(dataset: str, split: dict[str, Any]) -> list[str]:
   return names
 
 
-def _check_shards(files: list[epath.Path], card: dict[str, Any]) -> None:
-  """Raises `UserError` for a shard that is missing or has another size than in the card."""
-  splits = card.get('splits', {}).values()
-  sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
+def _shard_sizes(files: list[epath.Path], card: dict[str, Any]) -> list[int]:
+  """Bytes of each; `UserError` for one that is missing or has another size than in the card."""
+  splits, sizes = card.get('splits', {}).values(), []
+  expected_sizes = {shard['file']: shard['bytes'] for split in splits for shard in split['shards']}
   advice = 'copy or prepare the data again'
   for file in files:
     try:
       size = file.stat().length
     except OSError:
       raise UserError(f'The shard {file} is missing; {advice}.') from None
-    expected = sizes.get(file.name, size)
+    expected = expected_sizes.get(file.name, size)
     if size != expected:
       raise UserError(f'The shard {file} has {size:,} bytes of {expected:,}; {advice}.')
+    sizes.append(size)
+  return sizes
 
 
 def _read_info(root: epath.Path) -> dict[str, Any]:
@@ -190,7 +202,9 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
   lengths = [int(length) for length in splits[split].get('shardLengths', [])]
   files = [root / name for name in _file_names(info['name'], splits[split])] if lengths else []
   card = _read_json(root / CARD) if (root / CARD).exists() else {}
-  _check_shards(files, card)
+  listing = list(
+    zip([file.name for file in files], lengths, _shard_sizes(files, card), strict=True)
+  )
   _allow_open_files(len(files))
   shards = _Shards(files, lengths)
 
@@ -205,7 +219,10 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     try:
       record = tf_example.decode(shards[i], ('image', labels.key))
       (image,) = record['image']
-      return image, labels.read(record.get(labels.key, []))
+      if not isinstance(image, bytes):
+        raise ValueError('its image is not the bytes of a file')
+      values = record.get(labels.key, [])
+      return image, encode_label(values, len(labels.class_names), labels.multi_label)
     except _DAMAGE as error:
       raise BadExampleError(f'{shards.describe(i)} cannot be read: {first_line(error)}.') from None
 
@@ -216,6 +233,6 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     class_names=labels.class_names,
     multi_label=labels.multi_label,
     location=location,
-    fingerprint=f'{sum(lengths)} in {len(files)}',
+    fingerprint=fingerprint(repr(listing)),
     notes=tuple(card.get('warnings', ())),
   )

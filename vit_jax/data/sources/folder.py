@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_out
+from vit_jax.data.sources.source import Example, Source, fingerprint, hash_file_sizes, is_held_out
 from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
 from vit_jax.files import read_bytes, user_path
@@ -185,5 +185,6 @@ def open_split(path: str, split: str) -> Source:
     class_names=tuple(class_names),
     location=location,
     fingerprint=fingerprint('\0'.join(images)),
+    file_sizes=lambda: hash_file_sizes([os.path.join(folder, image) for image in images]),
     notes=ignored_files(folder, files),
   )

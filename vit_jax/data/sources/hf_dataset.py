@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.sources.hf_dataset_files import load_splits
-from vit_jax.data.sources.source import MAX_CLASSES, Example, Source, fingerprint, multi_hot
+from vit_jax.data.sources.source import MAX_CLASSES, Example, Source, encode_label, fingerprint
 from vit_jax.data.sources.splits import concatenate
-from vit_jax.errors import BadExampleError, UserError
+from vit_jax.errors import BadExampleError, UserError, first_line
 from vit_jax.files import read_bytes
 from vit_jax.text import plural
 
@@ -41,11 +41,11 @@ class _Labels:
   multi_label: bool
 
   def read(self, value: Any) -> np.int32 | np.ndarray:
-    """Converts the value of a row to a label."""
+    """Converts the value of a row to a label; raises `ValueError` for what is not one."""
     values = value if self.multi_label else [value]
     if self.indices is not None:
       values = [self.indices[value] for value in values]
-    return multi_hot(values, len(self.class_names)) if self.multi_label else np.int32(values[0])
+    return encode_label(values, len(self.class_names), self.multi_label)
 
 
 def _choose_column(features: Any, role: str, options: dict[str, str], spec: str) -> str:
@@ -147,7 +147,10 @@ def _open(dataset: Any, image: str, labels: _Labels, name: str) -> Source:
           raise BadExampleError(f'{location(i)}: {reason}.') from None
     if not isinstance(stored, bytes):
       raise BadExampleError(f'{location(i)} has no encoded image in its column {image}.')
-    return stored, labels.read(row[labels.column])
+    try:
+      return stored, labels.read(row[labels.column])
+    except (ValueError, KeyError, TypeError) as error:
+      raise BadExampleError(f'{location(i)} cannot be read: {first_line(error)}.') from None
 
   listing = repr([(file.name, os.path.getsize(file)) for file in files] + [len(dataset)])
   return Source(

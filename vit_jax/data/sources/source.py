@@ -3,7 +3,9 @@
 import bisect
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.text import plural
 
 MAX_CLASSES = 1_000_000  # larger integers are not classes
+_STAT_CHUNK, _STAT_THREADS = 1000, 16  # threads hide the latency of network file systems
 
 # (image as stored, label); `Source.read` documents both.
 Example = tuple[bytes | np.ndarray, np.int32 | np.ndarray]
@@ -25,12 +28,15 @@ class Source:
     size: number of examples.
     read: index in [0, size) -> (image, label). The image is the bytes of an image file, or
       (H, W, channels) uint8. The label is an int32 class or, for multi-label data, a (C,) uint8
-      vector of zeros and ones. Raises `BadExampleError` for an unreadable example.
+      vector of zeros and ones. Raises `BadExampleError` for an unreadable example, or a label that
+      is not one of the classes.
     class_names: one name per class, in label order.
     multi_label: whether labels are (C,) vectors.
     location: index -> where the example is stored, such as its file; None without files.
-    fingerprint: changes with the listing of the data, such as its file names; worker processes
-      compare it. Empty for data that cannot change.
+    fingerprint: changes with the listing of the data: the names of its files, the sizes and
+      counts of its shards; worker processes compare it. Empty for data that cannot change.
+    file_sizes: returns a hash of the sizes of many small files; once a run, because it asks for
+      each of them. None for data whose fingerprint covers them.
     notes: one sentence for each thing that the user should know about the data.
     component_sizes: sizes of the sources in a weighted mixture, in the order of its indices;
       empty for any other source.
@@ -44,6 +50,7 @@ class Source:
   multi_label: bool = False
   location: Callable[[int], str] | None = None
   fingerprint: str = ''
+  file_sizes: Callable[[], str] | None = None
   notes: tuple[str, ...] = ()
   component_sizes: tuple[int, ...] = ()
   weights: tuple[float, ...] = ()
@@ -62,6 +69,24 @@ def fingerprint(listing: str) -> str:
   return hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()
 
 
+def hash_file_sizes(files: Sequence[str]) -> str:
+  """Hashes the sizes of files in their order; one that cannot be read has the size -1."""
+
+  def sizes(first: int) -> list[int]:
+    return [_file_size(file) for file in files[first : first + _STAT_CHUNK]]
+
+  with ThreadPoolExecutor(_STAT_THREADS) as pool:
+    chunks = pool.map(sizes, range(0, len(files), _STAT_CHUNK))
+    return fingerprint(repr(list(chunks)))
+
+
+def _file_size(file: str) -> int:
+  try:
+    return os.stat(file).st_size
+  except OSError:
+    return -1
+
+
 def is_held_out(name: str) -> bool:
   """Returns True if an example of unsplit data is in the test split: one in five, by its name."""
   return int(fingerprint(name)[:2], 16) % 5 == 0
@@ -76,11 +101,33 @@ def locate(ends: Sequence[int], i: int) -> tuple[int, int]:
   return segment, i - (ends[segment - 1] if segment else 0)
 
 
-def multi_hot(labels: np.typing.ArrayLike, num_classes: int) -> np.ndarray:
-  """Encodes class indices as a (num_classes,) uint8 vector of zeros and ones."""
+def multi_hot(labels: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
+  """Encodes class indices, all valid, as a (num_classes,) uint8 vector of zeros and ones."""
   vector = np.zeros(num_classes, np.uint8)
   vector[np.asarray(labels, np.int64)] = 1
   return vector
+
+
+def encode_label(
+  values: Sequence[int], num_classes: int, multi_label: bool
+) -> np.int32 | np.ndarray:
+  """Encodes the integers of an example as its label, as `Source.read` returns it.
+
+  Raises:
+    ValueError: for an integer that is not a class, or any other number of labels than one in data
+      that is not multi-label; the message fits after 'cannot be read: '.
+  """
+  for value in values:
+    if not isinstance(value, int) or not 0 <= value < num_classes:
+      last = f'{num_classes - 1:,}'
+      raise ValueError(
+        f'its label is {str(value)[:40]}, but the {plural(num_classes, "class")} are 0 to {last}'
+      )
+  if multi_label:
+    return multi_hot(values, num_classes)
+  if len(values) != 1:
+    raise ValueError(f'it has {plural(len(values), "label")}, not one')
+  return np.int32(values[0])
 
 
 def check_same_classes(expected: Sequence[str], actual: Sequence[str], source_name: str) -> None:

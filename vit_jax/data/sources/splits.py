@@ -127,6 +127,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
 
   listing = repr([(source.name, source.size, source.fingerprint) for source in sources])
   can_change = any(source.fingerprint for source in sources)
+  file_sizes = [source.file_sizes for source in sources if source.file_sizes]
   return Source(
     name=name,
     size=ends[-1],
@@ -135,6 +136,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
     multi_label=first.multi_label,
     location=location,
     fingerprint=fingerprint(listing) if can_change else '',
+    file_sizes=(lambda: fingerprint(repr([f() for f in file_sizes]))) if file_sizes else None,
     notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
   )
 

@@ -27,7 +27,7 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources.source import MAX_CLASSES, is_held_out
 from vit_jax.data.sources.tar.tar_members import members, read_range
 from vit_jax.errors import UserError
-from vit_jax.files import cache_folder, open_to_read, parse_json, write_atomically
+from vit_jax.files import MAX_IMAGE, cache_folder, open_to_read, parse_json, write_atomically
 
 _VERSION = 1  # of the format of cached indices
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; 10,240 are usual
@@ -79,6 +79,8 @@ def _group_members(path: pathlib.Path, descriptor: int) -> Iterator[_Members]:
         yield example
       example = _Members(key)
     if f'.{suffix}' in SUFFIXES:
+      if size > MAX_IMAGE:
+        raise UserError(f'{path}: {name} has {size:,} bytes; the limit is {MAX_IMAGE:,}.')
       example.image = example.image or (offset, size)
     elif suffix in ('cls', 'json'):
       setattr(example, suffix, os.pread(descriptor, min(size, _MAX_LABEL), offset))

@@ -4,10 +4,11 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import Any
 
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import open_to_read
+
+_MAX_HEADER = 2**24  # bytes of an extended header, which has a name of 256 or so
 
 
 class _Window(io.RawIOBase):
@@ -20,12 +21,17 @@ class _Window(io.RawIOBase):
     self._position = (0, self._position, self._size)[whence] + offset
     return self._position
 
-  def readinto(self, buffer: Any) -> int:
-    count = max(0, min(len(buffer), self._size - self._position))
-    data = os.pread(self._descriptor, count, self._start + self._position)
-    buffer[: len(data)] = data
+  def readable(self) -> bool:
+    return True
+
+  def read(self, size: int = -1) -> bytes:
+    remaining = max(0, self._size - self._position)
+    count = remaining if size < 0 else min(size, remaining)
+    if count > _MAX_HEADER:  # tarfile reads nothing else
+      raise tarfile.ReadError(f'a header of {count:,} bytes')
+    data = os.pread(self._descriptor, count, self._start + self._position) if count else b''
     self._position += len(data)
-    return len(data)
+    return data
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
@@ -60,7 +66,7 @@ def members(path: str, start: int = 0, size: int | None = None) -> Iterator[tupl
       if window.read(512) != bytes(512):
         position = start + tar.offset
         raise tarfile.ReadError(f'neither a header nor an end marker at byte {position:,}')
-  except (tarfile.TarError, OSError) as error:
+  except Exception as error:  # noqa: BLE001 - tarfile raises a dozen types for damaged headers
     reason = first_line(error)
     raise UserError(f'{path} is not a complete tar file ({reason}); copy it again.') from None
   finally:

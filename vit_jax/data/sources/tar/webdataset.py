@@ -14,6 +14,7 @@ names that serve as labels, else numbers.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -58,6 +59,13 @@ class _Examples:
 
   def shard(self, i: int) -> int:
     return int(np.searchsorted(self.shard_ends, i, side='right'))
+
+  def digest(self) -> str:
+    """A hash of where the images are, and of their labels."""
+    digest = hashlib.sha256()
+    for array in (self.shard_ends, self.offsets, self.sizes, self.labels):
+      digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
   def label(self, i: int) -> np.int32 | np.ndarray:
     if self.label_ends is None:
@@ -164,7 +172,7 @@ def open_split(path: str, split: str) -> Source:
       raise BadExampleError(f'{files[shard]} cannot be read: {error.strerror}.') from None
     return image, examples.label(i)
 
-  listing = repr([(file.name, index.stamp[0]) for file, index in indices.items()])
+  listing = [(file.name, indices[file].stamp[0]) for file in files]
   return Source(
     name=f'{spec} ({split})',
     size=len(examples.offsets),
@@ -172,5 +180,5 @@ def open_split(path: str, split: str) -> Source:
     class_names=class_names,
     multi_label=multi_label,
     location=location,
-    fingerprint=fingerprint(listing),
+    fingerprint=fingerprint(repr((listing, class_names, examples.digest()))),
   )
