@@ -15,13 +15,14 @@ import queue
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-import grain.python as grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.config import DataConfig
+from vit_jax.data.loading.order import Order, example_order
 from vit_jax.data.loading.reader import ReadConfig, Reader, make_reader
+from vit_jax.data.loading.schedule import NUM_PREFETCHED, make_schedule
 from vit_jax.data.loading.shared_memory import Slot, anonymous_file, map_slots, slot_bytes
 from vit_jax.data.loading.workers import SharedStream, Worker
 from vit_jax.data.sources import Source
@@ -34,29 +35,9 @@ Batch = dict[str, jax.Array]
 # More threads contend for the interpreter's lock: on 16 cores an earlier pipeline read 828 images/s
 # with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16. Worker processes do not.
 _MAX_THREADS = 3
-_MAX_WORKERS = 16  # by default: a host may run several processes that each start as many
-_CHUNK = 32  # rows of one task: small enough to balance a batch over the workers
-_NUM_PREFETCHED = 2  # batches placed on the devices ahead of the consumer
-_NUM_READING = 3  # batches being read meanwhile
-_NUM_SLOTS = _NUM_READING + _NUM_PREFETCHED + 1  # and the one handed to the consumer
+_MAX_WORKERS = 128  # by default
+_LOOKUP = 4096  # positions whose examples are looked up at once, which is faster than one by one
 _MIN_EXAMPLES_TO_CHECK = 1000  # of fewer examples the share of bad ones says little
-
-
-def example_order(source: Source, seed: int) -> grain.MapDataset:
-  """Maps positions in the endless sequence to indices of examples; each epoch is a permutation.
-
-  Grain computes the permutation index by index (a Feistel network), so its memory does not grow
-  with the data. A weighted mixture interleaves the permutations of its sources in fixed proportion.
-  """
-  if not source.weights:
-    return grain.MapDataset.range(source.size).seed(seed).shuffle().repeat()
-  stops = np.cumsum(source.component_sizes)
-  orders = [
-    grain.MapDataset.range(int(stop) - size, int(stop)).seed(seed + 2**16 * i).shuffle().repeat()
-    for i, (size, stop) in enumerate(zip(source.component_sizes, stops, strict=True))
-  ]
-  total = sum(source.weights)
-  return grain.MapDataset.mix(orders, [weight / total for weight in source.weights])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +46,7 @@ class Stream:
 
   reader: Reader  # of single examples
   batch_size: int  # global
-  order: grain.MapDataset | None = None  # position -> index; None: every example once, in order
+  order: Order | None = None  # positions -> indices; None: every example once, in order
   config: ReadConfig | None = None  # of `reader`; worker processes need it
   max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
 
@@ -74,13 +55,11 @@ class Stream:
     """The number of batches that hold every example once."""
     return -(-self.reader.source.size // self.batch_size)
 
-  def example_index(self, position: int) -> int:
-    """The index of the example at a position; -1 for the padding of the last test batch."""
+  def example_indices(self, positions: np.ndarray) -> np.ndarray:
+    """The (N,) indices of the examples at positions; -1 for the padding of the last test batch."""
     if self.order is None:
-      return position if position < self.reader.source.size else -1
-    index = self.order[position]
-    assert index is not None  # no filters
-    return int(index)
+      return np.where(positions < self.reader.source.size, positions, -1)
+    return self.order(positions)
 
 
 def open_stream(
@@ -149,8 +128,9 @@ class DataLoader:
     self.num_workers = workers
     self._workers: list[Worker] = []
     self._idle_workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    self._slots = self._make_slots()
     threads = workers or threads or min(num_cores(), _MAX_THREADS)
+    self._schedules = {name: make_schedule(len(rows), threads) for name, rows in self._rows.items()}
+    self._slots = self._make_slots()
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='data')
 
   def _make_slots(self) -> dict[str, list[Slot]]:
@@ -159,14 +139,15 @@ class DataLoader:
     with contextlib.ExitStack() as files:
       for name, stream in self._streams.items():
         shapes, rows, file = stream.reader.shapes, len(self._rows[name]), -1
+        num_slots = self._schedules[name].num_slots
         if self.num_workers:
-          file = anonymous_file(_NUM_SLOTS * slot_bytes(shapes, rows))
+          file = anonymous_file(num_slots * slot_bytes(shapes, rows))
           files.callback(os.close, file)  # the mappings keep it open
           if stream.config is None:
             raise ValueError(f'The stream {name!r} needs a ReadConfig for worker processes.')
           fingerprint = stream.reader.source.fingerprint
-          shared.append(SharedStream(stream.config, fingerprint, rows, _NUM_SLOTS, file))
-        slots[name] = map_slots(file, shapes, rows, _NUM_SLOTS)
+          shared.append(SharedStream(stream.config, fingerprint, rows, num_slots, file))
+        slots[name] = map_slots(file, shapes, rows, num_slots)
       for _ in range(self.num_workers):
         self._workers.append(Worker(shared))
         self._idle_workers.put(self._workers[-1])
@@ -209,16 +190,19 @@ class DataLoader:
       yield from self._prefetch(name, self._check_bad_fraction(name, slots), free_slots)
 
   def _read(
-    self, name: str, steps: Iterable[int], free_slots: collections.deque[int]
+    self, name: str, steps: range, free_slots: collections.deque[int]
   ) -> Generator[int, None, None]:
     """Reads a batch into every free slot; yields the slots in order, each once it is complete."""
-    remaining_steps = iter(steps)
+    remaining = self._look_up(name, steps)
+    chunk, num_rows = self._schedules[name].chunk, len(self._rows[name])
     reading: collections.deque[tuple[int, list[concurrent.futures.Future]]] = collections.deque()
     try:
       while True:
-        while free_slots and (step := next(remaining_steps, None)) is not None:
-          slot, first_rows = free_slots.popleft(), range(0, len(self._rows[name]), _CHUNK)
-          tasks = [self._pool.submit(self._read_chunk, name, step, slot, i) for i in first_rows]
+        while free_slots and (batch := next(remaining, None)) is not None:
+          slot, tasks = free_slots.popleft(), []
+          for i in range(0, num_rows, chunk):
+            indices, positions = (values[i : i + chunk].tolist() for values in batch)
+            tasks.append(self._pool.submit(self._read_chunk, name, slot, indices, positions, i))
           reading.append((slot, tasks))
         if not reading:
           return
@@ -233,13 +217,23 @@ class DataLoader:
         for task in tasks:
           task.cancel()
 
-  def _read_chunk(self, name: str, step: int, slot: int, first_row: int) -> dict[int, str]:
+  def _look_up(self, name: str, steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the indices and positions, (rows,) each, of this process's examples of each step."""
+    stream, rows = self._streams[name], self._rows[name]
+    steps_at_once = max(_LOOKUP // max(len(rows), 1), 1)
+    for first in range(0, len(steps), steps_at_once):
+      block = np.array(steps[first : first + steps_at_once], np.int64)
+      positions = block[:, None] * stream.batch_size + rows
+      indices = stream.example_indices(positions.ravel()).reshape(positions.shape)
+      yield from zip(indices, positions, strict=True)
+
+  def _read_chunk(
+    self, name: str, slot: int, indices: list[int], positions: list[int], first_row: int
+  ) -> dict[int, str]:
     """Reads a chunk of this process's rows, in this thread or a worker; returns bad examples."""
-    stream, rows = self._streams[name], self._rows[name][first_row : first_row + _CHUNK]
-    positions = [step * stream.batch_size + int(row) for row in rows]
-    indices = [stream.example_index(position) for position in positions]
     if not self._workers:
-      return stream.reader.read_rows(indices, positions, first_row, self._slots[name][slot])
+      reader, batch = self._streams[name].reader, self._slots[name][slot]
+      return reader.read_rows(indices, positions, first_row, batch)
     worker = self._idle_workers.get()
     try:
       return worker.read(list(self._streams).index(name), slot, indices, positions, first_row)
@@ -264,7 +258,7 @@ class DataLoader:
   def _prefetch(
     self, name: str, slots: Iterable[int], free_slots: collections.deque[int]
   ) -> Iterator[Batch]:
-    """Places batches on the devices, `_NUM_PREFETCHED` ahead of the consumer; frees their slots."""
+    """Places batches on the devices, `NUM_PREFETCHED` ahead of the consumer; frees their slots."""
     placed: collections.deque[tuple[int, Batch]] = collections.deque()
 
     def pop() -> Batch:
@@ -275,7 +269,7 @@ class DataLoader:
 
     for slot in slots:
       placed.append((slot, self._place(name, slot)))
-      if len(placed) > _NUM_PREFETCHED:
+      if len(placed) > NUM_PREFETCHED:
         yield pop()
     while placed:
       yield pop()
