@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import queue
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from vit_jax.data.loading.order import Order, example_order
 from vit_jax.data.loading.reader import ReadConfig, Reader, make_reader
 from vit_jax.data.loading.schedule import NUM_PREFETCHED, make_schedule
 from vit_jax.data.loading.shared_memory import Slot, anonymous_file, map_slots, slot_bytes
-from vit_jax.data.loading.workers import SharedStream, Worker
+from vit_jax.data.loading.workers import TASK_LIMIT, SharedStream, Worker
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
@@ -37,6 +38,7 @@ Batch = dict[str, jax.Array]
 _MAX_THREADS = 3
 _MAX_WORKERS = 128  # by default
 _LOOKUP = 4096  # positions whose examples are looked up at once, which is faster than one by one
+_END_SECONDS = 1  # for the tasks of all workers to end
 _MIN_EXAMPLES_TO_CHECK = 1000  # of fewer examples the share of bad ones says little
 
 
@@ -117,8 +119,19 @@ class DataLoader:
     num_workers: worker processes.
   """
 
-  def __init__(self, streams: Mapping[str, Stream], mesh: Mesh, workers: int = 0, threads: int = 0):
-    """Starts `workers` processes; if 0, `threads` threads (0: one a core, at most three)."""
+  def __init__(
+    self,
+    streams: Mapping[str, Stream],
+    mesh: Mesh,
+    workers: int = 0,
+    threads: int = 0,
+    task_limit: float = TASK_LIMIT,
+  ):
+    """Starts `workers` processes; if 0, `threads` threads (0: one a core, at most three).
+
+    A process that ends, or takes more than `task_limit` seconds for a task of at most 32 examples,
+    is replaced once.
+    """
     self._streams, self._mesh = streams, mesh
     self._rows = {
       name: sharding.local_rows(mesh, stream.batch_size) for name, stream in streams.items()
@@ -130,27 +143,28 @@ class DataLoader:
     self._idle_workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     threads = workers or threads or min(num_cores(), _MAX_THREADS)
     self._schedules = {name: make_schedule(len(rows), threads) for name, rows in self._rows.items()}
-    self._slots = self._make_slots()
+    self._files = contextlib.ExitStack()  # of the slots, which a replaced worker opens again
+    self._slots = self._make_slots(task_limit)
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='data')
 
-  def _make_slots(self) -> dict[str, list[Slot]]:
+  def _make_slots(self, task_limit: float) -> dict[str, list[Slot]]:
     """Allocates the slots and starts the worker processes, which share them."""
     slots, shared = {}, []
-    with contextlib.ExitStack() as files:
-      for name, stream in self._streams.items():
-        shapes, rows, file = stream.reader.shapes, len(self._rows[name]), -1
-        num_slots = self._schedules[name].num_slots
-        if self.num_workers:
-          file = anonymous_file(num_slots * slot_bytes(shapes, rows))
-          files.callback(os.close, file)  # the mappings keep it open
-          if stream.config is None:
-            raise ValueError(f'The stream {name!r} needs a ReadConfig for worker processes.')
-          fingerprint = stream.reader.source.fingerprint
-          shared.append(SharedStream(stream.config, fingerprint, rows, num_slots, file))
-        slots[name] = map_slots(file, shapes, rows, num_slots)
-      for _ in range(self.num_workers):
-        self._workers.append(Worker(shared))
-        self._idle_workers.put(self._workers[-1])
+    for name, stream in self._streams.items():
+      shapes, rows, file = stream.reader.shapes, len(self._rows[name]), -1
+      num_slots = self._schedules[name].num_slots
+      if self.num_workers:
+        file = anonymous_file(num_slots * slot_bytes(shapes, rows))
+        self._files.callback(os.close, file)
+        if stream.config is None:
+          raise ValueError(f'The stream {name!r} needs a ReadConfig for worker processes.')
+        fingerprint = stream.reader.source.fingerprint
+        shared.append(SharedStream(stream.config, fingerprint, rows, num_slots, file))
+      slots[name] = map_slots(file, shapes, rows, num_slots)
+    sources = [stream.reader.source for stream in self._streams.values()]
+    for number in range(self.num_workers):
+      self._workers.append(Worker(number, shared, sources, task_limit))
+      self._idle_workers.put(self._workers[-1])
     return slots
 
   def __enter__(self) -> 'DataLoader':
@@ -164,9 +178,11 @@ class DataLoader:
     self._pool.shutdown(wait=False, cancel_futures=True)
     for worker in self._workers:
       worker.stop()
+    deadline = time.monotonic() + _END_SECONDS
     for worker in self._workers:
-      worker.close()
+      worker.close(max(deadline - time.monotonic(), 0))
     self._pool.shutdown(wait=True)
+    self._files.close()
     self._slots = {}  # frees the shared memory
 
   def batches(
