@@ -18,6 +18,7 @@ from vit_jax.data.sources import Source
 _ROUNDS = 4
 _MIN_BLOCK_BITS = 16
 _SMALLEST_PROPORTION = 100  # of a mixture: weights are integers relative to that of the smallest
+_WINDOW = 1024  # positions within which the sources of a mixture are shuffled
 
 
 @functools.lru_cache
@@ -121,7 +122,7 @@ class ShuffledEpochs:
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved:
-  """Several orders, interleaved evenly in fixed proportion."""
+  """Several orders that take turns, evenly in fixed proportion."""
 
   orders: tuple[ShuffledEpochs, ...]
   proportions: tuple[int, ...]
@@ -147,13 +148,47 @@ def _share(counts: np.ndarray, part: int, total: int) -> np.ndarray:
   return whole * part + rest * part // total
 
 
-Order = ShuffledEpochs | Interleaved
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Several orders, interleaved at random, but in exact proportion in each 1,024 positions.
+
+  Orders that take turns would never have two examples side by side of one that is drawn less than
+  half of the time, and Mixup combines neighbors.
+  """
+
+  in_turn: Interleaved
+  seed: int
+
+  def __call__(self, positions: np.ndarray) -> np.ndarray:
+    """Maps (N,) int64 positions to (N,) int64 indices of examples."""
+    windows, places = np.divmod(positions, _WINDOW)
+    indices = np.empty_like(places)
+    for window in np.unique(windows):
+      selected = windows == window
+      indices[selected] = _window(self, int(window))[places[selected]]
+    return indices
+
+
+@functools.lru_cache(16)
+def _window(order: Mixture, window: int) -> np.ndarray:
+  """The (1024,) indices at the positions of a window: each source keeps the order of its own."""
+  indices = order.in_turn(np.arange(window * _WINDOW, (window + 1) * _WINDOW))
+  stops = [part.first + part.size for part in order.in_turn.orders]
+  sources = np.searchsorted(stops, indices, side='right')
+  random = np.random.Philox(key=[order.seed, window]).random_raw(_WINDOW)
+  shuffled = sources[np.argsort(random, kind='stable')]
+  result = np.empty_like(indices)
+  result[np.argsort(shuffled, kind='stable')] = indices[np.argsort(sources, kind='stable')]
+  return result
+
+
+Order = ShuffledEpochs | Mixture
 
 
 def example_order(source: Source, seed: int) -> Order:
   """Maps positions in the endless sequence to indices of examples; each epoch is a permutation.
 
-  A weighted mixture interleaves the permutations of its sources in fixed proportion.
+  A weighted mixture interleaves the permutations of its sources.
   """
   if not source.weights:
     return ShuffledEpochs(source.size, _shuffle_seed(seed))
@@ -163,7 +198,7 @@ def example_order(source: Source, seed: int) -> Order:
   stops, orders = np.cumsum(source.component_sizes), []
   for i, (size, stop) in enumerate(zip(source.component_sizes, stops, strict=True)):
     orders.append(ShuffledEpochs(size, _shuffle_seed(seed + 2**16 * i), int(stop) - size))
-  return Interleaved(tuple(orders), proportions)
+  return Mixture(Interleaved(tuple(orders), proportions), seed)
 
 
 def _shuffle_seed(seed: int) -> int:
