@@ -23,6 +23,12 @@ from vit_jax.files import read_json_object, read_text
 UNFINISHED = '.unfinished'
 CARD = 'dataset.json'
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
+# Beyond this size a worker keeps no index in memory but reads it each time: 8 ns per record of the
+# shard, from the page cache, which all workers of a host share.
+_MAX_INDEX_BYTES = 2**28
+_OFFLOADED = ',index_storage_option:offloaded,footer_prefetch_bytes:0'
+_INDEX_BYTES_PER_RECORD = 22
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError, IndexError)  # raised by a damaged record
 
 
@@ -36,6 +42,8 @@ class _Shards:
   def __init__(self, files: list[epath.Path], lengths: list[int]):
     self._files = files
     self._ends = list(itertools.accumulate(lengths))
+    is_large = _INDEX_BYTES_PER_RECORD * sum(lengths) > _MAX_INDEX_BYTES
+    self._options = _OPTIONS + (_OFFLOADED if is_large else '')
     self._readers: list[ArrayRecordReader | None] = [None] * len(files)
     self._locks = [threading.Lock() for _ in files]
 
@@ -48,9 +56,7 @@ class _Shards:
     with self._locks[shard]:
       reader = self._readers[shard]
       if reader is None:
-        reader = ArrayRecordReader(
-          str(self._files[shard]), options='readahead_buffer_size:0,max_parallelism:0'
-        )
+        reader = ArrayRecordReader(str(self._files[shard]), options=self._options)
       # After a damaged record a reader repeats its error for others, so only a healthy one is kept.
       self._readers[shard] = None
       reader.seek(position)
