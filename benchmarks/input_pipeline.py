@@ -8,7 +8,9 @@ rows in turn, so that other work on the machine affects all of them alike. The r
 
   photos: each optimization in turn (decoding, resizing, threads, workers);
   photos of four times the size, where reduced decoding matters;
-  prepared data with threads and with workers;
+  prepared data with threads and with workers, in batches of 32, 128 and 1,024, and by the worker
+    processes of Grain, which read the same examples with the same code;
+  PyTorch's DataLoader with a worker a core, on both (--torch=PYTHON, with torchvision);
   tf.data on both, with one thread a core and with AUTOTUNE, in a Python environment with TensorFlow
   (--tensorflow=PYTHON; without it one is made with pip).
 
@@ -39,7 +41,7 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-BATCH_SIZE, COPIES = 128, 10
+COPIES = 10
 TENSORFLOW = 'tensorflow-cpu>=2.20'
 
 
@@ -55,6 +57,8 @@ class Row:
   workers: int = 0
   threads: int = 1
   size: int = 224
+  batch_size: int = 128
+  library: str = 'vit_jax'  # or grain
 
 
 def rows(cores: int) -> list[Row]:
@@ -70,6 +74,10 @@ def rows(cores: int) -> list[Row]:
     Row('large photos: reduced decoding', data='large', threads=cores),
     Row('prepared: one thread a core', data='prepared', threads=cores),
     Row('prepared: one worker a core', data='prepared', workers=cores),
+    Row('prepared: batches of 32', data='prepared', workers=cores, batch_size=32),
+    Row('prepared: batches of 1,024', data='prepared', workers=cores, batch_size=1024),
+    Row("Grain's workers, one a core", data='photos', workers=cores, library='grain'),
+    Row("prepared: Grain's workers, one a core", data='prepared', workers=cores, library='grain'),
   ]
 
 
@@ -112,13 +120,13 @@ def make_data(tar: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
 
 
 def unpack(source: str, folder: pathlib.Path) -> None:
-  """Writes prepared images as files, because tf.data cannot read ArrayRecord."""
+  """Writes prepared images as files, because the others do not read ArrayRecord."""
   from vit_jax.data.sources import open_source
 
   examples = open_source(source, 'train')
-  folder.mkdir()
+  (folder / 'images').mkdir(parents=True)  # ImageFolder needs a class
   for i in range(examples.size):
-    (folder / f'{i}.jpg').write_bytes(examples.read(i)[0])
+    (folder / 'images' / f'{i}.jpg').write_bytes(examples.read(i)[0])
 
 
 @contextlib.contextmanager
@@ -136,10 +144,53 @@ def open_batches(row: Row, source: str) -> Iterator[Iterator[dict[str, Any]]]:
     turbojpeg.decode_box = lambda *args: None
   augment = AugmentConfig(antialias=row.antialias, reduced_decoding=row.reduced)
   config = ReadConfig(source, 'train', (row.size, row.size), augment=augment)
-  streams = {'train': loader.open_stream(config, BATCH_SIZE)}
+  if row.library == 'grain':
+    yield grain_batches(config, row)
+    return
+  streams = {'train': loader.open_stream(config, row.batch_size)}
   mesh = sharding.make_mesh(MeshConfig())
   with loader.DataLoader(streams, mesh, row.workers, row.threads) as data_loader:
     yield data_loader.batches('train', 0, 10**9)
+
+
+class ReadExample:
+  """Reads the example at a position, in a worker process of Grain."""
+
+  def __init__(self, config: Any):
+    self.config, self.reader = config, None
+
+  def __call__(self, index: int) -> dict[str, Any]:
+    import numpy as np
+
+    from vit_jax.data.loading.reader import make_reader
+
+    self.reader = self.reader or make_reader(self.config)
+    shapes = self.reader.shapes.items()
+    example = {name: np.zeros((1, *shape), dtype) for name, (shape, dtype) in shapes}
+    self.reader.read(index, index, example)
+    return {name: array[0] for name, array in example.items() if name != 'mask'}
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {'config': self.config, 'reader': None}
+
+
+def grain_batches(config: Any, row: Row) -> Iterator[dict[str, Any]]:
+  """Yields batches on the device that the workers of Grain have read."""
+  import grain.python as grain
+  import jax
+  from absl import flags
+
+  from vit_jax.data.sources import open_source
+
+  flags.FLAGS.mark_as_parsed()  # Grain's own
+  size = open_source(config.source, config.split).size
+  positions = grain.MapDataset.range(size).seed(0).shuffle().repeat()
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=row.batch_size)
+  examples = positions.map(ReadExample(config)).to_iter_dataset(options)
+  batches = examples.batch(row.batch_size).mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=row.workers, per_worker_buffer_size=2)
+  )
+  yield from map(jax.device_put, batches)
 
 
 def measure(row: Row, source: str, seconds: float) -> float:
@@ -152,7 +203,7 @@ def measure(row: Row, source: str, seconds: float) -> float:
     num_images, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
       jax.block_until_ready(next(batches))
-      num_images += BATCH_SIZE
+      num_images += row.batch_size
     return num_images / elapsed
 
 
@@ -203,7 +254,7 @@ def run_rounds(
   args: argparse.Namespace, folder: pathlib.Path
 ) -> dict[tuple[str, str], list[float]]:
   """Measures all rows in turn: {(name, data): images/s of each round}."""
-  sources, python = make_data(args.images, folder), tensorflow_python(args.tensorflow, folder)
+  sources = make_data(args.images, folder)
   unpack(sources['prepared'], folder / 'unpacked')
   cores = len(os.sched_getaffinity(0))
   commands = {
@@ -218,11 +269,19 @@ def run_rounds(
     ]
     for row in rows(cores)
   }
+  compares_tensorflow = args.only in 'tf.data'  # also if all rows are measured
+  python = tensorflow_python(args.tensorflow, folder) if compares_tensorflow else ''
   for data, files in {'photos': folder / 'photos', 'prepared': folder / 'unpacked'}.items():
     for threads in (cores, 0):
       script = str(ROOT / 'benchmarks' / 'input_pipeline_tf.py')
       name = f'tf.data, {threads} threads' if threads else 'tf.data, AUTOTUNE'
       commands[name, data] = [python, script, str(files), str(threads), str(args.seconds)]
+  if args.torch:
+    script = str(ROOT / 'benchmarks' / 'input_pipeline_torch.py')
+    for data, files in {'photos': 'photos/train', 'prepared': 'unpacked'}.items():
+      command = [args.torch, script, str(folder / files), str(cores), str(args.seconds)]
+      commands["PyTorch's workers, one a core", data] = command
+  commands = {key: command for key, command in commands.items() if args.only in key[0]}
   speeds: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
   environment = {**os.environ, 'JAX_PLATFORMS': args.platform}
   for round_ in range(args.rounds):
@@ -243,6 +302,8 @@ def main() -> None:
     '--images', type=pathlib.Path, help='a tar of photos named <class>_<name>.JPEG'
   )
   parser.add_argument('--tensorflow', help='a Python with TensorFlow')
+  parser.add_argument('--torch', help='a Python with PyTorch and torchvision')
+  parser.add_argument('--only', default='', help='measure the rows with this text in their name')
   parser.add_argument('--seconds', type=float, default=10, help='duration of each measurement')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--platform', default='cpu', help='JAX platform: cpu, cuda or tpu')
@@ -269,10 +330,10 @@ def main() -> None:
 def write_results(speeds: dict[tuple[str, str], list[float]], path: pathlib.Path) -> None:
   """Prints the median of each row beside the best tf.data, and writes all of it as CSV."""
   medians = {key: statistics.median(values) for key, values in speeds.items()}
-  baselines = {
-    data: max(m for (name, on), m in medians.items() if on == data and name.startswith('tf.data'))
-    for data in ('photos', 'prepared')
-  }
+  baselines: dict[str, float] = {}
+  for (name, data), median in medians.items():
+    if name.startswith('tf.data'):
+      baselines[data] = max(median, baselines.get(data, 0))
   records = []
   for (name, data), median in medians.items():
     ratio = f'{median / baselines[data]:.2f}' if data in baselines else ''

@@ -227,7 +227,7 @@ class DataConfig(Section, path='data'):
     3, 'channels of an image: 1 (gray), 3 (RGB), 4 (RGBA); any number for arrays', POSITIVE
   )
   workers: int = field(
-    -1, 'reading processes; 0: threads; -1: one per core, at most 16', _WORKERS, execution=True
+    -1, 'reading processes; 0: threads; -1: one per core, at most 128', _WORKERS, execution=True
   )
   threads: int = field(
     0, 'threads without workers; 0: one per core, at most 3', NOT_NEGATIVE, execution=True

@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-import tracemalloc
 
 import jax
 import numpy as np
@@ -12,8 +11,9 @@ from jax.sharding import Mesh
 from vit_jax.config import MeshConfig
 from vit_jax.data.decoding.images import LazyImage
 from vit_jax.data.loading import loader
+from vit_jax.data.loading.order import example_order
 from vit_jax.data.loading.reader import Reader
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 
@@ -48,7 +48,7 @@ def read_all(batches) -> list[dict[str, np.ndarray]]:
 
 def train_stream(source: Source, seed: int = 0, batch_size: int = 8) -> loader.Stream:
   reader = Reader(source, add_noise, (2, 2, 3), seed)
-  return loader.Stream(reader, batch_size, loader.example_order(source, seed))
+  return loader.Stream(reader, batch_size, example_order(source, seed))
 
 
 def train(size=20, mesh=(8,), seed=0, batch_size=8, first_step=0, total_steps=TOTAL, threads=4):
@@ -122,65 +122,6 @@ def test_each_epoch_visits_every_example_once(size):
   if size > 3:
     assert not np.array_equal(epochs[0], np.arange(size))
     assert not np.array_equal(epochs[0], epochs[1])
-
-
-JFT = open_source('synthetic:jft', 'train')
-
-
-@pytest.mark.parametrize('step', [0, 1, 500_000])
-def test_the_order_of_300_million_examples_takes_no_memory(step):
-  tracemalloc.start()
-  order = loader.example_order(JFT, 7)
-  indices = [order[step * 4096 + i] for i in range(4096)]
-  _, peak = tracemalloc.get_traced_memory()
-  tracemalloc.stop()
-  assert peak < 1e6  # bytes
-  assert len(set(indices)) == 4096
-  assert 0 <= min(indices) < 1e6 and JFT.size - 1e6 < max(indices) < JFT.size
-
-
-def test_the_next_epoch_of_300_million_examples_is_another_permutation():
-  order = loader.example_order(JFT, 7)
-  before, after = (
-    {order[position] for position in range(start, start + 5000)}
-    for start in (JFT.size - 5000, JFT.size)
-  )
-  first = {order[position] for position in range(5000)}
-  assert len(before) == len(after) == len(first) == 5000
-  assert not before & first  # of one permutation
-  assert after != first  # another permutation
-
-
-def test_a_large_epoch_visits_every_example_once():
-  size = 200_003
-  order = loader.example_order(dataclasses.replace(JFT, size=size), 1)
-  indices = np.array([order[position] for position in range(size, 2 * size)])
-  assert (np.bincount(indices, minlength=size) == 1).all()
-
-
-def test_a_mixture_is_drawn_in_proportion_and_each_source_is_shuffled_by_epochs():
-  mixture = dataclasses.replace(make_source(100), component_sizes=(60, 40), weights=(3.0, 1.0))
-  order = loader.example_order(mixture, 0)
-  indices = np.array([order[position] for position in range(4096)])
-  assert {int((part < 60).sum()) for part in indices.reshape(4, 1024)} == {768}
-  for source_indices, size in ((indices[indices < 60], 60), (indices[indices >= 60], 40)):
-    num_epochs = len(source_indices) // size
-    epochs = source_indices[: num_epochs * size].reshape(-1, size)
-    assert len(epochs) > 1 and all(len(set(epoch)) == size for epoch in epochs)
-    assert not np.array_equal(epochs[0], epochs[1])
-
-
-@pytest.mark.parametrize('weights', [(1.0, 1.0), (3.0, 1.0), (9.0, 1.0)])
-def test_neighbors_of_a_mixture_are_of_any_two_sources(weights):
-  """Mixup combines neighbors."""
-  mixture = dataclasses.replace(make_source(100), component_sizes=(60, 40), weights=weights)
-  order = loader.example_order(mixture, 0)
-  is_rare = np.array([order[position] >= 60 for position in range(8192)])
-  share = weights[1] / sum(weights)
-  pairs = (is_rare[1:] & is_rare[:-1]).mean()
-  assert abs(pairs - share**2) < 0.02
-  other = loader.example_order(mixture, 1)
-  assert [other[i] >= 60 for i in range(100)] != is_rare[:100].tolist()
 
 
 def test_seeds_change_order_and_augmentation(batches):

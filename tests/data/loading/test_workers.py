@@ -43,7 +43,9 @@ def damaged(images, tmp_path_factory) -> pathlib.Path:
   return folder
 
 
-def open_loader(folder, workers, *, max_bad_fraction=1.0, **fields) -> loader.DataLoader:
+def open_loader(
+  folder, workers, *, max_bad_fraction=1.0, task_limit=60.0, **fields
+) -> loader.DataLoader:
   train = ReadConfig(
     f'folder:{folder}', 'train', (16, 16), seed=3, augment=AugmentConfig(), **fields
   )
@@ -52,7 +54,9 @@ def open_loader(folder, workers, *, max_bad_fraction=1.0, **fields) -> loader.Da
     'train': loader.open_stream(train, 16, max_bad_fraction=max_bad_fraction),
     'test': loader.open_stream(test, 8, max_bad_fraction=max_bad_fraction),
   }
-  return loader.DataLoader(streams, sharding.make_mesh(MeshConfig()), workers)
+  return loader.DataLoader(
+    streams, sharding.make_mesh(MeshConfig()), workers, task_limit=task_limit
+  )
 
 
 def read(folder, workers, first=0, last=12, **fields):
@@ -130,14 +134,66 @@ def test_closing_leaves_no_processes_or_open_files(images):
   assert (len(os.listdir('/proc/self/fd')), children()) == before
 
 
-def test_a_worker_that_is_killed_ends_the_run(images):
-  with open_loader(images, 1) as data_loader:
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
+def test_a_worker_that_is_lost_is_replaced_once(number, images, capfd):
+  expected, _, _ = read(images, 0)
+  with open_loader(images, 1, task_limit=2) as data_loader:
     batches = data_loader.batches('train', 0, 10**9)
-    next(batches)
-    os.kill(children()[-1], signal.SIGKILL)
-    with pytest.raises(LostPeerError, match='signal 9'):
+    actual = [jax.device_get(next(batches))]
+    (pid,) = children()
+    os.kill(pid, number)
+    # Far more than what is read ahead.
+    actual += [jax.device_get(next(batches)) for _ in range(11)]
+    assert_same(actual, expected)
+    is_stopped = number == signal.SIGSTOP
+    reason = 'has not answered for 2 s' if is_stopped else f'ended (signal {number}'
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f'warning: worker 0 (process {pid}) {reason}')
+    assert f'while it read {images}/train/' in line and line.endswith('another process reads on.')
+    (replacement,) = children()
+    assert replacement != pid
+    os.kill(replacement, number)
+    with pytest.raises(
+      LostPeerError, match=rf'^Worker 0 \(process {replacement}\) .*rerun'
+    ) as error:
       for _ in batches:
         pass
+    assert error.value.exit_code == 76
+
+
+CRASH = """
+import os, signal, sys
+from vit_jax.data.decoding import images
+from vit_jax.data.loading import reader, worker_main
+open_image = reader.open_image
+def crash(stored, name, *args):
+  if str(name).endswith('ant/3.jpg'):
+    os.kill(os.getpid(), signal.SIGSEGV)
+  return open_image(stored, name, *args)
+reader.open_image = crash
+worker_main.main()
+"""
+
+
+def test_an_image_that_crashes_every_worker_is_named(images, monkeypatch, capfd):
+  popen = subprocess.Popen
+  monkeypatch.setattr(
+    subprocess, 'Popen', lambda args, **fields: popen([args[0], '-c', CRASH], **fields)
+  )
+  with open_loader(images, 2) as data_loader:
+    with pytest.raises(LostPeerError, match=r'signal 11.* while it read \S+/ant/3\.jpg, and it'):
+      for _ in data_loader.batches('train', 0, 10**9):
+        pass
+  assert 'another process reads on' in capfd.readouterr().err
+
+
+def test_closing_does_not_wait_for_a_stopped_worker(images):
+  with open_loader(images, 1) as data_loader:
+    next(data_loader.batches('train', 0, 10**9))
+    pids = children()
+    os.kill(pids[0], signal.SIGSTOP)
+    start = time.monotonic()
+  assert time.monotonic() - start < 10 and not any(map(is_running, pids))
 
 
 def test_a_folder_that_changes_while_workers_start_is_an_error(images, tmp_path):

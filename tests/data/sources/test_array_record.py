@@ -17,7 +17,7 @@ from tests.helpers import (
   write_tfds,
 )
 from vit_jax.data.loading.reader import ReadConfig, make_reader
-from vit_jax.data.sources import open_source, tf_example
+from vit_jax.data.sources import array_record, open_source, tf_example
 from vit_jax.errors import BadExampleError, UserError
 
 
@@ -34,6 +34,24 @@ def test_array_record_reads_images_and_labels(key, tmp_path):
     else:
       assert (label.dtype, label.shape) == (np.uint8, (3,))
       assert list(np.nonzero(label)[0]) == TFDS_LABELS[key][i]
+
+
+def test_an_index_that_stays_in_the_file_gives_the_same_examples(tmp_path, monkeypatch):
+  root = tmp_path / 'pets' / '1.0.0'
+  write_tfds(root, 'label')
+  in_memory = open_source(f'array_record:{root}', 'train')
+  monkeypatch.setattr(array_record, '_MAX_INDEX_BYTES', 0)
+  opened, reader = [], array_record.ArrayRecordReader
+
+  def open_reader(file: str, options: str):
+    opened.append(options)
+    return reader(file, options=options)
+
+  monkeypatch.setattr(array_record, 'ArrayRecordReader', open_reader)
+  source = open_source(f'array_record:{root}', 'train')
+  for i in (4, 0, 1, 2, 3, 4):
+    assert source.read(i) == in_memory.read(i)
+  assert set(opened) == {array_record._OPTIONS, array_record._OPTIONS + array_record._OFFLOADED}
 
 
 def test_array_record_slices_splits(tmp_path):

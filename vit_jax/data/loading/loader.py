@@ -10,21 +10,22 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import os
 import queue
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
-import grain.python as grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.config import DataConfig
+from vit_jax.data.loading.order import Order, example_order
 from vit_jax.data.loading.reader import ReadConfig, Reader, make_reader
+from vit_jax.data.loading.schedule import NUM_PREFETCHED, make_schedule
 from vit_jax.data.loading.shared_memory import Slot, anonymous_file, map_slots, slot_bytes
-from vit_jax.data.loading.workers import SharedStream, Worker
+from vit_jax.data.loading.workers import TASK_LIMIT, SharedStream, Worker
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
@@ -35,74 +36,10 @@ Batch = dict[str, jax.Array]
 # More threads contend for the interpreter's lock: on 16 cores an earlier pipeline read 828 images/s
 # with 1 thread, 1,149 with 2, 1,140 with 3, 934 with 4, 873 with 16. Worker processes do not.
 _MAX_THREADS = 3
-_MAX_WORKERS = 16  # by default: a host may run several processes that each start as many
-_CHUNK = 32  # rows of one task: small enough to balance a batch over the workers
-_NUM_PREFETCHED = 2  # batches placed on the devices ahead of the consumer
-_NUM_READING = 3  # batches being read meanwhile
-_NUM_SLOTS = _NUM_READING + _NUM_PREFETCHED + 1  # and the one handed to the consumer
-_WINDOW = 1024  # positions within which the sources of a mixture are shuffled
+_MAX_WORKERS = 128  # by default
+_LOOKUP = 4096  # positions whose examples are looked up at once, which is faster than one by one
+_END_SECONDS = 1  # for the tasks of all workers to end
 _MIN_EXAMPLES_TO_CHECK = 1000  # of fewer examples the share of bad ones says little
-
-
-def shuffle_components(
-  indices: np.ndarray, component_sizes: Sequence[int], seed: int, window: int
-) -> np.ndarray:
-  """Shuffles from which source of a mixture each position of a window draws.
-
-  Sources that take turns would never have two of their examples side by side if they are the
-  rarer one, and Mixup combines neighbors. Each source keeps the order of its examples.
-
-  Args:
-    indices: (N,) of the examples at the positions of the window, of all sources in turn.
-    component_sizes: of the sources, in the order of their indices.
-    seed: of the run.
-    window: number of the window.
-
-  Returns:
-    (N,) the same indices in another order.
-  """
-  components = np.searchsorted(np.cumsum(component_sizes), indices, side='right')
-  random = np.random.Philox(key=[seed, window]).random_raw(len(indices))
-  shuffled = components[np.argsort(random, kind='stable')]
-  result = np.empty_like(indices)
-  result[np.argsort(shuffled, kind='stable')] = indices[np.argsort(components, kind='stable')]
-  return result
-
-
-class _MixtureOrder:
-  """Maps positions to indices of a mixture: exact proportions in each window of positions."""
-
-  def __init__(self, in_turn: grain.MapDataset, source: Source, seed: int):
-    self._in_turn, self._sizes, self._seed = in_turn, source.component_sizes, seed
-    self._window = functools.lru_cache(16)(self._shuffle_window)
-
-  def _shuffle_window(self, window: int) -> np.ndarray:
-    first = window * _WINDOW
-    indices = np.array([self._in_turn[i] for i in range(first, first + _WINDOW)])
-    return shuffle_components(indices, self._sizes, self._seed, window)
-
-  def __getitem__(self, position: int) -> int:
-    window, place = divmod(position, _WINDOW)
-    return int(self._window(window)[place])
-
-
-def example_order(source: Source, seed: int) -> grain.MapDataset | _MixtureOrder:
-  """Maps positions in the endless sequence to indices of examples; each epoch is a permutation.
-
-  Grain computes the permutation index by index (a Feistel network), so its memory does not grow
-  with the data. A weighted mixture interleaves the permutations of its sources at random, but in
-  exact proportion in each 1,024 positions.
-  """
-  if not source.weights:
-    return grain.MapDataset.range(source.size).seed(seed).shuffle().repeat()
-  stops = np.cumsum(source.component_sizes)
-  orders = [
-    grain.MapDataset.range(int(stop) - size, int(stop)).seed(seed + 2**16 * i).shuffle().repeat()
-    for i, (size, stop) in enumerate(zip(source.component_sizes, stops, strict=True))
-  ]
-  total = sum(source.weights)
-  in_turn = grain.MapDataset.mix(orders, [weight / total for weight in source.weights])
-  return _MixtureOrder(in_turn, source, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +48,7 @@ class Stream:
 
   reader: Reader  # of single examples
   batch_size: int  # global
-  order: grain.MapDataset | _MixtureOrder | None = (
-    None  # position -> index; None: every example once, in order
-  )
+  order: Order | None = None  # positions -> indices; None: every example once, in order
   config: ReadConfig | None = None  # of `reader`; worker processes need it
   max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
 
@@ -122,13 +57,11 @@ class Stream:
     """The number of batches that hold every example once."""
     return -(-self.reader.source.size // self.batch_size)
 
-  def example_index(self, position: int) -> int:
-    """The index of the example at a position; -1 for the padding of the last test batch."""
+  def example_indices(self, positions: np.ndarray) -> np.ndarray:
+    """The (N,) indices of the examples at positions; -1 for the padding of the last test batch."""
     if self.order is None:
-      return position if position < self.reader.source.size else -1
-    index = self.order[position]
-    assert index is not None  # no filters
-    return int(index)
+      return np.where(positions < self.reader.source.size, positions, -1)
+    return self.order(positions)
 
 
 def open_stream(
@@ -186,8 +119,19 @@ class DataLoader:
     num_workers: worker processes.
   """
 
-  def __init__(self, streams: Mapping[str, Stream], mesh: Mesh, workers: int = 0, threads: int = 0):
-    """Starts `workers` processes; if 0, `threads` threads (0: one a core, at most three)."""
+  def __init__(
+    self,
+    streams: Mapping[str, Stream],
+    mesh: Mesh,
+    workers: int = 0,
+    threads: int = 0,
+    task_limit: float = TASK_LIMIT,
+  ):
+    """Starts `workers` processes; if 0, `threads` threads (0: one a core, at most three).
+
+    A process that ends, or takes more than `task_limit` seconds for a task of at most 32 examples,
+    is replaced once.
+    """
     self._streams, self._mesh = streams, mesh
     self._rows = {
       name: sharding.local_rows(mesh, stream.batch_size) for name, stream in streams.items()
@@ -197,27 +141,30 @@ class DataLoader:
     self.num_workers = workers
     self._workers: list[Worker] = []
     self._idle_workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    self._slots = self._make_slots()
     threads = workers or threads or min(num_cores(), _MAX_THREADS)
+    self._schedules = {name: make_schedule(len(rows), threads) for name, rows in self._rows.items()}
+    self._files = contextlib.ExitStack()  # of the slots, which a replaced worker opens again
+    self._slots = self._make_slots(task_limit)
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix='data')
 
-  def _make_slots(self) -> dict[str, list[Slot]]:
+  def _make_slots(self, task_limit: float) -> dict[str, list[Slot]]:
     """Allocates the slots and starts the worker processes, which share them."""
     slots, shared = {}, []
-    with contextlib.ExitStack() as files:
-      for name, stream in self._streams.items():
-        shapes, rows, file = stream.reader.shapes, len(self._rows[name]), -1
-        if self.num_workers:
-          file = anonymous_file(_NUM_SLOTS * slot_bytes(shapes, rows))
-          files.callback(os.close, file)  # the mappings keep it open
-          if stream.config is None:
-            raise ValueError(f'The stream {name!r} needs a ReadConfig for worker processes.')
-          fingerprint = stream.reader.source.fingerprint
-          shared.append(SharedStream(stream.config, fingerprint, rows, _NUM_SLOTS, file))
-        slots[name] = map_slots(file, shapes, rows, _NUM_SLOTS)
-      for _ in range(self.num_workers):
-        self._workers.append(Worker(shared))
-        self._idle_workers.put(self._workers[-1])
+    for name, stream in self._streams.items():
+      shapes, rows, file = stream.reader.shapes, len(self._rows[name]), -1
+      num_slots = self._schedules[name].num_slots
+      if self.num_workers:
+        file = anonymous_file(num_slots * slot_bytes(shapes, rows))
+        self._files.callback(os.close, file)
+        if stream.config is None:
+          raise ValueError(f'The stream {name!r} needs a ReadConfig for worker processes.')
+        fingerprint = stream.reader.source.fingerprint
+        shared.append(SharedStream(stream.config, fingerprint, rows, num_slots, file))
+      slots[name] = map_slots(file, shapes, rows, num_slots)
+    sources = [stream.reader.source for stream in self._streams.values()]
+    for number in range(self.num_workers):
+      self._workers.append(Worker(number, shared, sources, task_limit))
+      self._idle_workers.put(self._workers[-1])
     return slots
 
   def __enter__(self) -> 'DataLoader':
@@ -231,9 +178,11 @@ class DataLoader:
     self._pool.shutdown(wait=False, cancel_futures=True)
     for worker in self._workers:
       worker.stop()
+    deadline = time.monotonic() + _END_SECONDS
     for worker in self._workers:
-      worker.close()
+      worker.close(max(deadline - time.monotonic(), 0))
     self._pool.shutdown(wait=True)
+    self._files.close()
     self._slots = {}  # frees the shared memory
 
   def batches(
@@ -257,16 +206,19 @@ class DataLoader:
       yield from self._prefetch(name, self._check_bad_fraction(name, slots), free_slots)
 
   def _read(
-    self, name: str, steps: Iterable[int], free_slots: collections.deque[int]
+    self, name: str, steps: range, free_slots: collections.deque[int]
   ) -> Generator[int, None, None]:
     """Reads a batch into every free slot; yields the slots in order, each once it is complete."""
-    remaining_steps = iter(steps)
+    remaining = self._look_up(name, steps)
+    chunk, num_rows = self._schedules[name].chunk, len(self._rows[name])
     reading: collections.deque[tuple[int, list[concurrent.futures.Future]]] = collections.deque()
     try:
       while True:
-        while free_slots and (step := next(remaining_steps, None)) is not None:
-          slot, first_rows = free_slots.popleft(), range(0, len(self._rows[name]), _CHUNK)
-          tasks = [self._pool.submit(self._read_chunk, name, step, slot, i) for i in first_rows]
+        while free_slots and (batch := next(remaining, None)) is not None:
+          slot, tasks = free_slots.popleft(), []
+          for i in range(0, num_rows, chunk):
+            indices, positions = (values[i : i + chunk].tolist() for values in batch)
+            tasks.append(self._pool.submit(self._read_chunk, name, slot, indices, positions, i))
           reading.append((slot, tasks))
         if not reading:
           return
@@ -281,13 +233,23 @@ class DataLoader:
         for task in tasks:
           task.cancel()
 
-  def _read_chunk(self, name: str, step: int, slot: int, first_row: int) -> dict[int, str]:
+  def _look_up(self, name: str, steps: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the indices and positions, (rows,) each, of this process's examples of each step."""
+    stream, rows = self._streams[name], self._rows[name]
+    steps_at_once = max(_LOOKUP // max(len(rows), 1), 1)
+    for first in range(0, len(steps), steps_at_once):
+      block = np.array(steps[first : first + steps_at_once], np.int64)
+      positions = block[:, None] * stream.batch_size + rows
+      indices = stream.example_indices(positions.ravel()).reshape(positions.shape)
+      yield from zip(indices, positions, strict=True)
+
+  def _read_chunk(
+    self, name: str, slot: int, indices: list[int], positions: list[int], first_row: int
+  ) -> dict[int, str]:
     """Reads a chunk of this process's rows, in this thread or a worker; returns bad examples."""
-    stream, rows = self._streams[name], self._rows[name][first_row : first_row + _CHUNK]
-    positions = [step * stream.batch_size + int(row) for row in rows]
-    indices = [stream.example_index(position) for position in positions]
     if not self._workers:
-      return stream.reader.read_rows(indices, positions, first_row, self._slots[name][slot])
+      reader, batch = self._streams[name].reader, self._slots[name][slot]
+      return reader.read_rows(indices, positions, first_row, batch)
     worker = self._idle_workers.get()
     try:
       return worker.read(list(self._streams).index(name), slot, indices, positions, first_row)
@@ -312,7 +274,7 @@ class DataLoader:
   def _prefetch(
     self, name: str, slots: Iterable[int], free_slots: collections.deque[int]
   ) -> Iterator[Batch]:
-    """Places batches on the devices, `_NUM_PREFETCHED` ahead of the consumer; frees their slots."""
+    """Places batches on the devices, `NUM_PREFETCHED` ahead of the consumer; frees their slots."""
     placed: collections.deque[tuple[int, Batch]] = collections.deque()
 
     def pop() -> Batch:
@@ -323,7 +285,7 @@ class DataLoader:
 
     for slot in slots:
       placed.append((slot, self._place(name, slot)))
-      if len(placed) > _NUM_PREFETCHED:
+      if len(placed) > NUM_PREFETCHED:
         yield pop()
     while placed:
       yield pop()

@@ -1,7 +1,7 @@
 """The worker process: `python -m vit_jax.data.loading.worker_main`; see workers.py.
 
-The first line of stdin holds the streams, each further line a task. The answer to a task is a line
-on stdout: {'bad': {index: message}}, or {'error': type, 'message'}. It imports no JAX.
+The first line of stdin holds the streams, each further line a task. The answer to each is a line on
+stdout: {'bad': {index: message}}, or {'error': type, 'message'}. It imports no JAX.
 """
 
 import json
@@ -35,19 +35,16 @@ def _error_answer(error: Exception) -> dict[str, str]:
 def main() -> None:
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what a library prints must not mix with the answers
-  streams, startup_error = [], None
-  try:
-    for fields in json.loads(sys.stdin.readline() or '[]'):
-      streams.append(_open_stream(fields))
-  except Exception as error:  # noqa: BLE001 - the answer to each task
-    startup_error = _error_answer(error)
+  streams = None
   for line in sys.stdin:
     try:
-      answer = startup_error
-      if answer is None:
+      answer = {'bad': {}}
+      if streams is None:
+        streams = [_open_stream(fields) for fields in json.loads(line)]
+      else:
         stream, slot, *rows = json.loads(line)
         reader, slots = streams[stream]
-        answer = {'bad': reader.read_rows(*rows, slots[slot])}
+        answer['bad'] = reader.read_rows(*rows, slots[slot])
     except Exception as error:  # noqa: BLE001 - the parent raises it again
       answer = _error_answer(error)
     try:
