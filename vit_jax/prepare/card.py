@@ -59,7 +59,7 @@ def chunks(listing: Listing) -> Iterator[tuple[str, Examples]]:
   """Yields (split, consecutive examples of it) until all examples have been yielded."""
   for split, examples in listing.splits.items():
     for start in range(0, len(examples), _CHUNK_SIZE):
-      yield split, examples.slice(start, min(start + _CHUNK_SIZE, len(examples)))
+      yield split, examples.take(range(start, min(start + _CHUNK_SIZE, len(examples))))
 
 
 def make_card(listing: Listing, statistics: Iterable[ChunkStatistics], name: str = '') -> Card:

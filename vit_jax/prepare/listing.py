@@ -256,7 +256,7 @@ def list_sources(sources: Mapping[str, Source]) -> Listing:
   first = next(iter(sources.values()))
   return Listing(
     ', '.join(dict.fromkeys(source.name for source in sources.values())),
-    {name: SourceExamples(lambda s=s: s, 0, s.size) for name, s in sources.items()},
+    {name: SourceExamples(lambda s=s: s, range(s.size)) for name, s in sources.items()},
     first.class_names,
     multi_label=first.multi_label,
     notes=tuple(dict.fromkeys(note for source in sources.values() for note in source.notes)),
@@ -279,7 +279,7 @@ def _list_source(spec: str, options: Options) -> Listing:
     list_sources(sources),
     source=spec,
     splits={
-      name: SourceExamples(functools.partial(_open_once, spec, name), 0, source.size)
+      name: SourceExamples(functools.partial(_open_once, spec, name), range(source.size))
       for name, source in sources.items()
     },
     fingerprint=_digest([f'{s.name} {s.size} {s.fingerprint}' for s in sources.values()]),

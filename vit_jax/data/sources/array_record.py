@@ -22,6 +22,7 @@ from vit_jax.files import read_json_object, read_text
 # Written by prepare_data: a folder while it runs, and a file at the very end.
 UNFINISHED = '.unfinished'
 CARD = 'dataset.json'
+SHUFFLED_SINCE = 2  # version of the settings in the card
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError, IndexError)  # raised by a damaged record
 
@@ -172,6 +173,13 @@ def _read_info(root: epath.Path) -> dict[str, Any]:
   return info
 
 
+def _is_shuffled(info: dict[str, Any], card: dict[str, Any]) -> bool:
+  """Whether examples are in random order, as prepare_data and, by default, TFDS write them."""
+  if card:
+    return card.get('settings', {}).get('version', 0) >= SHUFFLED_SINCE
+  return not info.get('disableShuffling', False)
+
+
 def split_names(path: str) -> tuple[str, ...]:
   """Lists the splits that are not empty."""
   splits = _read_info(epath.Path(path).expanduser()).get('splits', [])
@@ -217,5 +225,6 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=f'{sum(lengths)} in {len(files)}',
+    shuffled=_is_shuffled(info, card),
     notes=tuple(card.get('warnings', ())),
   )

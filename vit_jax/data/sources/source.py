@@ -31,6 +31,8 @@ class Source:
     location: index -> where the example is stored, such as its file; None without files.
     fingerprint: changes with the listing of the data, such as its file names; worker processes
       compare it. Empty for data that cannot change.
+    shuffled: whether neighbors are of random classes, so that a slice may be a range of indices;
+      otherwise slices follow a fixed permutation.
     notes: one sentence for each thing that the user should know about the data.
     component_sizes: sizes of the sources in a weighted mixture, in the order of its indices;
       empty for any other source.
@@ -44,6 +46,7 @@ class Source:
   multi_label: bool = False
   location: Callable[[int], str] | None = None
   fingerprint: str = ''
+  shuffled: bool = False
   notes: tuple[str, ...] = ()
   component_sizes: tuple[int, ...] = ()
   weights: tuple[float, ...] = ()
