@@ -311,7 +311,7 @@ def test_check_reports_and_writes_nothing(photos, tmp_path):
   [
     ('{}/nothing', 'nothing does not exist; SOURCE is'),
     ('{}/file.txt', 'neither a folder nor named'),
-    ('{}/empty', 'has no images in subfolders'),
+    ('{}/empty', 'has no images .* in its sub-folders'),
     ('zip:/x', 'is not a data source'),
   ],
 )

@@ -16,7 +16,7 @@ Reading needs no TensorFlow.
 from types import ModuleType
 
 from vit_jax.data.sources import array_record, digits, folder, hf_dataset, mixture, synthetic, tfds
-from vit_jax.data.sources.folder import image_files
+from vit_jax.data.sources.folder_files import image_files
 from vit_jax.data.sources.source import Source, check_same_classes
 from vit_jax.data.sources.splits import select
 from vit_jax.data.sources.tar import webdataset

@@ -6,8 +6,9 @@
         | 98%, 12.5%, -10%      percent of the split, rounded to the nearest example
 
 The bounds mean the same as in TFDS. So do the examples of data stored in random order. Other data
-may be sorted by class: its slices are those of a fixed permutation (permutation.py) of the split, so
-that 'train[:800]' and 'train[800:]' still have every example once. A whole split keeps its order.
+may be sorted by class: its slices are those of a fixed permutation (permutation.py) of the split,
+so that 'train[:800]' and 'train[800:]' still have every example once. A whole split keeps its
+order.
 """
 
 import dataclasses
@@ -18,15 +19,6 @@ from collections.abc import Callable, Sequence
 from vit_jax.data.sources.permutation import permute
 from vit_jax.data.sources.source import Example, Source, check_same_classes, fingerprint, locate
 from vit_jax.errors import UserError
-
-# The names that folders of images and tar shards use for each split.
-SPLIT_ALIASES = {
-  'train': ('train', 'training'),
-  'val': ('val', 'valid', 'validation'),
-  'test': ('test', 'testing'),
-}
-# The splits that serve a request, the preferred one first.
-SPLIT_FALLBACKS = {'train': ('train',), 'val': ('val', 'test'), 'test': ('test', 'val')}
 
 _BOUND = r'\s*(-?\d[\d_]*(?:\.\d+)?%?)?\s*'
 _TERM = re.compile(rf'([\w.-]+)(?:\[{_BOUND}:{_BOUND}\])?')
@@ -156,7 +148,7 @@ def select(open_split: Callable[[str], Source], split: str) -> Source:
   whole = {name: open_split(name) for name in dict.fromkeys(term.name for term in terms)}
   if len(terms) == 1 and terms[0].is_whole:
     return whole[terms[0].name]
-  spec = whole[terms[0].name].name.removesuffix(f' ({terms[0].name})')
+  spec = re.sub(r' \([^()]*\)$', '', whole[terms[0].name].name)
   slices = [
     whole[term.name]
     if term.is_whole

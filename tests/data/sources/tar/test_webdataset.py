@@ -283,7 +283,7 @@ def test_damaged_shards_are_errors_of_one_sentence_at_opening(damage, message, t
     ('gone', 'train', 'There is no .*gone; webdataset: takes a folder'),
     ('x/{0..3}.tar', 'train', 'There is no .*x/1.tar'),
     ('empty', 'train', 'empty has no .tar files'),
-    ('x', 'dev', "has the splits train, test and all, not 'dev'"),
+    ('x', 'extra', "has the splits train, test and all, not 'extra'"),
     ('texts', 'all', 'has no images'),
     ('val', 'train', "has the splits val and all, not 'train'"),
   ],

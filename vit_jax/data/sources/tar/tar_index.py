@@ -29,7 +29,7 @@ from vit_jax.data.sources.tar.tar_members import members, read_range
 from vit_jax.errors import UserError
 from vit_jax.files import cache_folder, open_to_read, parse_json, write_atomically
 
-_VERSION = 1  # of the format of cached indices
+_VERSION = 2  # of the format of cached indices
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; 10,240 are usual
 _MAX_LABEL = 2**24  # bytes of a .cls or .json
 _COMPRESSED = (b'\x1f\x8b', b'\x28\xb5\x2f\xfd', b'\xfd7zXZ\0', b'BZh91AY&SY')
