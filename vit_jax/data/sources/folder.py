@@ -203,21 +203,23 @@ class ImageFolder:
     class_names, folder = class_names or self.class_names, self._path(prefix)
     indices = {name: i for i, name in enumerate(class_names)}
     images = below(self._images, prefix)
-    names = [file for file in images if self._class_of(file)]
-    unlabeled = [file for file in images if not self._class_of(file)]
+    classes = list(map(self._class_of, images))
+    names = [file for file, name in zip(images, classes, strict=True) if name]
+    unlabeled = [file for file, name in zip(images, classes, strict=True) if not name]
+    classes = list(filter(None, classes))
     if not names:
       raise UserError(
         f'{folder} has no images ({", ".join(SUFFIXES)}) in its sub-folders; '
         f'{self._advise(images) if images else "choose another split"}.'
       )
-    for file in names:
-      if self._class_of(file) not in indices:
-        train = self._path(self.layout.splits.get('train', self.layout.prefix))
-        raise UserError(
-          f'{folder / printable(file)} belongs to a class that {train} does not have; add that '
-          'class there, or remove the image.'
-        )
-    labels = np.array([indices[self._class_of(file)] for file in names], np.int32)
+    if unknown := set(classes) - set(class_names):
+      file = names[classes.index(min(unknown))]
+      train = self._path(self.layout.splits.get('train', self.layout.prefix))
+      raise UserError(
+        f'{folder / printable(file)} belongs to a class that {train} does not have; add that '
+        'class there, or remove the image.'
+      )
+    labels = np.array([indices[name] for name in classes], np.int32)
     if side is not None:
       keys = [name.replace(os.sep, '/') for name in names]
       groups = None

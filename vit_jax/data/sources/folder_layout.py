@@ -48,7 +48,8 @@ def below(paths: Iterable[str], prefix: str) -> list[str]:
 
 def first_folder(path: str) -> str:
   """The first folder of a relative path; '' without one."""
-  return path.split(os.sep)[0] if os.sep in path else ''
+  folder, separator, _ = path.partition(os.sep)
+  return folder if separator else ''
 
 
 def _enter(images: Sequence[str], prefix: str, stop: Callable[[str], bool]) -> str:

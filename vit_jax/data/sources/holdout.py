@@ -49,10 +49,13 @@ def spread_classes(
     units, labels: (P,) each pair is a class of a unit.
     num_parts: the parts are 0 to num_parts - 1.
   """
-  if not len(labels):
-    return
+  num_classes = int(labels.max(initial=-1)) + 1
+  of_pairs = np.bincount(labels * num_parts + parts[units], minlength=num_classes * num_parts)
+  of_pairs = of_pairs.reshape(num_classes, num_parts)
+  if not ((of_pairs == 0).any(1) & (of_pairs.sum(1) > 1)).any():
+    return  # as always with much data
   pairs = np.unique(np.stack([units, labels], 1), axis=0)
-  counts = np.zeros((int(pairs[:, 1].max()) + 1, num_parts), np.int64)
+  counts = np.zeros((num_classes, num_parts), np.int64)
   np.add.at(counts, (pairs[:, 1], parts[pairs[:, 0]]), 1)
   incomplete = np.flatnonzero((counts == 0).any(1) & (counts.sum(1) > 1))
   for label in incomplete.tolist():
@@ -92,14 +95,19 @@ def held_out(
     groups: N groups; those of one group are on the same side.
     fold: which part is held out; None: one of five.
   """
-  keys = names if groups is None else groups
-  hashes = {key: int(fingerprint(key)[:16], 16) for key in keys}
-  order = {key: i for i, key in enumerate(sorted(hashes, key=hashes.__getitem__))}
+  keys, of_examples = names, np.arange(len(names))
+  if groups is not None:
+    keys = list(dict.fromkeys(groups))
+    numbers = {group: i for i, group in enumerate(keys)}
+    of_examples = np.array([numbers[group] for group in groups], np.int64)
+  hashes = np.array([int(fingerprint(key)[:16], 16) for key in keys], np.uint64)
+  order = np.argsort(hashes, kind='stable')
+  position = np.argsort(order)
   num_folds = fold.count if fold else 5
-  parts = np.array([(hashes[key] >> 56) % num_folds for key in order], np.int64)
+  parts = (hashes[order] >> 56).astype(np.int64) % num_folds
   if fold is None:
     parts = np.minimum(parts, 1)
-  units = np.array([order[key] for key in keys], np.int64)
+  units = position[of_examples]
   counts, flat = _flatten(labels)
   spread_classes(parts, np.repeat(units, counts), flat, num_folds if fold else 2)
   return (parts == (fold.number - 1 if fold else 0))[units]

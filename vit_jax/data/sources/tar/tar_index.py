@@ -100,7 +100,10 @@ def _parse_label(example: _Members, path: pathlib.Path) -> int | str | list[int]
       types = {type(value) for value in values}
       if types <= {int} or types <= {str}:
         return label
-  raise UserError(f'{path}: {example.key} has {content}; a class number or name is needed.')
+  advice = 'a class number or name is needed'
+  if example.cls is None and example.json is None:
+    advice = 'add it, or, if folders in the tar are the classes, unpack it and use folder:'
+  raise UserError(f'{path}: {example.key} has {content}; {advice}.')
 
 
 def _check_format(path: pathlib.Path, descriptor: int) -> None:
