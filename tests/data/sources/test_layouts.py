@@ -183,7 +183,7 @@ def write_table(root):
     (lambda root: write(root, '{c}_{i}.jpg'), '', r"\?pattern=\(\.\+\)_\\d\+'"),
     (lambda root: write(root, '{i}.jpg'), '', 'move the images of each class into a sub-folder'),
     (write_years, '', r'2020, 2021, … of .* all have the sub-folders cat, dog, owl.*\[\^/\]\+/\('),
-    (write_splits_in_classes, '', 'all have the sub-folders test, train'),
+    (write_splits_in_classes, '', r'all have the sub-folders test, train.*folder:\S+/x/cat; if'),
     (write_table, '', 'if train.csv has their labels, use table:/.*/train.csv'),
     (write_years, '?pattern=(', 'is not a regular expression'),
     (write_years, '?pattern=x', 'has no parentheses; put some around the class'),

@@ -142,7 +142,7 @@ class ImageFolder:
   def _path(self, prefix: str) -> epath.Path:
     return self.root / prefix if prefix else self.root
 
-  def _notes(self, prefix: str, images: Sequence[str], unlabeled: Sequence[str]) -> tuple[str, ...]:
+  def _notes(self, prefix: str, unlabeled: Sequence[str]) -> tuple[str, ...]:
     folder, notes = self._path(prefix), []
     if others := [file for file in below(self._files, prefix) if not is_image(file)]:
       suffixes = collections.Counter(os.path.splitext(f)[1].lower() or 'none' for f in others)
@@ -227,7 +227,7 @@ class ImageFolder:
         groups = holdout.find_groups(self._options['group'], keys)
       keep = holdout.held_out(keys, labels, groups, self._fold) == side
       names, labels = [names[i] for i in np.flatnonzero(keep)], labels[keep]
-    notes = self._notes(prefix, images, unlabeled)
+    notes = self._notes(prefix, unlabeled)
     return LabeledFiles(folder, names, labels, tuple(class_names), notes)
 
 

@@ -167,10 +167,13 @@ def check_class_folders(folder: str, images: Sequence[str], spec: str) -> None:
   if len(below_class) < 2 or not same or len(shared) < 2 or '' in shared:
     return
   outer, inner = ', '.join(sorted(below_class)[:3]), ', '.join(sorted(shared)[:3])
+  change = f"if the sub-folders are, use '{spec}?pattern=^[^/]+/([^/]+)/'"
+  if all(map(split_of, shared)):
+    change = f'to read one of the folders, name it, as folder:{folder}/{min(below_class)}'
   raise UserError(
     f'The folders {printable(outer)}, … of {folder} all have the sub-folders {printable(inner)}, … '
-    f'so it is not clear which are the classes; if the sub-folders are, use '
-    f"'{spec}?pattern=^[^/]+/([^/]+)/', else '{spec}?pattern=^([^/]+)/'."
+    f"so it is not clear which are the classes; {change}; if the folders are, use '{spec}"
+    "?pattern=^([^/]+)/'."
   )
 
 
