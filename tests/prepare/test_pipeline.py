@@ -368,6 +368,7 @@ def test_nothing_that_reads_data_imports_jax():
     ('array_record:/data/cifar10/3.0.2', 'cifar10'),
     ('digits', 'digits'),
     ('/猫', 'data'),
+    (r'folder:/photos?pattern=(\w+)/x', 'photos'),
   ],
 )
 def test_the_default_name_is_that_of_the_source(source, name):

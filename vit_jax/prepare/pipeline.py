@@ -46,6 +46,7 @@ _HIDDEN_BAR = tqdm.tqdm(disable=True)
 
 def default_name(source: str) -> str:
   """Returns the name of a data set, by its source: lower case, for the names of its files."""
+  source = re.sub(r'\?(pattern|group|fold)=.*', '', source)  # options of folder:
   names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in re.split('[:,/]', source.lower())]
   return next((name for name in reversed(names) if name and not name[0].isdigit()), 'data')
 
