@@ -412,7 +412,7 @@ def test_a_messy_folder_of_a_user(tmp_path, monkeypatch, capsys):
   (folder / 'test/a/copy.png').write_bytes((folder / 'train/a/0.png').read_bytes())
   (folder / 'train/b/zero.jpg').touch()
   (folder / 'test/b/0.png').write_bytes((folder / 'test/b/0.png').read_bytes()[:60])
-  (folder / 'train/a/raw.tiff').touch()
+  (folder / 'train/a/raw.xcf').touch()
   arguments = (
     *QUICKSTART,
     f'--config.data.train.source=folder:{folder}',
@@ -432,7 +432,7 @@ def test_a_messy_folder_of_a_user(tmp_path, monkeypatch, capsys):
   assert '2 classes' in first
   assert 'WARNING: 1 image of test is also in train' in out
   assert 'WARNING: 1 image of test cannot be read' in out
-  assert '1 file is not a supported image (.tiff 1)' in out
+  assert '1 file is not a supported image (.xcf 1)' in out
   assert 'skipped: ' in out and 'on 24 examples (1 more cannot be read)' in out
   assert any(line.get('train/bad_examples', 0) > 0 for line in metrics(tmp_path / 'run'))
   (command,) = re.findall('next: python -m vit_jax.evaluate (.*)', out)

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -117,6 +118,32 @@ def test_merged_statistics_are_those_of_the_whole():
   assert whole.first_examples == {0: [0, 2, 4], 1: [1, 3, 5]}
 
 
+def counted(*counts: int, split: str = 'train') -> cards.Card:
+  """The card of a split with so many images of each class."""
+  classes = Counter(dict(enumerate(counts)))
+  statistics = SplitStatistics(examples=sum(counts), classes=classes)
+  names = tuple(f'class {i}' for i in range(len(counts)))
+  return cards.Card('x', 'x', names, (), {split: statistics}, [])
+
+
+def test_the_card_names_the_classes_and_their_sizes():
+  assert 'class 0 7, class 1 9\n' in cards.summary(counted(7, 9)) + '\n'
+  assert 'class 9 5, … (190 more)' in cards.summary(counted(*[5] * 200))
+
+
+def test_the_card_names_classes_that_a_split_lacks():
+  (warning,) = cards.list_warnings(counted(7, 0, 9, 0, split='test'))
+  assert warning == '2 of 4 classes have no images in test: class 1, class 3'
+  (warning,) = cards.list_warnings(counted(7, *[0] * 20))
+  assert warning.startswith('20 of 21 classes') and warning.endswith('class 10, …')
+
+
+def test_the_card_tells_imbalance():
+  (warning,) = cards.list_warnings(counted(1, 500))
+  assert 'train is imbalanced 500:1 (class 1 500, class 0 1)' in warning and '99.8%' in warning
+  assert not cards.list_warnings(counted(10, 99))
+
+
 def test_duplicates_within_and_across_splits():
   def hashes(*contents: int) -> bytes:
     return b''.join(content_hash(bytes([c])) if c else bytes(16) for c in contents)
@@ -182,7 +209,7 @@ def test_the_page_is_one_file_with_everything_it_shows():
   text = ' '.join(re.sub('<style>.*</style>|<[^>]*>', ' ', page, flags=re.DOTALL).split())
   for content in (
     'my_set prepared from /photos 9 train 2 classes',
-    '1 of 2 classes have no images in train',
+    '1 of 2 classes have no images in train: two',
     '0 one train 9 1 two train 0',
     'median 30 x 20 pixels, minimum 20 x 20, maximum 30 x 30',
     'Format JPEG 4 PNG 3 GIF 1 WEBP 1 Mode RGB 4',

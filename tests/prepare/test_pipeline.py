@@ -14,8 +14,18 @@ import pytest
 import tqdm
 from PIL import Image
 
-from tests.helpers import SANDBOX, TFDS_IMAGES, TFDS_LABELS, run, start, write_images, write_tfds
+from tests.helpers import (
+  SANDBOX,
+  TFDS_IMAGES,
+  TFDS_LABELS,
+  read_labels,
+  run,
+  start,
+  write_images,
+  write_tfds,
+)
 from vit_jax.data.sources import open_source
+from vit_jax.data.sources.permutation import permutation, permute
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.prepare.listing import Options
 from vit_jax.prepare.pipeline import default_name, prepare
@@ -52,15 +62,15 @@ def test_a_prepared_folder_has_the_same_bytes(photos, tmp_path):
     after = open_source(f'array_record:{tmp_path}/out', split)
     assert after.class_names == before.class_names == ('a b', 'ü')
     assert after.size == before.size == count
-    for i in range(count):
-      assert after.read(i) == before.read(i)
-    assert 'a b/0.jpg' in after.describe(0)
+    order = permutation(count).tolist()
+    assert [after.read(i) for i in range(count)] == [before.read(i) for i in order]
+    assert 'a b/0.jpg' in after.describe(order.index(0))
   by_tfds = tfds.builder_from_directory(tmp_path / 'out').as_data_source('train')
   source = open_source(f'array_record:{tmp_path}/out', 'train')
   for i, example in enumerate(by_tfds):
     np.testing.assert_array_equal(example['image'], Image.open(io.BytesIO(source.read(i)[0])))
     assert example['label'] == source.read(i)[1]
-  assert by_tfds[6]['file_name'].decode() == 'ü/new\nline.png'
+  assert by_tfds[permutation(7).tolist().index(6)]['file_name'].decode() == 'ü/new\nline.png'
   assert (tmp_path / 'out' / 'labels.txt').read_text() == 'a b\nü\n'
   data = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
   assert data['splits']['train']['class_counts'] == [3, 4]
@@ -72,14 +82,14 @@ def test_a_prepared_folder_has_the_same_bytes(photos, tmp_path):
 def test_pixels_and_multiple_labels_are_preserved(tmp_path):
   prepare_here('digits', tmp_path / 'digits', Options(splits=('test',)))
   digits = open_source(f'array_record:{tmp_path}/digits', 'test')
-  pixels, label = open_source('digits', 'test').read(5)
+  pixels, label = open_source('digits', 'test').read(permute(5, 360))
   np.testing.assert_array_equal(Image.open(io.BytesIO(digits.read(5)[0])), pixels)
   assert digits.read(5)[1] == label
   write_tfds(tmp_path / 'pets', 'labels')
   prepare_here(f'array_record:{tmp_path}/pets', tmp_path / 'again', Options(splits=('train',)))
   again = open_source(f'array_record:{tmp_path}/again', 'train')
   labels = [np.flatnonzero(again.read(i)[1]).tolist() for i in range(len(TFDS_IMAGES))]
-  assert labels == TFDS_LABELS['labels'] and again.multi_label
+  assert labels == [TFDS_LABELS['labels'][i] for i in permutation(5)] and again.multi_label
 
 
 @pytest.mark.parametrize(
@@ -112,10 +122,8 @@ def test_unreadable_images_are_listed_or_left_out(photos, tmp_path):
   sizes = [open_source(f'array_record:{tmp_path}/out', s).size for s in ('train', 'test')]
   assert sizes == [7, 6]
   data = json.loads((tmp_path / 'out' / 'dataset.json').read_text())
-  assert [bad['file'] for bad in data['splits']['test']['unreadable_files']] == [
-    'ü/empty.jpg',
-    'ü/link.jpg',
-  ]
+  unreadable = {bad['file'] for bad in data['splits']['test']['unreadable_files']}
+  assert unreadable == {'ü/empty.jpg', 'ü/link.jpg'}
 
 
 def test_a_repaired_image_is_used_when_the_command_is_repeated(photos, tmp_path):
@@ -223,12 +231,12 @@ def test_shards_of_an_older_version_are_written_again(photos, tmp_path):
   assert read_files(target) == read_files(tmp_path / 'uninterrupted')
 
 
-def test_settings_are_those_of_older_versions(photos, tmp_path):
-  """So that what they have prepared is recognised."""
+def test_what_older_versions_have_prepared_is_recognised(photos, tmp_path):
   prepare_here(photos, tmp_path / 'out')
-  settings = json.loads((tmp_path / 'out' / 'dataset.json').read_text())['settings']
+  card = tmp_path / 'out' / 'dataset.json'
+  settings = json.loads(card.read_text())['settings']
   assert settings == {
-    'version': 1,
+    'version': 2,
     'name': 'photos',
     'source': str(photos),
     'listing': '9edcc4c296b5496f6f83702aaa4c83ec1e7c41cd704d5dc0775be88b0e430f79',
@@ -238,6 +246,30 @@ def test_settings_are_those_of_older_versions(photos, tmp_path):
     'quality': 95,
     'shards': 0,
   }
+  assert open_source(f'array_record:{tmp_path}/out', 'train').shuffled
+  card.write_text(card.read_text().replace('"version": 2', '"version": 1'))
+  assert prepare_here(photos, tmp_path / 'out') is None
+  assert not open_source(f'array_record:{tmp_path}/out', 'train').shuffled
+
+
+def test_slices_of_a_prepared_data_set_have_all_classes(tmp_path):
+  names = [f'{name}/{i:02}.png' for name in 'abcdefgh' for i in range(25)]
+  write_images(tmp_path / 'photos', dict.fromkeys(names, (2, 2)))
+  prepare_here(tmp_path / 'photos', tmp_path / 'out')
+  for split in 'train[:75%]', 'train[75%:]', 'test[:75%]':
+    assert set(read_labels(open_source(f'array_record:{tmp_path}/out', split))) == set(range(8))
+
+
+def test_what_another_version_began_is_not_resumed(photos, tmp_path):
+  target = tmp_path / 'out'
+  prepare_here(photos, target)
+  settings = json.loads((target / 'dataset.json').read_text())['settings'] | {'version': 1}
+  (target / 'dataset.json').unlink()
+  (target / '.unfinished').mkdir()
+  content = {'settings': settings, 'shards': {'train': 1, 'test': 1}}
+  (target / '.unfinished' / 'settings.json').write_text(json.dumps(content))
+  with pytest.raises(UserError, match='begun by another version of vit_jax; remove it'):
+    prepare_here(photos, target)
 
 
 def test_a_full_disk_is_one_sentence(many, tmp_path):
@@ -279,7 +311,7 @@ def test_check_reports_and_writes_nothing(photos, tmp_path):
   [
     ('{}/nothing', 'nothing does not exist; SOURCE is'),
     ('{}/file.txt', 'neither a folder nor named'),
-    ('{}/empty', 'has no images in subfolders'),
+    ('{}/empty', 'has no images .* in its sub-folders'),
     ('zip:/x', 'is not a data source'),
   ],
 )
@@ -337,6 +369,7 @@ def test_nothing_that_reads_data_imports_jax():
     ('digits', 'digits'),
     ('table:/data/pets.csv?root=a/b&sep=|', 'pets_csv'),
     ('/猫', 'data'),
+    (r'folder:/photos?pattern=(\w+)/x', 'photos'),
   ],
 )
 def test_the_default_name_is_that_of_the_source(source, name):

@@ -6,7 +6,7 @@ Each image is read once. Memory holds only statistics and a content hash of 16 b
 import dataclasses
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
@@ -20,6 +20,8 @@ from vit_jax.prepare.statistics import SplitStatistics, collect_statistics
 from vit_jax.text import plural, printable
 
 _CHUNK_SIZE = 256  # examples
+_MAX_CLASS_NAMES = 10  # on a line
+_IMBALANCE = 10  # times as many images of one class as of another are worth a warning
 
 # Of consecutive examples: their split, their statistics, their concatenated content hashes.
 ChunkStatistics = tuple[str, SplitStatistics, bytes]
@@ -59,7 +61,7 @@ def chunks(listing: Listing) -> Iterator[tuple[str, Examples]]:
   """Yields (split, consecutive examples of it) until all examples have been yielded."""
   for split, examples in listing.splits.items():
     for start in range(0, len(examples), _CHUNK_SIZE):
-      yield split, examples.slice(start, min(start + _CHUNK_SIZE, len(examples)))
+      yield split, examples.take(range(start, min(start + _CHUNK_SIZE, len(examples))))
 
 
 def make_card(listing: Listing, statistics: Iterable[ChunkStatistics], name: str = '') -> Card:
@@ -123,6 +125,28 @@ def _overlap_warning(overlap: Overlap) -> str:
   return f'{images} {duplicates}, such as {duplicate} (same as {original})'
 
 
+def _class_warnings(card: Card, split: str) -> list[str]:
+  """Classes without images, and classes with many more than others."""
+  warnings, names = [], [printable(name) for name in card.class_names]
+  counts = class_counts(card, split)
+  if missing := [names[i] for i, count in enumerate(counts) if not count]:
+    more = ', …' if len(missing) > _MAX_CLASS_NAMES else ''
+    warnings.append(
+      f'{len(missing):,} of {plural(len(names), "class")} have no images in {split}: '
+      f'{", ".join(missing[:_MAX_CLASS_NAMES])}{more}'
+    )
+  smallest = min((count for count in counts if count), default=0)
+  if smallest and max(counts) >= _IMBALANCE * smallest:
+    rare, frequent = names[counts.index(smallest)], names[counts.index(max(counts))]
+    warnings.append(
+      f'{split} is imbalanced {max(counts) / smallest:,.0f}:1 ({frequent} {max(counts):,}, {rare} '
+      f'{smallest:,}), and always answering {frequent} would be right for '
+      f'{max(counts) / card.splits[split].examples:.1%} of the images; add images of rare classes, '
+      'or leave out some of frequent ones'
+    )
+  return warnings
+
+
 def list_warnings(card: Card) -> list[str]:
   """Returns what a user should know before training on a data set, a sentence each."""
   warnings = [_overlap_warning(overlap) for overlap in card.overlaps]
@@ -131,8 +155,7 @@ def list_warnings(card: Card) -> list[str]:
       name, reason = statistics.reasons[0]
       images = plural(statistics.unreadable, 'image')
       warnings.append(f'{images} of {split} cannot be read, such as {printable(name)}: {reason}')
-    if missing := class_counts(card, split).count(0):
-      warnings.append(f'{missing:,} of {len(card.class_names):,} classes have no images in {split}')
+    warnings += _class_warnings(card, split)
     for warning, (count, names) in statistics.warnings.items():
       images = plural(count, 'image')
       warnings.append(f'{images} of {split}: {warning}, such as {printable(names[0])}')
@@ -141,6 +164,15 @@ def list_warnings(card: Card) -> list[str]:
 
 def _format_counts(counts: Counter[str]) -> str:
   return ', '.join(f'{name} {count:,}' for name, count in counts.most_common())
+
+
+def _format_classes(card: Card, counts: Sequence[int]) -> str:
+  """'cat 12, dog 30, … (190 more)'."""
+  first = zip(card.class_names[:_MAX_CLASS_NAMES], counts, strict=False)
+  more = len(card.class_names) - _MAX_CLASS_NAMES
+  return ', '.join(f'{printable(name)} {count:,}' for name, count in first) + (
+    f', … ({more:,} more)' if more > 0 else ''
+  )
 
 
 def summary(card: Card) -> str:
@@ -153,6 +185,7 @@ def summary(card: Card) -> str:
     lines += [
       f'  {split}: {statistics.examples:,} images, {statistics.bytes / 1e6:,.1f} MB, '
       f'{min(counts):,} to {max(counts):,} per class',
+      f'    {_format_classes(card, counts)}',
       f'    {min_width}-{max_width} x {min_height}-{max_height} pixels, median {width} x {height}; '
       f'{_format_counts(statistics.formats)}; {_format_counts(statistics.modes)}',
     ]

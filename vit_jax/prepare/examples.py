@@ -1,4 +1,4 @@
-"""The examples of one split: random access, and slices that can be sent to a worker process."""
+"""The examples of one split: random access, and parts that can be sent to a worker process."""
 
 import dataclasses
 import os
@@ -12,6 +12,8 @@ from vit_jax.data.sources.source import Example
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import BadExampleError
 from vit_jax.files import read_bytes
+
+Indices = range | np.ndarray
 
 
 class Examples(Protocol):
@@ -27,8 +29,8 @@ class Examples(Protocol):
     """Returns the name of an example within its data set, such as its file."""
     ...
 
-  def slice(self, start: int, stop: int) -> 'Examples':
-    """Returns the examples [start, stop)."""
+  def take(self, indices: Indices) -> 'Examples':
+    """Returns the examples of these indices, in their order."""
     ...
 
 
@@ -52,8 +54,8 @@ class FileExamples:
   def name(self, i: int) -> str:
     return self.names[i]
 
-  def slice(self, start: int, stop: int) -> 'FileExamples':
-    return FileExamples(self.root, self.names[start:stop], self.labels[start:stop])
+  def take(self, indices: Indices) -> 'FileExamples':
+    return FileExamples(self.root, [self.names[i] for i in indices], self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,30 +89,30 @@ class TarExamples:
     header = self._read_range(tar, offset - 512, 100)  # it begins with the name
     return header.split(b'\0')[0].decode('utf-8', 'surrogateescape')
 
-  def slice(self, start: int, stop: int) -> 'TarExamples':
-    return TarExamples(self.tars, self.members[start:stop])
+  def take(self, indices: Indices) -> 'TarExamples':
+    return TarExamples(self.tars, self.members[indices])
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceExamples:
-  """Examples [start, stop) of a data source.
+  """Some examples of a data source.
 
   Attributes:
     open_source: returns it; workers call it, too, if the examples are sent to them.
+    indices: of the examples there.
   """
 
   open_source: Callable[[], Source]
-  start: int
-  stop: int
+  indices: Indices
 
   def __len__(self) -> int:
-    return self.stop - self.start
+    return len(self.indices)
 
   def read(self, i: int) -> Example:
-    return self.open_source().read(self.start + i)
+    return self.open_source().read(int(self.indices[i]))
 
   def name(self, i: int) -> str:
-    return self.open_source().describe(self.start + i)
+    return self.open_source().describe(int(self.indices[i]))
 
-  def slice(self, start: int, stop: int) -> 'SourceExamples':
-    return SourceExamples(self.open_source, self.start + start, self.start + stop)
+  def take(self, indices: Indices) -> 'SourceExamples':
+    return SourceExamples(self.open_source, np.asarray(self.indices)[indices])

@@ -6,22 +6,18 @@ Only names, labels and offsets are read, so an unreadable image is not an error 
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
 from vit_jax.data import imagenet
-from vit_jax.data.sources import Source, image_files, open_source, split_names
-from vit_jax.data.sources.folder import ignored_files, locate_split, split_folders
-from vit_jax.data.sources.folder import split_names as folder_splits
+from vit_jax.data.sources import Source, open_source, split_names
+from vit_jax.data.sources.folder import ImageFolder
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import UserError
 from vit_jax.prepare.examples import Examples, FileExamples, SourceExamples, TarExamples
-from vit_jax.text import printable
 
 _DATA_SOURCE = re.compile(r'[a-z_]+:|digits$|.*[*+].*:')
 
@@ -90,57 +86,28 @@ def _label_classes(folders: set[str], options: Options) -> tuple[str, ...]:
   return known
 
 
-def _class_of(file: str) -> str:
-  return file.split(os.sep)[0]
-
-
-def _class_folders(folder: epath.Path) -> set[str]:
-  names = {_class_of(file) for file in image_files(folder) if os.sep in file}
-  if not names:
-    raise UserError(f'{folder} has no images in subfolders; it needs one subfolder per class.')
-  if unprintable := sorted(name for name in names if not name.isprintable()):
-    raise UserError(
-      f'The name of the class folder {folder}/{ascii(unprintable[0])} has unprintable characters; '
-      'rename it.'
-    )
-  return names
-
-
-def _list_folder(root: epath.Path, options: Options) -> Listing:
+def _list_folder(path: str, options: Options) -> Listing:
   """{train,val,test}/class/* or class/*, as `folder:` reads it."""
-  named_folders, folder = split_folders(root), root
-  files: dict[str, tuple[epath.Path, list[str]]] = {}
-  for split in options.splits or folder_splits(str(root)):
-    folder, belongs = locate_split(root, split)
-    names = [file for file in image_files(folder) if os.sep in file and belongs(file)]
-    files[split] = folder, names
-  # All classes count, also those without an image in these splits: labels must not depend on it.
-  train = named_folders.get('train', folder)
-  classes = _label_classes(_class_folders(train), options)
-  labels = {name: label for label, name in enumerate(classes)}
-  splits = {}
-  for split, (folder, names) in files.items():
-    if unknown := next((name for name in names if _class_of(name) not in labels), ''):
+  folder = ImageFolder(path)
+  classes = _label_classes(set(folder.class_names), options)
+  splits, notes = {}, []
+  for split in options.splits or folder.split_names:
+    files = folder.split(split, classes)
+    notes += files.notes
+    if files.names:
+      splits[split] = FileExamples(str(files.folder), files.names, files.labels)
+    elif options.splits or set(folder.layout.splits) - {'train'}:
       raise UserError(
-        f'{folder / printable(unknown)} belongs to a class that {train} does not have; add that '
-        'class there, or remove the image.'
-      )
-    if names:
-      of_names = np.array([labels[_class_of(name)] for name in names], np.int32)
-      splits[split] = FileExamples(str(folder), names, of_names)
-    elif options.splits or set(named_folders) - {'train'}:
-      raise UserError(
-        f'{folder} has no images for the split {split!r}; choose other splits with --splits.'
+        f'{files.folder} has no images for the split {split!r}; choose other splits with --splits.'
       )
   are_synsets = set(classes) <= {*imagenet.synsets(), *imagenet.synsets('21k')}
-  folders = dict.fromkeys(folder for folder, _ in files.values())
   return Listing(
-    str(root),
+    path,
     splits,
     imagenet.class_names(classes) if are_synsets else classes,
     class_ids=classes if are_synsets else (),
     fingerprint=_digest(*(examples.names for examples in splits.values())),
-    notes=tuple(note for folder in folders for note in ignored_files(folder)),
+    notes=tuple(dict.fromkeys(notes)),
   )
 
 
@@ -256,7 +223,7 @@ def list_sources(sources: Mapping[str, Source]) -> Listing:
   first = next(iter(sources.values()))
   return Listing(
     ', '.join(dict.fromkeys(source.name for source in sources.values())),
-    {name: SourceExamples(lambda s=s: s, 0, s.size) for name, s in sources.items()},
+    {name: SourceExamples(lambda s=s: s, range(s.size)) for name, s in sources.items()},
     first.class_names,
     multi_label=first.multi_label,
     notes=tuple(dict.fromkeys(note for source in sources.values() for note in source.notes)),
@@ -279,7 +246,7 @@ def _list_source(spec: str, options: Options) -> Listing:
     list_sources(sources),
     source=spec,
     splits={
-      name: SourceExamples(functools.partial(_open_once, spec, name), 0, source.size)
+      name: SourceExamples(functools.partial(_open_once, spec, name), range(source.size))
       for name, source in sources.items()
     },
     fingerprint=_digest([f'{s.name} {s.size} {s.fingerprint}' for s in sources.values()]),
@@ -304,6 +271,8 @@ def list_examples(source: str, options: Options | None = None) -> Listing:
   source = source.removeprefix('folder:')
   root = pathlib.Path(source).expanduser()
   paths = [root]
+  if not root.exists() and '?' in source:
+    return _list_folder(source, options)
   if not root.exists():
     paths = [pathlib.Path(path.strip()).expanduser() for path in source.split(',')]
   for path in paths:
@@ -317,7 +286,7 @@ def list_examples(source: str, options: Options | None = None) -> Listing:
     if not paths and class_tars:
       return _list_class_tars(root, class_tars, options)
     if not paths:
-      return _list_folder(epath.Path(root), options)
+      return _list_folder(str(root), options)
   tars = {path.name: path for path in paths}
   if not tars.keys() <= {name for name, _ in _IMAGENET.values()}:
     raise UserError(

@@ -2,7 +2,8 @@
 
 One task writes one shard, and complete shards are not written again. TARGET is finished when it has
 dataset.json, which is written last. The same settings give the same bytes, wherever a preparation
-was interrupted and however many processes it uses.
+was interrupted and however many processes it uses. The examples of a split are in the order of a
+fixed permutation (permutation.py), so that slices of it have all classes.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import tqdm
 from vit_jax.data import imagenet
 from vit_jax.data.sources import tf_example
 from vit_jax.data.sources.array_record import CARD, UNFINISHED, import_array_record
+from vit_jax.data.sources.permutation import permutation
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.files import write_bytes
 from vit_jax.hardware import num_cores
@@ -43,8 +45,8 @@ _HIDDEN_BAR = tqdm.tqdm(disable=True)
 
 def default_name(source: str) -> str:
   """Returns the name of a data set, by its source: lower case, for the names of its files."""
-  words = re.split('[:,/]', source.lower().partition('?')[0])
-  names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in words]
+  source = re.sub(r'\?\w+=.*', '', source)  # options
+  names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in re.split('[:,/]', source.lower())]
   return next((name[:100] for name in reversed(names) if name and not name[0].isdigit()), 'data')
 
 
@@ -84,16 +86,23 @@ def _is_imagenet(listing: Listing) -> bool:
 def _plan_shards(
   listing: Listing, name: str, target: pathlib.Path, encoding: Encoding, counts: Mapping[str, int]
 ) -> list[Shard]:
-  """Returns the shards of all splits; examples keep their order, since training shuffles."""
+  """Returns the shards of all splits, whose examples stay in order."""
   plan = []
   for split, examples in listing.splits.items():
     count, size = counts[split], len(examples)
     for i in range(count):
       file = str(target / tfds_metadata.shard_name(name, split, i, count))
-      members = examples.slice(i * size // count, (i + 1) * size // count)
+      members = examples.take(range(i * size // count, (i + 1) * size // count))
       real = _is_imagenet(listing)
       plan.append(Shard(file, split, members, listing.multi_label, real, encoding))
   return plan
+
+
+def _shuffle(listing: Listing) -> Listing:
+  splits = {
+    split: examples.take(permutation(len(examples))) for split, examples in listing.splits.items()
+  }
+  return dataclasses.replace(listing, splits=splits)
 
 
 def _start(bar: tqdm.tqdm, total: int, done: int = 0) -> None:
@@ -205,12 +214,13 @@ def prepare(
   _check_arguments(encoding, name, shards, workers)
   import_array_record()  # before anything is written
   target_folder.check_available(target)
-  listing = list_examples(source, options)
+  listing = _shuffle(list_examples(source, options))
   name = name or ('imagenet' if _is_imagenet(listing) else default_name(source))
   settings = target_folder.make_settings(listing, name, encoding, shards)
   if (target / CARD).exists():
-    previous = json.loads((target / CARD).read_text())
-    target_folder.check_same_settings(target, previous.get('settings', {}), settings)
+    previous = json.loads((target / CARD).read_text()).get('settings', {})
+    previous |= {'version': settings['version']}  # a finished data set of any version may stay
+    target_folder.check_same_settings(target, previous, settings)
     shutil.rmtree(target / UNFINISHED, ignore_errors=True)
     return None
 

@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from vit_jax.data.decoding.exif import is_upright, orientation
-from vit_jax.data.decoding.images import check_image, decode_image
+from vit_jax.data.decoding.images import FORMATS, check_image, decode_image
 from vit_jax.data.decoding.limits import max_pixels
 from vit_jax.errors import BadExampleError
 from vit_jax.prepare.examples import Examples
@@ -23,8 +23,7 @@ HASH_BYTES = 16
 _MAX_REASONS = 1000  # unreadable examples of a split that are listed by name
 _MAX_NAMES = 5  # examples that are named for a warning
 _MAX_FIRST_EXAMPLES = 3  # of each class, for the pictures of the card
-# suffix -> format
-_FORMATS = {'.jpg': 'JPEG'} | {f'.{name.lower()}': name for name in 'JPEG PNG GIF WEBP BMP'.split()}
+_FORMATS = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +157,12 @@ def examine(data: bytes | np.ndarray, name: str, decode: bool) -> ImagePropertie
     if _FORMATS.get(suffix, image_format) != image_format:
       warnings.append(f'{image_format} file with the suffix {suffix}')
     if getattr(image, 'is_animated', False):
-      warnings.append('animated, only the first frame is used')
+      kind = 'several pages' if image_format == 'TIFF' else 'animated'
+      part = 'page' if image_format == 'TIFF' else 'frame'
+      warnings.append(f'{kind}, only the first {part} is used')
     width, height = image.size
-    if b'Exif' in data[:65536] and (turned := orientation(image, name)) != 1:
+    has_exif = b'Exif' in data[:65536] or image_format == 'TIFF'
+    if has_exif and (turned := orientation(image, name)) != 1:
       warnings.append('turned upright by its EXIF orientation')
       if turned >= 5:
         width, height = height, width

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vit_jax import files
-from vit_jax.data.sources.array_record import CARD, UNFINISHED
+from vit_jax.data.sources.array_record import CARD, SHUFFLED_SINCE, UNFINISHED
 from vit_jax.errors import UserError
 from vit_jax.prepare.listing import Listing
 from vit_jax.prepare.shard_writer import Encoding
@@ -18,7 +18,9 @@ except ImportError:  # Windows
   fcntl = None
 
 _SETTINGS = 'settings.json'
-_VERSION = 1  # of the files written; a preparation of another version is not resumed
+# Of the files written; a preparation of another version is not resumed. Before 2, examples were in
+# the order of their source.
+_VERSION = SHUFFLED_SINCE
 
 
 def make_settings(listing: Listing, name: str, encoding: Encoding, shards: int) -> dict[str, Any]:
@@ -41,6 +43,10 @@ def check_same_settings(
 ) -> None:
   """Raises `UserError` when the data set in TARGET was begun with other settings."""
   for key in (key for key, value in settings.items() if previous.get(key) != value):
+    if key == 'version':
+      raise UserError(
+        f'{target} was begun by another version of vit_jax; remove it, or choose another TARGET.'
+      )
     if key == 'listing':
       raise UserError(
         f'The files of {settings["source"]} have changed since the preparation of {target} '

@@ -3,12 +3,14 @@
 import importlib.util
 import random
 import struct
+import sys
+import types
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from tests.data.decoding.image_files import COLUMNS, GRAY, RGB, encode, gray_to_rgb, jpeg
 from tests.helpers import ROOT
@@ -78,8 +80,45 @@ GOOD = {  # name: (bytes, expected pixels, largest mean difference)
     0,
   ),
   'BMP': (encode(RGB, 'BMP'), RGB, 0),
+  'TIFF': (encode(RGB, 'TIFF', compression='tiff_lzw'), RGB, 0),
+  'TIFF, several pages': (animation('TIFF'), RGB, 0),
+  'TIFF, 16 bit': (encode(GRAY.astype(np.uint16) * 257, 'TIFF'), gray_to_rgb(GRAY), 0),
+  'TIFF, CMYK': (encode(Image.fromarray(RGB).convert('CMYK'), 'TIFF'), RGB, 3),
+  'PPM': (encode(RGB, 'PPM'), RGB, 0),
+  'PGM': (encode(GRAY, 'PPM'), gray_to_rgb(GRAY), 0),
   'BMP, gray': (encode(GRAY, 'BMP'), gray_to_rgb(GRAY), 0),
 }
+
+
+@pytest.mark.skipif(not features.check('avif'), reason='a Pillow without AVIF')
+def test_avif():
+  pixels = decode_image(encode(RGB, 'AVIF', quality=100), 'x.avif')
+  assert np.abs(pixels.astype(int) - RGB).mean() < 3
+
+
+@pytest.mark.parametrize('brand', [b'heic', b'heix', b'mif1'])
+def test_heic_needs_a_package(brand, monkeypatch):
+  data = b'\0\0\0\x18ftyp' + brand + b'\0\0\0\0mif1heic' + bytes(64)
+  monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+  images._installed_formats.cache_clear()
+  with pytest.raises(BadExampleError, match='x.heic is HEIC, which needs pip install pillow-heif'):
+    decode_image(data, 'x.heic')
+  images._installed_formats.cache_clear()
+
+
+def test_heic_is_read_by_its_package(monkeypatch):
+  plugin = types.SimpleNamespace(
+    register_heif_opener=lambda: Image.register_open(
+      'HEIF', lambda file, name: Image.fromarray(RGB), lambda data: data[4:8] == b'ftyp'
+    )
+  )
+  monkeypatch.setitem(sys.modules, 'pillow_heif', plugin)
+  monkeypatch.setattr(Image, 'ID', [*Image.ID])
+  monkeypatch.setattr(Image, 'OPEN', dict(Image.OPEN))
+  images._installed_formats.cache_clear()
+  pixels = decode_image(b'\0\0\0\x18ftypheic' + bytes(64), 'x.heic')
+  np.testing.assert_array_equal(pixels, RGB)
+  images._installed_formats.cache_clear()
 
 
 @pytest.mark.parametrize('name', GOOD)

@@ -88,6 +88,8 @@ def test_folder_finds_images_of_all_suffixes_and_depths(tmp_path):
     'A/2.Jpg',
     'A/3.jpeg',
     'A/4.bmp',
+    'A/4.tif',
+    'A/4.ppm',
     'A/5.webp',
     'A/more/inside/6.png',
     'großer Hund/schönes Bild.png',
@@ -100,7 +102,7 @@ def test_folder_finds_images_of_all_suffixes_and_depths(tmp_path):
   write_images(tmp_path, {'.cache/0.png': SIZE})
   source = open_source(f'folder:{tmp_path}', 'all')
   assert source.class_names == ('A', 'b c', 'großer Hund')
-  assert read_labels(source) == [0] * 6 + [1] + [2] * 2
+  assert read_labels(source) == [0] * 8 + [1] + [2] * 2
 
 
 def test_folder_images_may_have_any_size(tmp_path):
@@ -145,7 +147,7 @@ def with_two_images(root):
     (with_one_class, 'train', r'1 class \(cat\)'),
     (without_classes, 'train', 'sub-folder'),
     (with_an_unknown_test_class, 'test', 'owl'),
-    (with_two_images, 'dev', 'train, val, test and all'),
+    (with_two_images, 'extra', 'train, val, test and all'),
     (with_two_images, 'test', 'has too few images'),
   ],
 )
@@ -185,10 +187,12 @@ def test_classes_may_be_named_like_splits(tmp_path):
 def test_ignored_files_are_noted(tmp_path):
   write_classes(tmp_path, 2, 'a', 'b')
   assert open_source(f'folder:{tmp_path}', 'all').notes == ()
-  write_images(tmp_path, {'stray.png': SIZE, 'a/raw.tiff': SIZE, 'b/raw.TIFF': SIZE})
+  write_images(tmp_path, {'stray.png': SIZE})
+  (tmp_path / 'a' / 'raw.xcf').touch()
+  (tmp_path / 'b' / 'raw.XCF').touch()
   (tmp_path / 'notes').touch()
   kinds, stray = open_source(f'folder:{tmp_path}', 'all').notes
-  assert kinds == f'3 files are not supported images (.tiff 2, none 1), in {tmp_path}'
+  assert kinds == f'3 files are not supported images (.xcf 2, none 1), in {tmp_path}'
   assert stray == f'1 image outside the class folders of {tmp_path} is ignored'
 
 

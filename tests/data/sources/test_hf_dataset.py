@@ -201,7 +201,12 @@ def test_damaged_files_are_named(write, damage, message, tmp_path):
 @pytest.mark.parametrize(
   ('kwargs', 'query', 'split', 'message'),
   [
-    ({}, '', 'val', "has the splits train, test, not 'val'"),
+    (
+      {},
+      '',
+      'extra',
+      "has the splits train, test, not 'extra'; take one of them, or parts of one, such as",
+    ),
     ({'label': 'kind'}, '', 'train', "columns image, kind, none is 'label' or 'labels'"),
     ({}, '?label=kind', 'train', "columns image, label, none is 'kind'; .*hf:name.label="),
     (
@@ -232,6 +237,13 @@ def test_a_wrong_split_column_or_option_is_an_error_of_one_sentence(
   with pytest.raises(UserError, match=message) as caught:
     open_source(f'hf:{tmp_path}/x{query}', split)
   assert '\n' not in str(caught.value)
+
+
+def test_split_names_have_the_usual_synonyms(tmp_path):
+  write_saved(tmp_path / 'x')
+  for split, name in {'Training': 'train', 'val': 'test', 'TEST': 'test'}.items():
+    assert open_source(f'hf:{tmp_path}/x', split).name == f'hf:{tmp_path}/x ({name})'
+  assert open_source(f'hf:{tmp_path}/x', 'val[:2]').name == f'hf:{tmp_path}/x (val[:2])'
 
 
 def test_a_missing_path_is_not_taken_for_a_name_on_the_hub(tmp_path):

@@ -13,11 +13,15 @@ from vit_jax.errors import UserError
 SIZES = {'train': 1437, 'validation': 60, 'test': 7}
 
 
-def numbers(size: int, name: str = 'numbers (train)', start: int = 0) -> Source:
+def numbers(
+  size: int, name: str = 'numbers (train)', start: int = 0, shuffled: bool = True
+) -> Source:
   """The label of example i is start + i."""
-  return Source(
-    name, size, lambda i: (np.zeros((1, 1, 3), np.uint8), np.int32(start + i)), ('a', 'b')
-  )
+
+  def read(i):
+    return np.zeros((1, 1, 3), np.uint8), np.int32(start + i)
+
+  return Source(name, size, read, ('a', 'b'), shuffled=shuffled)
 
 
 def open_split(name: str) -> Source:
@@ -60,6 +64,21 @@ def test_splits_mean_what_they_mean_to_tfds(split):
   for term in ReadInstruction.from_spec(split).to_absolute(infos):
     expected += read_labels(open_split(term.splitname))[term.from_ : term.to]
   assert read_labels(select(open_split, split)) == expected
+
+
+def test_slices_of_sorted_data_have_all_classes():
+  def labels(split):
+    sorted_data = numbers(1000, shuffled=False)
+    return read_labels(select(lambda name: sorted_data, split))
+
+  assert labels('all') == list(range(1000))
+  assert labels('all+all')[1000:] == list(range(1000))
+  assert {label // 50 for label in labels('all[:75%]')} == set(range(20))
+  assert len({label // 50 for label in labels('all[-10%:]')}) > 15
+  parts = [labels('all[:300]'), labels('all[300:420]'), labels('all[-580:]')]
+  assert sorted(sum(parts, [])) == list(range(1000))
+  assert parts[0][:5] == [29, 101, 113, 833, 553]  # never changes
+  assert labels('all[:420]') == parts[0] + parts[1]
 
 
 def test_a_sum_reads_one_split_after_the_other():

@@ -4,9 +4,12 @@ JPEG, the bulk of all data, is decoded by libjpeg-turbo (simplejpeg); other form
 libjpeg-turbo rejects, by Pillow.
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -19,8 +22,20 @@ from vit_jax.data.decoding.exif import is_upright, turn_upright
 from vit_jax.data.decoding.limits import check_canvas, check_size, errors_named
 from vit_jax.errors import BadExampleError
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # of image files, in lower case
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
+# Format of Pillow (and, for HEIF, pillow-heif) -> suffixes of its files, in lower case.
+FORMATS = {
+  'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
+  'PNG': ('.png',),
+  'WEBP': ('.webp',),
+  'BMP': ('.bmp',),
+  'GIF': ('.gif',),
+  'TIFF': ('.tif', '.tiff'),
+  'PPM': ('.ppm', '.pgm', '.pbm', '.pnm'),
+  'AVIF': ('.avif',),
+  'HEIF': ('.heic', '.heif'),
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+_HEIF = re.compile(rb'....ftyp(?:hei|hev|mif1|msf1)', re.DOTALL)  # also AVIF may begin with mif1
 _LARGE_FILE = 2**20  # bytes
 _BAND_PIXELS = 2**22  # converted at a time
 _PILLOW_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
@@ -139,7 +154,7 @@ def _convert_channels(pixels: np.ndarray, channels: int, name: object) -> np.nda
 
 
 def open_image(data: bytes | np.ndarray, name: object, channels: int = 3) -> LazyImage:
-  """Opens a JPEG, PNG, WebP, GIF or BMP, rotated upright by its EXIF orientation.
+  """Opens an image file of one of the `FORMATS`, rotated upright by its EXIF orientation.
 
   Grayscale, CMYK, palette, alpha and 16-bit images are converted to the same channels; an
   animation yields its first frame.
@@ -222,9 +237,28 @@ def _decode_with_simplejpeg(
   return crop_pixels(pixels, box)
 
 
+@functools.cache
+def _installed_formats() -> tuple[str, ...]:
+  """Those of `FORMATS` that Pillow and its plugins read here."""
+  with contextlib.suppress(ImportError):
+    importlib.import_module('pillow_heif').register_heif_opener()
+  Image.init()
+  return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _formats(data: bytes, name: object) -> tuple[str, ...]:
+  """The formats to try; raises `BadExampleError` for one that needs a package."""
+  formats = _installed_formats()
+  if _HEIF.match(data) and b'avif' not in data[8:64] and 'HEIF' not in formats:
+    raise BadExampleError(f'{name} is HEIC, which needs pip install pillow-heif.')
+  if b'ftypavi' in data[:16] and 'AVIF' not in formats:
+    raise BadExampleError(f'{name} is AVIF, which needs pip install --upgrade pillow.')
+  return formats
+
+
 def _decode_with_pillow(data: bytes, name: object, channels: int, turn: bool = True) -> np.ndarray:
   """Decodes a whole image of any format; `turn`s it upright by its EXIF orientation."""
-  with errors_named(name), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+  with errors_named(name), Image.open(io.BytesIO(data), formats=_formats(data, name)) as image:
     check_size(image.height, image.width, name)
     if image.format == 'WEBP' and getattr(image, 'is_animated', False):
       check_canvas(image.height, image.width, name)

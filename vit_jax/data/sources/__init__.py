@@ -26,7 +26,7 @@ from vit_jax.data.sources import (
   table,
   tfds,
 )
-from vit_jax.data.sources.folder import image_files
+from vit_jax.data.sources.folder_files import image_files
 from vit_jax.data.sources.source import Source, check_same_classes
 from vit_jax.data.sources.splits import select
 from vit_jax.data.sources.tar import webdataset

@@ -25,6 +25,7 @@ except ImportError:  # Windows
 # Written by prepare_data: a folder while it runs, and a file at the very end.
 UNFINISHED = '.unfinished'
 CARD = 'dataset.json'
+SHUFFLED_SINCE = 2  # version of the settings in the card
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 # Beyond this size a worker keeps no index in memory but reads it each time: 8 ns per record of the
@@ -190,6 +191,13 @@ def _read_info(root: epath.Path) -> dict[str, Any]:
   return info
 
 
+def _is_shuffled(info: dict[str, Any], card: dict[str, Any]) -> bool:
+  """Whether examples are in random order, as prepare_data and, by default, TFDS write them."""
+  if card:
+    return card.get('settings', {}).get('version', 0) >= SHUFFLED_SINCE
+  return not info.get('disableShuffling', False)
+
+
 def split_names(path: str) -> tuple[str, ...]:
   """Lists the splits that are not empty."""
   splits = _read_info(user_path(path)).get('splits', [])
@@ -240,5 +248,6 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(repr(listing)),
+    shuffled=_is_shuffled(info, card),
     notes=tuple(card.get('warnings', ())),
   )

@@ -1,190 +1,264 @@
-"""folder:/path: image files, in one sub-folder per class."""
+r"""folder:/path: image files, in one sub-folder per class.
+
+  folder:/path                     class/*, or {train,val,test}/class/*, also below a lone folder
+  folder:/path?pattern=(\w+)\.\d+  the class is what the parentheses of a regular expression match
+                                   in the name of a file; if it has a '/', in the path
+  folder:/path?group=(p\d+)_       images with the same match are on one side of the hold-out
+  folder:/path?fold=2/5            the second of five parts is held out
+
+Split folders may have any usual name (split_aliases.py). Without one for testing, a fifth of the
+images is held out (holdout.py). A test folder of images without classes is not used.
+"""
 
 import collections
+import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Callable
-from typing import TypeVar
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.source import Example, Source, fingerprint, hash_file_sizes, is_held_out
-from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
+from vit_jax.data.sources import folder_layout, holdout
+from vit_jax.data.sources.folder_files import all_files, is_image
+from vit_jax.data.sources.folder_layout import Layout, below
+from vit_jax.data.sources.source import Example, Source, fingerprint, hash_file_sizes
+from vit_jax.data.sources.split_aliases import choose_split, split_of
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
 from vit_jax.files import read_bytes, user_path
-from vit_jax.text import plural
+from vit_jax.text import plural, printable
 
-_Path = TypeVar('_Path', epath.Path, pathlib.Path)
-
-
-def all_files(folder: epath.PathLike) -> list[str]:
-  """Lists all files below a folder, except hidden ones, as sorted paths relative to it."""
-
-  def raise_user_error(error: OSError) -> None:
-    raise UserError(f'{error.filename} cannot be read: {error.strerror}.')
-
-  folder, files, visited = os.fspath(folder), [], set()
-  for parent, folders, names in os.walk(folder, followlinks=True, onerror=raise_user_error):
-    if os.path.realpath(parent) in visited:  # a cycle of links
-      folders.clear()
-      continue
-    visited.add(os.path.realpath(parent))
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    prefix = '' if parent == folder else os.path.relpath(parent, folder)
-    files += [os.path.join(prefix, name) for name in names if not name.startswith('.')]
-  return sorted(files)
+_OPTIONS = ('pattern', 'group', 'fold')
 
 
-def _is_image(file: str) -> bool:
-  return file.lower().endswith(SUFFIXES)
+@dataclasses.dataclass(frozen=True)
+class LabeledFiles:
+  """The N images of a split.
 
-
-def image_files(folder: epath.PathLike) -> list[str]:
-  """Lists the images as `all_files` does; raises `UserError` for a folder that it cannot list."""
-  return list(filter(_is_image, all_files(folder)))
-
-
-def ignored_files(folder: epath.PathLike, files: list[str] | None = None) -> tuple[str, ...]:
-  """Describes the files of a folder of classes that are not examples, for `Source.notes`.
-
-  Args:
-    folder: the folder of classes.
-    files: `all_files(folder)`; None lists them here.
+  Attributes:
+    folder: the names are relative to it.
+    names: N paths of images.
+    labels: (N,) int32, indices of `class_names`.
+    class_names: of all splits: labels do not depend on the one that is opened.
+    notes: what the user should know, a sentence each.
   """
-  files = all_files(folder) if files is None else files
-  notes = []
-  if others := [file for file in files if not _is_image(file)]:
-    suffixes = collections.Counter(os.path.splitext(file)[1].lower() or 'none' for file in others)
-    counts = ', '.join(f'{suffix} {count:,}' for suffix, count in suffixes.most_common(5))
-    are = 'is not a supported image' if len(others) == 1 else 'are not supported images'
-    notes.append(f'{plural(len(others), "file")} {are} ({counts}), in {folder}')
-  if stray := sum(_is_image(file) and os.sep not in file for file in files):
-    are = 'is' if stray == 1 else 'are'
-    notes.append(f'{plural(stray, "image")} outside the class folders of {folder} {are} ignored')
-  return tuple(notes)
+
+  folder: epath.Path
+  names: list[str]
+  labels: np.ndarray
+  class_names: tuple[str, ...]
+  notes: tuple[str, ...]
 
 
-def _class_name(file: str) -> str:
-  return file.split(os.sep)[0]
-
-
-def _is_held_out(file: str) -> bool:
-  return is_held_out(file.replace(os.sep, '/'))
-
-
-def split_folders(root: _Path) -> dict[str, _Path]:
-  """Returns the sub-folder of each split (train, val, test) that a folder has; {} for class/*."""
-  folders = {c.name for c in root.iterdir() if c.is_dir() and not c.name.startswith('.')}
-  splits = {}
-  for split, aliases in SPLIT_ALIASES.items():
-    names = [alias for alias in aliases if alias in folders]
-    if len(names) > 1:
-      raise UserError(f'{root} has both {" and ".join(names)}; keep one of them.')
-    if names:
-      splits[split] = root / names[0]
-  # Without train, val and test may be classes.
-  return splits if 'train' in splits or len(splits) == len(folders) else {}
-
-
-def _find_root(path: str) -> epath.Path:
-  root = user_path(path)
+def parse_path(path: str) -> tuple[epath.Path, dict[str, str]]:
+  """Splits '/path?key=value&…' into the folder and the options; raises `UserError`."""
+  root, options = path, dict[str, str]()
+  if not pathlib.Path(path).expanduser().exists():
+    root, _, query = path.partition('?')
+    for option in filter(None, query.split('&')):
+      key, _, value = option.partition('=')
+      options[key] = value
+  for option in options:
+    if option not in _OPTIONS or not options[option]:
+      raise UserError(
+        f'folder:{path} has the unknown option {option!r}; those of folder: are '
+        f'{", ".join(_OPTIONS)}, as in folder:/path?fold=2/5.'
+      )
+  root = user_path(root)
   if not root.is_dir():
+    is_table = root.suffix in folder_layout.TABLES and root.exists()
+    advice = f'; use table:{root}' if is_table else ''
     raise MissingDataError(
       f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
-      f'class, or with train/ and test/ folders of that kind.'
+      f'class, or with train/ and test/ folders of that kind{advice}.'
     )
-  return root
+  return root, options
+
+
+def _match_class(regex: re.Pattern[str], file: str) -> str:
+  """What the parentheses of a pattern match in a file, or ''."""
+  path = file.replace(os.sep, '/')
+  is_for_paths = '/' in regex.pattern.replace('[^/]', '')
+  match = regex.search(path if is_for_paths else path.rpartition('/')[2])
+  return match[1] or '' if match else ''
+
+
+class ImageFolder:
+  """A folder, listed once: its splits, and the images of each."""
+
+  def __init__(self, path: str):
+    """Lists the folder of 'path?options'; raises `UserError`."""
+    self.root, self._options = parse_path(path)
+    self.spec = f'folder:{path}'
+    query = '&'.join(f'{option}={value}' for option, value in self._options.items())
+    self.query = query and f'?{query}'
+    self._class_of: Callable[[str], str] = folder_layout.first_folder
+    self._has_pattern = 'pattern' in self._options
+    if self._has_pattern:
+      regex = holdout.compile_pattern('pattern', self._options['pattern'])
+      if not regex.groups:
+        raise UserError(
+          f'pattern={regex.pattern} has no parentheses; put some around the class, as in '
+          r'pattern=(\w+)\.\d+.'
+        )
+      self._class_of = functools.partial(_match_class, regex)
+    self._fold = holdout.parse_fold(self._options['fold']) if 'fold' in self._options else None
+    self._files = all_files(self.root)
+    self._images = list(filter(is_image, self._files))
+    has_class = (lambda file: bool(self._class_of(file))) if self._has_pattern else None
+    self.layout: Layout = folder_layout.find_layout(str(self.root), self._images, has_class)
+    if set(self.layout.splits) - {'train'} and set(self._options) - {'pattern'}:
+      option = next(option for option in self._options if option != 'pattern')
+      raise UserError(
+        f'{self.spec} has a folder for {" and ".join(set(self.layout.splits) - {"train"})}, so '
+        f'nothing is held out; leave out {option}=, or name the folder of the train images.'
+      )
+
+  @property
+  def split_names(self) -> tuple[str, ...]:
+    """Those with a folder, else train and a held-out test split."""
+    names = tuple(self.layout.splits)
+    return names if names not in ((), ('train',)) else ('train', 'test')
+
+  def _locate(self, split: str) -> tuple[str, bool | None]:
+    """Returns the prefix of the classes of a split, and whether held-out images belong to it.
+
+    None stands for all images. Raises `UserError` when the folder lacks the split.
+    """
+    splits = self.layout.splits
+    if split != 'all' and split_of(split) is None:
+      raise UserError(f'{self.spec} has the splits train, val, test and all, not {split!r}.')
+    if not splits or list(splits) == ['train']:
+      prefix = splits.get('train', self.layout.prefix)
+      return prefix, None if split == 'all' else split_of(split) != 'train'
+    chosen = choose_split(splits, split)
+    if chosen is None:
+      raise UserError(f'{self.spec} has the splits {", ".join(splits)}, not {split!r}.')
+    return splits[chosen], None
+
+  def _path(self, prefix: str) -> epath.Path:
+    return self.root / prefix if prefix else self.root
+
+  def _notes(self, prefix: str, unlabeled: Sequence[str]) -> tuple[str, ...]:
+    folder, notes = self._path(prefix), []
+    if others := [file for file in below(self._files, prefix) if not is_image(file)]:
+      suffixes = collections.Counter(os.path.splitext(f)[1].lower() or 'none' for f in others)
+      counts = ', '.join(f'{suffix} {count:,}' for suffix, count in suffixes.most_common(5))
+      are = 'is not a supported image' if len(others) == 1 else 'are not supported images'
+      notes.append(f'{plural(len(others), "file")} {are} ({counts}), in {folder}')
+    if unlabeled:
+      are = 'is' if len(unlabeled) == 1 else 'are'
+      where = f'outside the class folders of {folder}'
+      if self._has_pattern:
+        where = f'such as {printable(unlabeled[0])} without a match of the pattern'
+      notes.append(f'{plural(len(unlabeled), "image")} {where} {are} ignored')
+    return (*notes, *self.layout.notes)
+
+  def _check_classes(self, class_names: list[str], prefix: str, images: Sequence[str]) -> None:
+    folder = self._path(prefix)
+    for name in class_names:
+      if not name.isprintable():
+        raise UserError(
+          f'The class folder {folder}/{ascii(name)} has unprintable characters in its name; '
+          'rename it.'
+        )
+    if not images:
+      raise UserError(f'{folder} has no images ({", ".join(SUFFIXES)}) in its sub-folders.')
+    if len(class_names) < 2:
+      raise UserError(
+        f'{folder} has images of {plural(len(class_names), "class")} '
+        f'({", ".join(class_names) or "all outside sub-folders"}); classification needs at least '
+        f'2, each in its own sub-folder: {self._advise(images)}.'
+      )
+    if not self._has_pattern:
+      folder_layout.check_class_folders(str(folder), images, self.spec)
+
+  def _advise(self, images: Sequence[str]) -> str:
+    if self._has_pattern:
+      return f'does the pattern match the class in names such as {printable(images[0])}'
+    files = self._files
+    return folder_layout.suggest_classes(self.spec, str(self.root), files, images)
+
+  @functools.cached_property
+  def class_names(self) -> list[str]:
+    """Those of train, also those without an image in another split; sorted."""
+    splits = self.layout.splits
+    prefix = splits.get('train', next(iter(splits.values()), self.layout.prefix))
+    images = below(self._images, prefix)
+    names = sorted(set(map(self._class_of, images)) - {''})
+    self._check_classes(names, prefix, images)
+    return names
+
+  def split(self, split: str, class_names: Sequence[str] = ()) -> LabeledFiles:
+    """Returns the images of a split, which may be none; raises `UserError`.
+
+    Args:
+      split: 'train', 'val', 'test', another name of these, or 'all'.
+      class_names: in label order; empty: `self.class_names`.
+    """
+    prefix, side = self._locate(split)
+    class_names, folder = class_names or self.class_names, self._path(prefix)
+    indices = {name: i for i, name in enumerate(class_names)}
+    images = below(self._images, prefix)
+    classes = list(map(self._class_of, images))
+    names = [file for file, name in zip(images, classes, strict=True) if name]
+    unlabeled = [file for file, name in zip(images, classes, strict=True) if not name]
+    classes = list(filter(None, classes))
+    if not names:
+      raise UserError(
+        f'{folder} has no images ({", ".join(SUFFIXES)}) in its sub-folders; '
+        f'{self._advise(images) if images else "choose another split"}.'
+      )
+    if unknown := set(classes) - set(class_names):
+      file = names[classes.index(min(unknown))]
+      train = self._path(self.layout.splits.get('train', self.layout.prefix))
+      raise UserError(
+        f'{folder / printable(file)} belongs to a class that {train} does not have; add that '
+        'class there, or remove the image.'
+      )
+    labels = np.array([indices[name] for name in classes], np.int32)
+    if side is not None:
+      keys = [name.replace(os.sep, '/') for name in names]
+      groups = None
+      if 'group' in self._options:
+        groups = holdout.find_groups(self._options['group'], keys)
+      keep = holdout.held_out(keys, labels, groups, self._fold) == side
+      names, labels = [names[i] for i in np.flatnonzero(keep)], labels[keep]
+    notes = self._notes(prefix, unlabeled)
+    return LabeledFiles(folder, names, labels, tuple(class_names), notes)
 
 
 def split_names(path: str) -> tuple[str, ...]:
   """Lists the splits: those with a sub-folder, else train and a held-out test split."""
-  names = tuple(split_folders(_find_root(path)))
-  return names if names not in ((), ('train',)) else ('train', 'test')
-
-
-def locate_split(root: _Path, split: str) -> tuple[_Path, Callable[[str], bool]]:
-  """Returns the folder of classes to read for a split, and the predicate that selects its files.
-
-  Raises:
-    UserError: when the folder lacks the split.
-  """
-  split = 'val' if split == 'validation' else split
-  if split not in ('train', 'val', 'test', 'all'):
-    raise UserError(f'folder:{root} has the splits train, val, test and all, not {split!r}.')
-  folders = split_folders(root)
-  if not folders:
-    if split == 'all':
-      return root, lambda file: True
-    return root, lambda file: _is_held_out(file) == (split != 'train')
-  if split == 'train' and list(folders) == ['train']:
-    return folders['train'], lambda file: not _is_held_out(file)
-  for name in SPLIT_FALLBACKS.get(split, ()):
-    if name in folders:
-      return folders[name], lambda file: True
-  if split == 'all' or 'train' not in folders:
-    raise UserError(f'folder:{root} has the splits {", ".join(folders)}, not {split!r}.')
-  return folders['train'], _is_held_out
-
-
-def _check_classes(folder: epath.Path, class_names: list[str], images: list[str]) -> None:
-  for name in class_names:
-    if not name.isprintable():
-      raise UserError(
-        f'The class folder {folder}/{ascii(name)} has unprintable characters in its name; '
-        'rename it.'
-      )
-  if not images:
-    raise UserError(f'{folder} has no images ({", ".join(SUFFIXES)}) in its sub-folders.')
-  if len(class_names) < 2:
-    raise UserError(
-      f'{folder} has images of {plural(len(class_names), "class")} '
-      f'({", ".join(class_names) or "all outside sub-folders"}); classification needs at least 2, '
-      'each in its own sub-folder.'
-    )
+  return ImageFolder(path).split_names
 
 
 def open_split(path: str, split: str) -> Source:
-  """Opens a folder of images with one sub-folder per class.
-
-  Sub-folders `train/` and `val/` or `test/` (`SPLIT_ALIASES` lists other names) are the splits.
-  Without them, one file in five is held out, by a hash of its path: the same files on every
-  machine.
-  """
-  root = _find_root(path)
-  folder, belongs_to_split = locate_split(root, split)
-  # All classes count, also those without an image in this split: labels must not depend on it.
-  class_folder = split_folders(root).get('train', folder)
-  files = all_files(folder)
-  images = list(filter(_is_image, files))
-  labeled = images if class_folder == folder else image_files(class_folder)
-  class_names = sorted({_class_name(file) for file in labeled if os.sep in file})
-  _check_classes(folder, class_names, images)
-  images = [file for file in images if os.sep in file and belongs_to_split(file)]
-  labels = {name: np.int32(i) for i, name in enumerate(class_names)}
-  for file in images:
-    if _class_name(file) not in labels:
-      raise UserError(f'{folder / file} is of a class that {class_folder} does not have.')
-  if not images:
-    raise UserError(f'folder:{root} has too few images: none is in its split {split!r}.')
+  """Opens a split of a folder of images; see the top of this file for its path."""
+  folder = ImageFolder(path)
+  files = folder.split(split)
+  if not files.names:
+    raise UserError(f'{folder.spec} has too few images: none is in its split {split!r}.')
 
   def location(i: int) -> str:
-    return os.path.join(folder, images[i])
+    return os.path.join(files.folder, files.names[i])
 
   def read(i: int) -> Example:
     try:
-      return read_bytes(location(i)), labels[_class_name(images[i])]
+      return read_bytes(location(i)), files.labels[i]
     except OSError as error:
       raise BadExampleError(f'{location(i)} cannot be read: {error.strerror or error}.') from None
 
   return Source(
-    name=f'folder:{root} ({split})',
-    size=len(images),
+    name=f'folder:{folder.root}{folder.query} ({split})',
+    size=len(files.names),
     read=read,
-    class_names=tuple(class_names),
+    class_names=files.class_names,
     location=location,
-    fingerprint=fingerprint('\0'.join(images)),
-    file_sizes=lambda: hash_file_sizes([os.path.join(folder, image) for image in images]),
-    notes=ignored_files(folder, files),
+    fingerprint=fingerprint('\0'.join(files.names)),
+    file_sizes=lambda: hash_file_sizes([os.path.join(files.folder, name) for name in files.names]),
+    notes=files.notes,
   )

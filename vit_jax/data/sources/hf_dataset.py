@@ -23,6 +23,7 @@ import numpy as np
 
 from vit_jax.data.sources.hf_dataset_files import load_splits
 from vit_jax.data.sources.source import MAX_CLASSES, Example, Source, encode_label, fingerprint
+from vit_jax.data.sources.split_aliases import choose_split
 from vit_jax.data.sources.splits import concatenate
 from vit_jax.errors import BadExampleError, UserError, first_line
 from vit_jax.files import read_bytes
@@ -172,12 +173,16 @@ def open_split(path: str, split: str) -> Source:
   """Opens a split of a data set, or 'all' of them one after the other."""
   splits, options = load_splits(path)
   spec = f'hf:{path}'
-  if split != 'all' and split not in splits:
-    raise UserError(f'{spec} has the splits {", ".join(splits)}, not {split!r}.')
+  chosen = split if split == 'all' else choose_split(splits, split)
+  if chosen is None:
+    raise UserError(
+      f'{spec} has the splits {", ".join(splits)}, not {split!r}; take one of them, or parts of '
+      f"one, such as '{next(iter(splits))}[:80%]' and '{next(iter(splits))}[80%:]'."
+    )
   features = next(iter(splits.values())).features
   image = _choose_column(features, 'image', options, spec)
   labels = _find_labels(splits, _choose_column(features, 'label', options, spec), spec)
-  if split in splits:
-    return _open(splits[split], image, labels, f'{spec} ({split})')
+  if chosen in splits:
+    return _open(splits[chosen], image, labels, f'{spec} ({chosen})')
   sources = [_open(dataset, image, labels, f'{spec} ({name})') for name, dataset in splits.items()]
   return concatenate(sources, f'{spec} (all)')

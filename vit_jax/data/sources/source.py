@@ -37,6 +37,8 @@ class Source:
       counts of its shards; worker processes compare it. Empty for data that cannot change.
     file_sizes: returns a hash of the sizes of many small files; once a run, because it asks for
       each of them. None for data whose fingerprint covers them.
+    shuffled: whether neighbors are of random classes, so that a slice may be a range of indices;
+      otherwise slices follow a fixed permutation.
     notes: one sentence for each thing that the user should know about the data.
     component_sizes: sizes of the sources in a weighted mixture, in the order of its indices;
       empty for any other source.
@@ -51,6 +53,7 @@ class Source:
   location: Callable[[int], str] | None = None
   fingerprint: str = ''
   file_sizes: Callable[[], str] | None = None
+  shuffled: bool = False
   notes: tuple[str, ...] = ()
   component_sizes: tuple[int, ...] = ()
   weights: tuple[float, ...] = ()

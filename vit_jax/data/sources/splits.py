@@ -5,7 +5,10 @@
   a, b  = 800, -200             examples; negative numbers count from the end
         | 98%, 12.5%, -10%      percent of the split, rounded to the nearest example
 
-They mean the same as in TFDS.
+The bounds mean the same as in TFDS. So do the examples of data stored in random order. Other data
+may be sorted by class: its slices are those of a fixed permutation (permutation.py) of the split,
+so that 'train[:800]' and 'train[800:]' still have every example once. A whole split keeps its
+order.
 """
 
 import dataclasses
@@ -13,17 +16,9 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 
+from vit_jax.data.sources.permutation import permute
 from vit_jax.data.sources.source import Example, Source, check_same_classes, fingerprint, locate
 from vit_jax.errors import UserError
-
-# The names that folders of images and tar shards use for each split.
-SPLIT_ALIASES = {
-  'train': ('train', 'training'),
-  'val': ('val', 'valid', 'validation'),
-  'test': ('test', 'testing'),
-}
-# The splits that serve a request, the preferred one first.
-SPLIT_FALLBACKS = {'train': ('train',), 'val': ('val', 'test'), 'test': ('test', 'val')}
 
 _BOUND = r'\s*(-?\d[\d_]*(?:\.\d+)?%?)?\s*'
 _TERM = re.compile(rf'([\w.-]+)(?:\[{_BOUND}:{_BOUND}\])?')
@@ -96,11 +91,15 @@ def bounds(term: SplitSlice, size: int) -> tuple[int, int]:
 
 
 def _slice(source: Source, start: int, stop: int) -> Source:
+  def index(i: int) -> int:
+    return start + i if source.shuffled else permute(start + i, source.size)
+
   return dataclasses.replace(
     source,
     size=stop - start,
-    read=lambda i: source.read(start + i),
-    location=lambda i: source.describe(start + i),
+    read=lambda i: source.read(index(i)),
+    location=lambda i: source.describe(index(i)),
+    fingerprint=source.fingerprint and fingerprint(f'{source.fingerprint} {start}'),
   )
 
 
@@ -151,6 +150,11 @@ def select(open_split: Callable[[str], Source], split: str) -> Source:
   whole = {name: open_split(name) for name in dict.fromkeys(term.name for term in terms)}
   if len(terms) == 1 and terms[0].is_whole:
     return whole[terms[0].name]
-  spec = whole[terms[0].name].name.removesuffix(f' ({terms[0].name})')
-  slices = [_slice(whole[term.name], *bounds(term, whole[term.name].size)) for term in terms]
+  spec = re.sub(r' \([^()]*\)$', '', whole[terms[0].name].name)
+  slices = [
+    whole[term.name]
+    if term.is_whole
+    else _slice(whole[term.name], *bounds(term, whole[term.name].size))
+    for term in terms
+  ]
   return concatenate(slices, f'{spec} ({split})')

@@ -170,4 +170,5 @@ def open_split(name: str, split: str) -> Source:
     class_names=_class_names(dataset.num_classes),
     multi_label=dataset.multi_label,
     location=lambda i: f'synthetic:{name} ({split}), image {i}',
+    shuffled=True,
   )

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_out
-from vit_jax.data.sources.splits import SPLIT_FALLBACKS
+from vit_jax.data.sources.split_aliases import choose_split
 from vit_jax.data.sources.table_columns import choose_columns, split_of
 from vit_jax.data.sources.table_file import open_table
 from vit_jax.data.sources.table_images import find_images, folder_stamp
@@ -192,9 +192,8 @@ def _rows(examples: _Examples, split: str, spec: str) -> np.ndarray:
     raise UserError(f'{spec} has the splits {", ".join(names)} and all, not {split!r}.')
   if split == 'all':
     return np.arange(len(examples.splits))
-  for name in SPLIT_FALLBACKS[split]:
-    if name in names:
-      return np.flatnonzero(examples.splits == _SPLITS.index(name))
+  if name := choose_split(names, split):
+    return np.flatnonzero(examples.splits == _SPLITS.index(name))
   raise UserError(f'{spec} has the splits {", ".join(names)}, not {split!r}.')
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.splits import SPLIT_ALIASES
+from vit_jax.data.sources import split_aliases
 from vit_jax.data.sources.table_file import Cell, Table
 from vit_jax.errors import UserError
 
@@ -23,7 +23,6 @@ _LABEL = (
 _LABEL_ENDINGS = ('label', 'class', 'category', 'species', 'breed', 'diagnosis')
 _SPLIT = 'split datasplit set subset partition phase fold usage dataset'.split()
 _SAMPLE = 1000  # rows that are read to find the columns
-_SPLITS = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
 BINARY = {'0': 0, '1': 1, '0.0': 0, '1.0': 1, 'false': 0, 'true': 1, '-1': -1, '-1.0': -1}
 
 
@@ -46,7 +45,7 @@ class Columns:
 
 def split_of(text: Cell) -> str:
   """Returns train, val or test if a text is one of their names in any case, else ''."""
-  return _SPLITS.get(str(text).strip().lower(), '')
+  return split_aliases.split_of(str(text).strip()) or ''
 
 
 def split_in_name(text: str) -> str:

@@ -98,7 +98,49 @@ def test_file_names_give_the_splits(name, tmp_path):
   spec = f'webdataset:{tmp_path}'
   assert contents(open_source(spec, 'train')) == expected(range(6))
   assert contents(open_source(spec, 'val')) == expected(range(6, 10))
-  assert contents(open_source(spec, 'train[:2]+test')) == expected([0, 1, 10, 11, 12])
+  assert contents(open_source(spec, 'train[:2]+test'))[2:] == expected([10, 11, 12])
+  parts = contents(open_source(spec, 'train[:2]+train[2:]'))
+  assert sorted(parts) == sorted(expected(range(6)))
+
+
+@pytest.mark.parametrize(
+  ('train', 'test'),
+  [
+    ('Training/0.tar', 'Validation/0.tar'),
+    ('archive/shards/seg_train/0.tar', 'archive/shards/seg_test/0.tar'),
+    ('Train-0.tar', 'TEST-0.tar'),
+    ('x_training.tar', 'x_testing.tar'),
+    ('trainset-1.tar', 'dev-1.tar'),
+  ],
+)
+def test_splits_have_many_names(train, test, tmp_path):
+  write(tmp_path / 'x' / train, range(6))
+  write(tmp_path / 'x' / test, range(6, 10))
+  (tmp_path / 'x' / '__MACOSX').mkdir()
+  spec = f'webdataset:{tmp_path}/x'
+  assert contents(open_source(spec, 'train')) == expected(range(6))
+  assert contents(open_source(spec, 'test')) == expected(range(6, 10))
+
+
+def test_two_folders_of_one_split_are_an_error(tmp_path):
+  write(tmp_path / 'x' / 'val' / '0.tar', range(6))
+  write(tmp_path / 'x' / 'valid' / '0.tar', range(6))
+  with pytest.raises(UserError, match='has both val and valid; keep one'):
+    open_source(f'webdataset:{tmp_path}/x', 'val')
+
+
+@pytest.mark.parametrize(
+  'label', [lambda i: {'cls': b'%d' % (i // 3)}, as_json(lambda i: [i // 3])]
+)
+def test_small_classes_are_on_both_sides(label, tmp_path):
+  write(tmp_path / 'x' / '0.tar', range(60), label)
+  write(tmp_path / 'x' / '1.tar', range(60, 90), label)
+  sides = [open_source(f'webdataset:{tmp_path}/x', split) for split in ('train', 'test')]
+  assert sides[0].size + sides[1].size == 90
+  for source in sides:
+    labels = [source.read(i)[1] for i in range(source.size)]
+    classes = {int(np.argmax(y)) if source.multi_label else int(y) for y in labels}
+    assert classes == set(range(30))
 
 
 @pytest.mark.parametrize('name', ['0000.tar', 'train-0000.tar'])
@@ -281,7 +323,7 @@ def test_damaged_shards_are_errors_of_one_sentence_at_opening(damage, message, t
     ('gone', 'train', 'There is no .*gone; webdataset: takes a folder'),
     ('x/{0..3}.tar', 'train', 'There is no .*x/1.tar'),
     ('empty', 'train', 'empty has no .tar files'),
-    ('x', 'dev', "has the splits train, test and all, not 'dev'"),
+    ('x', 'extra', "has the splits train, test and all, not 'extra'"),
     ('texts', 'all', 'has no images'),
     ('val', 'train', "has the splits val and all, not 'train'"),
   ],

@@ -29,7 +29,7 @@ from vit_jax.data.sources.tar.tar_members import members, read_range
 from vit_jax.errors import UserError
 from vit_jax.files import MAX_IMAGE, cache_folder, open_to_read, parse_json, write_atomically
 
-_VERSION = 1  # of the format of cached indices
+_VERSION = 2  # of the format of cached indices
 _MAX_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; 10,240 are usual
 _MAX_LABEL = 2**24  # bytes of a .cls or .json
 _COMPRESSED = (b'\x1f\x8b', b'\x28\xb5\x2f\xfd', b'\xfd7zXZ\0', b'BZh91AY&SY')
@@ -102,7 +102,10 @@ def _parse_label(example: _Members, path: pathlib.Path) -> int | str | list[int]
       types = {type(value) for value in values}
       if types <= {int} or types <= {str}:
         return label
-  raise UserError(f'{path}: {example.key} has {content}; a class number or name is needed.')
+  advice = 'a class number or name is needed'
+  if example.cls is None and example.json is None:
+    advice = 'add it, or, if folders in the tar are the classes, unpack it and use folder:'
+  raise UserError(f'{path}: {example.key} has {content}; {advice}.')
 
 
 def _check_format(path: pathlib.Path, descriptor: int) -> None:

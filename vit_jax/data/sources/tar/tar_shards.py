@@ -5,16 +5,11 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from vit_jax.data.sources.splits import SPLIT_ALIASES, SPLIT_FALLBACKS
+from vit_jax.data.sources.split_aliases import choose_split, split_and_rest, split_of
 from vit_jax.errors import MissingDataError, UserError
 from vit_jax.files import is_remote
 
 Shards = dict[str, list[pathlib.Path]]  # by split; '' if the names give none
-
-# alias -> split; unlike folders of images, shards are never called 'testing'.
-_SPLITS = {alias: split for split, aliases in SPLIT_ALIASES.items() for alias in aliases}
-del _SPLITS['testing']
-_SPLIT_IN_NAME = re.compile(rf'(?:^|[-_.])({"|".join(_SPLITS)})(?=[-_.\d]|$)')
 
 
 def expand(pattern: str) -> list[str]:
@@ -47,20 +42,36 @@ def find_shards(path: str) -> tuple[pathlib.Path, Shards]:
           f'several as /path/{{000000..000127}}.tar.'
         )
     return root.parent, _group_by_split(files)
-  folders = {_SPLITS[f.name]: f for f in sorted(root.iterdir()) if f.name in _SPLITS and f.is_dir()}
-  shards = {split: sorted(folder.glob('*.tar')) for split, folder in folders.items()}
-  shards = {split: files for split, files in shards.items() if files}
+  root = _enter(root)
+  shards: Shards = {}
+  for folder in sorted(root.iterdir()):
+    files = sorted(folder.glob('*.tar')) if folder.is_dir() else []
+    if files and (split := split_of(folder.name)):
+      if split in shards:
+        raise UserError(
+          f'{root} has both {shards[split][0].parent.name} and {folder.name}; keep one.'
+        )
+      shards[split] = files
   shards = shards or _group_by_split(sorted(root.glob('*.tar')))
   if not shards:
     raise UserError(f'{root} has no .tar files, nor sub-folders train/ or val/ with .tar files.')
   return root, shards
 
 
+def _enter(root: pathlib.Path) -> pathlib.Path:
+  """Steps into folders that have nothing but one other folder."""
+  while not any(root.glob('*.tar')):
+    folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(('.', '__MACOSX'))]
+    if len(folders) != 1 or split_of(folders[0].name):
+      break
+    root = folders[0]
+  return root
+
+
 def _group_by_split(files: Sequence[pathlib.Path]) -> Shards:
   shards: Shards = {}
   for file in files:
-    match = _SPLIT_IN_NAME.search(file.stem)
-    shards.setdefault(_SPLITS[match[1]] if match else '', []).append(file)
+    shards.setdefault(split_and_rest(file.stem)[0] or '', []).append(file)
   if '' in shards and len(shards) > 1:
     split = next(split for split in shards if split)
     raise UserError(
@@ -78,11 +89,10 @@ def choose_shards(shards: Shards, split: str, spec: str) -> tuple[list[pathlib.P
   all_shards = list(itertools.chain(*shards.values()))
   if split == 'all':
     return all_shards, None
-  if split in _SPLITS and set(shards) <= {'', 'train'}:
-    return all_shards, _SPLITS[split] != 'train'
-  for name in SPLIT_FALLBACKS[_SPLITS[split]] if split in _SPLITS else ():
-    if name in shards:
-      return shards[name], None
+  if split_of(split) and set(shards) <= {'', 'train'}:
+    return all_shards, split_of(split) != 'train'
+  if (name := choose_split(shards, split)) is not None:
+    return shards[name], None
   raise UserError(f'{spec} has the splits {", ".join(split_names(shards))} and all, not {split!r}.')
 
 

@@ -2,12 +2,13 @@
 
   webdataset:/path/{000000..000127}.tar   several shards
   webdataset:/path                        all .tar files in a folder, or in its sub-folders
-                                          train/, val/, …
+                                          train/, val/, …, also below a lone folder
   webdataset:/path/images.tar             one shard
 
 The splits are such sub-folders, or in the names of the files: 'train-0000.tar',
-'imagenet1k-validation-12.tar'. Without either, one example in five is held out as test, by a hash
-of its name. tar_index.py documents the members of an example. Class names are the lines of
+'imagenet1k-Validation-12.tar' (split_aliases.py). Without either, one example in five is held out
+as test, by a hash of its name, and so that each class of two or more examples is on both sides.
+tar_index.py documents the members of an example. Class names are the lines of
 classes.txt or labels.txt beside the shards, the 'class_names' in a dataset.json there, else the
 names that serve as labels, else numbers.
 """
@@ -24,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tqdm
 
+from vit_jax.data.sources.holdout import spread_classes
 from vit_jax.data.sources.source import Example, Source, fingerprint, multi_hot
 from vit_jax.data.sources.tar import tar_shards
 from vit_jax.data.sources.tar.tar_index import ShardIndex, file_stamp, index_shard, member_name
@@ -113,21 +115,37 @@ def _class_names(root: pathlib.Path, indices: Sequence[ShardIndex]) -> tuple[str
   return listed or tuple(sorted(used)) or tuple(map(str, range(highest + 1)))
 
 
+def _held_out(
+  shards: Sequence[ShardIndex], counts: Sequence[np.ndarray], labels: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Returns which examples of each shard are held out: by their names, and some of each class."""
+  if not shards:
+    return []
+  parts = np.where(np.concatenate([index.held_out for index in shards]), 0, 1)
+  units = np.repeat(np.arange(len(parts)), np.concatenate(counts))
+  spread_classes(parts, units, np.concatenate(labels), 2)
+  return np.split(parts == 0, np.cumsum([len(index.offsets) for index in shards])[:-1])
+
+
 def _gather(
   shards: Sequence[ShardIndex], class_names: Sequence[str], multi_label: bool, held_out: bool | None
 ) -> _Examples:
   """Gathers the examples of some shards: the held-out ones, the others, or all (None)."""
   label_of = {name: i for i, name in enumerate(class_names)}
-  offsets, sizes, label_counts, labels = [], [], [], []
+  counts = [np.diff(index.ends, prepend=np.uint32(0)) for index in shards]
+  all_labels = []
   for index in shards:
-    keep = np.ones(len(index.offsets), bool) if held_out is None else index.held_out == held_out
-    counts = np.diff(index.ends, prepend=np.uint32(0))
-    kept_labels = index.labels[np.repeat(keep, counts)]
     new_labels = np.array([label_of[name] for name in index.names], np.int32)
+    all_labels.append(new_labels[index.labels] if index.names else index.labels)
+  keeps = [np.ones(len(index.offsets), bool) for index in shards]
+  if held_out is not None:
+    keeps = [mask == held_out for mask in _held_out(shards, counts, all_labels)]
+  offsets, sizes, label_counts, labels = [], [], [], []
+  for index, count, of_shard, keep in zip(shards, counts, all_labels, keeps, strict=True):
     offsets.append(index.offsets[keep])
     sizes.append(index.sizes[keep])
-    label_counts.append(counts[keep])
-    labels.append(new_labels[kept_labels] if index.names else kept_labels)
+    label_counts.append(count[keep])
+    labels.append(of_shard[np.repeat(keep, count)])
   return _Examples(
     shard_ends=np.cumsum([len(shard_offsets) for shard_offsets in offsets]),
     offsets=np.concatenate(offsets),
