@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 INTERRUPTED = 130  # exit code after Ctrl-C
 _GRACE_SECONDS = 5  # between Ctrl-C and the end of the process, whatever it is doing
 _interrupted = threading.Event()
+_kept_open: list[socket.socket] = []
 
 
 def was_interrupted() -> bool:
@@ -61,7 +62,9 @@ def interruptible() -> Iterator[None]:
     with handled(signal.SIGINT, _interrupt), _discarded_silently():
       yield
   finally:
-    if not _interrupted.is_set():  # else the thread has to see the process end
+    if _interrupted.is_set():
+      _kept_open.append(sent)  # the thread has to see the process end
+    else:
       signal.set_wakeup_fd(previous)
       sent.close()
 
@@ -95,8 +98,8 @@ def _exit_later(received: socket.socket) -> None:
         continue
       received.settimeout(_GRACE_SECONDS)
       with contextlib.suppress(TimeoutError):
-        while received.recv(1)[:1] not in (b'', bytes([signal.SIGINT])):
-          pass
+        while (number := received.recv(1)) and number[0] != signal.SIGINT:
+          continue
       _exit_now()
 
 

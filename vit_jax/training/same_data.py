@@ -50,13 +50,11 @@ def check_same_on_all_processes(sources: Mapping[str, Source]) -> dict[str, Any]
   for i, other in enumerate(others, start=1):
     for split in facts:
       if name := _first_difference(first['facts'][split], other['facts'][split]):
-        values = (each['facts'][split][name] for each in (first, other))
+        one, two = (each['facts'][split][name] for each in (first, other))
+        where, elsewhere = f'on process 0 ({first["host"]})', f'on process {i} ({other["host"]})'
         raise UserError(
           f'The processes see different data: the {split} split has '
-          + _describe(
-            name, *values, f'on process 0 ({first["host"]})', f'on process {i} ({other["host"]})'
-          )
-          + '; give all of them the same files.'
+          f'{_describe(name, one, two, where, elsewhere)}; give all of them the same files.'
         )
   return facts
 
