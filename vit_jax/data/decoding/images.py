@@ -22,6 +22,7 @@ from vit_jax.errors import BadExampleError
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')  # of image files, in lower case
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
 _LARGE_FILE = 2**20  # bytes
+_BAND = 2**22  # pixels
 _PILLOW_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 _SIMPLEJPEG_COLORSPACES = {1: 'GRAY', 3: 'RGB'}
 
@@ -86,7 +87,23 @@ def pillow_to_array(
 
 
 def _convert_pillow(image: Image.Image, channels: int) -> np.ndarray:
-  """As `pillow_to_array`, of an image that is upright."""
+  """As `pillow_to_array`, of an image that is upright.
+
+  A large image is converted in bands, because Pillow takes memory for each step of a conversion.
+  """
+  height, width = image.height, image.width
+  rows = max(1, _BAND // width)
+  if height <= rows:
+    return _convert_band(image, channels)
+  pixels = np.empty((height, width, channels), np.uint8)
+  for top in range(0, height, rows):
+    bottom = min(height, top + rows)
+    pixels[top:bottom] = _convert_band(image.crop((0, top, width, bottom)), channels)
+  return pixels
+
+
+def _convert_band(image: Image.Image, channels: int) -> np.ndarray:
+  """As `_convert_pillow`, at once."""
   if image.mode.startswith('I') or image.mode == 'F':  # 16- or 32-bit grayscale
     pixels = np.asarray(image).astype(np.float32)
     if image.mode.startswith('I'):
