@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -109,6 +110,19 @@ def test_a_table_replaces_nothing_but_a_table(name, images, command):
   assert (code, out) == (2, '') and name in err and err.count('\n') == 1
   assert {path: path.read_bytes() for path in images.iterdir() if path.is_file()} == before
   assert (images / 'pipe').is_fifo()
+
+
+def test_results_are_not_in_the_line_of_the_progress_bar(images, command, monkeypatch):
+  terminal = io.StringIO()
+  terminal.isatty = lambda: True
+  (images / 'bad.png').write_text('no image')
+  for name in ('stdout', 'stderr'):
+    monkeypatch.setattr(sys, name, terminal)
+  command(predict, f'--model={GOLDEN}/vit_gap.npz', images, '--top_k=1')
+  lines = [line.split('\r')[-1] for line in terminal.getvalue().split('\n')]
+  assert '0/5' in terminal.getvalue()
+  assert sum(line.startswith(str(images)) for line in lines) == 4
+  assert sum(line.startswith('error: ') for line in lines) == 1
 
 
 def test_names_of_a_list_end_only_with_the_line(tmp_path):

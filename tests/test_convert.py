@@ -305,6 +305,13 @@ def test_a_folder_in_the_place_of_a_file_is_kept(tmp_path, command):
   assert diary.exists()
 
 
+def test_the_current_folder_is_not_replaced(tmp_path, command, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for target in ('.', tmp_path):
+    code, _, err = command(PATCH14, target)
+    assert code == 2 and 'the current folder' in err and err.count('\n') == 1
+
+
 @pytest.mark.parametrize('target', ['x', 'names.npz'])
 def test_the_labels_are_never_the_target(target, tmp_path, command):
   labels = tmp_path / ('x/labels.txt' if target == 'x' else target)

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 
+import tqdm
 from etils import epath
 
 from vit_jax import command_line
@@ -96,15 +97,16 @@ def main() -> None:
   batch_size = min(args.batch_size, len(paths))
   with contextlib.closing(predict_files(vit, paths, args.top_k, batch_size)) as predictions:
     for each in command_line.progress(predictions, len(paths), ' images'):
-      if each.error is not None:
-        failed += 1
-        print(f'error: {each.error}', file=sys.stderr)
-      elif template:
-        for_template.append(each)
-      elif args.csv:
-        rows.writerows((each.path, rank, *row) for rank, row in enumerate(each.top, start=1))
-      else:
-        _print(each, args.json)
+      with tqdm.tqdm.external_write_mode():  # not in the line of the progress bar
+        if each.error is not None:
+          failed += 1
+          print(f'error: {each.error}', file=sys.stderr)
+        elif template:
+          for_template.append(each)
+        elif args.csv:
+          rows.writerows((each.path, rank, *row) for rank, row in enumerate(each.top, start=1))
+        else:
+          _print(each, args.json)
   if template:
     rows.writerows(fill(template, for_template))
   if args.csv:

@@ -80,6 +80,8 @@ def check_target(path: epath.Path, layout: str, overwrite: bool) -> None:
       is_taken = path.exists()
     else:
       check_replaceable(path)
+      if _is_same_file(path, epath.Path('.')):  # a shell would stay in the folder that is replaced
+        raise UserError(f'{path} is the current folder; run the command from another one.')
       is_taken = path.exists() and any(path.iterdir())
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None

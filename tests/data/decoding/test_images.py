@@ -323,3 +323,17 @@ def test_a_jpeg_of_another_size_than_its_header_is_an_error(monkeypatch):
   monkeypatch.setattr(images, '_decode_with_pillow', lambda *args, **options: RGB[1:])
   with pytest.raises(BadExampleError, match='^x cannot be read as an image: its header is damaged'):
     image.pixels()
+
+
+def test_a_conversion_in_bands_changes_no_pixel(monkeypatch):
+  pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 4), dtype=np.uint8)
+  rgba = Image.fromarray(pixels)
+  palette = rgba.convert('RGB').quantize(16)
+  palette.info['transparency'] = 3
+  sixteen_bits = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+  several = [rgba, palette, sixteen_bits, *map(rgba.convert, ('1', 'L', 'LA', 'RGB', 'CMYK'))]
+  whole = [images.pillow_to_array(image, c) for image in several for c in (1, 3, 4)]
+  monkeypatch.setattr(images, '_BAND', 7 * 20)
+  bands = [images.pillow_to_array(image, c) for image in several for c in (1, 3, 4)]
+  for one, other in zip(whole, bands, strict=True):
+    np.testing.assert_array_equal(one, other)

@@ -37,7 +37,7 @@ FORMATS = {
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 _HEIF = re.compile(rb'....ftyp(?:hei|hev|mif1|msf1)', re.DOTALL)  # also AVIF may begin with mif1
 _LARGE_FILE = 2**20  # bytes
-_BAND_PIXELS = 2**22  # converted at a time
+_BAND = 2**22  # pixels
 _PILLOW_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # by number of channels
 _SIMPLEJPEG_COLORSPACES = {1: 'GRAY', 3: 'RGB'}
 
@@ -102,19 +102,23 @@ def pillow_to_array(
 
 
 def _convert_pillow(image: Image.Image, channels: int) -> np.ndarray:
-  """As `pillow_to_array`, of an image that is upright; a band at a time: it takes copies."""
-  pixels = np.empty((image.height, image.width, channels), np.uint8)
-  rows = max(1, _BAND_PIXELS // image.width)
-  for top in range(0, image.height, rows):
-    bottom = min(top + rows, image.height)
-    is_all = bottom - top == image.height
-    band = image if is_all else image.crop((0, top, image.width, bottom))
-    pixels[top:bottom] = _convert_band(band, channels)
+  """As `pillow_to_array`, of an image that is upright.
+
+  A large image is converted in bands, because Pillow takes memory for each step of a conversion.
+  """
+  height, width = image.height, image.width
+  rows = max(1, _BAND // width)
+  if height <= rows:
+    return _convert_band(image, channels)
+  pixels = np.empty((height, width, channels), np.uint8)
+  for top in range(0, height, rows):
+    bottom = min(height, top + rows)
+    pixels[top:bottom] = _convert_band(image.crop((0, top, width, bottom)), channels)
   return pixels
 
 
 def _convert_band(image: Image.Image, channels: int) -> np.ndarray:
-  """As `_convert_pillow`, all at once."""
+  """As `_convert_pillow`, at once."""
   if image.mode.startswith('I') or image.mode == 'F':  # 16- or 32-bit grayscale
     pixels = np.asarray(image).astype(np.float32)
     if image.mode.startswith('I'):
