@@ -210,8 +210,8 @@ def test_a_column_of_splits(folder):
     'train': ['1.jpg', '2.jpg'], 'val': ['3.jpg'], 'test': ['4.jpg'], 'all': sorted(ANIMALS)
   }  # fmt: skip
   assert split_names(f'table:{folder}/labels.csv') == ('train', 'val', 'test')
-  text = text.replace('valid', 'dev')
-  refused(folder, text, "has 'dev' in its column of splits, 'Split'; train, val or test")
+  text = text.replace('valid', 'odd')
+  refused(folder, text, "has 'odd' in its column of splits, 'Split'; train, val or test")
   source = table(folder, 'id,label,fold\n1,a,0\n2,b,1\n')
   assert 'column fold .* is not used: its values, such as 0' in source.notes[0] or source.notes
   refused(folder, 'id,label,fold\n1,a,0\n2,b,1\n', "has '0' in its column", query='?split=fold')
