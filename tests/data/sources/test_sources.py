@@ -1,7 +1,7 @@
 """Opening sources: digits, unknown kinds, equal classes, and no TensorFlow."""
 
-import re
 import os
+import re
 import subprocess
 import sys
 
