@@ -6,7 +6,7 @@ import sys
 
 from tests.helpers import SANDBOX, TINY, write_images, write_tfds
 
-# What Python and PyPI lack on Windows; `grain` asks for the system before it imports array_record.
+# What Windows lacks; `grain` asks for the system before it imports array_record.
 HIDE = """
 import os, platform, signal, sys
 hidden = 'resource fcntl termios array_record array_record.python'
