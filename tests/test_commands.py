@@ -141,6 +141,7 @@ def test_predict_writes_a_submission(tiny_run, images, command, tmp_path):
       ['id', 'digit'], ['gray', expected[0][0][0]], ['cmyk.jpg', expected[1][0][0]]
     ]  # fmt: skip
   template.write_text(f'id,{",".join("9876543210")}\ngray{",0" * 10}\n')
+  written.unlink()
   assert command(predict, *flags, f'--csv={written}') == (0, '', '')
   with written.open(newline='') as file:
     (row,) = csv.DictReader(file)
@@ -151,7 +152,7 @@ def test_predict_writes_a_submission(tiny_run, images, command, tmp_path):
     ('id,a,b\ngray,0,0\n', 'columns id, a, b; a name and a label are needed, or a name and the 10'),
   ):
     template.write_text(text)
-    code, _, err = command(predict, *flags, f'--csv={written}')
+    code, _, err = command(predict, *flags, f'--csv={written}.2')
     assert code == 2 and reason in err and err.count('\n') == 1
   code, _, err = command(predict, *flags)
   assert code == 2 and '--csv=FILE' in err

@@ -590,6 +590,7 @@ def test_a_run_on_a_table_checks_its_images_first(monkeypatch, capsys, tmp_path)
   source = f'table:{tmp_path}/train.csv?image=id&label=kind&sep=|'
   flags = [*QUICKSTART, f'--workdir={tmp_path}/run', f'--config.data.train.source={source}']
   flags += ['--config.data.channels=3', '--config.eval_batch_size=8', '--config.batch_size=8']
+  flags += ['--config.loss=sigmoid']  # sep= makes it multi-label
   code, _, err = run_here(monkeypatch, capsys, *flags)
   assert code == 2 and 'train/7.png' in err and 'on_bad_example=skip' in err
   flags += ['--config.data.on_bad_example=skip', '--config.data.max_bad_fraction=0.1']

@@ -1,11 +1,13 @@
 """Classifies images: `python -m vit_jax.predict --model=M IMAGE…`."""
 
 import argparse
+import codecs
 import contextlib
 import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 
 import tqdm
 from etils import epath
@@ -50,15 +52,16 @@ def _parse_args() -> argparse.Namespace:
   return args
 
 
-def _check_table(path: epath.Path) -> None:
+def _check_table(path: epath.Path, columns: Sequence[str]) -> None:
   """Raises `UserError` unless a table can be written to `path`, which may replace another one."""
   try:
     if is_special(path) or path.is_dir() or not path.parent.is_dir():
       reason = 'is not a file' if path.exists() else 'is in no existing folder'
       raise UserError(f'{path} {reason}; choose another one for --csv.')
-    header = ','.join(_CSV_COLUMNS).encode()
+    header = ','.join(columns).encode()
     with contextlib.suppress(FileNotFoundError), path.open('rb') as file:
-      if file.read(len(header)) not in (b'', header):
+      start = file.read(len(header) + 3).removeprefix(codecs.BOM_UTF8)
+      if start and not start.startswith(header):
         raise UserError(f'{path} exists and is no table of predictions; choose another one.')
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
@@ -75,8 +78,8 @@ def _print(prediction: Prediction, as_json: bool) -> None:
 
 def main() -> None:
   args = _parse_args()
-  if args.csv is not None:
-    _check_table(user_path(args.csv))
+  if args.csv is not None and not args.template:
+    _check_table(user_path(args.csv), _CSV_COLUMNS)
   paths = find_images([*args.images, *(read_list(args.list) if args.list else [])])
   if not paths:
     raise UserError(
@@ -87,9 +90,10 @@ def main() -> None:
   if not vit.model.num_classes:
     raise UserError(f'{args.model} has no head; name a model with classes.')
   template = None
-  if args.template:
+  if args.template and args.csv:
     class_names = [vit.label(i) for i in range(vit.model.num_classes)]
     template = read_template(args.template, class_names)
+    _check_table(user_path(args.csv), template.columns)
     args.top_k = len(class_names) if template.wants_probabilities else 1
   failed, table, for_template = 0, io.StringIO(newline=''), []
   rows = csv.writer(table)

@@ -112,7 +112,7 @@ def test_bands_have_the_pixels_of_the_whole(mode, channels, monkeypatch):
   if mode == 'P':
     image.info['transparency'] = 3
   expected = pillow_to_array(image, channels)
-  monkeypatch.setattr(images, '_BAND_PIXELS', 120)
+  monkeypatch.setattr(images, '_BAND', 120)
   np.testing.assert_array_equal(pillow_to_array(image, channels), expected)
 
 
