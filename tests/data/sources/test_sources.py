@@ -1,6 +1,7 @@
 """Opening sources: digits, unknown kinds, equal classes, and no TensorFlow."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import SANDBOX, read_images, read_labels, write_images, write_tfds
+from vit_jax.data import imagenet
 from vit_jax.data.sources import check_same_classes, open_source
 from vit_jax.errors import UserError
 
@@ -77,3 +79,15 @@ def test_check_same_classes_names_the_first_differences():
     check_same_classes(('a', 'b'), ('a', 'z'), 'x')
   with pytest.raises(UserError, match='order'):
     check_same_classes(('a', 'b'), ('b', 'a'), 'x')
+
+
+def test_classes_of_imagenet_are_the_same_by_synset_and_by_name():
+  ids = imagenet.synsets('1k')
+  names = imagenet.class_names(ids)
+  lemmas = [re.sub(r' \(n\d+\)', '', name) for name in names]  # as in lists of others
+  for expected, actual in ((names, ids), (ids, names), (names, lemmas), (ids[:3], names[:3])):
+    check_same_classes(expected, actual, 'x')
+  with pytest.raises(UserError, match='order'):
+    check_same_classes(names, sorted(names), 'x')
+  with pytest.raises(UserError, match='missing: kit fox'):
+    check_same_classes(names, (*ids[:278], 'n00000000', *ids[279:]), 'x')

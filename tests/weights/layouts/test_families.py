@@ -233,6 +233,7 @@ REFUSED_BY_TRANSFORMERS = {
   'ReLU': ('ViTForImageClassification', dict(hidden_act='relu'), 'activation relu'),
   'quick GELU': ('ViTForImageClassification', dict(hidden_act='quick_gelu'), 'quick_gelu'),
   'a pooler with ReLU': ('ViTModel', dict(pooler_act='relu'), 'pooler.* relu'),
+  'no biases': ('ViTForImageClassification', dict(qkv_bias=False), 'without biases of queries'),
   'DeiT': ('DeiTForImageClassification', {}, 'type deit'),
   'BEiT': ('BeitForImageClassification', {}, 'type beit'),
   'DINOv2': ('Dinov2ForImageClassification', {}, 'type dinov2'),

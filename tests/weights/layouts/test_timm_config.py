@@ -1,5 +1,6 @@
 """Folders of timm: what is written there, and what timm and vit_jax read of it."""
 
+import dataclasses
 import inspect
 import json
 
@@ -51,6 +52,15 @@ def test_a_folder_is_read_back(name, rule, tmp_path):
     assert getattr(loaded, field) == getattr(vit, field), field
   jax.tree.map(np.testing.assert_array_equal, loaded.params, vit.params)
   assert not loaded.report.notes
+
+
+@pytest.mark.parametrize('layout', ['timm', 'huggingface'])
+def test_numerics_that_the_layout_cannot_express_are_read_back(layout, tmp_path):
+  vit = write_folder('token', tmp_path / 'x')
+  model = vit.model.clone(numerics=Numerics(layer_norm_epsilon=1e-5))
+  vit = dataclasses.replace(vit, model=build.with_dtype(model, 'bfloat16'))
+  vit.save(tmp_path / 'y', layout)
+  assert vit_jax.load(tmp_path / 'y').model == vit.model
 
 
 def test_another_preprocessing_in_the_folder_counts(tmp_path):

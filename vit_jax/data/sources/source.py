@@ -3,10 +3,12 @@
 import bisect
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from vit_jax.data import imagenet
 from vit_jax.errors import UserError
 from vit_jax.text import plural
 
@@ -86,10 +88,13 @@ def multi_hot(labels: np.typing.ArrayLike, num_classes: int) -> np.ndarray:
 def check_same_classes(expected: Sequence[str], actual: Sequence[str], source_name: str) -> None:
   """Checks that a source has the expected classes, in the expected order.
 
+  Those of ImageNet may be called by their synsets (n01440764) or by their names.
+
   Raises:
     UserError: when it has others; names the first missing and the first unexpected ones.
   """
-  if tuple(expected) == tuple(actual):
+  expected, actual = _comparable(expected), _comparable(actual)
+  if expected == actual:
     return
   missing = [name for name in expected if name not in set(actual)]
   unexpected = [name for name in actual if name not in set(expected)]
@@ -100,3 +105,10 @@ def check_same_classes(expected: Sequence[str], actual: Sequence[str], source_na
     + ('; their order differs' if not missing and not unexpected else '')
     + '.'
   )
+
+
+def _comparable(names: Sequence[str]) -> tuple[str, ...]:
+  """Names of classes, for synsets their names, without the synset that makes a name unique."""
+  if names and all(map(imagenet.is_synset, names)):
+    names = imagenet.class_names(tuple(names))
+  return tuple(re.sub(r' \(n\d{8}\)$', '', name) for name in names)

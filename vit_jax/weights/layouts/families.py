@@ -90,7 +90,9 @@ _FAMILIES = {
   'a Vision Transformer with rotary position embeddings': r'(^|\.)rope\.|(^|\.)freqs',
   'a convolutional network': r'\.running_mean$',
 }
-# What a plain ViT has and the file lacks, by the timm or Transformers name.
+# Weights that have a bias in a plain ViT of Transformers.
+_QUERY = r'\.attention\.(attention\.query|q_proj)\.(weight|bias)$'
+# What a plain ViT of timm has and the file lacks.
 _NECESSARY = {
   'patch_embed.proj.weight': (
     ('pos_embed', 'position embeddings'),
@@ -110,6 +112,8 @@ def describe(names: Collection[str]) -> str | None:
   for family, pattern in _FAMILIES.items():
     if re.search(pattern, text, re.MULTILINE):
       return family
+  if {match[2] for match in re.finditer(_QUERY, text, re.MULTILINE)} == {'weight'}:
+    return 'a Vision Transformer without biases of queries, keys and values (qkv_bias)'
   for marker, necessary in _NECESSARY.items():
     if marker in names and 'blocks.0.norm1.weight' in names:
       for name, feature in necessary:

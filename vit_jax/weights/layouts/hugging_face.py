@@ -128,6 +128,7 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
     num_heads=config['num_attention_heads'],
     gelu=pytorch.GELUS[activation],
     layer_norm_epsilon=float(config['layer_norm_eps']),
+    dtype=ours.get('dtype'),
     mean=mean,
     std=std,
     notes=tuple(notes),

@@ -76,7 +76,8 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     labels=config.get('label_names') or pretrained.get('label_names') or config.get('labels'),
     num_heads=None if isinstance(heads, list) else heads,  # Swin has a list
     gelu=activation and pytorch.GELUS[activation],
-    layer_norm_epsilon=LAYER_NORM_EPSILON,
+    layer_norm_epsilon=ours.get('layer_norm_epsilon', LAYER_NORM_EPSILON),
+    dtype=ours.get('dtype'),
     mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
     std=tuple(map(float, pretrained.get('std') or _IMAGENET_STD)),
     pool=pool,

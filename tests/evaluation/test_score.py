@@ -1,0 +1,26 @@
+"""Scoring a model on data sets whose classes have other names, or none."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from tests.helpers import GOLDEN
+from vit_jax.errors import UserError
+from vit_jax.evaluation.score import score
+
+
+def write_images(folder, names) -> str:
+  for name in names:
+    (folder / 'test' / name).mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / 'test' / name / '1.png')
+  return f'folder:{folder}'
+
+
+def test_data_with_numbered_classes_takes_the_names_of_the_model(tmp_path):
+  vit = vit_jax.load(GOLDEN / 'vit_gap.npz').with_head(3, ['ant', 'bee', 'cat'])
+  numbered = write_images(tmp_path / 'numbered', ['0', '1', '2'])
+  assert score(vit, numbered, 'test', 64)['examples'] == 3
+  others = write_images(tmp_path / 'others', ['ant', 'bee', 'cow'])
+  with pytest.raises(UserError, match='missing: cat'):
+    score(vit, others, 'test', 64)
