@@ -59,6 +59,11 @@ def test_every_kind_of_image_gives_the_same_pixels(vit, photo, tmp_path):
   np.testing.assert_array_equal(vit.preprocess(np.stack([photo, photo])), batch[:2])
 
 
+def test_no_images_are_an_empty_batch(vit):
+  assert vit.preprocess([]).shape == (0, *vit.image_size, 3)
+  assert vit.predict([]) == []
+
+
 def test_gray_arrays_become_rgb(vit, photo):
   gray = photo[..., 0]
   expected = vit.preprocess(np.repeat(gray[..., None], 3, axis=2))

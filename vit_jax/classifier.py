@@ -117,7 +117,9 @@ class Classifier:
       ValueError: for an array of another shape, dtype or range.
     """
     if isinstance(images, Iterable) and not is_single(images):
-      return np.stack([self.preprocess(image) for image in images])
+      several = [self.preprocess(image) for image in images]
+      shape = (len(several), *self.image_size, self.channels)
+      return np.asarray(several, np.float32).reshape(shape)
     pixels = read_pixels(images, self.channels)
     return scale_pixels(preprocess(pixels, self.image_size, self.preprocessing))
 

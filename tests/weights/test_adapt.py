@@ -8,7 +8,9 @@ import pytest
 
 import vit_jax
 from tests.helpers import GOLDEN, assert_same_tree
+from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
+from vit_jax.models.vit import Numerics
 from vit_jax.weights import adapt
 from vit_jax.weights.adapt import load_params
 
@@ -97,6 +99,20 @@ def test_weights_are_adapted_to_other_numbers_of_channels(name, channels, tmp_pa
   assert again.channels == channels
   pixels = again.preprocess(np.zeros((20, 20, channels), np.uint8))
   assert pixels.shape == (*vit.image_size, channels)
+
+
+def test_the_report_says_where_a_run_differs_from_its_source(tmp_path):
+  vit = vit_jax.load(GOLDEN / 'vit_gap.npz')
+  shape, rule = (*vit.image_size, 3), Preprocessing('squash', 1.0, fill=(1,))
+  exact = vit.model.clone(numerics=Numerics(approximate_gelu=False, layer_norm_epsilon=1e-5))
+  dataclasses.replace(vit, model=exact, preprocessing=rule).save(tmp_path / 'x.npz')
+  _, report = load_params(tmp_path / 'x.npz', vit.model, shape, preprocessing=Preprocessing())
+  assert (
+    'the source has model.gelu=exact, model.layer_norm_epsilon=1e-05, '
+    'data.test.resize=squash, data.test.crop_fraction=1.0' in report.notes
+  )
+  _, report = load_params(tmp_path / 'x.npz', exact, shape, preprocessing=rule)
+  assert not report.notes
 
 
 def test_channels_and_image_size_are_adapted_together():

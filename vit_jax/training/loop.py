@@ -91,7 +91,12 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     if config.init_from:
       shardings = program.state_shardings.params
       start_params, report = load_params(
-        config.init_from, program.model, program.image_shape, config.position_resize, shardings
+        config.init_from,
+        program.model,
+        program.image_shape,
+        config.position_resize,
+        shardings,
+        data.test.preprocessing,
       )
   open_workdir(config, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vit_jax.config import choices
+from vit_jax.config import Preprocessing, choices
 from vit_jax.config.schema import PositionResize
 from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
@@ -53,6 +53,7 @@ def load_params(
   image_shape: tuple[int, int, int],
   position_resize: str = 'corners',
   shardings: Any = None,
+  preprocessing: Preprocessing | None = None,
 ) -> tuple[Any, LoadReport]:
   """Loads the weights from which to train `model`, with a new head (Section 3.2).
 
@@ -64,9 +65,11 @@ def load_params(
       layer is adapted to C channels.
     position_resize: 'corners', as in the released code, or 'half_pixel'.
     shardings: a tree of shardings; each device gets only its shard. None: the default device.
+    preprocessing: of the run, for a note if the source has another one; None: no note.
 
   Returns:
-    The parameter tree (float32), and a report of what happened to each tensor.
+    The parameter tree (float32), and a report of what happened to each tensor, and of where the
+    model and its preprocessing differ from those of the source.
 
   Raises:
     UserError: for a source that is missing or damaged, or has another architecture.
@@ -74,12 +77,31 @@ def load_params(
   weights = open_weights(source, image_shape[:2], getattr(model, 'num_heads', None))
   _check_architecture(weights, model)
   tensors, report = adapt_weights(weights, model, image_shape, True, position_resize)
-  old, new = (getattr(each, 'numerics', None) for each in (weights.model, model))
-  for name, field in (('approximate_gelu', 'gelu'), ('layer_norm_epsilon',) * 2):
-    if getattr(old, name, None) != getattr(new, name, None):
-      note = f'model.{field} differs from the file, which has {name}={getattr(old, name)}'
-      report = dataclasses.replace(report, notes=(*report.notes, note))
+  if differences := _differences(weights, model, preprocessing):
+    note = f'the source has {", ".join(differences)}'
+    report = dataclasses.replace(report, notes=(*report.notes, note))
   return read_params(tensors, weights.name, shardings), report
+
+
+def _differences(
+  weights: SourceWeights, model: build.Model, preprocessing: Preprocessing | None
+) -> list[str]:
+  """The config fields of a source that a run has otherwise: 'model.gelu=exact', …"""
+  old, new = (getattr(each, 'numerics', build.RELEASED_NUMERICS) for each in (weights.model, model))
+  differences = []
+  if old.approximate_gelu != new.approximate_gelu:
+    differences.append(f'model.gelu={"tanh" if old.approximate_gelu else "exact"}')
+  if old.layer_norm_epsilon != new.layer_norm_epsilon:
+    differences.append(f'model.layer_norm_epsilon={old.layer_norm_epsilon:g}')
+  own = weights.metadata.preprocessing
+  if own is None or preprocessing is None:
+    return differences
+  for each in dataclasses.fields(Preprocessing):
+    value = getattr(own, each.name)
+    is_used = each.name != 'fill' or own.resize == 'border'
+    if is_used and value != getattr(preprocessing, each.name):
+      differences.append(f'data.test.{each.name}={value}')
+  return differences
 
 
 def with_new_head(
