@@ -11,7 +11,7 @@ same pixels. Everything else is a failure: another exception, a crash, more than
 than 128 MiB of memory (the limit of pixels is 2**20). Failing files go to --failures.
 
 Input i of a kind depends on --seed and i alone. The counts are kept in --failures, too: the same
-command, started again, goes on where it was stopped. One row a kind goes to
+command, run again, resumes. One row for each kind goes to
 benchmarks/results/fuzz_images_<date>.csv.
 """
 
@@ -223,7 +223,7 @@ def make_input(files: dict[str, list[bytes]], kind: str, seed: int, i: int) -> b
       return changed
 
 
-# --- what becomes of an input ---------------------------------------------------------------
+# --- checks of an input -------------------------------------------------------------------
 
 
 def _pixels(read: Callable[[], np.ndarray], shape: Sequence[int | None]) -> np.ndarray | None:

@@ -62,7 +62,7 @@ def _check_table(path: epath.Path, columns: Sequence[str]) -> None:
     with contextlib.suppress(FileNotFoundError), path.open('rb') as file:
       start = file.read(len(header) + 3).removeprefix(codecs.BOM_UTF8)
       if start and not start.startswith(header):
-        raise UserError(f'{path} exists and is no table of predictions; choose another one.')
+        raise UserError(f'{path} exists and is not a table of predictions; choose another one.')
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
 

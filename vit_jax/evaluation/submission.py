@@ -34,7 +34,7 @@ def read_template(path: str, class_names: Sequence[str]) -> Template:
   """Reads a template.
 
   Raises:
-    UserError: for a file that is no table, or whose columns are neither a label nor the classes.
+    UserError: for a file that is not a table, or whose columns are neither a label nor the classes.
   """
   table = open_table(path)
   columns = table.columns

@@ -65,8 +65,8 @@ def _encrypt(values: np.ndarray, keys: Sequence[int], width: int) -> np.ndarray:
 def permute(indices: np.ndarray, size: int, seed: int) -> np.ndarray:
   """Maps indices in [0, size) to their places in a permutation of them.
 
-  Equals `index_shuffle` of Grain, except where that is no permutation: of 4^k + 1 examples (k >= 8,
-  such as 65,537), where it never returns the last one.
+  Equals `index_shuffle` of Grain, except where that is not a permutation: of 4^k + 1 examples
+  (k >= 8, such as 65,537), where it never returns the last one.
 
   Args:
     indices: (N,) integers.

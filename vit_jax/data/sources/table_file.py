@@ -94,7 +94,7 @@ def _open_csv(path: str) -> Table:
 
 
 def _cell(value: Any) -> Cell:
-  """A value of JSON or Arrow as text; raises `TypeError` for one that is no cell."""
+  """A value of JSON or Arrow as text; raises `TypeError` for anything else."""
   if value is None or (isinstance(value, float) and math.isnan(value)):
     return ''
   if isinstance(value, str):

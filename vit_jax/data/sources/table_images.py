@@ -127,7 +127,7 @@ def find_images(
 ) -> tuple[list[str | None], dict[str, int]]:
   """Finds the file of each name: as written, or with an ending, in `root` or in a folder of it.
 
-  Each folder is listed once; no file is looked at.
+  Each folder is listed once; no file is opened.
 
   Args:
     root: the folder that names are relative to.

@@ -159,7 +159,7 @@ def read_labels(
     path: of the table.
 
   Raises:
-    UserError: for values that are no classes, or fewer than two classes.
+    UserError: for values that are not classes, or fewer than two classes.
   """
   column, *others = columns
   if others:
