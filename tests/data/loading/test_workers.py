@@ -122,8 +122,17 @@ def test_the_bad_fraction_is_checked_for_each_pass_alone(damaged):
 
 
 def children() -> list[int]:
+  """The child processes, without those that libraries keep for other tests."""
   path = pathlib.Path(f'/proc/{os.getpid()}/task')
-  return [int(pid) for task in path.glob('*/children') for pid in task.read_text().split()]
+  pids = [pid for task in path.glob('*/children') for pid in task.read_text().split()]
+  return [int(pid) for pid in pids if b'multiprocessing' not in _command(pid)]
+
+
+def _command(pid: str) -> bytes:
+  try:
+    return pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
+  except OSError:  # it has ended
+    return b''
 
 
 def test_closing_leaves_no_processes_or_open_files(images):
