@@ -182,13 +182,13 @@ class Classifier:
       padding = batch_size - len(batch) if predictions else 0
       pixels = np.pad(pixels, ((0, padding), (0, 0), (0, 0), (0, 0)))
       rows = np.asarray(self.probabilities(pixels))[: len(batch)]
-      predictions += [self.top_classes(row, top_k) for row in rows]
+      predictions += [[top[1:] for top in self.top_classes(row, top_k)] for row in rows]
     return predictions
 
-  def top_classes(self, probabilities: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """[(label, probability), …] of the `k` most probable classes of one image, (num_classes,)."""
+  def top_classes(self, probabilities: np.ndarray, k: int) -> list[tuple[int, str, float]]:
+    """[(index, label, probability), …] of the `k` most probable classes of one image, (C,)."""
     order = np.argsort(-probabilities, kind='stable')[:k]
-    return [(self.label(int(i)), float(probabilities[i])) for i in order]
+    return [(int(i), self.label(int(i)), float(probabilities[i])) for i in order]
 
   def label(self, index: int) -> str:
     """The name of a class; 'class 7' if it has none."""

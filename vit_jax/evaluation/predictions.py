@@ -88,7 +88,7 @@ def predict_files(
       if isinstance(image, UserError):
         yield Prediction(path, error=image)
       else:
-        yield Prediction(path, _top_classes(vit, next(rows), top_k))
+        yield Prediction(path, tuple(vit.top_classes(next(rows), top_k)))
 
 
 def _read_batches(
@@ -111,10 +111,3 @@ def _read_batches(
         return
       chunk, futures = queue.popleft()
       yield chunk, [future.result() for future in futures]
-
-
-def _top_classes(
-  vit: Classifier, probabilities: np.ndarray, k: int
-) -> tuple[tuple[int, str, float], ...]:
-  order = np.argsort(-probabilities, kind='stable')[:k]
-  return tuple((int(i), vit.label(int(i)), float(probabilities[i])) for i in order)

@@ -81,8 +81,8 @@ def check_same_as_before(facts: Mapping[str, Any], workdir: epath.Path) -> str:
       raise UserError(
         f'The data of the run in {workdir} has changed: the {split} split has '
         + _describe(name, *values, 'at its beginning', 'at this start')
-        + f'; restore the files, choose another --workdir, or remove {path} to go on with what is '
-        'there.'
+        + f'; restore the files, choose another --workdir, or remove {path} to resume with '
+        'the present data.'
       )
   return ''
 
