@@ -77,7 +77,10 @@ def write_images(folder: pathlib.Path, files: dict[str, tuple[int, int]], seed: 
 
 
 def read_labels(source: Source) -> list[int]:
-  return [int(source.read(i)[1]) for i in range(source.size)]
+  """The labels of all examples, which `Source.labels` must have, too."""
+  labels = [int(source.read(i)[1]) for i in range(source.size)]
+  assert source.labels is None or source.labels().tolist() == labels
+  return labels
 
 
 def read_example(source: Source, i: int) -> tuple[np.ndarray, np.ndarray]:

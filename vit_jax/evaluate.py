@@ -9,8 +9,10 @@ from vit_jax.config import OnBadExample, choices
 from vit_jax.config.schema import Interpolation, ResizeRule
 from vit_jax.evaluation.score import score
 from vit_jax.load_classifier import load
-from vit_jax.models.build import DTYPES
+from vit_jax.models.build import DTYPES, dtype_name
 from vit_jax.text import printable
+
+_MAX_CONFUSIONS = 100  # in JSON
 
 
 def _parse_args() -> argparse.Namespace:
@@ -47,16 +49,33 @@ def main() -> None:
   names = ('resize', 'crop_fraction', 'interpolation', 'antialias')
   changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
   vit = dataclasses.replace(vit, preprocessing=dataclasses.replace(vit.preprocessing, **changes))
-  metrics = score(vit, args.data, args.split, args.batch_size, args.on_bad_example, args.workers)
+  source, result = score(
+    vit, args.data, args.split, args.batch_size, args.on_bad_example, args.workers
+  )
+  names = vit.labels or source.class_names
   if args.json:
-    preprocessing = dataclasses.asdict(vit.preprocessing)
-    print(json.dumps({'model': args.model, 'preprocessing': preprocessing, **metrics}))
-  else:
-    num_correct = round(metrics['accuracy'] * metrics['examples'])
-    print(
-      f'{printable(metrics["data"])}: accuracy {metrics["accuracy"]:.2%} '
-      f'({num_correct:,} of {metrics["examples"]:,} examples correct), loss {metrics["loss"]:.4f}'
-    )
+    report = {
+      'model': args.model,
+      'preprocessing': dataclasses.asdict(vit.preprocessing),
+      'data': source.name,
+      'dtype': dtype_name(vit.model),
+      **result.metrics,
+      'confusions': [
+        {'label': names[label], 'top_class': names[other], 'count': count, 'examples': total}
+        for label, other, count, total in result.confusions()[:_MAX_CONFUSIONS]
+      ],
+    }
+    print(json.dumps(report))
+    return
+  mean = result.metrics.get('mean_per_class_accuracy')
+  print(
+    f'{printable(source.name)}: accuracy {result.accuracy:.2%} ({result.correct:,} of '
+    f'{result.examples:,} examples correct)'
+    + ('' if mean is None else f', mean per class {mean:.2%}')
+    + f', loss {result.loss:.4f}'
+  )
+  for line in result.mistakes(names):
+    print(printable(line))
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ def write_images(folder, names) -> str:
 def test_data_with_numbered_classes_takes_the_names_of_the_model(tmp_path):
   vit = vit_jax.load(GOLDEN / 'vit_gap.npz').with_head(3, ['ant', 'bee', 'cat'])
   numbered = write_images(tmp_path / 'numbered', ['0', '1', '2'])
-  assert score(vit, numbered, 'test', 64)['examples'] == 3
+  assert score(vit, numbered, 'test', 64)[1].examples == 3
   others = write_images(tmp_path / 'others', ['ant', 'bee', 'cow'])
   with pytest.raises(UserError, match='missing: cat'):
     score(vit, others, 'test', 64)

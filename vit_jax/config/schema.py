@@ -240,6 +240,9 @@ class DataConfig(Section, path='data'):
   max_bad_fraction: float = field(
     0.01, 'with skip: a larger share of bad examples ends the run', FRACTION, execution=True
   )
+  class_balanced: bool = field(
+    False, 'draw all classes equally often in training, however many images they have'
+  )
   train: TrainDataConfig = section(TrainDataConfig)
   test: TestDataConfig = section(TestDataConfig)
   augment: AugmentConfig = section(AugmentConfig)

@@ -1,7 +1,5 @@
 """Scores a loaded model on a split of a data set, on all local devices."""
 
-from typing import Any
-
 import jax
 import tqdm
 
@@ -9,12 +7,11 @@ from vit_jax.classifier import Classifier
 from vit_jax.config import MeshConfig, OnBadExample
 from vit_jax.data.loading.loader import DataLoader, open_stream
 from vit_jax.data.loading.reader import ReadConfig
-from vit_jax.data.sources import check_same_classes, open_source
+from vit_jax.data.sources import Source, check_same_classes, open_source
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation import classification
 from vit_jax.evaluation.eval_step import make_eval_step
-from vit_jax.models.build import dtype_name
 
 
 def score(
@@ -24,7 +21,7 @@ def score(
   batch_size: int,
   on_bad_example: OnBadExample = 'error',
   workers: int = 0,
-) -> dict[str, Any]:
+) -> tuple[Source, classification.Result]:
   """Scores every example of a split once, preprocessed as the model expects.
 
   Args:
@@ -36,8 +33,7 @@ def score(
     workers: reading processes; 0: threads.
 
   Returns:
-    {'data': name of the source, 'dtype': of the matrix products} and the metrics of
-    `classification.evaluate`.
+    (the open source, the result).
 
   Raises:
     UserError: for data that cannot be read, or whose classes are neither the model's nor mere
@@ -68,5 +64,6 @@ def score(
   with DataLoader({'test': stream}, mesh, workers) as loader:
     batches, total = loader.batches('test'), stream.num_batches
     batches = tqdm.tqdm(batches, total=total, unit='batch', leave=False, disable=None)
-    metrics = classification.evaluate(eval_step, params, batches)
-    return {'data': source.name, 'dtype': dtype_name(model.model), **metrics}
+    result = classification.evaluate(eval_step, params, batches)
+  assert result is not None  # nothing stops it
+  return source, result

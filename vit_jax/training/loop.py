@@ -52,6 +52,12 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
 
+def _preempted(step: int) -> PreemptedError:
+  return PreemptedError(
+    f'received SIGTERM; step {step} is saved, rerun the same command to resume.'
+  )
+
+
 @memory_explained(
   'config.model.remat=full, a larger config.mesh.fsdp or config.accumulation_steps, or a smaller '
   'config.batch_size need less, and python -m vit_jax.plan says how much'
@@ -64,7 +70,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/.
 
   Returns:
-    The last evaluation: {'accuracy', 'loss', 'examples'}.
+    The metrics of the last evaluation: {'accuracy', 'loss', 'examples', …}.
 
   Raises:
     UserError: for a config, data or workdir that cannot work.
@@ -122,12 +128,25 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   loader = DataLoader(streams, mesh, num_workers(data), data.threads)
   with checkpointer, writer, progress, loader:
 
-    def evaluate() -> dict[str, float]:
-      return classification.evaluate(program.eval_step, state.eval_params, loader.batches('test'))
+    def evaluate(step: int, is_new: bool = True) -> classification.Result | None:
+      """Scores the state, and reports a new result; None once the run must stop."""
+      batches = loader.batches('test')
+      with meter.paused():
+        result = classification.evaluate(program.eval_step, state.eval_params, batches, should_stop)
+      if result is not None and is_new:
+        writer.write(step, {f'test/{name}': value for name, value in result.metrics.items()})
+        progress.print_result(step, result, loader)
+      return result
 
+    was_evaluated = checkpointer.accuracy(first_step) is not None
+    is_complete = first_step == config.total_steps
+    if is_complete or (first_step and first_step % config.eval_every == 0 and not was_evaluated):
+      result = evaluate(first_step, is_new=not was_evaluated)
+      if result is None:
+        raise _preempted(first_step)
     batches = meter.time_waiting(loader.batches('train', first_step, config.total_steps))
     train_step = program.train_step
-    if first_step < config.total_steps:
+    if not is_complete:
       train_step = progress.compile_step()
       meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
@@ -143,25 +162,21 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         values = _fetch_finite(step, metrics) | meter.measure(step, loader.bad_reads['train'])
         writer.write(step, values)
         progress.print_metrics(step, values, loader)
-      if step % config.eval_every == 0 or is_last:
-        with meter.paused():
-          result = evaluate()
-        writer.write(step, {f'test/{name}': value for name, value in result.items()})
-        progress.print_result(step, result, loader)
-      is_best = result is not None and checkpointer.is_best(result['accuracy'])
-      stopping = should_stop(step) and not is_last
+      stopping = should_stop()
+      if (step % config.eval_every == 0 or is_last) and not stopping:
+        result = evaluate(step)
+        stopping = result is None
+      is_best = result is not None and checkpointer.is_best(result.accuracy)
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         _fetch_finite(step, metrics)  # only sound states are saved
         with meter.paused():
-          checkpointer.save(step, state, None if result is None else result['accuracy'])
+          checkpointer.save(step, state, None if result is None else result.accuracy)
       if stopping:
-        raise PreemptedError(
-          f'received SIGTERM; step {step} is saved, rerun the same command to resume.'
-        )
-    result = result or evaluate()  # of a run that was complete before
+        raise _preempted(step)
+    assert result is not None  # of the last step
     image_size, names = data.height_width, list(test.class_names)
     params, preprocessing = state.eval_params, data.test.preprocessing
     vit = Classifier(program.model, params, image_size, names, preprocessing, config.loss)
     _export(vit, workdir)
-  progress.print_end(result, workdir / 'model', data)
-  return result
+  progress.print_end(result, names, workdir / 'model', data)
+  return result.metrics

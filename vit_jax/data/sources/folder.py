@@ -259,6 +259,7 @@ def open_split(path: str, split: str) -> Source:
     class_names=files.class_names,
     location=location,
     fingerprint=fingerprint('\0'.join(files.names)),
+    labels=lambda: files.labels,
     file_sizes=lambda: hash_file_sizes([os.path.join(files.folder, name) for name in files.names]),
     notes=files.notes,
   )

@@ -39,6 +39,8 @@ class Source:
       counts of its shards; worker processes compare it. Empty for data that cannot change.
     file_sizes: returns a hash of the sizes of many small files; once a run, because it asks for
       each of them. None for data whose fingerprint covers them.
+    labels: returns the classes of all examples without reading images: (N,) int32, -1 for one
+      without a valid label. None for multi-label data, and where only the images tell.
     shuffled: whether neighbors are of random classes, so that a slice may be a range of indices;
       otherwise slices follow a fixed permutation.
     notes: one sentence for each thing that the user should know about the data.
@@ -55,6 +57,7 @@ class Source:
   location: Callable[[int], str] | None = None
   fingerprint: str = ''
   file_sizes: Callable[[], str] | None = None
+  labels: Callable[[], np.ndarray] | None = None
   shuffled: bool = False
   notes: tuple[str, ...] = ()
   component_sizes: tuple[int, ...] = ()

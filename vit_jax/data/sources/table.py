@@ -221,5 +221,6 @@ def open_split(path: str, split: str) -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(f'{examples.fingerprint} {split}'),
+    labels=None if labels.multi_label else lambda: labels.single(rows),
     notes=examples.notes,
   )

@@ -42,6 +42,11 @@ class Labels:
     classes = np.array(self.classes[self.codes[row]], np.int32)
     return multi_hot(classes, len(self.class_names)) if self.multi_label else classes[0]
 
+  def single(self, rows: np.ndarray) -> np.ndarray:
+    """(N,) int32: the classes of rows, which have one each."""
+    first = [classes[0] if classes else -1 for classes in self.classes]
+    return np.array(first, np.int32)[self.codes[rows]]
+
   @property
   def is_missing(self) -> np.ndarray:
     """(N,) bool: whether a row has no label."""

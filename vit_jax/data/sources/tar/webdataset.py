@@ -199,4 +199,5 @@ def open_split(path: str, split: str) -> Source:
     multi_label=multi_label,
     location=location,
     fingerprint=fingerprint(repr((listing, class_names, examples.digest()))),
+    labels=None if multi_label else lambda: examples.labels,
   )
