@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vit_jax import signals
+from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
 
 _MAX_NAMED = 3  # confusions, and classes
@@ -78,25 +79,17 @@ class Result:
     return [f'most confused: {", ".join(pairs)}', f'lowest accuracy: {", ".join(classes)}']
 
 
-def evaluate(
-  eval_step: Callable[[Any, Any], Any],
-  params: Any,
-  batches: Iterable[Any],
-  should_stop: Callable[[], bool] = lambda: False,
-) -> Result | None:
+def evaluate(eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any]) -> Result:
   """Scores every example once.
 
   Args:
     eval_step: (params, batch) -> the scores of a batch, as `make_eval_step` documents them.
     params: the parameter tree.
     batches: padded and masked, as `DataLoader` yields them.
-    should_stop: asked after each batch.
-
-  Returns:
-    The result; None once `should_stop` returns True.
 
   Raises:
     UserError: if no example can be read.
+    StoppedError: when the run must stop.
   """
   examples, correct, loss = 0, 0, 0.0
   pairs: collections.Counter[tuple[int, int]] = collections.Counter()  # (label, top class)
@@ -108,8 +101,7 @@ def evaluate(
     loss += scores['loss'].item()
     if 'label' in scores:
       pairs.update(zip(scores['label'].tolist(), scores['top_class'].tolist(), strict=True))
-    if should_stop():
-      return None
+    check_stop()
   if not examples:
     raise UserError('None of the test examples can be read, so there is nothing to score.')
   del pairs[-1, -1]  # padding and bad examples

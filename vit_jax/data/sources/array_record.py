@@ -248,6 +248,7 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(repr(listing)),
+    files=lambda: list(map(str, files)),
     shuffled=_is_shuffled(info, card),
     notes=tuple(card.get('warnings', ())),
   )
