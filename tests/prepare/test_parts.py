@@ -16,8 +16,8 @@ from vit_jax.errors import UserError
 from vit_jax.prepare import beam_pipeline, pipeline, target_folder
 from vit_jax.prepare.examples import FileExamples
 from vit_jax.prepare.file_lock import try_lock
-from vit_jax.prepare.shard_plan import Part, Preparation, default_num_shards, parse_part
-from vit_jax.prepare.shard_writer import Encoding
+from vit_jax.prepare.shard_plan import Part, Preparation, default_num_shards, open_plan, parse_part
+from vit_jax.prepare.shard_writer import Encoding, write_shard
 
 FLAGS = ('--shards=4', '--size=40', '--on_bad_example=skip')
 
@@ -171,6 +171,18 @@ def test_a_part_removes_only_its_own_scratch_files_and_none_in_use(preparation):
   assert not abandoned.exists() and others.exists() and in_use.exists()
   pipeline.prepare(preparation, workers=1)
   assert not list(target.glob('*.part'))
+
+
+def test_a_scratch_file_is_in_use_while_it_is_written(preparation):
+  plan, in_use = open_plan(preparation), []
+
+  def look(count):
+    (scratch,) = preparation.target.glob('*.part')
+    with scratch.open('r+b') as file:
+      in_use.append(try_lock(file) is False)
+
+  write_shard(plan.shards[0], look)
+  assert in_use == [True] * len(plan.shards[0].examples)
 
 
 def test_parts_wait_for_nobody_but_a_whole_preparation_and_a_merge_do(preparation):
