@@ -33,6 +33,7 @@ import tqdm
 
 from vit_jax import command_line
 from vit_jax.errors import UserError
+from vit_jax.files import is_remote
 from vit_jax.prepare import card as cards
 from vit_jax.prepare import pipeline
 from vit_jax.prepare.listing import Options
@@ -94,6 +95,8 @@ def _parse_arguments() -> tuple[argparse.Namespace, str]:
   args = parser.parse_args()
   if not args.check and args.target is None:
     parser.error('TARGET is missing (or use --check)')
+  if args.target and is_remote(args.target):
+    parser.error(f'TARGET is {args.target}; it must be a local folder, or one that is mounted')
   if args.beam_options and not args.runner:
     parser.error('--beam_options are those of a --runner, which is missing')
   if args.runner is not None and args.workers:

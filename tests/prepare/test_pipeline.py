@@ -335,6 +335,7 @@ def test_an_invalid_source_is_an_error(source, message, tmp_path):
     (['out', '--quality=0'], 'quality=0 is out of range; use 1 to 100'),
     (['out', '--name=My Set'], 'cannot be part of file names'),
     ([], 'TARGET is missing'),
+    (['gs://bucket/out'], 'TARGET is gs://bucket/out; it must be a local folder'),
   ],
 )
 def test_an_invalid_option_is_an_error(flags, message):

@@ -98,8 +98,8 @@ def begin_or_resume(
   if not file.exists():
     if count_shards is None:
       raise UserError(
-        f'No preparation has begun in {target}; it is the folder of all parts and machines, on a '
-        'file system that they share.'
+        f'No preparation has begun in {target}; parts, --merge and the workers of Beam need the '
+        'same TARGET, on a file system that they share.'
       )
     content = json.dumps({'settings': settings, 'shards': count_shards()}, indent=2)
     try:
