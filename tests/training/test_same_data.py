@@ -1,6 +1,5 @@
 """Files that differ between processes, or between stop and resume, end in one sentence."""
 
-import dataclasses
 import io
 import json
 import tarfile

@@ -41,8 +41,8 @@ def eval_config(kind: str, **fields: Any) -> Any:
   return _to_config_dict(EvalConfig(**{'kind': kind, **fields}))
 
 
-def _to_config_dict(section: Section) -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
+def _to_config_dict(section: Section) -> Any:
+  config: Any = ml_collections.ConfigDict()
   for each in dataclasses.fields(section):
     value = getattr(section, each.name)
     if isinstance(value, Section):
@@ -185,7 +185,7 @@ def _value_error(message: str) -> str:
   return f'config.{match[1]} is {match[2]!r}; it must be {describe_type(annotation)}.'
 
 
-def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+def _apply_overrides(config: Any, overrides: Sequence[str]) -> None:
   """Sets the fields that `--config.field=value` flags name, with the types they have."""
   matches = (re.match(r'--?(?:no)?config\.([^=]+)', flag) for flag in overrides)
   names = {match[1] for match in matches if match}

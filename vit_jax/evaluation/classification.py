@@ -47,10 +47,10 @@ class Result:
   @property
   def metrics(self) -> dict[str, float]:
     """What metrics.jsonl records. The mean accuracy of the classes weighs all of them alike."""
-    metrics = {'accuracy': self.accuracy, 'loss': self.loss, 'examples': self.examples}
+    metrics = {'accuracy': self.accuracy}
     if scores := self.class_scores.values():
       metrics['mean_per_class_accuracy'] = sum(c / n for c, n in scores) / len(scores)
-    return metrics
+    return metrics | {'loss': self.loss, 'examples': self.examples}
 
   def confusions(self) -> list[tuple[int, int, int, int]]:
     """Returns (label, top class, count, examples of the label), the most frequent first."""

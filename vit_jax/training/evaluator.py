@@ -60,7 +60,8 @@ class Evaluator:
       metrics = {f'test/{name}': value for name, value in result.metrics.items()}
     if not only_test:
       due = [each for each in self.evaluations if self._is_due(each.every, step)]
-      metrics |= run_evaluations(due, self.subject, params, loader.batches)
+      for name, outcome in run_evaluations(due, self.subject, params, loader.batches).items():
+        metrics |= {f'{name}/{metric}': value for metric, value in outcome.metrics.items()}
     return result, metrics
 
 

@@ -15,8 +15,13 @@ from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
-from vit_jax.errors import NonFiniteLossError, PreemptedError, StoppedError, UserError
-from vit_jax.errors import memory_explained
+from vit_jax.errors import (
+  NonFiniteLossError,
+  PreemptedError,
+  StoppedError,
+  UserError,
+  memory_explained,
+)
 from vit_jax.evaluation import classification
 from vit_jax.training.evaluator import open_evaluator
 from vit_jax.training.metrics import MetricsWriter

@@ -17,7 +17,7 @@ from vit_jax.distributed import sharding
 from vit_jax.evaluation.classification import Result
 from vit_jax.hardware import num_cores
 from vit_jax.models.build import count_parameters
-from vit_jax.text import format_bytes, plural, printable, printable_lines
+from vit_jax.text import format_bytes, format_metric, plural, printable, printable_lines
 from vit_jax.training.program import Program
 from vit_jax.training.throughput import data_wait
 
@@ -172,7 +172,7 @@ class Progress:
     for key, value in metrics.items():
       name, _, metric = key.partition('/')
       if name != 'test':
-        groups.setdefault(name, []).append(f'{metric} {value:.4g}')
+        groups.setdefault(name, []).append(format_metric(metric, value))
     for name, texts in groups.items():
       self.print(f'{start}{name}: {", ".join(texts)}')
 
