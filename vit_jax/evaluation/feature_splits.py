@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax import signals
 from vit_jax.errors import UserError
-from vit_jax.evaluation.features import Features
+from vit_jax.evaluation.frozen_features import Features
 from vit_jax.text import plural
 
 _HELD_OUT = 0.1

@@ -18,7 +18,7 @@ import scipy.linalg
 
 from vit_jax.errors import UserError
 from vit_jax.evaluation import feature_splits
-from vit_jax.evaluation.features import Features
+from vit_jax.evaluation.frozen_features import Features
 from vit_jax.text import plural
 
 _BIAS_FEATURE = 100.0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vit_jax.evaluation import logistic_regression, sgd_probe
-from vit_jax.evaluation.features import Features
+from vit_jax.evaluation.frozen_features import Features
 
 
 def evaluate(

@@ -25,7 +25,7 @@ import scipy.optimize
 
 from vit_jax import signals
 from vit_jax.evaluation import feature_splits
-from vit_jax.evaluation.features import Features
+from vit_jax.evaluation.frozen_features import Features
 
 # DINOv2 and DINOv3 try 45 values from 1e-6 to 1e5, four a decade.
 C_GRID = tuple(10.0**power for power in range(-6, 6))
