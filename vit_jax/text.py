@@ -53,4 +53,5 @@ def format_metric(name: str, value: float) -> str:
   name = name.replace('_', ' ')
   if name == 'examples':
     return plural(round(value), 'example')
-  return f'{name} {value:.2%}' if 'accuracy' in name else f'{name} {value:.4g}'
+  is_share = any(word in name for word in ('accuracy', 'precision', 'calibration'))
+  return f'{name} {value:.2%}' if is_share else f'{name} {value:.4g}'
