@@ -1,4 +1,4 @@
-"""Packages `vit_jax`, with configs/ and results/published.csv in it; the rest is in pyproject.toml."""
+"""Packages `vit_jax`, with configs/ and results/ in it; everything else is in pyproject.toml."""
 
 import setuptools
 
@@ -9,5 +9,4 @@ setuptools.setup(
     'vit_jax.results',
   ],
   package_dir={'vit_jax.configs': 'configs', 'vit_jax.results': 'results'},
-  package_data={'vit_jax.results': ['published.csv']},
 )

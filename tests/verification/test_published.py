@@ -150,6 +150,28 @@ def test_another_table_is_refused_in_one_sentence(change, message, tmp_path):
   assert '\n' not in str(caught.value)
 
 
+def test_the_commands_of_the_page_can_be_started():
+  """docs/reproduce.md: configs load, rows exist, what is read was written before."""
+  page = (ROOT / 'docs' / 'reproduce.md').read_text()
+  commands = re.findall(r'^python -m vit_jax[.].*', page, re.MULTILINE)
+  written, configs = set(), set()
+  for command in commands:
+    name, args, rest = parse(command.partition(' > ')[0].partition('  #')[0])
+    if args.config:
+      rest = [flag for flag in rest if flag != '--paper_grid']
+      configs.add((args.config, *(flag for flag in rest if 'init_from' not in flag)))
+    used = [args.model, *(flag.partition('init_from=')[2] for flag in rest)]
+    if name == 'verify':
+      workdir, row = rest[0], rest[1].removeprefix('--against=')
+      assert published.find_rows(ROWS, row)[0].id == row
+      used += [f'{workdir}/model'] if workdir.startswith('runs/') else []
+    assert {name for name in used if name and name.startswith('runs/')} <= written, command
+    written.add(f'{args.workdir}/model')
+  for config, *overrides in configs:
+    load_config(config, overrides)
+  assert len(commands) > 40
+
+
 @pytest.mark.parametrize('id', ['t5-b16-jft-cifar10'])
 def test_the_commands_of_a_row_run(id, monkeypatch, tmp_path):
   """Pretraining and fine-tuning of a tiny model on digits, two steps each."""
