@@ -116,7 +116,7 @@ def get_config(argument='b16,cifar10'):
   config.total_steps = row.steps
   config.batch_size = 512
   config.eval_every = config.checkpoint.every = max(row.steps // 10, 50)
-  # 14 does not divide 384. The original code drops the pixels that are left over: 27 x 27 patches.
+  # 14 does not divide 384, of which the original code makes 27 x 27 patches and drops the rest.
   config.data.image_size = 384 if config.model.patch_size != 14 else 378
   if paper and dataset == 'imagenet':
     config.data.image_size, config.ema_decay = recipes.TABLE_2[model]

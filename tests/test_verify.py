@@ -70,6 +70,13 @@ def test_a_loss_that_is_not_finite_differs_from_a_number(run, tmp_path):
   assert code == 1 and json.loads(out)['first_difference'] == {'step': 150, 'metric': 'train/loss'}
 
 
+def test_a_number_of_any_size_is_not_finite(run, tmp_path):
+  path = write_text(tmp_path / 'a.json', '{"accuracy": 1' + '0' * 400 + ', "loss": NaN}')
+  assert run(path, f'--against={path}')[0] == 0
+  code, _, err = run(path, '--against=augreg-ti16')
+  assert code == 1 and 'first in accuracy: not finite, not 78.22' in err
+
+
 def test_a_run_that_ended_before_differs(run, tmp_path):
   short = copy_of_run(tmp_path / 'run', lines=slice(4))
   code, _, err = run(short, f'--against={RUN}')
@@ -131,11 +138,12 @@ def test_results_of_evaluate(run, tmp_path):
   compared = json.loads(out)['comparisons'][0]
   assert (code, compared['metric']) == (0, 'real/accuracy')
   assert compared['measured'] == pytest.approx(90.10)
-  changes = {'accuracy': 0.88, 'preprocessing': {'resize': 'crop'}}
+  changes = {'accuracy': 0.88, 'preprocessing': {'resize': 'crop'}, 'confusions': []}
   other = write_result(tmp_path / 'b.json', RESULT | changes)
   code, out, err = run(path, f'--against={other}')
   assert code == 1 and 'first in accuracy: 0.8797, not 0.88' in err
   assert "their settings differ: preprocessing/resize ('squash', 'crop')" in out
+  assert 'confusions' not in out
 
 
 def test_a_mean_of_vtab(run, tmp_path):

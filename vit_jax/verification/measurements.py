@@ -57,8 +57,8 @@ def read_measurements(name: str) -> Measurements:
     curves, settings = {}, {}
     for key, value in _leaves(read_json_object(path)):
       if isinstance(value, (int, float)) and not isinstance(value, bool):
-        curves[key] = {RESULT: value if math.isfinite(value) else None}
-      else:
+        curves[key] = {RESULT: _finite(value)}
+      elif not key.endswith('confusions'):
         settings[key] = value
   except (OSError, ValueError) as error:
     reason = error.strerror if isinstance(error, OSError) else first_line(error)
@@ -77,12 +77,20 @@ def _read_run(name: str, path: epath.Path) -> Measurements:
     step = values.pop('step')
     for metric, value in values.items():
       if value is None or isinstance(value, (int, float)):
-        curves.setdefault(metric, {})[step] = value
+        curves.setdefault(metric, {})[step] = _finite(value)
   if not curves:
     raise ValueError('it has no metrics')
   config = path.parent / 'config.json'
   settings = flatten(read_json(config)) if config.exists() else {}
   return Measurements(name, curves, {f'config.{key}': settings[key] for key in settings})
+
+
+def _finite(value: float | None) -> float | None:
+  """The value as a float, or None if it is not finite (JSON has integers of any size)."""
+  try:
+    return float(value) if value is not None and math.isfinite(value) else None
+  except OverflowError:
+    return None
 
 
 def _leaves(value: Any, prefix: str = '') -> list[tuple[str, Any]]:

@@ -77,10 +77,10 @@ def _check_examples(measured: Measurements, row: Row, name: str) -> None:
   if not counts or row.target not in _EXAMPLES:
     return
   count, expected = counts[max(counts)], _EXAMPLES[row.target]
-  if count != expected:
+  if count is not None and count != expected:
     raise UserError(
-      f'{measured.name} scored {count:,} examples, but {row.target} ({row.id}) has {expected:,}: '
-      'these are other data.'
+      f'{measured.name} scored {count:,.0f} examples, but {row.target} ({row.id}) has '
+      f'{expected:,}: these are other data.'
     )
 
 
