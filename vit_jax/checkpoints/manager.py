@@ -129,11 +129,6 @@ class Checkpointer:
     """The step of the newest complete checkpoint; None without one."""
     return self._manager.latest_step()
 
-  def accuracy(self, step: int) -> float | None:
-    """The accuracy that was saved with a checkpoint; None without one."""
-    metrics = self._manager.metrics(step) if step in self._manager.all_steps() else None
-    return _accuracy(metrics) if metrics else None
-
   def is_best(self, accuracy: float) -> bool:
     """Returns True if no checkpoint has reached this accuracy."""
     return accuracy > self._best

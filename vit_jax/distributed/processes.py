@@ -26,7 +26,7 @@ from vit_jax import errors, signals
 from vit_jax.distributed import rendezvous
 from vit_jax.distributed.cluster import ProcessInfo
 from vit_jax.distributed.rendezvous import ProcessGroup
-from vit_jax.errors import LostPeerError, PreemptedError, RunError
+from vit_jax.errors import LostPeerError, PreemptedError, RunError, StoppedError
 from vit_jax.text import plural
 
 _LOSS_REPORT_SECONDS = 2  # the loss of a process is known within
@@ -39,10 +39,16 @@ _watcher: '_PeerWatcher | None' = None  # in a run of several processes
 def should_stop() -> bool:
   """Returns True once the run must save and exit, because a process received SIGTERM.
 
-  All processes call it once after each step, and after each batch of an evaluation; all get True
-  at the same one, and ever after.
+  All processes call it equally often: after each step, and after each batch of an evaluation
+  (`check_stop`). All get True at the same call, and ever after.
   """
   return _sigterm.is_set() if _watcher is None else _watcher.should_stop()
+
+
+def check_stop() -> None:
+  """Raises `StoppedError` once `should_stop` is True; for each batch of an evaluation."""
+  if should_stop():
+    raise StoppedError
 
 
 def broadcast_from_process_0(value: int) -> int:

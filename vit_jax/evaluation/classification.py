@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vit_jax import signals
+from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
 
 _MAX_NAMED = 3  # confusions, and classes
@@ -46,10 +47,10 @@ class Result:
   @property
   def metrics(self) -> dict[str, float]:
     """What metrics.jsonl records. The mean accuracy of the classes weighs all of them alike."""
-    metrics = {'accuracy': self.accuracy, 'loss': self.loss, 'examples': self.examples}
+    metrics = {'accuracy': self.accuracy}
     if scores := self.class_scores.values():
       metrics['mean_per_class_accuracy'] = sum(c / n for c, n in scores) / len(scores)
-    return metrics
+    return metrics | {'loss': self.loss, 'examples': self.examples}
 
   def confusions(self) -> list[tuple[int, int, int, int]]:
     """Returns (label, top class, count, examples of the label), the most frequent first."""
@@ -78,25 +79,17 @@ class Result:
     return [f'most confused: {", ".join(pairs)}', f'lowest accuracy: {", ".join(classes)}']
 
 
-def evaluate(
-  eval_step: Callable[[Any, Any], Any],
-  params: Any,
-  batches: Iterable[Any],
-  should_stop: Callable[[], bool] = lambda: False,
-) -> Result | None:
+def evaluate(eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any]) -> Result:
   """Scores every example once.
 
   Args:
     eval_step: (params, batch) -> the scores of a batch, as `make_eval_step` documents them.
     params: the parameter tree.
     batches: padded and masked, as `DataLoader` yields them.
-    should_stop: asked after each batch.
-
-  Returns:
-    The result; None once `should_stop` returns True.
 
   Raises:
     UserError: if no example can be read.
+    StoppedError: when the run must stop.
   """
   examples, correct, loss = 0, 0, 0.0
   pairs: collections.Counter[tuple[int, int]] = collections.Counter()  # (label, top class)
@@ -108,8 +101,7 @@ def evaluate(
     loss += scores['loss'].item()
     if 'label' in scores:
       pairs.update(zip(scores['label'].tolist(), scores['top_class'].tolist(), strict=True))
-    if should_stop():
-      return None
+    check_stop()
   if not examples:
     raise UserError('None of the test examples can be read, so there is nothing to score.')
   del pairs[-1, -1]  # padding and bad examples

@@ -15,8 +15,15 @@ from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
-from vit_jax.errors import NonFiniteLossError, PreemptedError, UserError, memory_explained
+from vit_jax.errors import (
+  NonFiniteLossError,
+  PreemptedError,
+  StoppedError,
+  UserError,
+  memory_explained,
+)
 from vit_jax.evaluation import classification
+from vit_jax.training.evaluator import open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.program import build_program
@@ -91,6 +98,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   )
   sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
   streams = open_streams(data, train, test, config.batch_size, config.eval_batch_size, config.seed)
+  evaluator = open_evaluator(config, program, train)
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   start_params, report = None, None
@@ -125,25 +133,25 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     if line:
       progress.print(line)
   previous, result = None, None
-  loader = DataLoader(streams, mesh, num_workers(data), data.threads)
+  loader = DataLoader(streams | evaluator.streams, mesh, num_workers(data), data.threads)
   with checkpointer, writer, progress, loader:
 
     def evaluate(step: int, is_new: bool = True) -> classification.Result | None:
-      """Scores the state, and reports a new result; None once the run must stop."""
-      batches = loader.batches('test')
+      """Returns the result of the test data; reports it and others, if they are new."""
       with meter.paused():
-        result = classification.evaluate(program.eval_step, state.eval_params, batches, should_stop)
-      if result is not None and is_new:
-        writer.write(step, {f'test/{name}': value for name, value in result.metrics.items()})
-        progress.print_result(step, result, loader)
+        result, metrics = evaluator.run(step, state.eval_params, loader, only_test=not is_new)
+      if is_new and metrics:
+        writer.write(step, metrics)
+        progress.print_result(step, result, metrics, loader)
       return result
 
-    was_evaluated = checkpointer.accuracy(first_step) is not None
+    was_evaluated = bool(broadcast_from_process_0(writer.has_evaluation(first_step)))
     is_complete = first_step == config.total_steps
-    if is_complete or (first_step and first_step % config.eval_every == 0 and not was_evaluated):
-      result = evaluate(first_step, is_new=not was_evaluated)
-      if result is None:
-        raise _preempted(first_step)
+    if is_complete or (first_step and not was_evaluated):
+      try:  # SIGTERM may have ended the evaluation of the step that is resumed
+        result = evaluate(first_step, is_new=not was_evaluated)
+      except StoppedError:
+        raise _preempted(first_step) from None
     batches = meter.time_waiting(loader.batches('train', first_step, config.total_steps))
     train_step = program.train_step
     if not is_complete:
@@ -163,9 +171,11 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         writer.write(step, values)
         progress.print_metrics(step, values, loader)
       stopping = should_stop()
-      if (step % config.eval_every == 0 or is_last) and not stopping:
-        result = evaluate(step)
-        stopping = result is None
+      if not stopping:
+        try:
+          result = evaluate(step)
+        except StoppedError:
+          stopping = True
       is_best = result is not None and checkpointer.is_best(result.accuracy)
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         _fetch_finite(step, metrics)  # only sound states are saved

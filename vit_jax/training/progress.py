@@ -17,7 +17,7 @@ from vit_jax.distributed import sharding
 from vit_jax.evaluation.classification import Result
 from vit_jax.hardware import num_cores
 from vit_jax.models.build import count_parameters
-from vit_jax.text import format_bytes, plural, printable, printable_lines
+from vit_jax.text import format_bytes, format_metric, plural, printable, printable_lines
 from vit_jax.training.program import Program
 from vit_jax.training.throughput import data_wait
 
@@ -131,7 +131,7 @@ class Progress:
 
   def _name_bad_examples(self, loader: DataLoader) -> None:
     """Names the examples that were skipped since the last time, of many the first few."""
-    for message in (*loader.bad_examples['train'].values(), *loader.bad_examples['test'].values()):
+    for message in (text for bad in loader.bad_examples.values() for text in bad.values()):
       if message not in self._named_bad and len(self._named_bad) < _MAX_NAMED:
         self._named_bad.add(message)
         is_last = len(self._named_bad) == _MAX_NAMED
@@ -158,14 +158,23 @@ class Progress:
       f'they could take {rate / max(1 - wait, 0.05):,.0f}; {advice}'
     )
 
-  def print_result(self, step: int, result: Result, loader: DataLoader) -> None:
-    """Prints an evaluation."""
-    num_bad = len(loader.bad_examples['test'])
-    skipped = f' ({num_bad:,} more cannot be read)' if num_bad else ''
-    self.print(
-      f'step {step}/{self._total_steps}, test accuracy {_accuracy(result)}{skipped}, '
-      f'test loss {result.loss:.4f}'
-    )
+  def print_result(
+    self, step: int, result: Result | None, metrics: Mapping[str, float], loader: DataLoader
+  ) -> None:
+    """Prints the result of the test data, if there is one, and the metrics of other evaluations."""
+    start = f'step {step}/{self._total_steps}, '
+    if result is not None:
+      num_bad = len(loader.bad_examples['test'])
+      skipped = f' ({num_bad:,} more cannot be read)' if num_bad else ''
+      text = f'test accuracy {_accuracy(result)}{skipped}, test loss {result.loss:.4f}'
+      self.print(start + text)
+    groups: dict[str, list[str]] = {}
+    for key, value in metrics.items():
+      name, _, metric = key.partition('/')
+      if name != 'test':
+        groups.setdefault(name, []).append(format_metric(metric, value))
+    for name, texts in groups.items():
+      self.print(f'{start}{name}: {", ".join(texts)}')
 
   def print_end(
     self, result: Result, class_names: Sequence[str], model: epath.Path, data: DataConfig

@@ -25,7 +25,7 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources import folder_layout, holdout
 from vit_jax.data.sources.folder_files import all_files, is_image
 from vit_jax.data.sources.folder_layout import Layout, below
-from vit_jax.data.sources.source import Example, Source, fingerprint, hash_file_sizes
+from vit_jax.data.sources.source import Example, Source, fingerprint
 from vit_jax.data.sources.split_aliases import choose_split, split_of
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
 from vit_jax.files import read_bytes, user_path
@@ -260,6 +260,6 @@ def open_split(path: str, split: str) -> Source:
     location=location,
     fingerprint=fingerprint('\0'.join(files.names)),
     labels=lambda: files.labels,
-    file_sizes=lambda: hash_file_sizes([os.path.join(files.folder, name) for name in files.names]),
+    files=lambda: [os.path.join(files.folder, name) for name in files.names],
     notes=files.notes,
   )

@@ -165,6 +165,7 @@ def _open(dataset: Any, image: str, labels: _Labels, name: str) -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(listing),
+    files=lambda: list(map(str, files)),
     labels=None if labels.multi_label else read_labels,
   )
 

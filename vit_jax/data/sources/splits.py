@@ -137,7 +137,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
 
   listing = repr([(source.name, source.size, source.fingerprint) for source in sources])
   can_change = any(source.fingerprint for source in sources)
-  file_sizes = [source.file_sizes for source in sources if source.file_sizes]
+  files = [source.files for source in sources if source.files]
   return Source(
     name=name,
     size=ends[-1],
@@ -146,7 +146,7 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
     multi_label=first.multi_label,
     location=location,
     fingerprint=fingerprint(listing) if can_change else '',
-    file_sizes=(lambda: fingerprint(repr([f() for f in file_sizes]))) if file_sizes else None,
+    files=(lambda: [file for each in files for file in each()]) if files else None,
     labels=labels if all(source.labels for source in sources) else None,
     notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
   )

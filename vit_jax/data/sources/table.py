@@ -221,6 +221,7 @@ def open_split(path: str, split: str) -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(f'{examples.fingerprint} {split}'),
+    files=lambda: [location(i) for i in range(len(rows))],
     labels=None if labels.multi_label else lambda: labels.single(rows),
     notes=examples.notes,
   )
