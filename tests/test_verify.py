@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import ROOT
 from vit_jax import command_line, verify
-from vit_jax.config import default_config, from_config_dict, write_config
+from vit_jax.config import default_config, from_config_dict, load_config, write_config
 
 RUN = ROOT / 'results' / 'quickstart_seed0'  # 1,200 steps
 OTHER = ROOT / 'results' / 'quickstart_seed1'
@@ -113,10 +113,18 @@ def test_a_run_against_a_published_row(run, tmp_path):
   assert run(bad, '--against=t2-l16-imagenet21k-cifar10', '--atol=0.2')[0] == 0
 
 
+def test_an_evaluation_of_a_run_is_known_by_its_kind(run, tmp_path):
+  workdir = copy_of_run(tmp_path / 'run', lambda line: line | {'cleaned/accuracy': 0.9072})
+  config = load_config('configs/default.py', ['--config.evals.cleaned.kind=real'])
+  write_config(config, workdir / 'config.json')
+  code, out, _ = run(workdir, '--against=t2-h14-jft-imagenet_real')
+  assert code == 0 and 'cleaned/accuracy' in out
+
+
 RESULT = {
   'model': 'x.npz',
   'image_size': [224, 224],
-  'preprocessing': {'resize': 'squash'},
+  'preprocessing': {'resize': 'squash', 'crop_fraction': 1.0},
   'data': 'tfds:imagenet2012',
   'accuracy': 0.8797,
   'examples': 50_000,
@@ -138,12 +146,16 @@ def test_results_of_evaluate(run, tmp_path):
   compared = json.loads(out)['comparisons'][0]
   assert (code, compared['metric']) == (0, 'real/accuracy')
   assert compared['measured'] == pytest.approx(90.10)
-  changes = {'accuracy': 0.88, 'preprocessing': {'resize': 'crop'}, 'confusions': []}
+  changes = {
+    'accuracy': 0.88,
+    'preprocessing': {'resize': 'crop', 'crop_fraction': 0.9},
+    'confusions': [],
+  }
   other = write_result(tmp_path / 'b.json', RESULT | changes)
   code, out, err = run(path, f'--against={other}')
   assert code == 1 and 'first in accuracy: 0.8797, not 0.88' in err
   assert "their settings differ: preprocessing/resize ('squash', 'crop')" in out
-  assert 'confusions' not in out
+  assert 'preprocessing/crop_fraction (1.0, 0.9)' in out and 'confusions' not in out
 
 
 def test_a_mean_of_vtab(run, tmp_path):

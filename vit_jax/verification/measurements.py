@@ -56,7 +56,8 @@ def read_measurements(name: str) -> Measurements:
       return _read_run(name, path)
     curves, settings = {}, {}
     for key, value in _leaves(read_json_object(path)):
-      if isinstance(value, (int, float)) and not isinstance(value, bool):
+      is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+      if is_number and not key.startswith('preprocessing/'):
         curves[key] = {RESULT: _finite(value)}
       elif not key.endswith('confusions'):
         settings[key] = value

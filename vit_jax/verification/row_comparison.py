@@ -107,7 +107,8 @@ def _metric_of_row(measured: Measurements, row: Row) -> str:
   found = []
   for name in measured.metrics:
     *parents, metric = name.split('/')
-    if metric in last and _OTHER_KINDS & set(parents) == kinds:
+    kind = {measured.settings.get(f'config.evals.{part}.kind', part) for part in parents}
+    if metric in last and _OTHER_KINDS & kind == kinds:
       found.append(name)
   if len(found) == 1:
     return found[0]
