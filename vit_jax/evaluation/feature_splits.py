@@ -98,5 +98,5 @@ def linear_accuracy(features: Features, kernel: np.ndarray, bias: np.ndarray) ->
   correct = 0
   for rows in row_blocks(len(features.labels), 4_096):
     scores = features.values[rows].astype(np.float64) @ kernel + bias
-    correct += np.count_nonzero(scores.argmax(axis=1) == features.labels[rows])
+    correct += int(np.count_nonzero(scores.argmax(axis=1) == features.labels[rows]))
   return correct / len(features.labels)
