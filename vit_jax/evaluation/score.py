@@ -12,10 +12,12 @@ from vit_jax.config import EvalConfig, MeshConfig, OnBadExample
 from vit_jax.data.loading.loader import DataLoader
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import gather_from_all
-from vit_jax.evaluation.suite import Outcome, Subject, open_evaluations, run_evaluations
+from vit_jax.evaluation.subject import Subject
+from vit_jax.evaluation.suite import Outcome, open_evaluations, run_evaluations
 from vit_jax.models import build
 
 _MAX_CONFUSIONS = 100  # in JSON
+_PIXEL_RANGE = (-1, 1)  # to which `scale_pixels` scales the levels 0 to 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Scores:
     vit = self.model
     report: dict[str, Any] = {
       'image_size': vit.image_size,
-      'preprocessing': dataclasses.asdict(vit.preprocessing),
+      'preprocessing': dataclasses.asdict(vit.preprocessing) | {'pixel_range': _PIXEL_RANGE},
       'dtype': build.dtype_name(vit.model),
     }
     for name, outcome in self.outcomes.items():
       values: dict[str, Any] = {'data': outcome.data, **outcome.metrics}
+      if outcome.classes:
+        values['classes'] = outcome.classes
       if outcome.result is not None:
         names = outcome.class_names
         values['confusions'] = [
@@ -58,7 +62,8 @@ class Scores:
       f'{build.dtype_name(vit.model)}'
     )
     for name, outcome in self.outcomes.items():
-      yield f'{name}, {outcome.data}: {outcome.summary()}'
+      classes = f', over {outcome.classes}' if outcome.classes else ''
+      yield f'{name}, {outcome.data}{classes}: {outcome.summary()}'
       if outcome.result is not None:
         yield from outcome.result.mistakes(outcome.class_names)
 
