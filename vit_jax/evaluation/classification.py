@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from vit_jax import signals
+from vit_jax.data.sources import Source
 from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
+from vit_jax.evaluation.eval_step import MAX_SCORED_CLASSES
 from vit_jax.evaluation.probability_metrics import calibration_error, mean_average_precision
 
 _MAX_NAMED = 3  # confusions, and classes
@@ -129,6 +131,12 @@ class Result:
       if correct < total
     ]
     return [f'most confused: {", ".join(pairs)}', f'lowest accuracy: {", ".join(classes)}']
+
+
+def keeps_labels(source: Source) -> bool:
+  """Whether `score_examples` keeps all labels: one per example, or several of few classes."""
+  is_small = source.size * source.num_classes <= _MAX_SCORES
+  return not source.multi_label or (is_small and source.num_classes <= MAX_SCORED_CLASSES)
 
 
 def score_examples(

@@ -12,6 +12,7 @@ from vit_jax.config import EvalConfig, MeshConfig, OnBadExample
 from vit_jax.data.loading.loader import DataLoader
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import gather_from_all
+from vit_jax.evaluation.result_files import ResultFiles
 from vit_jax.evaluation.subject import Subject
 from vit_jax.evaluation.suite import Outcome, open_evaluations, run_evaluations
 from vit_jax.models import build
@@ -74,6 +75,7 @@ def score(
   on_bad_example: OnBadExample = 'error',
   workers: int = 0,
   cache: bool = False,
+  files: ResultFiles | None = None,
 ) -> Scores:
   """Runs evaluations of a model, whose images are preprocessed as it expects.
 
@@ -83,6 +85,7 @@ def score(
     on_bad_example: whether an unreadable image ends the evaluation or is left out.
     workers: reading processes; 0: threads.
     cache: whether frozen features are kept on disk, and those of an earlier call are used.
+    files: that are to be written from the outcomes; whether they can be is checked first.
 
   Raises:
     UserError: for data that cannot be read, or that an evaluation cannot use; for a batch size
@@ -101,6 +104,8 @@ def score(
     on_bad_example,
   )
   evaluations = open_evaluations(configs, subject)
+  if files is not None:
+    files.check_data(evaluations)
   streams = {key: stream for each in evaluations for key, stream in each.streams.items()}
   params = jax.device_put(vit.params, subject.param_shardings)
   settings = None
