@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.sources.source import MAX_CLASSES, multi_hot
+from vit_jax.data.sources.source import MAX_CLASSES, encode_label
 from vit_jax.data.sources.table_columns import BINARY
 from vit_jax.data.sources.table_file import Cell
 from vit_jax.errors import UserError
@@ -15,6 +15,7 @@ from vit_jax.text import plural
 _NONE = ('', 'nan', 'NaN')  # what is written where there is no label
 _SEPARATORS = ('|', ';')  # that names of classes hardly contain
 _MIN_ROWS = 20  # fewer may well have a class each
+_LIST = re.compile(r'\s*\[(.*)\]\s*')  # as Python writes a list
 
 Cells = tuple[Cell, ...]  # of the columns of labels in one row
 
@@ -39,8 +40,12 @@ class Labels:
 
   def read(self, row: int) -> np.int32 | np.ndarray:
     """The label of a row, as `Source.read` gives it."""
-    classes = np.array(self.classes[self.codes[row]], np.int32)
-    return multi_hot(classes, len(self.class_names)) if self.multi_label else classes[0]
+    classes = self.classes[self.codes[row]] or ()
+    return encode_label(classes, len(self.class_names), self.multi_label)
+
+  def take(self, rows: np.ndarray) -> 'Labels':
+    """The labels of some rows."""
+    return dataclasses.replace(self, codes=self.codes[rows])
 
   @property
   def is_missing(self) -> np.ndarray:
@@ -59,6 +64,12 @@ def _split_cell(cell: Cell, separator: str) -> list[str]:
   return [name for name in names if name not in _NONE]
 
 
+def _parse_list(cell: Cell) -> Cell:
+  """A cell such as "['cat', 'dog']" as a tuple; any other as it is."""
+  match = _LIST.fullmatch(cell) if isinstance(cell, str) else None
+  return tuple(part.strip(' \'"') for part in match[1].split(',')) if match else cell
+
+
 def _sort(names: set[str], path: str) -> tuple[str, ...]:
   """Sorts class names; integers by their values."""
   if all(re.fullmatch(r'-?\d+', name) for name in names):
@@ -68,6 +79,11 @@ def _sort(names: set[str], path: str) -> tuple[str, ...]:
     raise UserError(
       f'The labels of {path} are numbers such as {fraction}, not classes; name another column as '
       '?label=….'
+    )
+  if objects := sorted(name for name in names if name.startswith('{')):
+    raise UserError(
+      f'The labels of {path} are objects such as {objects[0][:40]!r}; export it as CSV, with the '
+      'columns image and label.'
     )
   if unprintable := sorted(name for name in names if not name.isprintable()):
     raise UserError(
@@ -92,6 +108,9 @@ def _read_names(
 ) -> tuple[Labels, set[str]]:
   """Reads different cells of one column; the set has the names before any are dropped."""
   notes = []
+  parsed = [cell if separator else _parse_list(cell) for cell in cells]
+  if all(isinstance(new, tuple) for new, cell in zip(parsed, cells, strict=True) if cell):
+    cells = parsed
   texts = [cell for cell in cells if isinstance(cell, str)]
   if not separator and len(texts) == len(cells):
     separator = next((s for s in _SEPARATORS if any(s in text for text in texts)), '')
