@@ -69,6 +69,19 @@ def test_array_record_slices_splits(tmp_path):
   assert read_labels(part) == [read_labels(whole)[permute(i, 5)] for i in range(4)]
 
 
+def test_splits_have_the_usual_names(tmp_path):
+  write_tfds(tmp_path / 'x', 'label')
+  file = tmp_path / 'x' / 'dataset_info.json'
+  info = json.loads(file.read_text())
+  train = info['splits'][0]
+  template = train.get('filepathTemplate', array_record._TEMPLATE).replace('{SPLIT}', 'train')
+  info['splits'].append(train | {'name': 'validation', 'filepathTemplate': template})
+  file.write_text(json.dumps(info))
+  for split in ('validation', 'val', 'test', 'Test'):
+    assert open_source(f'array_record:{tmp_path}/x', split).name.endswith(' (validation)')
+  assert open_source(f'array_record:{tmp_path}/x', 'training').name.endswith(' (train)')
+
+
 def without_label(root):
   features = json.loads((root / 'features.json').read_text())
   del features['featuresDict']['features']['label']
