@@ -404,6 +404,14 @@ def test_a_lone_folder_for_testing(tmp_path):
   assert open_source(str(no.value).split(' use ')[1].rstrip('.'), 'train').class_names == AB
 
 
+def test_classes_whose_names_differ_in_case(tmp_path):
+  build(Case(('train/{c}/{i}.jpg', 'test/A/{i}.jpg'), AB, 12), tmp_path)
+  with pytest.raises(
+    UserError, match='test/A/0.jpg belongs to a class .*; rename it to a as there'
+  ):
+    open_source(f'folder:{tmp_path}', 'test')
+
+
 def test_options_are_joined(tmp_path):
   build(Case(('2020/{c}/{i}.jpg', '2021/{c}/{i}.jpg'), AB, 24), tmp_path)
   with pytest.raises(UserError) as caught:

@@ -169,6 +169,14 @@ def test_numbers_are_classes_in_the_order_of_their_values(folder):
   refused(folder, 'id,label\n1,0\n2,1\n3,-1\n', "1 row of 3 with no label, such as '3'")
 
 
+def test_many_numbers_may_be_amounts(tmp_path):
+  write_images(tmp_path, {f'{i}.png': (2, 2) for i in range(60)})
+  ages = '\n'.join(['id,label', *(f'{i},{i // 2 + i // 40}' for i in range(60))])
+  assert 'are 30 numbers from 0 to 30; each is a class' in table(tmp_path, ages).notes[0]
+  numbers = '\n'.join(['id,label', *(f'{i},{i // 2}' for i in range(60))])
+  assert not table(tmp_path, numbers).notes
+
+
 def test_several_labels_in_a_cell(folder):
   source = table(folder, 'id,labels\n1,cat|dog\n2,dog\n3,\n')
   assert contents(source) == {'1.jpg': ['cat', 'dog'], '2.jpg': ['dog'], '3.jpg': []}
@@ -337,6 +345,18 @@ def test_names_are_found_in_any_case_if_one_fits(folder):
   }  # fmt: skip
   write_images(folder, {'img_1.JPG': (2, 2)})
   refused(folder, 'id,label\nimg_1.jpg,a\n2,b\n', 'has both IMG_1.JPG and img_1.JPG .*lower case')
+
+
+@pytest.mark.parametrize('name', ['1', 'x/1.jpg'])
+@pytest.mark.parametrize('file', ['a/b/c/x/1.jpg', '../photos/x/1.jpg'])
+def test_missing_images_are_looked_for(name, file, tmp_path):
+  (tmp_path / 'set').mkdir()
+  write_images(tmp_path / 'set', {file: (2, 2), file.replace('1', '2'): (2, 2)})
+  text = f'id,label\n{name},a\n{name.replace("1", "2")},b\n'
+  with pytest.raises(UserError, match=r'missing in .*; name their folder as \?root=[^…]*\.') as no:
+    table(tmp_path / 'set', text)
+  root = str(no.value).split('?root=')[1].rstrip('.')
+  assert table(tmp_path / 'set', text, query=f'?root={root}').size == 2
 
 
 def test_masks_are_no_images_of_a_table(tmp_path):

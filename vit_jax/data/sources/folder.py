@@ -199,9 +199,12 @@ class ImageFolder:
     if unknown := set(classes) - set(class_names):
       file = names[classes.index(min(unknown))]
       train = self._path(self.layout.splits.get('train', self.layout.prefix))
+      change = 'add that class there, or remove the image'
+      alike = {name.casefold(): name for name in class_names}
+      if name := alike.get(min(unknown).casefold()):
+        change = f'rename it to {name} as there'
       raise UserError(
-        f'{folder / printable(file)} belongs to a class that {train} does not have; add that '
-        'class there, or remove the image.'
+        f'{folder / printable(file)} belongs to a class that {train} does not have; {change}.'
       )
     labels = np.array([indices[name] for name in classes], np.int32)
     if side is not None:
@@ -225,7 +228,10 @@ def open_split(path: str, split: str) -> Source:
   folder = ImageFolder(path)
   files = folder.split(split)
   if not files.names:
-    raise UserError(f'{folder.spec} has too few images: none is in its split {split!r}.')
+    raise UserError(
+      f'{folder.spec} has too few images: none is in its split {split!r}; add some, or name '
+      'others to test on as --config.data.test.source=….'
+    )
 
   def location(i: int) -> str:
     return os.path.join(files.folder, files.names[i])

@@ -152,16 +152,14 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
     notes.append(f'splits of {file} are the folders of its images')
   else:
     splits = np.zeros(len(names), np.int8)
-  first, more = drop_duplicates(
-    [found[row] or '' for row in rows], labels.take(rows), np.array(SPLITS)[splits[rows]], file
-  )
-  rows = rows[first]
+  files = [found[row] or '' for row in rows.tolist()]
+  first, more = drop_duplicates(files, labels.take(rows), np.array(SPLITS)[splits[rows]], file)
+  files, rows = [files[i] for i in first.tolist()], rows[first]
   labels, splits = labels.take(rows), splits[rows]
-  files = [found[row] or '' for row in rows]
   if not splits.any():  # all are train
-    groups, codes = list(group_cells.cells), group_cells.codes
-    groups = [groups[codes[row]] for row in rows] if groups else []
-    splits = hold_out([names[row] for row in rows], labels, groups, named, file)
+    groups = list(group_cells.cells)
+    groups = [groups[code] for code in group_cells.codes[rows].tolist()] if groups else []
+    splits = hold_out([names[row] for row in rows.tolist()], labels, groups, named, file)
   elif option := next((option for option in ('group', 'fold') if option in named), ''):
     raise UserError(
       f'{file} has the splits of its images in {columns.split or "their folders"}, so nothing is '
@@ -213,7 +211,10 @@ def _rows(examples: _Examples, split: str, spec: str) -> np.ndarray:
   if name := choose_split(names, split):
     return np.flatnonzero(examples.splits == SPLITS.index(name))
   if len(names) == 1 and split_of(split):
-    raise UserError(f'{spec} has too few images: none is in its split {split!r}.')
+    raise UserError(
+      f'{spec} has too few images: none is in its split {split!r}; add some, or name '
+      'others to test on as --config.data.test.source=….'
+    )
   raise UserError(f'{spec} has the splits {", ".join(names)} and all, not {split!r}.')
 
 

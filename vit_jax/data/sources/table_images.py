@@ -1,6 +1,7 @@
 """Finds the image files that the rows of a table name; lists folders, and opens no file."""
 
 import functools
+import itertools
 import os
 import posixpath
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from vit_jax.data.sources.table_columns import split_in_name
 from vit_jax.errors import UserError
 
 _MAX_FOLDERS = 64  # in which images are looked for, beside those that the names tell
+_MAX_SEARCHED = 1000  # folders, for advice
 _SAMPLE = 1000  # names that tell which of these folders hold the images
 
 
@@ -26,36 +28,45 @@ class _Folder:
     self._path = path
 
   @functools.cached_property
-  def _by_stem(self) -> dict[str, list[str]]:
-    """Name without the ending of an image -> its files."""
-    files: dict[str, list[str]] = {}
+  def _by_stem(self) -> dict[str, str]:
+    """Name without the ending of an image -> its file, or '' for several."""
+    files: dict[str, str] = {}
     for file in self._files:
       stem, dot, suffix = file.rpartition('.')
       if dot + suffix.lower() in SUFFIXES:
-        files.setdefault(stem, []).append(file)
+        files[stem] = '' if stem in files else file
     return files
 
   @functools.cached_property
-  def _ignoring_case(self) -> dict[str, list[str]]:
-    """Name in lower case, with the ending of an image or without -> its files."""
-    files: dict[str, list[str]] = {}
-    for file in self._files:
-      files.setdefault(file.casefold(), []).append(file)
-    for stem, endings in self._by_stem.items():
-      files.setdefault(stem.casefold(), []).extend(endings)
+  def _by_folded_name(self) -> dict[str, str]:
+    """Name in lower case, with the ending of an image or without -> its file, or '' for several."""
+    files: dict[str, str] = {}
+    for name in (*self._files, *self._by_stem):
+      file = name if name in self._files else self._by_stem[name]
+      files[name.casefold()] = '' if name.casefold() in files else file
     return files
 
-  def find(self, name: str) -> str | None:
-    """The file called `name`, with the ending of an image or without; at last in any case."""
+  def find(self, name: str, any_case: bool = False) -> str | None:
+    """The file called `name`, with the ending of an image or without."""
     if name in self._files:
       return name
-    matches = self._by_stem.get(name) or self._ignoring_case.get(name.casefold(), [])
-    if len(matches) > 1:
-      raise UserError(
-        f'{self._path} has both {" and ".join(sorted(matches)[:2])} for the name {name!r}; put '
-        'the ending, in upper or lower case, into the table.'
-      )
-    return matches[0] if matches else None
+    file = self._by_stem.get(name)
+    if any_case and file is None:
+      file = self._by_folded_name.get(name.casefold())
+    if file == '':
+      raise UserError(f'{self._path} has {self._similar(name)}')
+    return file
+
+  def _similar(self, name: str) -> str:
+    """What to do about several files that a name fits."""
+    names = (name.casefold(), name.rpartition('.')[0].casefold())
+    files = sorted(
+      f for f in self._files if f.casefold() in names or f.rpartition('.')[0].casefold() in names
+    )
+    return (
+      f'both {" and ".join(files[:2])} for the name {name!r}; put the ending, in upper or lower '
+      'case, into the table.'
+    )
 
 
 def folder_stamp(path: str) -> int:
@@ -73,14 +84,14 @@ class _Folders:
     self._root, self._listed = root, {}
     self.stamps: dict[str, int] = {}
 
-  def find(self, folder: str, name: str) -> str | None:
+  def find(self, folder: str, name: str, any_case: bool = False) -> str | None:
     """The file of a name in a folder below the root, as a path relative to the root."""
     parent, _, base = f'{folder}{name}'.rpartition('/')
     if parent not in self._listed:
       path = os.path.join(self._root, parent)
       self.stamps[path] = folder_stamp(path)
       self._listed[parent] = _Folder(path)
-    file = self._listed[parent].find(base)
+    file = self._listed[parent].find(base, any_case)
     return f'{parent}/{file}' if file and parent else file
 
 
@@ -140,18 +151,65 @@ def _relative(name: str, root: str, table: str) -> str:
   return path
 
 
-def _without_folders(paths: Sequence[str], sample: Sequence[str], folders: _Folders) -> list[str]:
+def _sample(paths: Sequence[str]) -> Sequence[str]:
+  return paths[:: max(1, len(paths) // _SAMPLE)]
+
+
+def _without_folders(paths: Sequence[str], folders: _Folders) -> list[str]:
   """The paths without the fewest leading folders that they share and that this machine lacks.
 
   'C:/Users/me/data/train/1.jpg' -> 'train/1.jpg', if the root has most of the sample then.
   Unchanged if it never has.
   """
+  sample = _sample(paths)
   shared = posixpath.commonprefix([path.split('/')[:-1] for path in sample])
   for count in range(1, len(shared) + 1):
     prefix = '/'.join(shared[:count]) + '/'
     if 2 * sum(bool(folders.find('', path[len(prefix) :])) for path in sample) > len(sample):
       return [path.removeprefix(prefix) for path in paths]
   return list(paths)
+
+
+def _search(
+  folders: _Folders, paths: Sequence[str], root: str, table: str, any_case: bool
+) -> list[str | None]:
+  """The files of paths in the root and in the folders of it that have some."""
+  sample = _sample(paths)
+  candidates = [
+    folder
+    for folder in ('', *_candidates(root, table))
+    if any(folders.find(folder, path, any_case) for path in sample)
+  ]
+  files: list[str | None] = [None] * len(paths)
+  for folder in candidates:
+    for i, path in enumerate(paths):
+      file = folders.find(folder, path, any_case)
+      if file and (other := files[i]):
+        raise UserError(
+          f'{path!r} in {table} fits both {other} and {file} in {root}; name the folder as '
+          f'?root={os.path.dirname(other)}.'
+        )
+      files[i] = file or files[i]
+  return files
+
+
+def search_folder(root: str, name: str) -> str:
+  """Looks for an image at any depth, also beside `root`; returns the folder to name as root, or ''.
+
+  It is relative to `root`.
+  """
+  parent, _, base = posixpath.normpath(name.replace('\\', '/')).rpartition('/')
+  for top in (root, os.path.dirname(os.path.abspath(root))):
+    for path, folders, _ in itertools.islice(os.walk(top), _MAX_SEARCHED):
+      folders[:] = [f for f in folders if not f.startswith('.') and not is_beside_images(f)]
+      try:
+        has_image = bool(_Folder(path).find(base, any_case=True))
+      except UserError:  # two files
+        continue
+      above = path.removesuffix(f'/{parent}') if parent else path
+      if has_image and (above != path or not parent):
+        return os.path.relpath(above, root)
+  return ''
 
 
 def find_images(
@@ -174,31 +232,19 @@ def find_images(
   Raises:
     UserError: for a name that leaves the root, or fits two files.
   """
-  folders = _Folders(root)
+  folders, notes = _Folders(root), []
   paths = [_relative(name, root, table) for name in names]
   files = [folders.find('', path) for path in paths]
-  missing, notes = [i for i, file in enumerate(files) if file is None], []
-  sample = [paths[i] for i in missing[:: max(1, len(missing) // _SAMPLE)]]
-  if len(missing) == len(files):
-    shorter = _without_folders(paths, sample, folders)
-    if shorter != paths:
-      files = [folders.find('', path) for path in shorter]
-      begin = paths[0][: len(paths[0]) - len(shorter[0])]
+  if not any(files):
+    shorter = _without_folders(paths, folders)
+    if shorter[0] != paths[0]:
+      begin = paths[0].removesuffix(shorter[0])
       notes.append(f'names in {table} begin with {begin}, which is taken to be {root}')
-      missing = [i for i, file in enumerate(files) if file is None]
-  if not missing:
-    return files, folders.stamps, notes
-  candidates = [
-    folder
-    for folder in _candidates(root, table)
-    if any(folders.find(folder, path) for path in sample)
-  ]
-  for i in missing:
-    matches = [file for folder in candidates if (file := folders.find(folder, paths[i]))]
-    if len(matches) > 1:
-      raise UserError(
-        f'{names[i]!r} in {table} fits both {matches[0]} and {matches[1]} in {root}; name the '
-        f'folder as ?root={os.path.dirname(matches[0])}.'
-      )
-    files[i] = matches[0] if matches else None
+      files = [folders.find('', path) for path in shorter]
+      paths = shorter
+  for any_case in (False, True):
+    if missing := [i for i, file in enumerate(files) if file is None]:
+      found = _search(folders, [paths[i] for i in missing], root, table, any_case)
+      for i, file in zip(missing, found, strict=True):
+        files[i] = file
   return files, folders.stamps, notes

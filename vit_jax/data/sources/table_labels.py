@@ -165,6 +165,19 @@ def _read_columns(
   return Labels(names, True, classes, codes)
 
 
+def _note_on_amounts(labels: Labels, path: str) -> list[str]:
+  """A note on many numbers with gaps, which may be ages or counts."""
+  names = labels.class_names
+  if len(names) < _MIN_ROWS or not all(re.fullmatch(r'-?\d+', name) for name in names):
+    return []
+  if int(names[-1]) - int(names[0]) < len(names):
+    return []
+  return [
+    f'labels of {path} are {len(names):,} numbers from {names[0]} to {names[-1]}; each is a class, '
+    'not an amount'
+  ]
+
+
 def read_labels(
   cells: Sequence[Cells], codes: np.ndarray, columns: tuple[str, ...], separator: str, path: str
 ) -> Labels:
@@ -199,4 +212,4 @@ def read_labels(
       f'{path} has {plural(count, "class")} in {plural(len(codes), "row")} of its column '
       f'{column!r}; name the column of classes as ?label=….'
     )
-  return labels
+  return dataclasses.replace(labels, notes=(*labels.notes, *_note_on_amounts(labels, path)))
