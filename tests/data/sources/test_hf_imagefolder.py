@@ -1,5 +1,6 @@
 """hf: folders of images as Hugging Face arranges them, with a table of labels beside the images."""
 
+import gc
 import json
 
 import pytest
@@ -9,6 +10,8 @@ from vit_jax.data.sources import open_source, split_names
 from vit_jax.errors import UserError
 
 datasets = pytest.importorskip('datasets')
+# datasets leaves metadata.csv open.
+pytestmark = pytest.mark.filterwarnings('ignore:.*unclosed file:ResourceWarning')
 LABELS = {f'{i:04}.png': ('dog', 'cat')[i % 2] for i in range(6)}
 
 
@@ -16,6 +19,8 @@ LABELS = {f'{i:04}.png': ('dog', 'cat')[i % 2] for i in range(6)}
 def own_cache(tmp_path, monkeypatch):
   monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'hf_cache')
   datasets.disable_progress_bars()
+  yield
+  gc.collect()  # closes the files here, not in another test
 
 
 def csv(prefix: str = '') -> str:
