@@ -81,12 +81,25 @@ class _Folders:
   """Finds names below several folders; `stamps` has those that it listed."""
 
   def __init__(self, root: str):
-    self._root, self._listed = root, {}
+    self._root, self._listed, self._cases = root, {}, {}
     self.stamps: dict[str, int] = {}
+
+  def _in_any_case(self, parent: str) -> str:
+    """The folders of a path as they are written on disk, if one fits; else as in the path."""
+    if parent not in self._cases:
+      path = ''
+      for part in parent.split('/'):
+        folders = _sub_folders(os.path.join(self._root, path))
+        matches = [f for f in folders if f.casefold() == part.casefold()]
+        path = posixpath.join(path, part if part in folders or len(matches) != 1 else matches[0])
+      self._cases[parent] = path
+    return self._cases[parent]
 
   def find(self, folder: str, name: str, any_case: bool = False) -> str | None:
     """The file of a name in a folder below the root, as a path relative to the root."""
     parent, _, base = f'{folder}{name}'.rpartition('/')
+    if any_case and parent:
+      parent = self._in_any_case(parent)
     if parent not in self._listed:
       path = os.path.join(self._root, parent)
       self.stamps[path] = folder_stamp(path)

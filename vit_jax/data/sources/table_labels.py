@@ -14,6 +14,7 @@ from vit_jax.text import plural
 
 _NONE = ('', 'nan', 'NaN')  # what is written where there is no label
 _SEPARATORS = ('|', ';')  # that names of classes hardly contain
+_MAX_CLASSES_PER_ROW = 0.8  # more are captions, or boxes
 _MIN_ROWS = 20  # fewer may well have a class each
 _LIST = re.compile(r'\s*\[(.*)\]\s*')  # as Python writes a list
 
@@ -207,7 +208,8 @@ def read_labels(
       'at least 2 classes are needed, and the template of a submission has none; name another '
       'table, or its column as ?label=….'
     )
-  if count > MAX_CLASSES or (count == len(codes) > _MIN_ROWS and not labels.multi_label):
+  too_many = count > _MAX_CLASSES_PER_ROW * len(codes) and len(codes) > _MIN_ROWS
+  if count > MAX_CLASSES or (too_many and not labels.multi_label):
     raise UserError(
       f'{path} has {plural(count, "class")} in {plural(len(codes), "row")} of its column '
       f'{column!r}; name the column of classes as ?label=….'
