@@ -57,6 +57,8 @@ def main() -> None:
   parser.add_argument('--last', type=float, default=20, help='seconds: the latest moment')
   parser.add_argument('--csv', help='file to write')
   args = parser.parse_args()
+  # A shell without job control lets its background processes, and theirs, ignore SIGINT.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   rng, rows = random.Random(args.seed), []
   for _ in range(args.runs):
     rows.append(run_once(rng.uniform(args.first, args.last), rng.choice((0, 2))))

@@ -20,6 +20,7 @@ from vit_jax.config import Config, replace_fields
 from vit_jax.data.decoding.images import open_image
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
+from vit_jax.evaluation.frozen_features import Features
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import step as step_lib
@@ -77,7 +78,10 @@ def write_images(folder: pathlib.Path, files: dict[str, tuple[int, int]], seed: 
 
 
 def read_labels(source: Source) -> list[int]:
-  return [int(source.read(i)[1]) for i in range(source.size)]
+  """The labels of all examples, which `Source.labels` must have, too."""
+  labels = [int(source.read(i)[1]) for i in range(source.size)]
+  assert source.labels is None or source.labels().tolist() == labels
+  return labels
 
 
 def read_example(source: Source, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -204,6 +208,16 @@ def random_params(model, image_size: tuple[int, int], scale: float = 0.3):
     lambda leaf: rng.normal(0, scale, leaf.shape).astype(np.float32),
     build.abstract_params(model, image_size),
   )
+
+
+def clustered_features(name: str, size: int, width: int = 12, num_classes: int = 3) -> Features:
+  """Examples around a center of each class, which overlap; classes take turns."""
+  labels = np.arange(size, dtype=np.int32) % num_classes
+  centers = np.random.default_rng(0).normal(size=(num_classes, width))
+  noise = np.random.default_rng(size).normal(scale=1.5, size=(size, width))
+  values = (3 + centers[labels] + noise).astype(np.float32)
+  values.flags.writeable = False  # as of a memory-mapped file
+  return Features(values, labels, num_classes, name)
 
 
 def make_sharded_program() -> Program:

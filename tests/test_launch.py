@@ -1,13 +1,15 @@
-"""The launch scripts: their syntax, and `retry.sh` with real commands and signals."""
+"""The launch scripts: their syntax, `retry.sh` and preparing in parts with real commands."""
 
+import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, SANDBOX, write_images
 from vit_jax import signals
 
 RETRY = ROOT / 'launch' / 'retry.sh'
@@ -77,3 +79,76 @@ def test_a_signal_between_two_starts_stops_the_script(tmp_path):
   process.communicate(timeout=30)
   assert process.returncode == 75
   assert (tmp_path / 'starts').read_text() == 'x'
+
+
+# An array job runs all of its tasks, in reverse order; --dependency waits, so it is run at once.
+FAKE_SBATCH = """#!/bin/bash
+echo "$*" >> "$LOG"
+script=$(cat)
+[[ "$*" =~ --array=1-([0-9]+) ]] && tasks=$(seq "${BASH_REMATCH[1]}" -1 1)
+for task in ${tasks:-none}; do
+  SLURM_ARRAY_TASK_ID=$task bash -c "$script" >&2 || exit
+done
+echo "$(wc -l < "$LOG");cluster"
+"""
+
+
+@pytest.fixture
+def photos(tmp_path) -> pathlib.Path:
+  root = tmp_path / "my 'photos'"
+  names = [f'{split}/{c}/{i}.png' for split in ('train', 'test') for c in 'ab' for i in range(4)]
+  write_images(root, dict.fromkeys(names, (8, 8)))
+  return root
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+  """With `python` and a fake sbatch first in PATH."""
+  folder = tmp_path / 'bin'
+  folder.mkdir()
+  scripts = {'python': f'#!/bin/bash\nexec {sys.executable} "$@"\n', 'sbatch': FAKE_SBATCH}
+  for name, script in scripts.items():
+    (folder / name).write_text(script)
+    (folder / name).chmod(0o755)
+  path = f'{folder}:{os.environ["PATH"]}'
+  return {**os.environ, 'PATH': path, 'LOG': str(tmp_path / 'log'), 'PARTS': '2'}
+
+
+def test_slurm_prepares_in_parts_and_merges_them(photos, environment, tmp_path):
+  result = subprocess.run(
+    [ROOT / 'launch' / 'prepare_slurm.sh', photos, tmp_path / 'out', '--shards=2', '--workers=1'],
+    env=environment,
+    cwd=SANDBOX,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == 'parts: job 1, merge: job 2\n'
+  assert 'part 2/2 is finished: 2 shards' in result.stderr
+  parts, merge = (tmp_path / 'log').read_text().splitlines()
+  assert '--array=1-2' in parts and '--dependency=afterok:1 ' in merge
+  assert (tmp_path / 'out' / 'dataset.json').exists()
+
+
+def read_container(name: str) -> tuple[list[str], list[str]]:
+  """The command and the arguments of the pod of a Job."""
+  yaml = pytest.importorskip('yaml')
+  job = yaml.safe_load((ROOT / 'launch' / name).read_text())
+  assert (job['kind'], job['apiVersion']) == ('Job', 'batch/v1')
+  (container,) = job['spec']['template']['spec']['containers']
+  return container['command'], container['args']
+
+
+def test_gke_prepares_in_parts_and_merges_them(photos, environment, tmp_path):
+  target = tmp_path / 'out'
+  command, args = read_container('gke_prepare.yaml')
+  command = [word.replace('/64', '/2') for word in command]
+  merge, merge_args = read_container('gke_prepare_merge.yaml')
+  assert merge_args == [arg for arg in args if not arg.startswith('--workers')] + ['--merge']
+  args = [str(photos), str(target), *args[2:]]
+  merge_args = [str(photos), str(target), *merge_args[2:]]
+  for index in ('1', '0'):
+    env = {**environment, 'JOB_COMPLETION_INDEX': index}
+    subprocess.run([*command, *args, '--shards=2'], env=env, cwd=SANDBOX, check=True)
+  subprocess.run([*merge, *merge_args, '--shards=2'], env=environment, cwd=SANDBOX, check=True)
+  assert json.loads((target / 'dataset.json').read_text())['settings']['size'] == 256

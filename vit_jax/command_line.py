@@ -65,6 +65,21 @@ def check_range(name: str, value: int, least: int, most: int) -> None:
     raise UserError(f'{name} is {value}; it must be from {least} to {most:,}.')
 
 
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a run of several processes; `distributed_run` takes their values."""
+  add = parser.add_argument
+  add('--coordinator', metavar='HOST:PORT', help='address of process 0')
+  add('--num_processes', type=int, metavar='N', help='processes in the run')
+  add('--process_id', type=int, metavar='I', help='number of this one, from 0')
+  add(
+    '--start_timeout',
+    type=float,
+    default=60,
+    metavar='SECONDS',
+    help='how long to wait for the other processes (default: 60)',
+  )
+
+
 def print_report(report: Any) -> None:
   """Prints the report of loading weights on stderr, unless all of them were loaded unchanged."""
   if not report.is_plain:

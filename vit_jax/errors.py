@@ -69,6 +69,10 @@ class LostPeerError(RunError):
   exit_code = 76
 
 
+class StoppedError(Exception):
+  """An evaluation is left unfinished, because the run must save and exit; never seen by users."""
+
+
 def first_line(error: BaseException) -> str:
   """The first line of a library's error, at most 200 characters, to quote in a sentence."""
   return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,12 +1,19 @@
-"""Scores a model on a data set: `python -m vit_jax.evaluate --model=M --data=folder:/path`."""
+"""Scores a model on data: `python -m vit_jax.evaluate --model=M --data=folder:/path`."""
 
 import argparse
 import dataclasses
 import json
+from typing import Any
+
+import jax
 
 from vit_jax import command_line
-from vit_jax.config import OnBadExample, choices
+from vit_jax.classifier import Classifier
+from vit_jax.config import EvalConfig, OnBadExample, choices
+from vit_jax.config.evals import EvalKind
 from vit_jax.config.schema import Interpolation, ResizeRule
+from vit_jax.distributed import cluster, processes, sharding
+from vit_jax.errors import UserError
 from vit_jax.evaluation.score import score
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES
@@ -16,10 +23,15 @@ from vit_jax.text import printable
 def _parse_args() -> argparse.Namespace:
   parser = command_line.Parser('vit_jax.evaluate', description=__doc__)
   add, own = parser.add_argument, "if not the model's own"
+  kinds = ', '.join(choices(EvalKind))
   add('--model', required=True, help='a file, folder, workdir or published name')
   add('--data', required=True, help='folder:/path, array_record:/path, … (all: docs/data.md)')
   add('--split', default='test', help='split of the data')
-  add('--eval', default='classification', choices=['classification'], help='what to measure')
+  add('--eval', default='classification', metavar='KIND[,KIND…]', help=f'of {kinds}')
+  add('--train_data', default='', help='training data of fewshot, knn, linear_probe (as --data)')
+  add('--train_split', default='train', help='its split')
+  add('--shots', type=_parse_numbers, default=EvalConfig.shots, help='fewshot: images of a class')
+  add('--neighbors', type=_parse_numbers, default=EvalConfig.neighbors, help='knn: their numbers')
   add('--image_size', type=command_line.parse_image_size, metavar='N|HxW', help=own)
   add('--crop', dest='resize', choices=choices(ResizeRule), help=f'resize rule, {own}')
   add('--crop_fraction', type=float, metavar='X', help=f'central share of the image, {own}')
@@ -34,29 +46,67 @@ def _parse_args() -> argparse.Namespace:
     choices=choices(OnBadExample),
     help='an unreadable image ends the evaluation, or is left out',
   )
+  add('--cache', action=argparse.BooleanOptionalAction, default=True, help='keep features on disk')
   add('--json', action='store_true', help='print one JSON object')
+  command_line.add_process_flags(parser)
   args = parser.parse_args()
   command_line.check_range('--workers', args.workers, 0, 2**10)
+  command_line.check_range('--batch_size', args.batch_size, 1, sharding.MAX_BATCH_SIZE)
   return args
+
+
+def _parse_numbers(text: str) -> tuple[int, ...]:
+  try:
+    return tuple(map(int, text.split(',')))
+  except ValueError:
+    raise argparse.ArgumentTypeError(f'{text!r} is not a list such as 1,5,10') from None
+
+
+def _eval_configs(args: argparse.Namespace) -> dict[str, EvalConfig]:
+  """An evaluation for each kind in --eval."""
+  kinds = list(dict.fromkeys(args.eval.split(',')))
+  for kind in kinds:
+    if kind not in choices(EvalKind):
+      raise UserError(f'--eval={kind} is no evaluation; choose of {", ".join(choices(EvalKind))}.')
+  return {
+    kind: EvalConfig(
+      kind=kind,
+      source=args.data,
+      split=args.split,
+      train_source=args.train_data or args.data,
+      train_split=args.train_split,
+      shots=args.shots,
+      neighbors=args.neighbors,
+      batch_size=args.batch_size,
+    )
+    for kind in kinds
+  }
+
+
+def _load(args: argparse.Namespace) -> Classifier:
+  vit = load(args.model, image_size=args.image_size, dtype=args.dtype)
+  if jax.process_index() == 0:
+    command_line.print_report(vit.report)
+  names = ('resize', 'crop_fraction', 'interpolation', 'antialias')
+  changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+  return dataclasses.replace(vit, preprocessing=dataclasses.replace(vit.preprocessing, **changes))
 
 
 def main() -> None:
   args = _parse_args()
-  vit = load(args.model, image_size=args.image_size, dtype=args.dtype)
-  command_line.print_report(vit.report)
-  names = ('resize', 'crop_fraction', 'interpolation', 'antialias')
-  changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-  vit = dataclasses.replace(vit, preprocessing=dataclasses.replace(vit.preprocessing, **changes))
-  metrics = score(vit, args.data, args.split, args.batch_size, args.on_bad_example, args.workers)
-  if args.json:
-    preprocessing = dataclasses.asdict(vit.preprocessing)
-    print(json.dumps({'model': args.model, 'preprocessing': preprocessing, **metrics}))
-  else:
-    num_correct = round(metrics['accuracy'] * metrics['examples'])
-    print(
-      f'{printable(metrics["data"])}: accuracy {metrics["accuracy"]:.2%} '
-      f'({num_correct:,} of {metrics["examples"]:,} examples correct), loss {metrics["loss"]:.4f}'
-    )
+  configs = _eval_configs(args)
+  process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
+  names = ('model', 'data', 'split', 'eval', 'batch_size', 'image_size', 'dtype')
+  settings: dict[str, Any] = {f'--{name}': getattr(args, name) for name in names}
+  with processes.distributed_run(process, settings, args.start_timeout):
+    vit = _load(args)
+    scores = score(vit, configs, args.on_bad_example, args.workers, args.cache)
+    if jax.process_index():
+      return
+    if args.json:
+      print(json.dumps({'model': args.model, **scores.to_json()}))
+    else:
+      print('\n'.join(map(printable, scores.lines())))
 
 
 if __name__ == '__main__':

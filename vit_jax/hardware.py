@@ -1,13 +1,30 @@
 """Chips by name: peak FLOP/s, memory, bandwidth and clock; and the CPU cores of this machine."""
 
 import dataclasses
+import math
 import os
+import pathlib
+
+_CGROUP = pathlib.Path('/sys/fs/cgroup')
 
 
 def num_cores() -> int:
-  """The number of CPU cores that this process may use."""
+  """The number of CPU cores that this process may use, by its affinity and its CPU quota."""
   affinity = getattr(os, 'sched_getaffinity', None)  # not on every system
-  return len(affinity(0)) if affinity else os.cpu_count() or 1
+  cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+  return max(1, math.ceil(min(cores, _cpu_quota(_CGROUP))))
+
+
+def _cpu_quota(cgroup: pathlib.Path) -> float:
+  """The cores that a container (cgroup version 2 or 1) is limited to; infinity without a limit."""
+  try:
+    if (file := cgroup / 'cpu.max').exists():
+      quota, period = file.read_text().split()
+    else:
+      quota, period = ((cgroup / f'cpu/cpu.cfs_{x}_us').read_text() for x in ('quota', 'period'))
+    return int(quota) / int(period) if int(quota) > 0 else math.inf
+  except (OSError, ValueError, ZeroDivisionError):  # ValueError: 'max'
+    return math.inf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,16 +68,7 @@ def main() -> None:
   parser.add_argument(
     '--workdir', help='folder of the run, resumed if it exists (default: runs/<config>)'
   )
-  parser.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
-  parser.add_argument('--num_processes', type=int, metavar='N', help='processes in the run')
-  parser.add_argument('--process_id', type=int, metavar='I', help='number of this one, from 0')
-  parser.add_argument(
-    '--start_timeout',
-    type=float,
-    default=60,
-    metavar='SECONDS',
-    help='how long to wait for the other processes (default: 60)',
-  )
+  command_line.add_process_flags(parser)
   args, overrides = parser.parse_known_args()
   config = load_config(args.config, overrides)
   if args.workdir == '':

@@ -46,3 +46,11 @@ def format_bytes(size: int) -> str:
   """1234567 -> '1.23 MB'."""
   power = min(len(str(size)) - 1, 9) // 3
   return f'{size / 1000**power:.3g} {("B", "kB", "MB", "GB")[power]}'
+
+
+def format_metric(name: str, value: float) -> str:
+  """'accuracy 96.67%', 'loss 0.1503', '360 examples'."""
+  name = name.replace('_', ' ')
+  if name == 'examples':
+    return plural(round(value), 'example')
+  return f'{name} {value:.2%}' if 'accuracy' in name else f'{name} {value:.4g}'

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax.config import Config, replace_fields
+from vit_jax.config import Config, check_same_run, load_config, replace_fields, write_config
 from vit_jax.config.fields import walk_fields
 from vit_jax.errors import UserError
 from vit_jax.weights.evaluation_protocols import BIG_VISION, ORIGINAL
@@ -130,3 +130,47 @@ def test_a_warmup_longer_than_the_run_is_refused():
 def test_steps_of_the_experiments(name, steps, warmup):
   config = load(name).resolve_steps(1000)
   assert (config.total_steps, config.schedule.warmup_steps) == (steps, warmup)
+
+
+def test_evaluations_have_any_names(tmp_path):
+  config = load_config(
+    'configs/quickstart.py',
+    [
+      '--config.evals.near.kind=knn',
+      '--config.evals.near.neighbors=(3,4)',
+      '--config.evals.b.every=7',
+    ],
+  )
+  assert list(config.eval_configs) == ['b', 'near']
+  near = config.eval_configs['near']
+  assert (near.kind, near.neighbors, near.every, near.source) == ('knn', (3, 4), 400, 'digits')
+  write_config(config, tmp_path / 'config.json')
+  assert load_config(str(tmp_path / 'config.json')) == config
+  check_same_run(load_config('configs/quickstart.py'), tmp_path / 'config.json')  # may change
+  file = tmp_path / 'experiment.py'
+  file.write_text(
+    'from vit_jax.config import default_config, eval_config\n\n\ndef get_config():\n'
+    "  config = default_config()\n  config.evals.real = eval_config('real', every=5)\n"
+    '  return config\n'
+  )
+  assert load_config(str(file)).eval_configs['real'].every == 5
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    (
+      'evals.near.kind=nearest',
+      "config.evals.near.kind is 'nearest'; choose one of classification",
+    ),
+    ('evals.near.neighbours=3', "no config field 'evals.near.neighbours'; .*evals.near.neighbors"),
+    ('evals.test.kind=knn', 'config.evals.test is not a name for an evaluation'),
+    ('evals.Near.kind=knn', 'config.evals.Near is not a name for an evaluation'),
+    ('evals.near.shots=(0,)', 'config.evals.near.shots is .0,.; it must be positive numbers'),
+    ('evals.near=3', "no config field 'evals.near'"),
+    ('evals.near.train_source=digits', 'name the source of the test examples, too'),
+  ],
+)
+def test_wrong_evaluations_are_named(flag, message):
+  with pytest.raises(UserError, match=message):
+    load_config('configs/quickstart.py', [f'--config.{flag}'])

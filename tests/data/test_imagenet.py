@@ -14,6 +14,7 @@ from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.prepare.listing import Options, list_examples
 from vit_jax.prepare.pipeline import prepare
+from vit_jax.prepare.shard_plan import Preparation
 
 TRAIN = {'n01443537': 2, 'n01440764': 1, 'n15075141': 3}  # synset -> images
 TRUTH = ['n15075141', 'n01440764', 'n01443537', 'n01440764']
@@ -141,7 +142,7 @@ def test_the_tars_become_a_data_set(tmp_path):
 
   write_tars(tmp_path / 'tars')
   write_synset_lines(tmp_path / 'tars')
-  prepare(str(tmp_path / 'tars'), tmp_path / 'out', PARTIAL, workers=1, shards=1)
+  prepare(Preparation(str(tmp_path / 'tars'), tmp_path / 'out', PARTIAL, shards=1), workers=1)
   train = open_source(f'array_record:{tmp_path}/out', 'train')
   labels = [int(train.read(i)[1]) for i in range(6)]
   assert sorted(labels) == [0, 1, 1, 999, 999, 999]

@@ -3,13 +3,15 @@
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix, recall_score
 
 from tests.helpers import random_params
 from vit_jax.config import MeshConfig
 from vit_jax.data.loading import loader
 from vit_jax.data.loading.reader import Reader
 from vit_jax.data.sources import Source
-from vit_jax.distributed import sharding
+from vit_jax.distributed import processes, sharding
+from vit_jax.errors import StoppedError
 from vit_jax.evaluation import classification
 from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.models.losses import softmax_cross_entropy, targets
@@ -50,18 +52,46 @@ def test_evaluation_equals_numpy(size, kind, eval_step, params, logits):
   )
   reader = Reader(source, lambda picture, rng: picture.pixels(None), IMAGES[0].shape)
   with loader.DataLoader({'test': loader.Stream(reader, mesh.size)}, mesh) as data_loader:
-    metrics = classification.evaluate(eval_step, params, data_loader.batches('test'))
+    result = classification.evaluate(eval_step, params, data_loader.batches('test'))
   losses = softmax_cross_entropy(logits[:size], targets(labels, 3))
   top = logits[:size].argmax(axis=-1)
   correct = labels[np.arange(size), top] == 1 if multi_label else top == labels
-  assert set(metrics) == {'accuracy', 'loss', 'examples'}
-  assert (metrics['examples'], metrics['accuracy']) == (size, correct.mean())
-  np.testing.assert_allclose(metrics['loss'], losses.mean(), rtol=1e-5)
+  assert (result.examples, result.accuracy) == (size, correct.mean())
+  np.testing.assert_allclose(result.loss, losses.mean(), rtol=1e-5)
+  if multi_label:
+    assert not result.confusion_matrix and set(result.metrics) == {'accuracy', 'loss', 'examples'}
+    return
+  matrix = confusion_matrix(labels, top, labels=range(3))
+  assert [[result.confusion_matrix.get((i, j), 0) for j in range(3)] for i in range(3)] == (
+    matrix.tolist()
+  )
+  mean = recall_score(labels, top, average='macro', labels=np.unique(labels))
+  assert result.metrics['mean_per_class_accuracy'] == pytest.approx(mean)
 
 
 def test_sums_are_divided_once():
   values = [(3, 3, 0.5), (5, 1, 4.5)]  # the mean of the batches' accuracies would be 0.6
   names = ('examples', 'correct', 'loss')
   sums = [dict(zip(names, map(np.asarray, row), strict=True)) for row in values]
-  metrics = classification.evaluate(lambda params, batch: batch, None, iter(sums))
-  assert metrics == {'accuracy': 0.5, 'loss': 5 / 8, 'examples': 8}
+  result = classification.evaluate(lambda params, batch: batch, None, iter(sums))
+  assert result.metrics == {'accuracy': 0.5, 'loss': 5 / 8, 'examples': 8}
+
+
+def test_mistakes_name_confusions_and_weak_classes():
+  matrix = {(0, 0): 90, (0, 1): 8, (0, 2): 2, (1, 1): 5, (2, 0): 1}
+  result = classification.Result(106, 95, 0.5, matrix)
+  assert result.metrics['mean_per_class_accuracy'] == pytest.approx((0.9 + 1 + 0) / 3)
+  assert result.mistakes(['cat', 'dog', 'owl']) == [
+    'most confused: cat as dog (8 of 100), cat as owl (2 of 100), owl as cat (1 of 1)',
+    'lowest accuracy: owl 0% (0 of 1), cat 90% (90 of 100)',
+  ]
+  assert classification.Result(1, 1, 0.5, {(0, 0): 1}).mistakes(['cat', 'dog']) == []
+
+
+def test_an_evaluation_ends_when_the_run_must_stop(monkeypatch):
+  sums = dict.fromkeys(('examples', 'correct', 'loss'), np.float32(1))
+  batches, answers = iter([sums] * 5), iter([False, True])
+  monkeypatch.setattr(processes, 'should_stop', lambda: next(answers))
+  with pytest.raises(StoppedError):
+    classification.evaluate(lambda params, x: x, None, batches)
+  assert len(list(batches)) == 3

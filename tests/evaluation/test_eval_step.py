@@ -30,6 +30,10 @@ def test_eval_step_sums_over_the_mask(multi_hot, params, logits):
   correct = logits.argmax(axis=-1) == BATCH['label']
   assert (sums['examples'], sums['correct']) == (5, (correct & mask).sum())
   np.testing.assert_allclose(sums['loss'], losses[mask].sum(), rtol=1e-5)
+  assert ('label' in sums) != multi_hot
+  if not multi_hot:
+    np.testing.assert_array_equal(sums['label'], np.where(mask, BATCH['label'], -1))
+    np.testing.assert_array_equal(sums['top_class'], np.where(mask, logits.argmax(-1), -1))
 
 
 def test_masked_examples_change_nothing(params):

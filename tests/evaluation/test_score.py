@@ -6,6 +6,7 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN
+from vit_jax.config import EvalConfig
 from vit_jax.errors import UserError
 from vit_jax.evaluation.score import score
 
@@ -20,7 +21,12 @@ def write_images(folder, names) -> str:
 def test_data_with_numbered_classes_takes_the_names_of_the_model(tmp_path):
   vit = vit_jax.load(GOLDEN / 'vit_gap.npz').with_head(3, ['ant', 'bee', 'cat'])
   numbered = write_images(tmp_path / 'numbered', ['0', '1', '2'])
-  assert score(vit, numbered, 'test', 64)['examples'] == 3
+
+  def score_all(data: str) -> dict:
+    config = EvalConfig(source=data, split='test', batch_size=64)
+    return score(vit, {'classification': config}).to_json()
+
+  assert score_all(numbered)['examples'] == 3
   others = write_images(tmp_path / 'others', ['ant', 'bee', 'cow'])
   with pytest.raises(UserError, match='missing: cat'):
-    score(vit, others, 'test', 64)
+    score_all(others)

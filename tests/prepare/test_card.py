@@ -141,6 +141,7 @@ def test_the_card_names_classes_that_a_split_lacks():
 def test_the_card_tells_imbalance():
   (warning,) = cards.list_warnings(counted(1, 500))
   assert 'train is imbalanced 500:1 (class 1 500, class 0 1)' in warning and '99.8%' in warning
+  assert 'class_balanced' in warning
   assert not cards.list_warnings(counted(10, 99))
 
 

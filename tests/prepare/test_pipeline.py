@@ -28,7 +28,8 @@ from vit_jax.data.sources import open_source
 from vit_jax.data.sources.permutation import permutation, permute
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.prepare.listing import Options
-from vit_jax.prepare.pipeline import default_name, prepare
+from vit_jax.prepare.pipeline import prepare
+from vit_jax.prepare.shard_plan import Preparation, default_name
 from vit_jax.prepare.shard_writer import Encoding, encode_image
 
 
@@ -49,8 +50,9 @@ def read_files(folder: pathlib.Path) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def prepare_here(source, target, *args, **kwargs):
-  return prepare(str(source), target, *args, workers=1, **kwargs)
+def prepare_here(source, target, bar=None, **kwargs):
+  bar = tqdm.tqdm(disable=True) if bar is None else bar
+  return prepare(Preparation(str(source), target, **kwargs), 1, bar)
 
 
 def test_a_prepared_folder_has_the_same_bytes(photos, tmp_path):
@@ -80,13 +82,15 @@ def test_a_prepared_folder_has_the_same_bytes(photos, tmp_path):
 
 
 def test_pixels_and_multiple_labels_are_preserved(tmp_path):
-  prepare_here('digits', tmp_path / 'digits', Options(splits=('test',)))
+  prepare_here('digits', tmp_path / 'digits', options=Options(splits=('test',)))
   digits = open_source(f'array_record:{tmp_path}/digits', 'test')
   pixels, label = open_source('digits', 'test').read(permute(5, 360))
   np.testing.assert_array_equal(Image.open(io.BytesIO(digits.read(5)[0])), pixels)
   assert digits.read(5)[1] == label
   write_tfds(tmp_path / 'pets', 'labels')
-  prepare_here(f'array_record:{tmp_path}/pets', tmp_path / 'again', Options(splits=('train',)))
+  prepare_here(
+    f'array_record:{tmp_path}/pets', tmp_path / 'again', options=Options(splits=('train',))
+  )
   again = open_source(f'array_record:{tmp_path}/again', 'train')
   labels = [np.flatnonzero(again.read(i)[1]).tolist() for i in range(len(TFDS_IMAGES))]
   assert labels == [TFDS_LABELS['labels'][i] for i in permutation(5)] and again.multi_label
@@ -147,7 +151,7 @@ def test_other_settings_and_occupied_folders_are_refused(photos, tmp_path):
   before = read_files(tmp_path / 'out')
   assert prepare_here(photos, tmp_path / 'out') is None
   with pytest.raises(UserError, match='size=0, not 8'):
-    prepare_here(photos, tmp_path / 'out', None, Encoding(8))
+    prepare_here(photos, tmp_path / 'out', encoding=Encoding(8))
   (photos / 'train' / 'ü' / '0.jpg').rename(photos / 'train' / 'ü' / 'z.jpg')
   with pytest.raises(UserError, match='have changed'):
     prepare_here(photos, tmp_path / 'out')
@@ -205,7 +209,7 @@ def test_an_interrupted_preparation_resumes_to_the_same_bytes(many, tmp_path):
   result = run('prepare_data', many, tmp_path / 'out', '--shards=40', '--workers=2')
   assert result.returncode == 0, result.stderr
   assert [path.stat().st_mtime_ns for path in complete] == times
-  prepare(str(many), tmp_path / 'uninterrupted', shards=40, workers=1, name='many')
+  prepare_here(many, tmp_path / 'uninterrupted', shards=40, name='many')
   assert read_files(tmp_path / 'out') == read_files(tmp_path / 'uninterrupted')
 
 
@@ -331,6 +335,7 @@ def test_an_invalid_source_is_an_error(source, message, tmp_path):
     (['out', '--quality=0'], 'quality=0 is out of range; use 1 to 100'),
     (['out', '--name=My Set'], 'cannot be part of file names'),
     ([], 'TARGET is missing'),
+    (['gs://bucket/out'], 'TARGET is gs://bucket/out; it must be a local folder'),
   ],
 )
 def test_an_invalid_option_is_an_error(flags, message):
@@ -340,7 +345,7 @@ def test_an_invalid_option_is_an_error(flags, message):
 
 def test_a_damaged_shard_is_named_when_opened_and_a_missing_one_when_read(photos, tmp_path):
   prepare_here(photos, tmp_path / 'out', shards=2)
-  first, second = sorted((tmp_path / 'out').glob('photos-train*'))
+  first, second = sorted((tmp_path / 'out').glob('photos-train.array_record*'))
   source = open_source(f'array_record:{tmp_path}/out', 'train')
   source.read(0)
   second.rename(second.with_suffix('.away'))

@@ -39,9 +39,9 @@ def uninterrupted(tmp_path_factory):
   return workdir
 
 
-def stop_after(line_start, workdir, number=signal.SIGKILL, workers=0):
+def stop_after(line_start, workdir, number=signal.SIGKILL, workers=0, flags=()):
   """Starts the run and stops it as soon as it prints such a line; (exit code, lines, stderr)."""
-  arguments = (*ARGUMENTS, f'--workdir={workdir}', f'--config.data.workers={workers}')
+  arguments = (*ARGUMENTS, f'--workdir={workdir}', f'--config.data.workers={workers}', *flags)
   process, lines = start('main', *arguments), []
   for line in process.stdout:
     lines.append(line)
@@ -77,6 +77,20 @@ def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
   assert 'resuming after step' in result.stdout
   chex.assert_trees_all_equal(params(tmp_path), params(uninterrupted))
   assert curve(tmp_path) == curve(uninterrupted)
+
+
+def test_sigterm_ends_an_evaluation(tmp_path):
+  many = '+'.join(['all'] * 5)  # 1,124 batches
+  flags = ['--config.total_steps=2', '--config.log_every=1', '--config.eval_every=1']
+  flags += ['--config.schedule.warmup_steps=0']
+  flags += [f'--config.data.test.split={many}', '--config.eval_batch_size=8']
+  for step in (1, 2):
+    code, _, err = stop_after(f'step {step}/2', tmp_path, signal.SIGTERM, flags=flags)
+    assert code == 75 and f'step {step} is saved' in err
+  result = run('main', *ARGUMENTS, f'--workdir={tmp_path}', *flags)
+  assert result.returncode == 0, result.stderr
+  assert [line['step'] for line in curve(tmp_path) if 'test/accuracy' in line] == [1, 2]
+  assert (tmp_path / 'model' / 'params.npz').exists()
 
 
 def test_killed_before_the_first_checkpoint(tmp_path):

@@ -2,10 +2,11 @@
 
 from vit_jax.config.field_help import config_help, section_names
 from vit_jax.config.fields import flatten, replace_fields
-from vit_jax.config.reading import default_config, from_config_dict, load_config
+from vit_jax.config.evals import EvalConfig
+from vit_jax.config.reading import default_config, eval_config, from_config_dict, load_config
 from vit_jax.config.runs import check_same_run, write_config
 from vit_jax.config.schema import AugmentConfig, Config, DataConfig, MeshConfig, ModelConfig
 from vit_jax.config.schema import OptimizerConfig, Preprocessing, ScheduleConfig, StepConfig
 from vit_jax.config.schema import OnBadExample, PositionResize, choices, height_width
 
-__all__ = ['Config', 'default_config', 'from_config_dict', 'load_config']
+__all__ = ['Config', 'default_config', 'eval_config', 'from_config_dict', 'load_config']

@@ -4,6 +4,7 @@ import dataclasses
 import textwrap
 import typing
 
+from vit_jax.config.evals import EvalConfig
 from vit_jax.config.fields import Section, describe_type
 from vit_jax.config.schema import Config
 from vit_jax.errors import UserError
@@ -24,12 +25,13 @@ def config_help(name: str | None = None) -> str:
   """
   config = Config()
   if name is None:
-    return '\n\n'.join(_section_help(config))
+    return '\n\n'.join([*_section_help(config), *_section_help(EvalConfig())])
   if name not in section_names():
     raise UserError(
       f'There is no config section {name!r}; choose one of {", ".join(section_names())}.'
     )
-  return '\n\n'.join(_section_help(getattr(config, name)))
+  section = EvalConfig() if name == 'evals' else getattr(config, name)
+  return '\n\n'.join(_section_help(section))
 
 
 def _section_help(section: Section) -> list[str]:
@@ -40,7 +42,7 @@ def _section_help(section: Section) -> list[str]:
   for each in dataclasses.fields(section):
     value = getattr(section, each.name)
     if isinstance(value, Section):
-      nested += _section_help(value)
+      nested += _section_help(value) if dataclasses.fields(value) else []
       continue
     allowed = each.metadata['range']
     kind = allowed.rule if allowed else describe_type(annotations[each.name])

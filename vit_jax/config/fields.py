@@ -52,7 +52,7 @@ def field(default: Any, doc: str, allowed: Range | None = None, *, execution: bo
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(default: type['Section']) -> Any:
+def section(default: Callable[[], 'Section']) -> Any:
   """A field that holds another section."""
   return dataclasses.field(default_factory=default)
 

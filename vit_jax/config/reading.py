@@ -5,7 +5,7 @@ import difflib
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_dict, config_flags
 
+from vit_jax.config.evals import EvalConfig, make_evals
 from vit_jax.config.fields import Section, describe_type, flatten, replace_fields, walk_fields
 from vit_jax.config.schema import Config
 from vit_jax.errors import UserError, first_line
@@ -35,8 +36,13 @@ def default_config() -> Any:
   return _to_config_dict(Config())
 
 
-def _to_config_dict(section: Section) -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
+def eval_config(kind: str, **fields: Any) -> Any:
+  """An evaluation for a config file: `config.evals.real = eval_config('real', source=…)`."""
+  return _to_config_dict(EvalConfig(**{'kind': kind, **fields}))
+
+
+def _to_config_dict(section: Section) -> Any:
+  config: Any = ml_collections.ConfigDict()
   for each in dataclasses.fields(section):
     value = getattr(section, each.name)
     if isinstance(value, Section):
@@ -44,7 +50,10 @@ def _to_config_dict(section: Section) -> ml_collections.ConfigDict:
     elif each.name == 'image_size':  # an int or a pair, where ConfigDict keeps the type
       value = config_dict.FieldReference(value, field_type=object)
     config[each.name] = value
-  return config.lock()
+  config.lock()
+  if isinstance(section, Config):
+    config.evals.unlock()  # for new names
+  return config
 
 
 def _flatten(
@@ -71,13 +80,20 @@ def from_fields(values: Mapping[str, Any]) -> Config:
   Raises:
     UserError: naming the field, for one that does not exist, or a value that it cannot have.
   """
+  config = _with_evals(values)
   for name in values:
-    _check_name(name)
-  return replace_fields(Config(), values)
+    _check_name(name, config)
+  return replace_fields(config, values)
 
 
-def _check_name(name: str) -> None:
-  known = list(flatten(Config()))
+def _with_evals(names: Iterable[str]) -> Config:
+  """The default config with the evaluations that fields 'evals.NAME.kind' have."""
+  evals = [name.split('.')[1] for name in names if re.match(r'evals\.[^.]*\.', name)]
+  return Config(evals=make_evals(evals))
+
+
+def _check_name(name: str, config: Config) -> None:
+  known = list(flatten(config))
   if name not in known:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     close += [field for field in known if field.endswith('.' + name.rpartition('.')[2])]
@@ -133,7 +149,8 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
     sys.path.pop(0)
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config() gives a {type(config).__name__}, not a ConfigDict.')
-  if differing := sorted(flatten(Config()).keys() ^ _flatten(config).keys()):
+  fields = _flatten(config)
+  if differing := sorted(flatten(_with_evals(fields)).keys() ^ fields.keys()):
     raise UserError(
       f'{path}: its fields are not those of vit_jax.config.default_config(); the first ones '
       f'that differ: {", ".join(differing[:3])}.'
@@ -162,18 +179,23 @@ def _value_error(message: str) -> str:
   match = re.match(r'flag --config\.([\w.]+)=(.*?): ', message)
   if not match:
     return message.rstrip('.') + '.'
-  section = next(section for name, section, _ in walk_fields(Config()) if name == match[1])
+  fields = walk_fields(_with_evals([match[1]]))
+  section = next(section for name, section, _ in fields if name == match[1])
   annotation = typing.get_type_hints(type(section))[match[1].rpartition('.')[2]]
   return f'config.{match[1]} is {match[2]!r}; it must be {describe_type(annotation)}.'
 
 
-def _apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+def _apply_overrides(config: Any, overrides: Sequence[str]) -> None:
   """Sets the fields that `--config.field=value` flags name, with the types they have."""
-  names = set()
-  for flag in overrides:
-    if match := re.match(r'--?(?:no)?config\.([^=]+)', flag):
-      _check_name(match[1])
-      names.add(match[1])
+  matches = (re.match(r'--?(?:no)?config\.([^=]+)', flag) for flag in overrides)
+  names = {match[1] for match in matches if match}
+  known = _with_evals([*_flatten(config), *names])
+  for name in names:
+    _check_name(name, known)
+  with config.unlocked():
+    for each in dataclasses.fields(known.evals):
+      if each.name not in config.evals:
+        config.evals[each.name] = _to_config_dict(getattr(known.evals, each.name))
   argv = ['vit_jax', *overrides]
   values = flags.FlagValues()
   config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)

@@ -29,7 +29,7 @@ def check_same_run(config: Config, path: epath.Path) -> None:
   differing = [
     f'{name} ({before[name]!r} there, {now[name]!r} now)'
     for name, _, field in sorted(walk_fields(config), key=lambda each: each[0])
-    if before[name] != now[name] and not field.metadata['execution']
+    if not field.metadata['execution'] and before[name] != now[name]
   ]
   if differing:
     raise UserError(

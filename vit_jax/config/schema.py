@@ -11,6 +11,7 @@ import typing
 from collections.abc import Sequence
 from typing import Literal
 
+from vit_jax.config.evals import EvalConfig, Evals, make_evals
 from vit_jax.config.fields import (
   FRACTION,
   NOT_NEGATIVE,
@@ -240,6 +241,9 @@ class DataConfig(Section, path='data'):
   max_bad_fraction: float = field(
     0.01, 'with skip: a larger share of bad examples ends the run', FRACTION, execution=True
   )
+  class_balanced: bool = field(
+    False, 'draw all classes equally often in training, however many images they have'
+  )
   train: TrainDataConfig = section(TrainDataConfig)
   test: TestDataConfig = section(TestDataConfig)
   augment: AugmentConfig = section(AugmentConfig)
@@ -384,6 +388,7 @@ class Config(StepConfig):
   schedule: ScheduleConfig = section(ScheduleConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   mesh: MeshConfig = section(MeshConfig)
+  evals: Evals = section(make_evals)
 
   def __post_init__(self):
     super().__post_init__()
@@ -392,6 +397,22 @@ class Config(StepConfig):
         f'config.total_steps is {self.total_steps} and config.epochs {self.epochs}; one of '
         'them must be positive, the other 0.'
       )
+
+  @property
+  def eval_configs(self) -> dict[str, EvalConfig]:
+    """The evaluations by their names, with `every` and `batch_size` set."""
+    configs = {}
+    for each in dataclasses.fields(self.evals):
+      config: EvalConfig = getattr(self.evals, each.name)
+      configs[each.name] = dataclasses.replace(
+        config,
+        every=config.every or self.eval_every,
+        batch_size=config.batch_size or self.eval_batch_size,
+        source=config.source or self.data.test_source,
+        split=config.split or self.data.test.split,
+        train_source=config.train_source or config.source or self.data.train.source,
+      )
+    return configs
 
   @property
   def step(self) -> StepConfig:

@@ -26,7 +26,7 @@ from vit_jax import errors, signals
 from vit_jax.distributed import rendezvous
 from vit_jax.distributed.cluster import ProcessInfo
 from vit_jax.distributed.rendezvous import ProcessGroup
-from vit_jax.errors import LostPeerError, PreemptedError, RunError
+from vit_jax.errors import LostPeerError, PreemptedError, RunError, StoppedError
 from vit_jax.text import plural
 
 _LOSS_REPORT_SECONDS = 2  # the loss of a process is known within
@@ -36,12 +36,19 @@ _sigterm = threading.Event()
 _watcher: '_PeerWatcher | None' = None  # in a run of several processes
 
 
-def should_stop(step: int) -> bool:
-  """Returns True if the run must save and exit after `step`, because a process received SIGTERM.
+def should_stop() -> bool:
+  """Returns True once the run must save and exit, because a process received SIGTERM.
 
-  Call it once after each step; all processes get True at the same one.
+  All processes call it equally often: after each step, and after each batch of an evaluation
+  (`check_stop`). All get True at the same call, and ever after.
   """
-  return _sigterm.is_set() if _watcher is None else _watcher.should_stop_after(step)
+  return _sigterm.is_set() if _watcher is None else _watcher.should_stop()
+
+
+def check_stop() -> None:
+  """Raises `StoppedError` once `should_stop` is True; for each batch of an evaluation."""
+  if should_stop():
+    raise StoppedError
 
 
 def broadcast_from_process_0(value: int) -> int:
@@ -152,8 +159,8 @@ class _PeerWatcher:
   """Listens to the peers: process 0 to all others, the others to process 0.
 
   Once it exists, the loss or an error of a peer ends this process. Messages are
-  {'id', 'code', 'message'} from a process that exits, and {'stop': step} to stop after a step; None
-  asks process 0 for one.
+  {'id', 'code', 'message'} from a process that exits, and {'stop': n} to stop at the n-th call of
+  `should_stop`; None asks process 0 for a number.
   """
 
   def __init__(self, group: ProcessGroup):
@@ -162,7 +169,8 @@ class _PeerWatcher:
     self._exited: set[int] = set()
     self._lock = threading.RLock()
     self._exit_on = {'loss', 'error'}  # of a peer: what ends this process
-    self._stop_step: int | None = None  # all processes stop after it
+    self._num_calls = 0  # of should_stop
+    self._stop_at: int | None = None  # the call after which all processes stop
     self._stop_requested, self._acknowledged = threading.Event(), threading.Semaphore(0)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _delay_abort)
     for i in self._connections:
@@ -193,28 +201,29 @@ class _PeerWatcher:
       print(f'error: process {i} ({self._hosts[i]}) {end}', file=sys.stderr, flush=True)
       os._exit(code)
 
-  def should_stop_after(self, step: int) -> bool:
-    """Returns True if a process has received SIGTERM, and all must stop after this step.
+  def should_stop(self) -> bool:
+    """Returns True if a process has received SIGTERM, and all must stop at this call.
 
-    Process 0 chooses the step two after its own. The others are at most one step ahead of it,
-    because each step needs all processes, and it waits here until all have acknowledged.
+    Process 0 chooses the call two after its own. The others are at most one ahead of it, because
+    each step needs all processes, and it waits here until all have acknowledged.
     """
+    self._num_calls += 1
     requested = _sigterm.is_set() or self._stop_requested.is_set()
-    if requested and self._stop_step is None:
-      stop_step = None if self._process_id else step + 2
+    if requested and self._stop_at is None:
+      stop_at = None if self._process_id else self._num_calls + 2
       for connection in self._connections.values():
-        connection.send({'stop': stop_step})
+        connection.send({'stop': stop_at})
       if self._process_id == 0:
-        self._stop_step = stop_step
+        self._stop_at = stop_at
         for _ in self._connections:
           self._acknowledged.acquire(timeout=_ACKNOWLEDGE_SECONDS)
-    return self._stop_step is not None and step >= self._stop_step
+    return self._stop_at is not None and self._num_calls >= self._stop_at
 
-  def _receive_stop(self, step: int | None) -> None:
+  def _receive_stop(self, call: int | None) -> None:
     if self._process_id:
-      self._stop_step = step
-      self._connections[0].send({'stop': step})  # acknowledges it
-    elif step is None:
+      self._stop_at = call
+      self._connections[0].send({'stop': call})  # acknowledges it
+    elif call is None:
       self._stop_requested.set()
     else:
       self._acknowledged.release()

@@ -1,72 +1,116 @@
-"""Scores a loaded model on a split of a data set, on all local devices."""
+"""Scores a loaded model on data, on all devices of all processes."""
 
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import tqdm
 
 from vit_jax.classifier import Classifier
-from vit_jax.config import MeshConfig, OnBadExample
-from vit_jax.data.loading.loader import DataLoader, open_stream
-from vit_jax.data.loading.reader import ReadConfig
-from vit_jax.data.sources import check_same_classes, open_source
+from vit_jax.config import EvalConfig, MeshConfig, OnBadExample
+from vit_jax.data.loading.loader import DataLoader
 from vit_jax.distributed import sharding
-from vit_jax.errors import UserError
-from vit_jax.evaluation import classification
-from vit_jax.evaluation.eval_step import make_eval_step
-from vit_jax.models.build import dtype_name
+from vit_jax.distributed.processes import gather_from_all
+from vit_jax.evaluation.suite import Outcome, Subject, open_evaluations, run_evaluations
+from vit_jax.models import build
+
+_MAX_CONFUSIONS = 100  # in JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """The outcomes of evaluations, and how the images were prepared.
+
+  Attributes:
+    model: what was scored.
+    outcomes: by the names of the evaluations.
+  """
+
+  model: Classifier
+  outcomes: dict[str, Outcome]
+
+  def to_json(self) -> dict[str, Any]:
+    """JSON values; those of classification on top, those of others under their names."""
+    vit = self.model
+    report: dict[str, Any] = {
+      'image_size': vit.image_size,
+      'preprocessing': dataclasses.asdict(vit.preprocessing),
+      'dtype': build.dtype_name(vit.model),
+    }
+    for name, outcome in self.outcomes.items():
+      values: dict[str, Any] = {'data': outcome.data, **outcome.metrics}
+      if outcome.result is not None:
+        names = outcome.class_names
+        values['confusions'] = [
+          {'label': names[label], 'top_class': names[other], 'count': count, 'examples': total}
+          for label, other, count, total in outcome.result.confusions()[:_MAX_CONFUSIONS]
+        ]
+      report |= values if name == 'classification' else {name: values}
+    return report
+
+  def lines(self) -> Iterator[str]:
+    """Lines for a terminal: how images were prepared, then each evaluation."""
+    vit = self.model
+    height, width = vit.image_size
+    yield (
+      f'{height}x{width} pixels, {vit.preprocessing.summary()}, scaled to [-1, 1]; '
+      f'{build.dtype_name(vit.model)}'
+    )
+    for name, outcome in self.outcomes.items():
+      yield f'{name}, {outcome.data}: {outcome.summary()}'
+      if outcome.result is not None:
+        yield from outcome.result.mistakes(outcome.class_names)
 
 
 def score(
-  model: Classifier,
-  data: str,
-  split: str,
-  batch_size: int,
+  vit: Classifier,
+  configs: Mapping[str, EvalConfig],
   on_bad_example: OnBadExample = 'error',
   workers: int = 0,
-) -> dict[str, Any]:
-  """Scores every example of a split once, preprocessed as the model expects.
+  cache: bool = False,
+) -> Scores:
+  """Runs evaluations of a model, whose images are preprocessed as it expects.
 
   Args:
-    model: with or without labels.
-    data: a data source, such as 'folder:/path'.
-    split: a split of the source.
-    batch_size: over all devices; changes no result.
+    vit: with or without labels.
+    configs: by the names of the evaluations, with all sources, splits and batch sizes set.
     on_bad_example: whether an unreadable image ends the evaluation or is left out.
     workers: reading processes; 0: threads.
-
-  Returns:
-    {'data': name of the source, 'dtype': of the matrix products} and the metrics of
-    `classification.evaluate`.
+    cache: whether frozen features are kept on disk, and those of an earlier call are used.
 
   Raises:
-    UserError: for data that cannot be read, or whose classes are neither the model's nor mere
-      numbers; for a batch size that the devices do not divide.
+    UserError: for data that cannot be read, or that an evaluation cannot use; for a batch size
+      that the devices do not divide.
   """
-  source = open_source(data, split)
-  num_classes = model.model.num_classes
-  is_numbered = source.class_names == tuple(map(str, range(num_classes)))
-  if model.labels is not None and not is_numbered:
-    check_same_classes(model.labels, source.class_names, source.name)
-  elif source.num_classes != num_classes:
-    raise UserError(
-      f'{source.name} has {source.num_classes} classes, but the model has {num_classes}.'
-    )
   mesh = sharding.make_mesh(MeshConfig())
-  sharding.check_batch_size(mesh, batch_size, '--batch_size')
-  config = ReadConfig(
-    data,
-    split,
-    model.image_size,
-    channels=model.channels,
-    preprocessing=model.preprocessing,
-    on_bad_example=on_bad_example,
+  subject = Subject(
+    vit.model,
+    mesh,
+    jax.tree.map(lambda _: sharding.replicated(mesh), vit.params),
+    None if vit.labels is None else tuple(vit.labels),
+    vit.image_size,
+    vit.channels,
+    vit.preprocessing,
+    vit.loss,
+    on_bad_example,
   )
-  stream = open_stream(config, batch_size, source)
-  params = jax.device_put(model.params, sharding.replicated(mesh))
-  eval_step = jax.jit(make_eval_step(model.model, model.loss))
-  with DataLoader({'test': stream}, mesh, workers) as loader:
-    batches, total = loader.batches('test'), stream.num_batches
-    batches = tqdm.tqdm(batches, total=total, unit='batch', leave=False, disable=None)
-    metrics = classification.evaluate(eval_step, params, batches)
-    return {'data': source.name, 'dtype': dtype_name(model.model), **metrics}
+  evaluations = open_evaluations(configs, subject)
+  streams = {key: stream for each in evaluations for key, stream in each.streams.items()}
+  params = jax.device_put(vit.params, subject.param_shardings)
+  settings = None
+  if all(gather_from_all(cache)):
+    settings = {
+      'model': repr(vit.model),
+      'image_size': vit.image_size,
+      'preprocessing': dataclasses.asdict(vit.preprocessing),
+      'on_bad_example': on_bad_example,
+    }
+  with DataLoader(streams, mesh, workers) as loader:
+
+    def batches(key: str) -> Any:
+      hidden = None if jax.process_index() == 0 else True
+      total = streams[key].num_batches
+      return tqdm.tqdm(loader.batches(key), key, total, unit='batch', leave=False, disable=hidden)
+
+    return Scores(vit, run_evaluations(evaluations, subject, params, batches, settings))

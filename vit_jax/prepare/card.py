@@ -141,8 +141,8 @@ def _class_warnings(card: Card, split: str) -> list[str]:
     warnings.append(
       f'{split} is imbalanced {max(counts) / smallest:,.0f}:1 ({frequent} {max(counts):,}, {rare} '
       f'{smallest:,}), and always answering {frequent} would be right for '
-      f'{max(counts) / card.splits[split].examples:.1%} of the images; add images of rare classes, '
-      'or leave out some of frequent ones'
+      f'{max(counts) / card.splits[split].examples:.1%} of the images; '
+      '--config.data.class_balanced=True draws all classes equally often'
     )
   return warnings
 

@@ -1,108 +1,38 @@
-"""Prepares a data set as sharded ArrayRecord in TFDS's format, on all cores, resumably.
+"""Prepares a data set as sharded ArrayRecord in TFDS's format, resumably, in one of three ways.
 
-One task writes one shard, and complete shards are not written again. TARGET is finished when it has
-dataset.json, which is written last. The same settings give the same bytes, wherever a preparation
-was interrupted and however many processes it uses. The examples of a split are in the order of a
-fixed permutation (permutation.py), so that slices of it have all classes.
+`prepare` uses all cores of a machine; `prepare_part`, on any machines and in any order, and then
+`merge`; or `prepare` with a runner of Apache Beam. Each of them writes shards that are missing, and
+the last process writes the other files. TARGET is finished when it has dataset.json, which is
+written last.
 """
 
 import dataclasses
-import functools
-import itertools
-import json
-import pathlib
-import re
-import shutil
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from typing import Any
 
-import numpy as np
 import tqdm
 
-from vit_jax.data import imagenet
-from vit_jax.data.sources import tf_example
-from vit_jax.data.sources.array_record import CARD, UNFINISHED, import_array_record
-from vit_jax.data.sources.permutation import permutation
-from vit_jax.errors import BadExampleError, UserError
-from vit_jax.files import write_bytes
+from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
+from vit_jax.prepare import beam_pipeline, dataset_files, target_folder, task_pool
 from vit_jax.prepare import card as cards
-from vit_jax.prepare import card_page, target_folder, task_pool, tfds_metadata
 from vit_jax.prepare.card import Card, ChunkStatistics
 from vit_jax.prepare.examples import Examples
-from vit_jax.prepare.listing import Listing, Options, list_examples
-from vit_jax.prepare.shard_writer import Encoding, Shard, encode_image, is_complete, write_shard
-from vit_jax.prepare.statistics import SplitStatistics, collect_statistics
+from vit_jax.prepare.listing import Options, list_examples
+from vit_jax.prepare.shard_plan import Part, Preparation, ShardPlan, check_not_negative, open_plan
+from vit_jax.prepare.shard_writer import Shard, is_complete, read_metadata, write_shard
+from vit_jax.prepare.statistics import collect_statistics
 from vit_jax.prepare.task_pool import ReportProgress
-from vit_jax.text import plural, printable
+from vit_jax.text import plural
 
-_SHARD_BYTES = 256 << 20
-_NUM_SAMPLES = 32  # examples that are encoded to estimate the size of a split
-_MAX_NAMED = 10  # unreadable images in a message
 _HIDDEN_BAR = tqdm.tqdm(disable=True)
+_MAX_NAMED = 10  # parts in a message
 
 
-def default_name(source: str) -> str:
-  """Returns the name of a data set, by its source: lower case, for the names of its files."""
-  source = re.sub(r'\?\w+=.*', '', source)  # options
-  names = [re.sub('[^a-z0-9]+', '_', word).strip('_') for word in re.split('[:,/]', source.lower())]
-  return next((name[:100] for name in reversed(names) if name and not name[0].isdigit()), 'data')
+@dataclasses.dataclass(frozen=True)
+class PartSummary:
+  """What a finished part has: the number of its shards, and of the images in them."""
 
-
-def _check_not_negative(**flags: int) -> None:
-  for flag, value in flags.items():
-    if value < 0:
-      raise UserError(f'--{flag}={value} must not be negative.')
-
-
-def _check_arguments(encoding: Encoding, name: str, shards: int, workers: int) -> None:
-  _check_not_negative(size=encoding.size, shards=shards, workers=workers)
-  if not 1 <= encoding.quality <= 100:
-    raise UserError(f'--quality={encoding.quality} is out of range; use 1 to 100.')
-  if name and not re.fullmatch('[a-z][a-z0-9_]{0,99}', name):
-    raise UserError(
-      f'--name={printable(name)} cannot be part of file names; use lower-case letters, digits and '
-      '_, beginning with a letter.'
-    )
-
-
-def _default_num_shards(examples: Examples, encoding: Encoding, workers: int) -> int:
-  """Returns one per `_SHARD_BYTES`, estimated from a few examples, but at least one per worker."""
-  sizes = []
-  for i in np.unique(np.linspace(0, len(examples) - 1, _NUM_SAMPLES).astype(int)).tolist():
-    try:
-      sizes.append(len(encode_image(examples.read(i)[0], '', encoding)))
-    except BadExampleError:
-      continue
-  mean = sum(sizes) / max(1, len(sizes))
-  return max(-int(-len(examples) * mean // _SHARD_BYTES), workers)
-
-
-def _is_imagenet(listing: Listing) -> bool:
-  return listing.class_ids == imagenet.synsets()
-
-
-def _plan_shards(
-  listing: Listing, name: str, target: pathlib.Path, encoding: Encoding, counts: Mapping[str, int]
-) -> list[Shard]:
-  """Returns the shards of all splits, whose examples stay in order."""
-  plan = []
-  for split, examples in listing.splits.items():
-    count, size = counts[split], len(examples)
-    for i in range(count):
-      file = str(target / tfds_metadata.shard_name(name, split, i, count))
-      members = examples.take(range(i * size // count, (i + 1) * size // count))
-      real = _is_imagenet(listing)
-      plan.append(Shard(file, split, members, listing.multi_label, real, encoding))
-  return plan
-
-
-def _shuffle(listing: Listing) -> Listing:
-  splits = {
-    split: examples.take(permutation(len(examples))) for split, examples in listing.splits.items()
-  }
-  return dataclasses.replace(listing, splits=splits)
+  shards: int
+  images: int
 
 
 def _start(bar: tqdm.tqdm, total: int, done: int = 0) -> None:
@@ -110,139 +40,136 @@ def _start(bar: tqdm.tqdm, total: int, done: int = 0) -> None:
   bar.set_description()
 
 
-def _make_card(listing: Listing, plan: list[Shard], settings: dict[str, Any]) -> Card:
-  """Returns the card of all shards, from their metadata."""
-  chunks: list[ChunkStatistics] = []
-  shards: dict[str, list[dict[str, Any]]] = {split: [] for split in listing.splits}
-  for shard in plan:
-    metadata = json.loads(shard.metadata_file.read_text())
-    statistics = SplitStatistics.from_json(metadata['statistics'])
-    chunks.append((shard.split, statistics, shard.hashes_file.read_bytes()))
-    shards[shard.split].append(metadata['shard'])
-  card = cards.make_card(listing, chunks, settings['name'])
-  return dataclasses.replace(card, shards=shards, settings=settings)
+def _num_examples(shards: list[Shard]) -> int:
+  return sum(len(shard.examples) for shard in shards)
 
 
-def _check_readable(card: Card, skip_bad: bool) -> None:
-  """Raises `UserError` for unreadable images, unless they may be skipped and others are left."""
-  if card.unreadable and not skip_bad:
-    reasons = [reason for statistics in card.splits.values() for reason in statistics.reasons]
-    listed = '; '.join(f'{printable(name)}: {reason}' for name, reason in reasons[:_MAX_NAMED])
-    more = f'; and {card.unreadable - _MAX_NAMED:,} more' if card.unreadable > _MAX_NAMED else ''
-    raise UserError(
-      f'{plural(card.unreadable, "image")} cannot be read ({listed}{more}); repair them and run '
-      'again, or leave them out with --on_bad_example=skip.'
-    )
-  for split, statistics in card.splits.items():
-    if not statistics.examples:
-      raise UserError(f'No image of the split {split} can be read; leave it out with --splits.')
-
-
-def _pictures(target: pathlib.Path, card: Card) -> Iterator[tuple[int, bytes]]:
-  """Yields (class, stored image) for a few images of each class, from the first split with any."""
-
-  @functools.lru_cache(maxsize=1)
-  def open_shard(file: str) -> Any:
-    return import_array_record().ArrayRecordReader(str(target / file))
-
-  seen: set[int] = set()
-  for split, statistics in card.splits.items():
-    shards = card.shards[split]
-    starts = list(itertools.accumulate((shard['records'] for shard in shards), initial=0))
-    labels = sorted(statistics.first_examples.keys() - seen)
-    for label in labels[: card_page.MAX_CLASSES - len(seen)]:
-      seen.add(label)
-      for index in statistics.first_examples[label]:
-        shard = bisect_right(starts, index) - 1
-        reader = open_shard(shards[shard]['file'])
-        reader.seek(index - starts[shard])
-        yield label, tf_example.decode(reader.read(), ('image',))['image'][0]
-
-
-def _finish(target: pathlib.Path, listing: Listing, card: Card) -> None:
-  """Writes all files of a finished data set but its shards; dataset.json comes last."""
-
-  def write_json(name: str, content: Any) -> None:
-    write_bytes(target / name, (json.dumps(content, indent=1) + '\n').encode())
-
-  real = _is_imagenet(listing)
-  label_key = 'labels' if listing.multi_label else 'label'
-  names = ''.join(f'{name}\n' for name in listing.class_names).encode()
-  for prefix in ('', f'{label_key}.', *(['real.'] if real else [])):
-    write_bytes(target / f'{prefix}labels.txt', names)
-  num_classes = len(listing.class_names)
-  write_json('features.json', tfds_metadata.features(num_classes, listing.multi_label, real))
-  sizes = {split: statistics.bytes for split, statistics in card.splits.items()}
-  write_json('dataset_info.json', tfds_metadata.dataset_info(card.name, card.shards, sizes))
-  write_bytes(target / 'dataset.html', card_page.render(card, _pictures(target, card)).encode())
-  write_json(CARD, cards.to_json(card))
+def _write_missing(plan: ShardPlan, shards: list[Shard], workers: int, bar: tqdm.tqdm) -> None:
+  """Writes those of the shards that are not complete, on worker processes of this machine."""
+  missing = [shard for shard in shards if not is_complete(shard, plan.skip_bad)]
+  total = _num_examples(shards)
+  _start(bar, total, total - _num_examples(missing))
+  for _ in task_pool.run_tasks(write_shard, missing, workers or num_cores(), bar.update):
+    pass
 
 
 def prepare(
-  source: str,
-  target: pathlib.Path,
-  options: Options | None = None,
-  encoding: Encoding | None = None,
-  *,
-  name: str = '',
-  shards: int = 0,
-  workers: int = 0,
-  skip_bad: bool = False,
-  bar: tqdm.tqdm = _HIDDEN_BAR,
+  preparation: Preparation, workers: int = 0, bar: tqdm.tqdm = _HIDDEN_BAR
 ) -> Card | None:
-  """Writes a data set to `target`, or what is missing of it there.
+  """Writes a data set, or what is missing of it in its target, on this machine.
 
   Args:
-    source: see `list_examples`.
-    target: a folder that does not exist, is empty, or was begun with the same settings.
-    options: how to read the source.
-    encoding: how images are stored; without it, files stay as they are.
-    name: name of the data set; empty: derived from the source.
-    shards: shards per split; 0: of about 256 MB, at least one per worker.
+    preparation: what to prepare.
     workers: number of processes; 0: one per core.
-    skip_bad: whether unreadable images are left out; otherwise they are an error.
     bar: shows the progress in images.
 
   Returns:
     Its card, or None if it was finished already.
 
   Raises:
-    UserError: as `list_examples`; or for unreadable images, or a target that is taken.
+    UserError: as `open_plan`; or for unreadable images.
     OSError: when the disk is full.
   """
-  encoding, workers = encoding or Encoding(), workers or num_cores()
-  _check_arguments(encoding, name, shards, workers)
-  import_array_record()  # before anything is written
-  target_folder.check_available(target)
-  listing = _shuffle(list_examples(source, options))
-  name = name or ('imagenet' if _is_imagenet(listing) else default_name(source))
-  settings = target_folder.make_settings(listing, name, encoding, shards)
-  if (target / CARD).exists():
-    previous = json.loads((target / CARD).read_text()).get('settings', {})
-    previous |= {'version': settings['version']}  # a finished data set of any version may stay
-    target_folder.check_same_settings(target, previous, settings)
-    shutil.rmtree(target / UNFINISHED, ignore_errors=True)
+  check_not_negative(workers=workers)
+  if (plan := open_plan(preparation)) is None:
     return None
+  with target_folder.locked(plan.target):
+    target_folder.remove_scratch(plan.target)
+    _write_missing(plan, plan.shards, workers, bar)
+    return dataset_files.finish(plan)
 
-  def count_shards() -> dict[str, int]:
-    return {
-      split: min(len(examples), shards or _default_num_shards(examples, encoding, workers))
-      for split, examples in listing.splits.items()
-    }
 
-  counts = target_folder.begin_or_resume(target, settings, count_shards)
-  with target_folder.locked(target):
-    plan = _plan_shards(listing, name, target, encoding, counts)
-    missing = [shard for shard in plan if not is_complete(shard, skip_bad)]
-    total = sum(map(len, listing.splits.values()))
-    _start(bar, total, total - sum(len(shard.examples) for shard in missing))
-    for _ in task_pool.run_tasks(write_shard, missing, workers, bar.update):
-      pass
-    card = _make_card(listing, plan, settings)
-    _check_readable(card, skip_bad)
-    _finish(target, listing, card)
-    shutil.rmtree(target / UNFINISHED)
-  return card
+def prepare_part(
+  preparation: Preparation, part: Part, workers: int = 0, bar: tqdm.tqdm = _HIDDEN_BAR
+) -> PartSummary | None:
+  """Writes the shards of one part, or what is missing of them, while others write theirs.
+
+  Arguments, result and errors are as those of `prepare`.
+  """
+  check_not_negative(workers=workers)
+  if (plan := open_plan(preparation)) is None:
+    return None
+  with target_folder.locked(plan.target, shared=True):
+    target_folder.note_parts(plan.target, part.count)
+    shards = part.select(plan.shards)
+    target_folder.remove_scratch(plan.target, {shard.name for shard in shards})
+    _write_missing(plan, shards, workers, bar)
+    statistics = [read_metadata(shard)[1] for shard in shards]
+    dataset_files.check_readable(statistics, plan.skip_bad)
+  return PartSummary(len(shards), sum(part.examples for part in statistics))
+
+
+def prepare_on_beam(preparation: Preparation, runner: str, beam_options: str = '') -> Card | None:
+  """Writes a data set, or what is missing of it in its target, by an Apache Beam pipeline.
+
+  Args:
+    preparation: what to prepare; source and target are seen by all workers.
+    runner: name of Beam's runner, such as DataflowRunner.
+    beam_options: its other flags.
+
+  Returns:
+    Its card, or None if it was finished already.
+
+  Raises:
+    UserError: as `prepare`; or when Beam is not installed, or refuses the options.
+  """
+  options = beam_pipeline.parse_options(runner, beam_options)  # before anything is written
+  if (plan := open_plan(preparation)) is None:
+    return None
+  with target_folder.locked(plan.target):
+    target_folder.remove_scratch(plan.target)
+    beam_pipeline.write_shards(preparation, _missing(plan, plan.skip_bad), options)
+    if missing := _missing(plan, True):
+      raise UserError(
+        f'Beam has finished, but {plan.target} lacks {plural(len(missing), "shard")}; it must be '
+        'on a file system that all workers mount.'
+      )
+    return dataset_files.finish(plan)
+
+
+def _missing(plan: ShardPlan, accept_unreadable: bool) -> list[int]:
+  """The indices of the shards that are not complete."""
+  return [i for i, s in enumerate(plan.shards) if not is_complete(s, accept_unreadable)]
+
+
+def _check_complete(plan: ShardPlan, command: str) -> None:
+  """Raises `UserError` when shards are missing; it names their parts."""
+  missing, count = _missing(plan, True), target_folder.noted_parts(plan.target)
+  if missing and not count:
+    raise UserError(
+      f'{plan.target} lacks {plural(len(missing), "shard")}, and no part of it has begun; run the '
+      'same command without --merge.'
+    )
+  if missing:
+    numbers = sorted({i % count + 1 for i in missing})
+    first, others = f'{numbers[0]}/{count}', ', '.join(map(str, numbers[1:_MAX_NAMED]))
+    more = f' and {len(numbers) - _MAX_NAMED:,} more' if len(numbers) > _MAX_NAMED else ''
+    also = f' (nor are {others}{more})' if others else ''
+    raise UserError(
+      f'Part {first} of {plan.target} is not finished{also}; run {command} --part={first}.'
+    )
+
+
+def merge(preparation: Preparation, command: str = 'the same command with') -> Card | None:
+  """Writes all files but the shards, which parts have written, and returns the card.
+
+  It reads what the parts know of their shards, and opens a few of these for the card's pictures.
+
+  Args:
+    preparation: as for all parts.
+    command: that messages tell to run, up to --part=….
+
+  Returns:
+    The card, or None if the data set was finished already.
+
+  Raises:
+    UserError: when a part is not finished, or images are unreadable.
+  """
+  if (plan := open_plan(preparation, begin=False)) is None:
+    return None
+  with target_folder.locked(plan.target):
+    _check_complete(plan, command)
+    return dataset_files.finish(plan)
 
 
 def _check_chunk(task: tuple[bool, str, Examples], progress: ReportProgress) -> ChunkStatistics:
@@ -264,7 +191,7 @@ def check(
   Raises:
     UserError: as `list_examples`.
   """
-  _check_not_negative(workers=workers)
+  check_not_negative(workers=workers)
   listing = list_examples(source, options)
   tasks = [(listing.multi_label, *chunk) for chunk in cards.chunks(listing)]
   _start(bar, sum(map(len, listing.splits.values())))

@@ -3,6 +3,7 @@
 A shard is complete once its metadata is in TARGET/.unfinished, which is written after it.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -10,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -23,9 +25,11 @@ from vit_jax.data.sources import tf_example
 from vit_jax.data.sources.array_record import UNFINISHED, import_array_record
 from vit_jax.errors import BadExampleError
 from vit_jax.prepare.examples import Examples
+from vit_jax.prepare.file_lock import try_lock
 from vit_jax.prepare.statistics import SplitStatistics, collect_statistics
 from vit_jax.prepare.task_pool import ReportProgress
 
+_LABEL = '<i4'
 # What ArrayRecord's errors say when there is no room.
 _NO_SPACE = {errno.ENOSPC: 'No space left', errno.EDQUOT: 'Disk quota', errno.EFBIG: 'too large'}
 
@@ -65,15 +69,24 @@ class Shard:
   encoding: Encoding
 
   @property
+  def name(self) -> str:
+    """The name of its file."""
+    return pathlib.Path(self.file).name
+
+  @property
   def metadata_file(self) -> pathlib.Path:
     """JSON that exists until the data set is finished: {'shard': …, 'statistics': …}."""
-    path = pathlib.Path(self.file)
-    return path.parent / UNFINISHED / f'{path.name}.json'
+    return pathlib.Path(self.file).parent / UNFINISHED / f'{self.name}.json'
 
   @property
   def hashes_file(self) -> pathlib.Path:
     """The concatenated content hashes of its examples, until the data set is finished."""
     return self.metadata_file.with_suffix('.hashes')
+
+  @property
+  def labels_file(self) -> pathlib.Path:
+    """The label of each record, little-endian int32; not for multi-label data."""
+    return self.metadata_file.with_suffix('.labels')
 
 
 def encode_image(image: bytes | np.ndarray, name: str, encoding: Encoding) -> bytes:
@@ -118,38 +131,51 @@ def _encode_record(image_file: bytes, labels: list[int], name: str, shard: Shard
   return tf_example.encode(features)
 
 
+def _write_records(
+  shard: Shard, path: epath.Path, progress: ReportProgress
+) -> tuple[SplitStatistics, bytes, list[int]]:
+  """Writes the ArrayRecord file; returns its statistics, content hashes, and labels."""
+  module, all_labels = import_array_record(), []
+  # Images are compressed already.
+  writer = module.ArrayRecordWriter(str(path), 'group_size:1,uncompressed')
+
+  def write(image: bytes | np.ndarray, labels: list[int], name: str) -> bytes:
+    image_file = encode_image(image, name, shard.encoding)
+    writer.write(_encode_record(image_file, labels, name, shard))
+    all_labels.extend(labels)
+    return image_file
+
+  try:
+    statistics, hashes = collect_statistics(
+      shard.examples, shard.multi_label, progress, decode=True, write=write
+    )
+  finally:
+    writer.close()
+  if module.ArrayRecordReader(str(path)).num_records() != statistics.examples:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), shard.file)
+  return statistics, hashes, all_labels
+
+
 def write_shard(shard: Shard, progress: ReportProgress) -> None:
-  """Writes a shard, then its hashes, then its metadata; raises `OSError` when the disk is full."""
-  statistics, hashes, module = SplitStatistics(), b'', import_array_record()
+  """Writes a shard, then its hashes and labels, then its metadata.
 
-  def write_records(path: epath.Path) -> None:
-    nonlocal statistics, hashes
-    writer = module.ArrayRecordWriter(
-      str(path), 'group_size:1,uncompressed'
-    )  # images are compressed
+  While it writes, it holds a lock on its scratch file. Raises `OSError` when the disk is full.
+  """
+  path, written = pathlib.Path(shard.file), []
+  with contextlib.ExitStack() as stack:
 
-    def write(image: bytes | np.ndarray, labels: list[int], name: str) -> bytes:
-      image_file = encode_image(image, name, shard.encoding)
-      writer.write(_encode_record(image_file, labels, name, shard))
-      return image_file
+    def write(scratch: epath.Path) -> None:
+      try_lock(stack.enter_context(open(scratch, 'ab')))
+      written.extend(_write_records(shard, scratch, progress))
 
     try:
-      statistics, hashes = collect_statistics(
-        shard.examples, shard.multi_label, progress, decode=True, write=write
-      )
-    finally:
-      writer.close()
-    if module.ArrayRecordReader(str(path)).num_records() != statistics.examples:
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), shard.file)
-
-  path = pathlib.Path(shard.file)
-  try:
-    files.write_atomically(path, write_records, sync=True)
-  except (RuntimeError, ValueError) as error:  # from ArrayRecord
-    for number, text in _NO_SPACE.items():
-      if text in str(error):
-        raise OSError(number, os.strerror(number), shard.file) from None
-    raise
+      files.write_atomically(path, write, sync=True)
+    except (RuntimeError, ValueError) as error:  # from ArrayRecord
+      for number, text in _NO_SPACE.items():
+        if text in str(error):
+          raise OSError(number, os.strerror(number), shard.file) from None
+      raise
+  statistics, hashes, labels = written
   with path.open('rb') as file:
     sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
   size, records = path.stat().st_size, statistics.examples
@@ -158,16 +184,30 @@ def write_shard(shard: Shard, progress: ReportProgress) -> None:
     'statistics': statistics.to_json(),
   }
   files.write_bytes(shard.hashes_file, hashes)
+  if not shard.multi_label:
+    files.write_bytes(shard.labels_file, np.array(labels, _LABEL).tobytes())
   files.write_bytes(shard.metadata_file, json.dumps(metadata).encode())
+
+
+def read_metadata(shard: Shard) -> tuple[dict[str, Any], SplitStatistics]:
+  """Returns what the card says about a complete shard (file, records, bytes, …), its statistics."""
+  metadata = json.loads(shard.metadata_file.read_text())
+  return metadata['shard'], SplitStatistics.from_json(metadata['statistics'])
+
+
+def read_labels(shard: Shard) -> np.ndarray:
+  """Returns the labels of a complete shard, in the order of its records: (records,) int32."""
+  return np.frombuffer(shard.labels_file.read_bytes(), _LABEL)
 
 
 def is_complete(shard: Shard, accept_unreadable: bool) -> bool:
   """Whether a shard has been written; if it lacks unreadable examples, only if that is accepted."""
   try:
-    metadata = json.loads(shard.metadata_file.read_text())
-    statistics = SplitStatistics.from_json(metadata['statistics'])
+    entry, statistics = read_metadata(shard)
     if statistics.unreadable and not accept_unreadable:
       return False  # the images may have been repaired since
-    return pathlib.Path(shard.file).stat().st_size == metadata['shard']['bytes']
+    if not shard.multi_label and len(read_labels(shard)) != entry['records']:
+      return False
+    return pathlib.Path(shard.file).stat().st_size == entry['bytes']
   except (OSError, ValueError, KeyError, TypeError):  # the last two: an older version wrote it
     return False

@@ -30,6 +30,11 @@ def shard_name(name: str, split: str, shard: int, num_shards: int) -> str:
   return f'{name}-{split}.array_record-{shard:0{digits}}-of-{num_shards:0{digits}}'
 
 
+def labels_name(name: str, split: str) -> str:
+  """Returns the name of the file with the labels of a split, which TFDS ignores."""
+  return f'{name}-{split}.labels.npy'
+
+
 def dataset_info(
   name: str, splits: Mapping[str, Sequence[Mapping[str, Any]]], sizes: Mapping[str, int]
 ) -> dict[str, Any]:

@@ -15,8 +15,15 @@ from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
-from vit_jax.errors import NonFiniteLossError, PreemptedError, UserError, memory_explained
+from vit_jax.errors import (
+  NonFiniteLossError,
+  PreemptedError,
+  StoppedError,
+  UserError,
+  memory_explained,
+)
 from vit_jax.evaluation import classification
+from vit_jax.training.evaluator import open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.program import build_program
@@ -52,6 +59,12 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
 
+def _preempted(step: int) -> PreemptedError:
+  return PreemptedError(
+    f'received SIGTERM; step {step} is saved, rerun the same command to resume.'
+  )
+
+
 @memory_explained(
   'config.model.remat=full, a larger config.mesh.fsdp or config.accumulation_steps, or a smaller '
   'config.batch_size need less, and python -m vit_jax.plan says how much'
@@ -64,7 +77,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/.
 
   Returns:
-    The last evaluation: {'accuracy', 'loss', 'examples'}.
+    The metrics of the last evaluation: {'accuracy', 'loss', 'examples', …}.
 
   Raises:
     UserError: for a config, data or workdir that cannot work.
@@ -85,6 +98,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   )
   sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
   streams = open_streams(data, train, test, config.batch_size, config.eval_batch_size, config.seed)
+  evaluator = open_evaluator(config, program, train)
 
   # The state: from the last checkpoint, from other weights, or from the seed.
   start_params, report = None, None
@@ -119,15 +133,28 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     if line:
       progress.print(line)
   previous, result = None, None
-  loader = DataLoader(streams, mesh, num_workers(data), data.threads)
+  loader = DataLoader(streams | evaluator.streams, mesh, num_workers(data), data.threads)
   with checkpointer, writer, progress, loader:
 
-    def evaluate() -> dict[str, float]:
-      return classification.evaluate(program.eval_step, state.eval_params, loader.batches('test'))
+    def evaluate(step: int, is_new: bool = True) -> classification.Result | None:
+      """Returns the result of the test data; reports it and others, if they are new."""
+      with meter.paused():
+        result, metrics = evaluator.run(step, state.eval_params, loader, only_test=not is_new)
+      if is_new and metrics:
+        writer.write(step, metrics)
+        progress.print_result(step, result, metrics, loader)
+      return result
 
+    was_evaluated = bool(broadcast_from_process_0(writer.has_evaluation(first_step)))
+    is_complete = first_step == config.total_steps
+    if is_complete or (first_step and not was_evaluated):
+      try:  # SIGTERM may have ended the evaluation of the step that is resumed
+        result = evaluate(first_step, is_new=not was_evaluated)
+      except StoppedError:
+        raise _preempted(first_step) from None
     batches = meter.time_waiting(loader.batches('train', first_step, config.total_steps))
     train_step = program.train_step
-    if first_step < config.total_steps:
+    if not is_complete:
       train_step = progress.compile_step()
       meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
@@ -143,25 +170,23 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         values = _fetch_finite(step, metrics) | meter.measure(step, loader.bad_reads['train'])
         writer.write(step, values)
         progress.print_metrics(step, values, loader)
-      if step % config.eval_every == 0 or is_last:
-        with meter.paused():
-          result = evaluate()
-        writer.write(step, {f'test/{name}': value for name, value in result.items()})
-        progress.print_result(step, result, loader)
-      is_best = result is not None and checkpointer.is_best(result['accuracy'])
-      stopping = should_stop(step) and not is_last
+      stopping = should_stop()
+      if not stopping:
+        try:
+          result = evaluate(step)
+        except StoppedError:
+          stopping = True
+      is_best = result is not None and checkpointer.is_best(result.accuracy)
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         _fetch_finite(step, metrics)  # only sound states are saved
         with meter.paused():
-          checkpointer.save(step, state, None if result is None else result['accuracy'])
+          checkpointer.save(step, state, None if result is None else result.accuracy)
       if stopping:
-        raise PreemptedError(
-          f'received SIGTERM; step {step} is saved, rerun the same command to resume.'
-        )
-    result = result or evaluate()  # of a run that was complete before
+        raise _preempted(step)
+    assert result is not None  # of the last step
     image_size, names = data.height_width, list(test.class_names)
     params, preprocessing = state.eval_params, data.test.preprocessing
     vit = Classifier(program.model, params, image_size, names, preprocessing, config.loss)
     _export(vit, workdir)
-  progress.print_end(result, workdir / 'model', data)
-  return result
+  progress.print_end(result, names, workdir / 'model', data)
+  return result.metrics

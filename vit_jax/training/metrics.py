@@ -28,10 +28,10 @@ class MetricsWriter:
   """Appends to `workdir/metrics.jsonl` and TensorBoard; only one process of a run is enabled."""
 
   def __init__(self, workdir: epath.Path, first_step: int, enabled: bool):
-    self._file = self._board = self._remote = None
+    self._file = self._board = self._remote = self._path = None
     if not enabled:
       return
-    path = workdir / 'metrics.jsonl'
+    self._path = path = workdir / 'metrics.jsonl'
     if path.exists():
       _truncate(path, first_step)
     if is_remote(workdir):  # files cannot grow there, and TensorBoard events are not written
@@ -39,6 +39,14 @@ class MetricsWriter:
       return
     self._file = path.open('a')
     self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+
+  def has_evaluation(self, step: int) -> bool:
+    """Whether `metrics.jsonl` has other metrics of a step than those of training."""
+    if self._path is None or not self._path.exists():
+      return False
+    lines = map(json.loads, self._path.read_text().splitlines())
+    names = (name for line in lines if line['step'] == step for name in line)
+    return any(name != 'step' and not name.startswith('train/') for name in names)
 
   def __enter__(self) -> 'MetricsWriter':
     return self

@@ -34,7 +34,7 @@ class Program:
   abstract_batch: dict[str, jax.ShapeDtypeStruct]  # a global batch, as `train_step` takes it
   init: Any  # (params or None) -> TrainState, jitted; the parameters are donated
   train_step: Any  # (state, batch, key) -> (state, metrics), jitted; the state is donated
-  eval_step: Any  # (params, batch) -> sums, jitted
+  eval_step: Any  # (params, batch) -> scores, jitted
 
   @property
   def state_shardings(self) -> Any:

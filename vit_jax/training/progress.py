@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import tqdm
@@ -14,9 +14,10 @@ from vit_jax.config import DataConfig
 from vit_jax.data.loading.loader import DataLoader
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
+from vit_jax.evaluation.classification import Result
 from vit_jax.hardware import num_cores
 from vit_jax.models.build import count_parameters
-from vit_jax.text import format_bytes, plural, printable, printable_lines
+from vit_jax.text import format_bytes, format_metric, plural, printable, printable_lines
 from vit_jax.training.program import Program
 from vit_jax.training.throughput import data_wait
 
@@ -40,6 +41,13 @@ def describe(program: Program) -> list[str]:
     f'{format_bytes(params["sharded"])} sharded, {format_bytes(params["replicated"])} '
     f'replicated; with the optimizer each device holds {format_bytes(state["device"])}',
   ]
+
+
+def _accuracy(result: Result) -> str:
+  """'97.22% on 360 examples', with the mean per class where that is another number."""
+  mean = result.metrics.get('mean_per_class_accuracy', result.accuracy)
+  per_class = '' if f'{mean:.2%}' == f'{result.accuracy:.2%}' else f' ({mean:.2%} mean per class)'
+  return f'{result.accuracy:.2%}{per_class} on {plural(result.examples, "example")}'
 
 
 class Progress:
@@ -123,7 +131,7 @@ class Progress:
 
   def _name_bad_examples(self, loader: DataLoader) -> None:
     """Names the examples that were skipped since the last time, of many the first few."""
-    for message in (*loader.bad_examples['train'].values(), *loader.bad_examples['test'].values()):
+    for message in (text for bad in loader.bad_examples.values() for text in bad.values()):
       if message not in self._named_bad and len(self._named_bad) < _MAX_NAMED:
         self._named_bad.add(message)
         is_last = len(self._named_bad) == _MAX_NAMED
@@ -150,24 +158,36 @@ class Progress:
       f'they could take {rate / max(1 - wait, 0.05):,.0f}; {advice}'
     )
 
-  def print_result(self, step: int, result: Mapping[str, float], loader: DataLoader) -> None:
-    """Prints an evaluation."""
-    num_bad = len(loader.bad_examples['test'])
-    skipped = f' ({num_bad:,} more cannot be read)' if num_bad else ''
-    self.print(
-      f'step {step}/{self._total_steps}, test accuracy {result["accuracy"]:.2%} on '
-      f'{result["examples"]:,} examples{skipped}, test loss {result["loss"]:.4f}'
-    )
+  def print_result(
+    self, step: int, result: Result | None, metrics: Mapping[str, float], loader: DataLoader
+  ) -> None:
+    """Prints the result of the test data, if there is one, and the metrics of other evaluations."""
+    start = f'step {step}/{self._total_steps}, '
+    if result is not None:
+      num_bad = len(loader.bad_examples['test'])
+      skipped = f' ({num_bad:,} more cannot be read)' if num_bad else ''
+      text = f'test accuracy {_accuracy(result)}{skipped}, test loss {result.loss:.4f}'
+      self.print(start + text)
+    groups: dict[str, list[str]] = {}
+    for key, value in metrics.items():
+      name, _, metric = key.partition('/')
+      if name != 'test':
+        groups.setdefault(name, []).append(format_metric(metric, value))
+    for name, texts in groups.items():
+      self.print(f'{start}{name}: {", ".join(texts)}')
 
-  def print_end(self, result: Mapping[str, float], model: epath.Path, data: DataConfig) -> None:
+  def print_end(
+    self, result: Result, class_names: Sequence[str], model: epath.Path, data: DataConfig
+  ) -> None:
     """Prints the last lines: the result, where the model is, what to try next."""
     flags = '' if data.test.split == 'test' else f' --split={shlex.quote(data.test.split)}'
     flags += ' --on_bad_example=skip' if data.on_bad_example == 'skip' else ''
     source, name = shlex.quote(data.test_source) + flags, shlex.quote(str(model))
     seconds = tqdm.tqdm.format_interval(time.monotonic() - self._start)
+    mistakes = ''.join(f'{line}\n' for line in result.mistakes(class_names))
     self.print(
-      f'\ndone: test accuracy {result["accuracy"]:.2%} on {result["examples"]:,} examples after '
-      f'{self._total_steps:,} steps ({seconds} in this run)\n'
+      f'\ndone: test accuracy {_accuracy(result)} after '
+      f'{self._total_steps:,} steps ({seconds} in this run)\n{mistakes}'
       f'model: {model}\n'
       f'next: python -m vit_jax.evaluate --model={name} --data={source}\n'
       f'  or: python -m vit_jax.predict --model={name} IMAGE…'

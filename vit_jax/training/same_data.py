@@ -12,13 +12,13 @@ from typing import Any
 from etils import epath
 
 from vit_jax.data.sources import Source
-from vit_jax.data.sources.source import fingerprint
+from vit_jax.data.sources.source import fingerprint, hash_files
 from vit_jax.distributed.processes import gather_from_all
 from vit_jax.errors import UserError
 from vit_jax.files import read_json_object, write_text
 
 DATA_FILE = 'data.json'
-_VERSION = 1  # of the facts: those of another version cannot be compared
+_VERSION = 2  # of the facts: those of another version cannot be compared
 _DIGITS = 24  # of a hash
 
 
@@ -27,7 +27,7 @@ def data_facts(source: Source) -> dict[str, Any]:
   hashes = {
     'class names': fingerprint('\0'.join(source.class_names)),
     'files': source.fingerprint,  # names, counts
-    'file sizes': source.file_sizes() if source.file_sizes else '',
+    'file sizes': hash_files(source.files()) if source.files else '',
   }
   counts = {'examples': source.size, 'classes': source.num_classes}
   return counts | {name: text[:_DIGITS] for name, text in hashes.items()}

@@ -9,6 +9,7 @@ import pytest
 
 from vit_jax.data.loading import order
 from vit_jax.data.sources import Source, open_source
+from vit_jax.errors import UserError
 
 JFT = open_source('synthetic:jft', 'train')
 SIZES = [1, 2, 10, 255, 256, 257, 65_535, 65_536, 65_538, 131_073, 262_144, 1_281_167, 2**31 + 5]
@@ -173,3 +174,44 @@ def test_positions_in_any_order_and_number():
   expected = np.concatenate([indices(positions[i : i + 1]) for i in range(300)])
   np.testing.assert_array_equal(indices(positions), expected)
   assert indices(positions[:0]).shape == (0,)
+
+
+def balanced(labels: list[int]) -> order.ClassBalanced:
+  array = np.array(labels, np.int32)
+  source = dataclasses.replace(JFT, size=len(array), labels=lambda: array, multi_label=False)
+  return order.class_balanced_order(source, seed=3)
+
+
+def test_all_classes_are_drawn_equally_often():
+  labels = [2] * 500 + [0] + [7] * 30 + [-1] * 9
+  indices = balanced(labels)(np.arange(1023 * 6))
+  drawn = np.array(labels)[indices].reshape(6, 1023)
+  for window in drawn:  # exactly
+    assert [np.sum(window == label) for label in (0, 2, 7, -1)] == [341, 341, 341, 0]
+  assert len(np.unique(np.diff(np.flatnonzero(drawn[0] == 0)))) > 5  # but not in turn
+  counts = np.bincount(indices, minlength=540)
+  assert set(counts[:500]) == {4, 5} and counts[500] == 2046 and set(counts[501:531]) == {68, 69}
+  # The examples of a class are permuted anew each time.
+  rare = indices[(indices >= 501) & (indices < 531)][:2040].reshape(-1, 30)
+  assert len(np.unique(np.sort(rare, axis=1), axis=0)) == 1 and len(np.unique(rare, axis=0)) == 68
+
+
+def test_the_balanced_order_depends_on_positions_alone():
+  balance = balanced(np.random.default_rng(0).zipf(1.5, 2000).clip(0, 300).tolist())
+  positions = np.arange(3000) + 10**9
+  expected = balance(positions)
+  shuffled = np.random.default_rng(1).permutation(3000)
+  np.testing.assert_array_equal(balance(positions[shuffled]), expected[shuffled])
+  golden = [6, 0, 5, 1, 2, 5, 4, 6, 6, 3]
+  assert balanced([0] * 5 + [1] * 2)(np.arange(10)).tolist() == golden
+
+
+def test_a_balanced_order_needs_labels():
+  for source, reason in (
+    (JFT, 'several labels per image'),
+    (mixture((60, 40), (3.0, 1.0)), 'several labels'),
+    (open_source('synthetic:imagenet', 'train'), 'does not tell its labels'),
+    (open_source('3*digits + 1*digits', 'train'), 'is a mixture'),
+  ):
+    with pytest.raises(UserError, match=f'{reason}.*class_balanced=False'):
+      order.class_balanced_order(source, 0)

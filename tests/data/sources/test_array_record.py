@@ -136,10 +136,11 @@ def test_a_missing_shard_is_named(tmp_path):
 @pytest.mark.parametrize('order', [range(40), reversed(range(40))], ids=['up', 'down'])
 def test_a_damaged_record_does_not_affect_others(order, tmp_path):
   from vit_jax.prepare import pipeline
+  from vit_jax.prepare.shard_plan import Preparation
 
   write_images(tmp_path / 'in', {f'all/{c}/{i}.png': (30, 30) for c in 'ab' for i in range(20)})
   (tmp_path / 'in' / 'all').rename(tmp_path / 'in' / 'train')
-  pipeline.prepare(str(tmp_path / 'in'), tmp_path / 'out', shards=1, workers=1)
+  pipeline.prepare(Preparation(str(tmp_path / 'in'), tmp_path / 'out', shards=1), workers=1)
   (shard,) = (tmp_path / 'out').glob('*-train.array_record*')
   healthy = open_source(f'array_record:{tmp_path}/out', 'train')
   expected = [healthy.read(i)[0] for i in range(healthy.size)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import ROOT, SANDBOX
+from tests.helpers import ROOT, SANDBOX, read_labels
 from vit_jax.data.decoding.images import open_image
 from vit_jax.data.sources import open_source, split_names
 from vit_jax.errors import BadExampleError, UserError
@@ -92,6 +92,7 @@ def test_files_on_disk_are_read(write, tmp_path):
     for i in reversed(range(size)):
       image, label = source.read(i)
       assert (image, label, label.dtype, label.shape) == (png(i), i % 3, np.int32, ())
+    assert read_labels(source) == [i % 3 for i in range(size)]
   np.testing.assert_array_equal(open_image(image, '').pixels(None), pixels(0))
   everything = open_source(f'hf:{root}', 'all')
   assert everything.size == sum(SIZES.values())
@@ -140,7 +141,7 @@ def test_classes_without_a_list_are_gathered_from_all_splits(kind, value, names,
   write_saved(tmp_path / 'x', feature=datasets.Value(kind), value=value)
   source = open_source(f'hf:{tmp_path}/x', 'test')
   assert source.class_names == names
-  assert [names[source.read(i)[1]] for i in range(4)] == [str(value(i)) for i in range(4)]
+  assert [names[label] for label in read_labels(source)[:4]] == [str(value(i)) for i in range(4)]
 
 
 def test_images_may_be_paths_or_plain_bytes(tmp_path):

@@ -1,9 +1,11 @@
 """The fixed permutation: pinned, complete, and without order."""
 
+import math
+
 import numpy as np
 import pytest
 
-from vit_jax.data.sources.permutation import permutation, permute
+from vit_jax.data.sources.permutation import permutation, permute, permute_each
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 7, 16, 255, 256, 257, 5000])
@@ -35,3 +37,14 @@ def test_neighbors_are_spread(size):
   assert abs(np.corrcoef(np.arange(size), order)[0, 1]) < 3 / np.sqrt(size)
   tenths = np.histogram(order[: size // 2], 10, (0, size))[0]
   assert tenths.min() > 0.1 * tenths.mean()
+
+
+def test_each_size_and_key_has_its_permutation():
+  for size in (1, 2, 3, 5, 16, 17, 100, 4097):
+    permutations = set()
+    for key in range(40):
+      keys = np.full(size, key * 0x9E3779B97F4A7C15 % 2**64, np.uint64)
+      indices = permute_each(np.arange(size), np.full(size, size), keys)
+      assert sorted(indices) == list(range(size))
+      permutations.add(tuple(indices))
+    assert len(permutations) >= min(math.factorial(size), 20)

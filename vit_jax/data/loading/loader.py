@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.config import DataConfig
-from vit_jax.data.loading.order import Order, example_order
+from vit_jax.data.loading.order import Order, class_balanced_order, example_order
 from vit_jax.data.loading.reader import ReadConfig, Reader, make_reader
 from vit_jax.data.loading.schedule import NUM_PREFETCHED, make_schedule
 from vit_jax.data.loading.shared_memory import Slot, anonymous_file, map_slots, slot_bytes
@@ -65,15 +65,21 @@ class Stream:
 
 
 def open_stream(
-  config: ReadConfig, batch_size: int, source: Source | None = None, max_bad_fraction: float = 1.0
+  config: ReadConfig,
+  batch_size: int,
+  source: Source | None = None,
+  max_bad_fraction: float = 1.0,
+  class_balanced: bool = False,
 ) -> Stream:
   """Opens a stream for training if the config has augmentation, else for tests.
 
   `source` is the one that the config names, if it is already open. Raises `UserError` like
-  `open_source`.
+  `open_source`, or if its classes cannot be balanced.
   """
-  reader = make_reader(config, source)
-  order = example_order(reader.source, config.seed) if config.augment is not None else None
+  reader, order = make_reader(config, source), None
+  if config.augment is not None:
+    make_order = class_balanced_order if class_balanced else example_order
+    order = make_order(reader.source, config.seed)
   return Stream(reader, batch_size, order, config, max_bad_fraction)
 
 
@@ -95,7 +101,9 @@ def open_streams(
     train_config, source=config.test_source, split=config.test.split, augment=None
   )
   return {
-    'train': open_stream(train_config, batch_size, train, config.max_bad_fraction),
+    'train': open_stream(
+      train_config, batch_size, train, config.max_bad_fraction, config.class_balanced
+    ),
     'test': open_stream(test_config, test_batch_size, test, config.max_bad_fraction),
   }
 

@@ -14,11 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data.sources import Source
+from vit_jax.data.sources.permutation import permute_each
+from vit_jax.errors import UserError
 
 _ROUNDS = 4
 _MIN_BLOCK_BITS = 16
 _SMALLEST_PROPORTION = 100  # of a mixture: weights are integers relative to that of the smallest
-_WINDOW = 1024  # positions within which the sources of a mixture are shuffled
+_WINDOW = 1024  # positions within which the sources of a mixture, or classes, are shuffled
+_KEY_FACTOR = 0x9E3779B97F4A7C15  # of splitmix64, spreads the keys of permutations
 
 
 @functools.lru_cache
@@ -175,14 +178,76 @@ def _window(order: Mixture, window: int) -> np.ndarray:
   indices = order.in_turn(np.arange(window * _WINDOW, (window + 1) * _WINDOW))
   stops = [part.first + part.size for part in order.in_turn.orders]
   sources = np.searchsorted(stops, indices, side='right')
-  random = np.random.Philox(key=[order.seed, window]).random_raw(_WINDOW)
-  shuffled = sources[np.argsort(random, kind='stable')]
+  shuffled = sources[_random_order(_WINDOW, order.seed, window)]
   result = np.empty_like(indices)
   result[np.argsort(shuffled, kind='stable')] = indices[np.argsort(sources, kind='stable')]
   return result
 
 
-Order = ShuffledEpochs | Mixture
+@dataclasses.dataclass(frozen=True)
+class ClassBalanced:
+  """All classes equally often, and each example of a class as often as the others of it.
+
+  Each window has all classes in exact proportion, in random order: 1,024 positions, or as many as
+  there are classes. The examples of a class come in permutations, one after the other.
+  """
+
+  examples: np.ndarray  # (N,) indices, those of a class side by side
+  counts: np.ndarray  # (C,) examples of each class, none is 0
+  seed: int
+
+  def __call__(self, positions: np.ndarray) -> np.ndarray:
+    """Maps (N,) int64 positions to (N,) int64 indices of examples."""
+    num_classes = len(self.counts)
+    per_window = max(_WINDOW // num_classes, 1)
+    windows, places = np.divmod(positions, per_window * num_classes)
+    classes, draws = np.empty_like(places), windows * per_window
+    for window in np.unique(windows):
+      selected = windows == window
+      order = _random_order(per_window * num_classes, self.seed, int(window)) % num_classes
+      rank = np.empty_like(order)  # of a place, among those of its class
+      rank[np.argsort(order, kind='stable')] = np.tile(np.arange(per_window), num_classes)
+      classes[selected] = order[places[selected]]
+      draws[selected] += rank[places[selected]]
+    epochs, draws = np.divmod(draws, self.counts[classes])
+    keys = self.seed + (classes * 2**32 + epochs).astype(np.uint64) * np.uint64(_KEY_FACTOR)
+    ends = np.cumsum(self.counts)
+    starts = ends[classes] - self.counts[classes]
+    return self.examples[starts + permute_each(draws, self.counts[classes], keys)]
+
+
+@functools.lru_cache(16)
+def _random_order(size: int, seed: int, window: int) -> np.ndarray:
+  """A permutation of `size` places, (size,) int64."""
+  random = np.random.Philox(key=[seed, window]).random_raw(size)
+  return np.argsort(random, kind='stable')
+
+
+Order = ShuffledEpochs | Mixture | ClassBalanced
+
+
+def class_balanced_order(source: Source, seed: int) -> ClassBalanced:
+  """Maps positions in the endless sequence to indices of examples, all classes equally often.
+
+  Raises:
+    UserError: for a mixture, multi-label data, or data whose labels are not known in advance.
+  """
+  reason = None
+  if source.multi_label:
+    reason = 'has several labels per image'
+  elif source.weights:
+    reason = 'is a mixture, which its weights balance'
+  elif source.labels is None:
+    reason = 'does not tell its labels without its images'
+  if source.labels is None or reason:
+    raise UserError(
+      f'{source.name} {reason}, so its classes cannot be drawn equally often; set '
+      '--config.data.class_balanced=False.'
+    )
+  labels = source.labels()
+  examples = np.argsort(labels, kind='stable')
+  counts = np.bincount(labels + 1, minlength=1)  # -1 is no class
+  return ClassBalanced(examples[counts[0] :], counts[1:][counts[1:] > 0], _shuffle_seed(seed))
 
 
 def example_order(source: Source, seed: int) -> Order:

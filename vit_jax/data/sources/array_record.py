@@ -6,10 +6,13 @@ small files and checks the sizes of the shards; a shard is opened when its first
 
 import dataclasses
 import importlib
+import io
 import itertools
 import threading
 from typing import Any
 
+import numpy as np
+import tqdm
 from etils import epath
 
 from vit_jax.data.sources import tf_example
@@ -34,6 +37,7 @@ _OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _MAX_INDEX_BYTES = 2**28
 _OFFLOADED = ',index_storage_option:offloaded,footer_prefetch_bytes:0'
 _INDEX_BYTES_PER_RECORD = 22
+_BAR: Any = {'desc': 'reading labels', 'unit': ' labels', 'leave': False, 'disable': None}
 _DAMAGE = (RuntimeError, ValueError, OSError, KeyError, IndexError)  # raised by a damaged record
 
 
@@ -243,6 +247,24 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     except _DAMAGE as error:
       raise BadExampleError(f'{shards.describe(i)} cannot be read: {first_line(error)}.') from None
 
+  def read_label(i: int) -> int:
+    try:
+      values = tf_example.decode(shards[i], (labels.key,)).get(labels.key, [])
+      return int(encode_label(values, len(labels.class_names), False))
+    except _DAMAGE:
+      return -1
+
+  def read_labels() -> np.ndarray:
+    """Of a file beside the shards, as prepare_data writes it, or one record after the other."""
+    file = root / f'{info["name"]}-{split}.labels.npy'
+    try:
+      values = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+      if values.shape == (sum(lengths),) and values.dtype == np.int32:
+        return np.where(values < len(labels.class_names), values, -1)
+    except (OSError, ValueError):
+      pass
+    return np.array([read_label(i) for i in tqdm.trange(sum(lengths), **_BAR)], np.int32)
+
   return Source(
     name=f'{spec} ({split})',
     size=sum(lengths),
@@ -251,6 +273,8 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(repr(listing)),
+    files=lambda: list(map(str, files)),
+    labels=None if labels.multi_label else read_labels,
     shuffled=_is_shuffled(info, card),
     notes=tuple(card.get('warnings', ())),
   )

@@ -34,5 +34,6 @@ def open_split(path: str, split: str) -> Source:
     size=len(indices),
     read=lambda i: (images[i], labels[i]),
     class_names=tuple(map(str, digits.target_names)),
+    labels=lambda: labels,
     shuffled=True,
   )

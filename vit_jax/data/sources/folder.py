@@ -24,7 +24,7 @@ from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources import folder_classes, folder_layout, holdout
 from vit_jax.data.sources.folder_files import all_files, is_image, parse_path
 from vit_jax.data.sources.folder_layout import Layout, below
-from vit_jax.data.sources.source import Example, Source, fingerprint, hash_file_sizes
+from vit_jax.data.sources.source import Example, Source, fingerprint
 from vit_jax.data.sources.split_aliases import choose_split, split_of
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.files import read_bytes
@@ -249,6 +249,7 @@ def open_split(path: str, split: str) -> Source:
     class_names=files.class_names,
     location=location,
     fingerprint=fingerprint('\0'.join(files.names)),
-    file_sizes=lambda: hash_file_sizes([os.path.join(files.folder, name) for name in files.names]),
+    labels=lambda: files.labels,
+    files=lambda: [os.path.join(files.folder, name) for name in files.names],
     notes=files.notes,
   )

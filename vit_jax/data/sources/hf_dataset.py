@@ -153,6 +153,9 @@ def _open(dataset: Any, image: str, labels: _Labels, name: str) -> Source:
     except (ValueError, KeyError, TypeError) as error:
       raise BadExampleError(f'{location(i)} cannot be read: {first_line(error)}.') from None
 
+  def read_labels() -> np.ndarray:
+    return np.array([labels.read(value) for value in dataset[labels.column][:]], np.int32)
+
   listing = repr([(file.name, os.path.getsize(file)) for file in files] + [len(dataset)])
   return Source(
     name=name,
@@ -162,6 +165,8 @@ def _open(dataset: Any, image: str, labels: _Labels, name: str) -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(listing),
+    files=lambda: list(map(str, files)),
+    labels=None if labels.multi_label else read_labels,
   )
 
 

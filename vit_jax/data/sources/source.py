@@ -37,8 +37,9 @@ class Source:
     location: index -> where the example is stored, such as its file; None without files.
     fingerprint: changes with the listing of the data: the names of its files, the sizes and
       counts of its shards; worker processes compare it. Empty for data that cannot change.
-    file_sizes: returns a hash of the sizes of many small files; once a run, because it asks for
-      each of them. None for data whose fingerprint covers them.
+    files: returns the paths of the local files that hold the data; None without any.
+    labels: returns the classes of all examples without reading images: (N,) int32, -1 for one
+      without a valid label. None for multi-label data, and where only the images tell.
     shuffled: whether neighbors are of random classes, so that a slice may be a range of indices;
       otherwise slices follow a fixed permutation.
     notes: one sentence for each thing that the user should know about the data.
@@ -54,7 +55,8 @@ class Source:
   multi_label: bool = False
   location: Callable[[int], str] | None = None
   fingerprint: str = ''
-  file_sizes: Callable[[], str] | None = None
+  files: Callable[[], Sequence[str]] | None = None
+  labels: Callable[[], np.ndarray] | None = None
   shuffled: bool = False
   notes: tuple[str, ...] = ()
   component_sizes: tuple[int, ...] = ()
@@ -74,22 +76,26 @@ def fingerprint(listing: str) -> str:
   return hashlib.sha256(listing.encode('utf-8', 'surrogateescape')).hexdigest()
 
 
-def hash_file_sizes(files: Sequence[str]) -> str:
-  """Hashes the sizes of files in their order; one that cannot be read has the size -1."""
+def hash_files(files: Sequence[str], times: bool = False) -> str:
+  """Hashes the sizes of files in their order, and the times at which they were last modified.
 
-  def sizes(first: int) -> list[int]:
-    return [_file_size(file) for file in files[first : first + _STAT_CHUNK]]
+  A file that cannot be read has the size -1.
+  """
+
+  def stats(first: int) -> list[tuple[int, ...]]:
+    return [_file_stat(file, times) for file in files[first : first + _STAT_CHUNK]]
 
   with ThreadPoolExecutor(_STAT_THREADS) as pool:
-    chunks = pool.map(sizes, range(0, len(files), _STAT_CHUNK))
+    chunks = pool.map(stats, range(0, len(files), _STAT_CHUNK))
     return fingerprint(repr(list(chunks)))
 
 
-def _file_size(file: str) -> int:
+def _file_stat(file: str, times: bool) -> tuple[int, ...]:
   try:
-    return os.stat(file).st_size
+    stat = os.stat(file)
+    return (stat.st_size, stat.st_mtime_ns) if times else (stat.st_size,)
   except OSError:
-    return -1
+    return (-1,)
 
 
 def is_held_out(name: str) -> bool:

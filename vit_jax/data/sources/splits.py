@@ -16,7 +16,9 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 
-from vit_jax.data.sources.permutation import permute
+import numpy as np
+
+from vit_jax.data.sources.permutation import permutation, permute
 from vit_jax.data.sources.source import Example, Source, check_same_classes, fingerprint, locate
 from vit_jax.errors import UserError
 
@@ -94,11 +96,17 @@ def _slice(source: Source, start: int, stop: int) -> Source:
   def index(i: int) -> int:
     return start + i if source.shuffled else permute(start + i, source.size)
 
+  def labels() -> np.ndarray:
+    assert source.labels is not None
+    order = np.arange(source.size) if source.shuffled else permutation(source.size)
+    return source.labels()[order[start:stop]]
+
   return dataclasses.replace(
     source,
     size=stop - start,
     read=lambda i: source.read(index(i)),
     location=lambda i: source.describe(index(i)),
+    labels=labels if source.labels else None,
     fingerprint=source.fingerprint and fingerprint(f'{source.fingerprint} {start}'),
   )
 
@@ -124,9 +132,12 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
     position, index = locate(ends, i)
     return sources[position].describe(index)
 
+  def labels() -> np.ndarray:
+    return np.concatenate([source.labels() for source in sources if source.labels])
+
   listing = repr([(source.name, source.size, source.fingerprint) for source in sources])
   can_change = any(source.fingerprint for source in sources)
-  file_sizes = [source.file_sizes for source in sources if source.file_sizes]
+  files = [source.files for source in sources if source.files]
   return Source(
     name=name,
     size=ends[-1],
@@ -135,7 +146,8 @@ def concatenate(sources: Sequence[Source], name: str) -> Source:
     multi_label=first.multi_label,
     location=location,
     fingerprint=fingerprint(listing) if can_change else '',
-    file_sizes=(lambda: fingerprint(repr([f() for f in file_sizes]))) if file_sizes else None,
+    files=(lambda: [file for each in files for file in each()]) if files else None,
+    labels=labels if all(source.labels for source in sources) else None,
     notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
   )
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources.source import Example, Source, fingerprint, hash_file_sizes
+from vit_jax.data.sources.source import Example, Source, fingerprint
 from vit_jax.data.sources.split_aliases import choose_split, split_of
 from vit_jax.data.sources.table_columns import Columns, choose_columns
 from vit_jax.data.sources.table_file import Table, open_table
@@ -242,6 +242,7 @@ def open_split(path: str, split: str) -> Source:
     multi_label=labels.multi_label,
     location=location,
     fingerprint=fingerprint(f'{examples.fingerprint} {split}'),
-    file_sizes=lambda: hash_file_sizes([location(i) for i in range(len(rows))]),
+    files=lambda: [location(i) for i in range(len(rows))],
+    labels=None if labels.multi_label else lambda: labels.single(rows),
     notes=examples.notes,
   )

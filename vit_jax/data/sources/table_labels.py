@@ -48,6 +48,11 @@ class Labels:
     """The labels of some rows."""
     return dataclasses.replace(self, codes=self.codes[rows])
 
+  def single(self, rows: np.ndarray) -> np.ndarray:
+    """(N,) int32: the classes of rows, which have one each."""
+    first = [classes[0] if classes else -1 for classes in self.classes]
+    return np.array(first, np.int32)[self.codes[rows]]
+
   @property
   def is_missing(self) -> np.ndarray:
     """(N,) bool: whether a row has no label."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.helpers import ROOT, SANDBOX
+from tests.helpers import ROOT, SANDBOX, read_labels
 from vit_jax.data.sources import open_source, split_names
 from vit_jax.data.sources.tar import tar_index, tar_shards, webdataset
 from vit_jax.errors import BadExampleError, UserError
@@ -169,7 +169,7 @@ def test_labels_may_be_numbers_or_names(label, names, labels, tmp_path):
   write(tmp_path / '1.tar', range(2, 4), label)
   source = open_source(f'webdataset:{tmp_path}', 'all')
   assert (source.class_names, source.multi_label) == (names, False)
-  assert [label for _, label in contents(source)] == labels
+  assert [label for _, label in contents(source)] == read_labels(source) == labels
 
 
 @pytest.mark.parametrize('names', [list(range(4)), list('abcd')])

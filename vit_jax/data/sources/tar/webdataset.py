@@ -199,4 +199,6 @@ def open_split(path: str, split: str) -> Source:
     multi_label=multi_label,
     location=location,
     fingerprint=fingerprint(repr((listing, class_names, examples.digest()))),
+    files=lambda: list(map(str, files)),
+    labels=None if multi_label else lambda: examples.labels,
   )
