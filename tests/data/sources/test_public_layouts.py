@@ -319,6 +319,14 @@ CASES = {
     ('{c}/{i}.jpg', 'test/{i}.jpg'), ('cats', 'dogs'), 12,
     "use 'folder:R?pattern=^(?!test/)([^/]+)/'",
   ),
+  'validation beside the classes': Case(
+    ('{c}/{i}.jpg', 'validation/{i}.jpg'), ('cats', 'dogs'), 12,
+    "use 'folder:R?pattern=^(?!validation/)([^/]+)/'",
+  ),
+  'images and test': Case(
+    ('images/{c}_{i}.jpg', 'test/{i}.jpg'), ('cats', 'dogs'), 12,
+    r"use 'folder:R/images?pattern=(.+)_\d+'",
+  ),
   'roboflow': Case(
     ('train/{c}{i}.jpg', 'valid/{c}{i}.jpg'), ('cat', 'dog'), 12,
     "use 'table:R/train/_classes.csv'",

@@ -68,7 +68,8 @@ def _numbered_parts(folders: Mapping[str, set[str]]) -> bool:
 def _folder_of_images(folders: Mapping[str, set[str]]) -> str:
   """The folder of images, if the others are called as what lies beside them; else ''."""
   images = [name for name in sorted(folders) if any(word in name.lower() for word in _IMAGES)]
-  return images[0] if images and all(map(is_no_class, folders)) else ''
+  are_classes = any(not is_no_class(name) and not split_of(name) for name in folders)
+  return images[0] if images and not are_classes else ''
 
 
 def _shared_sub_folders(folders: Mapping[str, set[str]]) -> list[str]:
@@ -130,7 +131,13 @@ def _problem(folder: str, images: Sequence[str], spec: str, tables: Sequence[str
   if name:
     where = os.path.join(folder, name)
     return f'{where} has the folders {inside}, as a data set and not a class; use folder:{where}'
-  tests = [name for name in folders if split_of(name) == 'test' and folders[name] == {''}]
+  tests = [
+    name
+    for name, inside in folders.items()
+    if inside == {''}
+    and split_of(name) in ('test', 'val')
+    and name.lower().startswith(('te', 'va'))
+  ]
   if len(tests) == 1 < len(folders) - 1:
     leave_out = _with_pattern(spec, f'^(?!{re.escape(tests[0])}/)([^/]+)/')
     return (

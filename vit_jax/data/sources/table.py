@@ -14,7 +14,7 @@
   root        folder of the images, relative to that of the table (the default)
   incomplete  'skip' leaves out rows without an image file or label
 
-Values are percent-encoded where they contain '&', '+' or '%': sep=%26. Images that are not where
+Values are percent-encoded where they contain '&' or '%': sep=%26. Images that are not where
 their names say are looked for in the folders of the root: train/, images/, …; if they all are in
 folders such as train/ and test/, these are the splits.
 """
