@@ -443,3 +443,5 @@ def test_notes_tell_what_is_merged_and_where_test_labels_are(tmp_path):
   (source,) = re.findall('--config.data.test.source=(.*?) --config.data.test.split=all', notes)
   assert open_source(source, 'all').size == 12
   assert os.path.dirname(open_source(source, 'all').describe(0)) == f'{root}/t/val/images'
+  (root / 't' / 'val' / 'val_annotations.txt').write_text('val_00.JPEG 1\nval_01.JPEG 2\n')
+  assert 'test.source' not in ' '.join(open_source(f'folder:{root}', 'train').notes)

@@ -26,6 +26,7 @@ _NAMES = (
 TABLES = ('.csv', '.tsv', '.jsonl', '.parquet')
 LISTS = ('.txt',)  # of names and labels, without a header
 _MAX_TRIES = 5  # of tables
+_MAYBE_CLASSES = ('dev', 'eval', 'evaluation')  # although they are names of splits
 _IMAGES = ('image', 'img', 'photo', 'picture', 'jpg', 'jpeg', 'png', 'data')
 _PARTS = (*_IMAGES, 'part', 'batch', 'chunk', 'shard', 'archive', 'folder', 'set', 'subset', 'fold')
 _MASK = re.compile(
@@ -134,9 +135,7 @@ def _problem(folder: str, images: Sequence[str], spec: str, tables: Sequence[str
   tests = [
     name
     for name, inside in folders.items()
-    if inside == {''}
-    and split_of(name) in ('test', 'val')
-    and name.lower().startswith(('te', 'va'))
+    if inside == {''} and split_of(name) in ('test', 'val') and name.lower() not in _MAYBE_CLASSES
   ]
   if len(tests) == 1 < len(folders) - 1:
     leave_out = _with_pattern(spec, f'^(?!{re.escape(tests[0])}/)([^/]+)/')
@@ -193,13 +192,19 @@ def _is_of_test(file: str) -> tuple[bool, ...]:
   return tuple(split_in_name(each) in ('test', 'val') for each in (name, folder))
 
 
-def find_table(tables: Sequence[str], images: str, suffixes: tuple[str, ...] = TABLES) -> str:
+def find_table(
+  tables: Sequence[str],
+  images: str,
+  suffixes: tuple[str, ...] = TABLES,
+  class_names: Sequence[str] = (),
+) -> str:
   """Returns the source of the first table that has labels of images, or ''.
 
   Args:
     tables: paths of files.
     images: the folder of the images.
     suffixes: of the tables to try.
+    class_names: that it should have; empty: any.
   """
   files = [
     file
@@ -215,7 +220,8 @@ def find_table(tables: Sequence[str], images: str, suffixes: tuple[str, ...] = T
         found = table.open_split(source, 'all')
       except UserError:
         continue
-      if found.describe(0).startswith(os.path.join(images, '')):
+      fits = not class_names or found.class_names == tuple(class_names)
+      if fits and found.describe(0).startswith(os.path.join(images, '')):
         return f'table:{source}'
   return ''
 

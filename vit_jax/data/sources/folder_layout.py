@@ -128,7 +128,7 @@ def find_layout(
       )
       inside = os.path.join(root, prefix, splits[split], '')
       beside = [file for file in tables if file.startswith(inside)]
-      if source := find_table(beside, path, (*TABLES, *LISTS)):
+      if source := find_table(beside, path, (*TABLES, *LISTS), sorted(classes)):
         notes[-1] += (
           f'; to test on them, add --config.data.test.source={source} --config.data.test.split=all'
         )
