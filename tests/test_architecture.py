@@ -18,10 +18,10 @@ LAYERS = (
   ('config',),
   ('models', 'distributed'),
   ('data', 'weights', 'checkpoints'),
-  ('classifier', 'load_classifier', 'evaluation', 'prepare'),
+  ('classifier', 'load_classifier', 'evaluation', 'prepare', 'verification'),
   ('training',),
   ('planning',),
-  tuple('command_line main evaluate predict convert prepare_data plan catalog'.split()),
+  tuple('command_line main evaluate predict convert prepare_data plan catalog verify'.split()),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 COMMANDS = [name for name in LAYERS[-1] if name != 'command_line']
