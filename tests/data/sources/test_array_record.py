@@ -19,7 +19,7 @@ from tests.helpers import (
 )
 from vit_jax.data.loading.reader import ReadConfig, make_reader
 from vit_jax.data.sources import array_record, open_source, tf_example
-from vit_jax.data.sources.permutation import permute
+from vit_jax.data.sources.splitting.permutation import permute
 from vit_jax.errors import BadExampleError, UserError
 
 

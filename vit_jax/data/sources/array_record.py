@@ -17,7 +17,7 @@ from etils import epath
 
 from vit_jax.data.sources import tf_example
 from vit_jax.data.sources.source import Example, Source, encode_label, fingerprint, locate
-from vit_jax.data.sources.split_aliases import choose_split
+from vit_jax.data.sources.splitting.split_aliases import choose_split
 from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
 from vit_jax.files import read_json_object, read_text, user_path
 

@@ -6,7 +6,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from vit_jax.data.sources.split_aliases import split_of
+from vit_jax.data.sources.splitting.split_aliases import split_of
 from vit_jax.errors import MissingDataError, UserError, first_line
 
 _OPTIONS = ('config', 'revision', 'image', 'label')

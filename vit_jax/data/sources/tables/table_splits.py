@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vit_jax.data.sources import holdout
-from vit_jax.data.sources.table_columns import split_of
-from vit_jax.data.sources.table_labels import Labels
+from vit_jax.data.sources.splitting import holdout
+from vit_jax.data.sources.tables.table_columns import split_of
+from vit_jax.data.sources.tables.table_labels import Labels
 from vit_jax.errors import UserError
 
 SPLITS = ('train', 'val', 'test')

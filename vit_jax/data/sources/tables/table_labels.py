@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data.sources.source import MAX_CLASSES, encode_label
-from vit_jax.data.sources.table_columns import BINARY
-from vit_jax.data.sources.table_file import Cell
+from vit_jax.data.sources.tables.table_columns import BINARY
+from vit_jax.data.sources.tables.table_file import Cell
 from vit_jax.errors import UserError
 from vit_jax.text import plural
 

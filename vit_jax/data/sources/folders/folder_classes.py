@@ -8,9 +8,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from vit_jax.data.sources import table
-from vit_jax.data.sources.split_aliases import is_no_class, split_of
-from vit_jax.data.sources.table_columns import split_in_name
+from vit_jax.data.sources.splitting.split_aliases import is_no_class, split_of
+from vit_jax.data.sources.tables import table
+from vit_jax.data.sources.tables.table_columns import split_in_name
 from vit_jax.errors import UserError
 from vit_jax.text import plural, printable
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources import split_aliases
-from vit_jax.data.sources.table_file import Cell, Table
+from vit_jax.data.sources.splitting import split_aliases
+from vit_jax.data.sources.tables.table_file import Cell, Table
 from vit_jax.errors import UserError
 
 # Names of columns as `_normalize` gives them, the preferred ones first.

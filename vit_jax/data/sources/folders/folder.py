@@ -21,11 +21,12 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources import folder_classes, folder_layout, holdout
-from vit_jax.data.sources.folder_files import all_files, is_image, parse_path
-from vit_jax.data.sources.folder_layout import Layout, below
+from vit_jax.data.sources.folders import folder_classes, folder_layout
+from vit_jax.data.sources.folders.folder_files import all_files, is_image, parse_path
+from vit_jax.data.sources.folders.folder_layout import Layout, below
 from vit_jax.data.sources.source import Example, Source, fingerprint
-from vit_jax.data.sources.split_aliases import choose_split, split_of
+from vit_jax.data.sources.splitting import holdout
+from vit_jax.data.sources.splitting.split_aliases import choose_split, split_of
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.files import read_bytes
 from vit_jax.text import plural, printable

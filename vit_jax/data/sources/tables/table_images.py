@@ -7,8 +7,8 @@ import posixpath
 from collections.abc import Sequence
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.split_aliases import is_beside_images
-from vit_jax.data.sources.table_columns import split_in_name
+from vit_jax.data.sources.splitting.split_aliases import is_beside_images
+from vit_jax.data.sources.tables.table_columns import split_in_name
 from vit_jax.errors import UserError
 
 _MAX_FOLDERS = 64  # in which images are looked for, beside those that the names tell

@@ -30,13 +30,18 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.sources.source import Example, Source, fingerprint
-from vit_jax.data.sources.split_aliases import choose_split, split_of
-from vit_jax.data.sources.table_columns import Columns, choose_columns
-from vit_jax.data.sources.table_file import Table, open_table
-from vit_jax.data.sources.table_images import find_images, folder_stamp
-from vit_jax.data.sources.table_labels import Labels, read_labels
-from vit_jax.data.sources.table_rows import drop_duplicates, keep_complete
-from vit_jax.data.sources.table_splits import SPLITS, hold_out, named_splits, splits_by_folders
+from vit_jax.data.sources.splitting.split_aliases import choose_split, split_of
+from vit_jax.data.sources.tables.table_columns import Columns, choose_columns
+from vit_jax.data.sources.tables.table_file import Table, open_table
+from vit_jax.data.sources.tables.table_images import find_images, folder_stamp
+from vit_jax.data.sources.tables.table_labels import Labels, read_labels
+from vit_jax.data.sources.tables.table_rows import drop_duplicates, keep_complete
+from vit_jax.data.sources.tables.table_splits import (
+  SPLITS,
+  hold_out,
+  named_splits,
+  splits_by_folders,
+)
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.files import read_bytes
 

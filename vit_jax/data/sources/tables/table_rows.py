@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.sources.table_images import search_folder
-from vit_jax.data.sources.table_labels import Labels
+from vit_jax.data.sources.tables.table_images import search_folder
+from vit_jax.data.sources.tables.table_labels import Labels
 from vit_jax.errors import UserError
 from vit_jax.text import plural
 
