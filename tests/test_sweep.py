@@ -201,6 +201,9 @@ def test_the_grid_of_the_paper_comes_with_the_config(tmp_path, command):
   assert [line[4] for line in commands] == [f'--{RATE}=0.003', f'--{RATE}=0.01']
   assert '--config.data.train.split=train[:90%]+extra' in commands[0]
   assert '--config.data.test.split=train[90%:]' in commands[0]
+  own = (f'--workdir={tmp_path}/own', '--config.data.train.split=train[:800]')
+  code, out, _ = command(*arguments, *own, '--print_commands')
+  assert "'--config.data.train.split=train[:784]' '--config.data.test.split=train[784:800]'" in out
 
 
 @pytest.mark.parametrize(
@@ -246,6 +249,8 @@ def test_slurm_needs_submitit(tmp_path, command, monkeypatch):
 def test_jobs_of_submitit_are_the_same_runs(tmp_path):
   pytest.importorskip('submitit')
   runs = [Run(name, ('--config=configs/none.py',), tmp_path / name) for name in 'ab']
-  run_jobs(runs, tmp_path / 'slurm', {'timeout_min': 5}, cluster='local')
+  parameters = {'timeout_min': 5, 'tasks_per_node': 2}
+  run_jobs(runs, tmp_path / 'slurm', parameters, cluster='local')
   for each in runs:
+    assert 'There is no config file' in (each.folder / 'log-1.txt').read_text()
     assert read_outcome(each).message.startswith('There is no config file configs/none.py')

@@ -52,6 +52,8 @@ def test_results_as_files(sweep, tmp_path):
   assert '|          0.01 |        128 |        **90.00%** |' in page
   assert '|         1e+09 |         64 |          diverged |' in page
   assert 'Chosen on 29 held-out examples: learning_rate = 0.01, batch_size = 128.' in page
+  assert '0.01 is the' not in page  # neither the smallest nor the largest
+  assert '128 is the largest batch_size of the grid; try more beyond it.' in page
   assert page.endswith('training on all training data: 80.00% of 360 examples.\n')
   result = json.loads((tmp_path / 'sweep.json').read_text())
   assert result['chosen'] == {'learning_rate': 0.01, 'batch_size': 128}

@@ -2,12 +2,13 @@
 
 import importlib
 import pathlib
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError, first_line
-from vit_jax.sweeps.point_runs import Run, run_to_end
+from vit_jax.sweeps.point_runs import Run, read_outcome, run_to_end
 from vit_jax.text import printable
 
 
@@ -22,8 +23,15 @@ def parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
   return parameters
 
 
-def _run(run: Run) -> str:
-  return run_to_end(run).status
+def _run(run: Run) -> None:
+  """Runs one task of a job; all tasks of a job are the processes of one distributed run."""
+  rank = importlib.import_module('submitit').JobEnvironment().global_rank
+  if rank == 0:
+    run_to_end(run)
+  elif not read_outcome(run).is_final:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / f'log-{rank}.txt').open('ab') as log:
+      subprocess.run(run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
 
 
 def run_jobs(
@@ -34,7 +42,7 @@ def run_jobs(
   Args:
     runs: independent of each other.
     folder: for what the jobs print, shared by all machines.
-    parameters: of submitit's executor, such as timeout_min, gpus_per_node, slurm_partition.
+    parameters: of submitit's executor, such as timeout_min, nodes, tasks_per_node, gpus_per_node.
     cluster: 'slurm', or 'local' for processes of this machine.
 
   Raises:

@@ -104,7 +104,8 @@ def plan_sweep(
     raise UserError('There is no grid; name fields and values with --grid, or use --paper_grid.')
   points = make_points(source, overrides, grid)
   split = points[0].config.data.train.split
-  if parts is None or held_out is not None:
+  has_own_split = any(flag.startswith('--config.data.train.split') for flag in overrides)
+  if parts is None or held_out is not None or has_own_split:
     parts = hold_out(split, parse_percent(held_out or '2%'))
   folder = user_path(workdir)
   if is_remote(folder):

@@ -101,6 +101,11 @@ def _sentences(result: Mapping[str, Any]) -> list[str]:
   chosen = next(row for row in _rows(result) if row['chosen'])
   examples = plural(round(chosen['held_out_examples']), 'held-out example')
   sentences = [f'Chosen on {examples}: {values}.']
+  for name, value in result['chosen'].items():
+    values = {point['values'][name] for point in result['points']}
+    if len(values) > 1 and all(map(_is_number, values)) and value in (min(values), max(values)):
+      side = 'smallest' if value == min(values) else 'largest'
+      sentences.append(f'{value_text(value)} is the {side} {name} of the grid; try more beyond it.')
   final = result.get('final', {})
   if final.get('status') == 'finished':
     examples = plural(round(final['test_examples']), 'example')
