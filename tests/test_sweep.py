@@ -210,6 +210,7 @@ def test_the_grid_of_the_paper_comes_with_the_config(tmp_path, command):
   ('arguments', 'sentence'),
   [
     ((), 'There is no grid; name fields and values with --grid'),
+    (('--gird', f'{RATE}=1'), 'There is no flag --gird'),
     (('--grid', 'config.schedule.rate=1'), "There is no config field 'schedule.rate'"),
     (('--paper_grid',), 'quickstart.py has no function paper_grid()'),
     (('--grid', f'{RATE}=1', '--held_out=5'), "--held_out is '5'; it must be a share"),

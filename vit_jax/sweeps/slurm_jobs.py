@@ -61,7 +61,7 @@ def run_jobs(
     executor.update_parameters(**{'name': 'vit_jax_sweep', **parameters})
     jobs = executor.map_array(_run, list(runs))
   except submit_errors as error:
-    raise UserError(f'SLURM does not take the jobs: {first_line(error).rstrip(".")}.') from None
+    raise UserError(f'SLURM does not take the jobs ({first_line(error)}).') from None
   try:
     for job in jobs:
       job.wait()

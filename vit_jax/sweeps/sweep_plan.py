@@ -100,9 +100,9 @@ def plan_sweep(
   if paper_grid:
     fields, *parts = call_config_function(source, 'paper_grid')
     grid = _texts(fields) | {**grid}
+  points = make_points(source, overrides, grid)  # checks the overrides, too
   if not grid:
     raise UserError('There is no grid; name fields and values with --grid, or use --paper_grid.')
-  points = make_points(source, overrides, grid)
   split = points[0].config.data.train.split
   has_own_split = any(flag.startswith('--config.data.train.split') for flag in overrides)
   if parts is None or held_out is not None or has_own_split:
