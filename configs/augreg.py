@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import pretraining
+from configs import recipes
 from vit_jax.config import default_config
 
 # name: (layers and magnitude of RandAugment, alpha of mixup). light1 is not the identity: at
@@ -67,17 +67,17 @@ def get_config(argument='b16'):
     )
   variant, patch_size, best_21k, weight_decay, best = MODELS[model]
   config = default_config()
-  config.batch_size = pretraining.BATCH_SIZE
-  config.total_steps = 300 * pretraining.EXAMPLES[data] // config.batch_size
+  config.batch_size = recipes.BATCH_SIZE
+  config.total_steps = 300 * recipes.EXAMPLES[data] // config.batch_size
   config.eval_every = 5000
   config.checkpoint.every = 1000
   config.loss = 'sigmoid'
   config.model.variant = variant
   config.model.patch_size = patch_size
-  config.data.image_size = pretraining.IMAGE_SIZE
-  config.data.num_classes = pretraining.NUM_CLASSES[data]
+  config.data.image_size = recipes.IMAGE_SIZE
+  config.data.num_classes = recipes.NUM_CLASSES[data]
   config.schedule.learning_rate = 1e-3
-  config.schedule.warmup_steps = pretraining.WARMUP_STEPS
+  config.schedule.warmup_steps = recipes.WARMUP_STEPS
   if data == 'imagenet21k':
     source, preset = 'array_record:data/imagenet21k', best_21k if preset == 'best' else preset
     config.optimizer.weight_decay = weight_decay

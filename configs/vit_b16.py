@@ -7,14 +7,8 @@ The data is jft, imagenet21k (the default) or imagenet. Published, fine-tuned on
 (Table 5): 84.15 % (JFT, 7 epochs), 83.97 % (ImageNet-21k), 77.91 % (ImageNet).
 """
 
-from configs import pretraining
+from configs import pretrain
 
 
 def get_config(data='imagenet21k'):
-  return pretraining.get_config(
-    variant='B',
-    patch_size=16,
-    data=data,
-    epochs={'jft': 7, 'imagenet21k': 90, 'imagenet': 300},
-    jft_learning_rate=8e-4,
-  )
+  return pretrain.get_config(f'b16,{data}')

@@ -8,18 +8,8 @@ ImageNet-21k, so L/16's is used. Published, fine-tuned on ImageNet at 518 px (Ta
 (JFT, 14 epochs, 2.5k TPUv3-core-days); at 384 px (Table 5): 85.13 % (ImageNet-21k).
 """
 
-from configs import pretraining
+from configs import pretrain
 
 
 def get_config(data='imagenet21k'):
-  config = pretraining.get_config(
-    variant='H',
-    patch_size=14,
-    data=data,
-    epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
-    jft_learning_rate=3e-4,
-  )
-  # The cheapest that fits all slices of benchmarks/plans/; fewer than 16 chips need another fsdp.
-  config.mesh.fsdp = 16
-  config.model.remat = 'dots'
-  return config
+  return pretrain.get_config(f'h14,{data}')

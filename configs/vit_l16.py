@@ -8,14 +8,8 @@ The data is jft, imagenet21k (the default) or imagenet. Published, fine-tuned on
 (Table 2): 0.68k TPUv3-core-days for JFT, 0.23k for ImageNet-21k.
 """
 
-from configs import pretraining
+from configs import pretrain
 
 
 def get_config(data='imagenet21k'):
-  return pretraining.get_config(
-    variant='L',
-    patch_size=16,
-    data=data,
-    epochs={'jft': 14, 'imagenet21k': 90, 'imagenet': 300},
-    jft_learning_rate=4e-4,
-  )
+  return pretrain.get_config(f'l16,{data}')

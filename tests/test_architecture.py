@@ -18,10 +18,12 @@ LAYERS = (
   ('config',),
   ('models', 'distributed'),
   ('data', 'weights', 'checkpoints'),
-  ('classifier', 'load_classifier', 'evaluation', 'prepare'),
+  ('classifier', 'load_classifier', 'evaluation', 'prepare', 'verification'),
   ('training',),
   ('planning', 'sweeps'),
-  tuple('command_line main evaluate predict convert prepare_data plan catalog sweep'.split()),
+  tuple(
+    'command_line main evaluate predict convert prepare_data plan catalog verify sweep'.split()
+  ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 COMMANDS = [name for name in LAYERS[-1] if name != 'command_line']

@@ -50,6 +50,13 @@ class NonFiniteLossError(RunError):
   exit_code = 3
 
 
+class DifferentResultsError(RunError):
+  """Results that differ beyond the noise; the message names the first step and metric."""
+
+  exit_code = 1  # as diff's
+  label = 'different'
+
+
 class DeviceMemoryError(RunError):
   """The devices ran out of memory; the message says what would need less."""
 

@@ -82,7 +82,7 @@ def test_a_rate_that_diverges_is_left_out_and_named(capsys):
 
 
 def test_both_linear_probes_in_one_evaluation():
-  settings = {'c_grid': [0.1, 1], 'learning_rates': [0.1], 'steps': 3}
+  settings = {'c_grid': [0.01], 'learning_rates': [0.1], 'steps': 3}
   metrics = linear_probe.evaluate(TRAIN, TEST, **settings)
   of_each = ('accuracy', 'held_out_accuracy')
   names = {f'{probe}_{name}' for probe in ('lbfgs', 'sgd') for name in of_each}

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from vit_jax.data.sources import open_source, splits
+from vit_jax.data.sources import open_source
+from vit_jax.data.sources.splitting import splits
 from vit_jax.errors import UserError
 from vit_jax.sweeps.held_out_split import hold_out, parse_percent
 

@@ -26,6 +26,10 @@ from vit_jax.config.fields import (
 )
 from vit_jax.errors import UserError
 
+Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g']
+ResNet = Literal[
+  'R50x1', 'R50x2', 'R50x3', 'R101x1', 'R101x3', 'R152x1', 'R152x2', 'R152x4', 'R200x3'
+]
 Loss = Literal['softmax', 'sigmoid']
 PositionResize = Literal['corners', 'half_pixel']
 OnBadExample = Literal['error', 'skip']
@@ -51,9 +55,7 @@ def height_width(size: int | Sequence[int]) -> tuple[int, int]:
 class ModelConfig(Section, path='model'):
   """The architecture, and how it is executed."""
 
-  variant: Literal[
-    'Ti', 'S', 'B', 'L', 'H', 'g', 'R50x1', 'R50x3', 'R101x1', 'R101x3', 'R152x2', 'R152x4'
-  ] = field('B', 'size: a row of vit_jax/models/variants.py')
+  variant: Literal[Transformer, ResNet] = field('B', 'size: a row of vit_jax/models/variants.py')
   patch_size: int = field(16, 'side of a patch in pixels', POSITIVE)
   width: int = field(0, "embedding dimension; 0: the variant's", NOT_NEGATIVE)
   depth: int = field(0, "blocks; 0: the variant's", NOT_NEGATIVE)

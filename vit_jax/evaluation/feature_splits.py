@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_jax import signals
+from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
 from vit_jax.evaluation.frozen_features import Features
 from vit_jax.text import plural
@@ -16,9 +17,10 @@ _HELD_OUT = 0.1
 
 
 def row_blocks(num_rows: int, size: int) -> Iterator[slice]:
-  """Slices of at most `size` rows; Ctrl-C ends the loop over them."""
+  """Slices of at most `size` rows; Ctrl-C or SIGTERM ends the loop over them."""
   for start in range(0, num_rows, size):
     signals.check_interrupted()
+    check_stop()
     yield slice(start, min(start + size, num_rows))
 
 
@@ -98,5 +100,5 @@ def linear_accuracy(features: Features, kernel: np.ndarray, bias: np.ndarray) ->
   correct = 0
   for rows in row_blocks(len(features.labels), 4_096):
     scores = features.values[rows].astype(np.float64) @ kernel + bias
-    correct += np.count_nonzero(scores.argmax(axis=1) == features.labels[rows])
+    correct += int(np.count_nonzero(scores.argmax(axis=1) == features.labels[rows]))
   return correct / len(features.labels)

@@ -1,10 +1,10 @@
 """Few-shot accuracy: linear regression on the frozen features of a few examples of each class.
 
-The protocol of big_vision (`evaluators/fewshot_lsr.py`), whose results the paper reports (Section
-4.1): features are standardized by the mean and standard deviation (+1e-5) of the examples that are
-drawn, a constant feature of 100 stands for the bias, targets are 1 for the class and -1 for all
-others, the L2 penalty is 2^10. The same examples are drawn, if the order of the split is the same;
-ours are computed in float64, theirs in float32.
+The few-shot accuracy of the paper (Section 4.1: regularized least squares to targets of -1 and 1,
+in closed form), by the protocol of big_vision (`evaluators/fewshot_lsr.py`): features are
+standardized by the mean and standard deviation (+1e-5) of the examples that are drawn, a constant
+feature of 100 stands for the bias, the L2 penalty is 2^10. The same examples are drawn, if the
+order of the split is the same; ours is solved in float64, theirs in float32.
 
 Shapes: C classes, K shots, D width of the features.
 """

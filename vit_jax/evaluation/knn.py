@@ -1,7 +1,7 @@
 """k-nearest-neighbor accuracy of frozen features.
 
-The protocol of DINO (arXiv 2104.14294, Appendix F.1; `eval_knn.py`): the k train examples of the
-highest cosine similarity s vote for their class with the weight exp(s / temperature).
+The protocol of DINO (arXiv 2104.14294; `eval_knn.py`): the k train examples of the highest cosine
+similarity s vote for their class with the weight exp(s / temperature).
 
 Of equal similarities the example that is first in the split counts as nearer; of classes with equal
 votes the first wins. DINO leaves both open. It does not notice either if an example is its own

@@ -34,12 +34,16 @@ class ResNetVariant:
   blocks: tuple[int, ...]
 
 
-# arXiv 1912.11370 (BiT): the released architectures, R<layers>x<width factor>.
+# R<layers>x<width factor>: those released with BiT (arXiv 1912.11370), and R50x2, R152x1 and R200x3
+# of ViT's Table 6. Units of 200 layers: google-research/big_vision, models/bit.py.
 RESNET_VARIANTS = {
   'R50x1': ResNetVariant(64, (3, 4, 6, 3)),
+  'R50x2': ResNetVariant(128, (3, 4, 6, 3)),
   'R50x3': ResNetVariant(192, (3, 4, 6, 3)),
   'R101x1': ResNetVariant(64, (3, 4, 23, 3)),
   'R101x3': ResNetVariant(192, (3, 4, 23, 3)),
+  'R152x1': ResNetVariant(64, (3, 8, 36, 3)),
   'R152x2': ResNetVariant(128, (3, 8, 36, 3)),
   'R152x4': ResNetVariant(256, (3, 8, 36, 3)),
+  'R200x3': ResNetVariant(192, (3, 24, 36, 3)),
 }

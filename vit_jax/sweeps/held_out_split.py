@@ -2,8 +2,8 @@
 
 import itertools
 
-from vit_jax.data.sources import splits
-from vit_jax.data.sources.splits import SplitSlice
+from vit_jax.data.sources.splitting import splits
+from vit_jax.data.sources.splitting.splits import SplitSlice
 from vit_jax.errors import UserError
 
 
