@@ -207,6 +207,24 @@ def test_the_grid_of_the_paper_comes_with_the_config(tmp_path, command):
 
 
 @pytest.mark.parametrize(
+  ('dataset', 'rates', 'train', 'held_out'),
+  [
+    ('cifar100', '0.001 0.003 0.01 0.03', 'train[:98%]', 'train[98%:]'),
+    ('imagenet', '0.003 0.01 0.03 0.06', 'train[:99%]', 'train[99%:]'),
+  ],
+)
+def test_table_4_is_one_flag(tmp_path, command, dataset, rates, train, held_out):
+  config = f'--config=configs/finetune.py:b16,{dataset}'
+  code, out, _ = command(config, '--paper_grid', f'--workdir={tmp_path}', '--print_commands')
+  assert code == 0
+  commands = [shlex.split(line) for line in out.splitlines()]
+  assert [line[4] for line in commands] == [f'--{RATE}={rate}' for rate in rates.split()]
+  for line in commands:
+    splits = [f'--config.data.train.split={train}', f'--config.data.test.split={held_out}']
+    assert line[5:7] == splits
+
+
+@pytest.mark.parametrize(
   ('arguments', 'sentence'),
   [
     ((), 'There is no grid; name fields and values with --grid'),
