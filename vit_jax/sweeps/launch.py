@@ -77,7 +77,8 @@ def _report(sweep: Sweep, outcomes: list[Outcome], final: Outcome | None, as_jso
   result = summarize(sweep, outcomes, final)
   if note := write_report(sweep, result):
     _log(note)
-  print(json.dumps(result, indent=2) if as_json else as_markdown(result), flush=True)
+  text = json.dumps(result, indent=2) if as_json else as_markdown(result).rstrip()
+  print(text, flush=True)
 
 
 def run_sweep(sweep: Sweep, launcher: Launcher, as_json: bool) -> None:

@@ -155,6 +155,8 @@ def _draw(axes: Any, result: Mapping[str, Any]) -> None:
     axes.set_xticks(range(len(names)), names)
   elif field.endswith('learning_rate') and min(values) > 0:
     axes.set_xscale('log')
+    axes.set_xticks(sorted(set(values)), map(value_text, sorted(set(values))))
+    axes.minorticks_off()
   curves: dict[str, list[tuple[float, float]]] = {}
   diverged = []
   for point, value in zip(result['points'], values, strict=True):
