@@ -17,8 +17,8 @@ from vit_jax.text import format_metric, plural
 Launcher = Callable[[Sequence[Run]], None]
 
 
-def _log(text: str, end: str = '\n') -> None:
-  print(text, end=end, file=sys.stderr, flush=True)
+def _log(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
 
 
 def _run_here(runs: Sequence[Run]) -> None:
