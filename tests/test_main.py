@@ -572,11 +572,11 @@ def test_nothing_of_the_users_is_in_reach():
   ],
 )
 def test_the_default_workdir(config, name):
-  assert main._default_workdir(config) == f'runs/{name}'
+  assert command_line.default_workdir(config) == f'runs/{name}'
 
 
 def test_the_default_workdir_is_a_name_that_file_systems_have():
-  names = [main._default_workdir(f'configs/a.py:folder:/{"猫" * 200}/{i}') for i in range(2)]
+  names = [command_line.default_workdir(f'configs/a.py:folder:/{"猫" * 200}/{i}') for i in range(2)]
   assert len(set(names)) == 2
   assert all(len(name.removeprefix('runs/').encode()) <= 255 for name in names)
 

@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import hashlib
 import io
 import itertools
 import logging
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -16,6 +18,8 @@ import tqdm
 from vit_jax import errors, signals
 from vit_jax.errors import UserError
 from vit_jax.text import printable, shortened
+
+_MAX_NAME = 240  # bytes of the name of a folder; file systems allow 255
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -63,6 +67,23 @@ def check_range(name: str, value: int, least: int, most: int) -> None:
   """Raises `UserError` for a number out of its range; `name` is that of the flag."""
   if not least <= value <= most:
     raise UserError(f'{name} is {value}; it must be from {least} to {most:,}.')
+
+
+def default_workdir(config: str, prefix: str = '') -> str:
+  """configs/finetune.py:b16,cifar10 -> runs/finetune-b16-cifar10; of a config.json its folder.
+
+  Args:
+    config: as --config takes it.
+    prefix: of the name of the folder, so that another command has its own.
+  """
+  path = pathlib.Path(config)
+  if path.name == 'config.json':  # of a run
+    return str(path.parent.with_name(prefix + path.parent.name) if prefix else path.parent)
+  name = re.sub(r'\.(py|json)\b', '', config.split('configs/', 1)[-1])
+  name = prefix + re.sub(r'[^\w.]+', '-', name).strip('-')
+  if len(name.encode()) > _MAX_NAME:
+    name = f'{name[: _MAX_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}'
+  return f'runs/{name}'
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,6 @@ if __name__ == '__main__':
   signals.exit_on_interrupt()  # the imports below take seconds
 
 import argparse
-import hashlib
-import pathlib
-import re
 
 import jax
 
@@ -17,19 +14,6 @@ from vit_jax.config import config_help, flatten, load_config, section_names
 from vit_jax.distributed import cluster, processes
 from vit_jax.errors import UserError
 from vit_jax.training.loop import train_and_evaluate
-
-_MAX_NAME = 240  # bytes of the name of a folder; file systems allow 255
-
-
-def _default_workdir(config: str) -> str:
-  """configs/finetune.py:b16,cifar10 -> runs/finetune-b16-cifar10."""
-  if pathlib.Path(config).name == 'config.json':  # of a run: its own workdir
-    return str(pathlib.Path(config).parent)
-  name = re.sub(r'\.(py|json)\b', '', config.split('configs/', 1)[-1])
-  name = re.sub(r'[^\w.]+', '-', name).strip('-')
-  if len(name.encode()) > _MAX_NAME:
-    name = f'{name[: _MAX_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}'
-  return f'runs/{name}'
 
 
 class _Help(argparse.Action):
@@ -73,7 +57,7 @@ def main() -> None:
   config = load_config(args.config, overrides)
   if args.workdir == '':
     raise UserError('--workdir is empty; leave it out, or name a folder.')
-  workdir = args.workdir or _default_workdir(args.config)
+  workdir = args.workdir or command_line.default_workdir(args.config)
   process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
   settings = {f'config.{name}': value for name, value in flatten(config).items()}
   settings |= {'--workdir': workdir, 'the version of jax': jax.__version__}

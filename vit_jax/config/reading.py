@@ -113,14 +113,36 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     UserError: for a file that does not exist or gives no config, a field that does not exist
       (naming close ones), or a value that a field cannot have.
   """
+  path, argument = _locate(source)
+  is_python = path.suffix == '.py'
+  config = _read_python(Path(path), argument) if is_python else _to_config_dict(read_json(path))
+  _apply_overrides(config, overrides)
+  return from_config_dict(config)
+
+
+def call_config_function(source: str, function: str) -> Any:
+  """Calls another function of a config file than get_config, with the same argument.
+
+  Args:
+    source: 'configs/x.py' or 'configs/x.py:argument'.
+    function: its name.
+
+  Raises:
+    UserError: for a file that does not exist or has no such function, or what the function raises.
+  """
+  path, argument = _locate(source)
+  if path.suffix != '.py':
+    raise UserError(f'{path} is no .py file, so it has no {function}().')
+  return _call(Path(path), function, argument)
+
+
+def _locate(source: str) -> tuple[epath.Path, str | None]:
+  """The file of a config, and the argument of its functions."""
   match = re.fullmatch(r'(.*\.py)(?::(.*))?', source)
   path = user_path(match[1] if match else source)
   if not match and path.suffix != '.json':
     raise UserError(f'--config takes a .py or a .json file, not {source!r}.')
-  path = path if path.exists() else _installed(path)
-  config = _read_python(Path(path), match[2]) if match else _to_config_dict(read_json(path))
-  _apply_overrides(config, overrides)
-  return from_config_dict(config)
+  return path if path.exists() else _installed(path), match[2] if match else None
 
 
 def _installed(path: epath.Path) -> epath.Path:
@@ -134,12 +156,14 @@ def _installed(path: epath.Path) -> epath.Path:
   raise UserError(f'There is no config file {path}{hint}.')
 
 
-def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
+def _call(path: Path, function: str, argument: str | None) -> Any:
   sys.path.insert(0, str(path.resolve().parent.parent))  # for its `from configs import …`
   try:
     namespace: dict[str, Any] = {'__name__': 'vit_jax_config', '__file__': str(path)}
     exec(compile(read_text(path), str(path), 'exec'), namespace)
-    config = namespace['get_config'](*([] if argument is None else [argument]))
+    if function not in namespace:
+      raise UserError(f'{path} has no function {function}().')
+    return namespace[function](*([] if argument is None else [argument]))
   except UserError:
     raise
   except Exception as error:  # noqa: BLE001 - a config file can raise anything
@@ -147,6 +171,10 @@ def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
     raise UserError(f'{path}: {kind}{error}.') from None
   finally:
     sys.path.pop(0)
+
+
+def _read_python(path: Path, argument: str | None) -> ml_collections.ConfigDict:
+  config = _call(path, 'get_config', argument)
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config() gives a {type(config).__name__}, not a ConfigDict.')
   fields = _flatten(config)
