@@ -1,8 +1,6 @@
 """Tables and pictures are written on request; what cannot be written is refused before."""
 
 import csv
-import json
-import os
 import sys
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vit_jax
-from tests.helpers import GOLDEN, free_port, start, write_images
+from tests.helpers import GOLDEN, write_images
 from vit_jax import command_line, evaluate
 from vit_jax.data import imagenet
 from vit_jax.evaluation import classification, confusion_picture, score
@@ -161,34 +159,3 @@ def test_several_labels_of_an_image_are_all_named(command, tmp_path, monkeypatch
     {ids[i] for i in (230, 231)},
     {imagenet.class_names(ids)[i] for i in (230, 231)},
   )
-
-
-def test_two_processes_give_the_counts_of_one(command, model, data, tmp_path):
-  flags = [f'--model={model}', f'--data=folder:{data}', '--on_bad_example=skip', '--json']
-  address = f'--coordinator=127.0.0.1:{free_port()}'
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '2'}
-  processes = [
-    start(
-      'evaluate',
-      *flags,
-      f'--predictions={tmp_path}/two.csv',
-      '--batch_size=4',
-      address,
-      '--num_processes=2',
-      f'--process_id={i}',
-      env=env,
-    )
-    for i in range(2)
-  ]
-  outputs = [process.communicate(timeout=200) for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], outputs
-  lines = [line for line in outputs[0][0].splitlines() if line.startswith('{')]
-  two = json.loads(lines[0])
-  one = json.loads(command('--json', f'--predictions={tmp_path}/one.csv')[1])
-  floats = ('loss', 'expected_calibration_error')
-  for name in floats:
-    assert two.pop(name) == pytest.approx(one.pop(name), rel=1e-5)
-  assert two == one
-  for row, other in zip(*(read_table(tmp_path / f'{n}.csv') for n in ('one', 'two')), strict=True):
-    assert float(row.pop('probability')) == pytest.approx(float(other.pop('probability')), rel=1e-5)
-    assert row == other

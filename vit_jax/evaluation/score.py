@@ -12,6 +12,7 @@ from vit_jax.config import EvalConfig, MeshConfig, OnBadExample
 from vit_jax.data.loading.loader import DataLoader
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import gather_from_all
+from vit_jax.evaluation.classification import keeps_labels
 from vit_jax.evaluation.result_files import ResultFiles
 from vit_jax.evaluation.subject import Subject
 from vit_jax.evaluation.suite import Outcome, open_evaluations, run_evaluations
@@ -67,6 +68,8 @@ class Scores:
       yield f'{name}, {outcome.data}{classes}: {outcome.summary()}'
       if outcome.result is not None:
         yield from outcome.result.mistakes(outcome.class_names)
+        if outcome.source is not None and not keeps_labels(outcome.source):
+          yield 'no mean average precision: there are too many labels to keep all scores'
 
 
 def score(
