@@ -20,8 +20,8 @@ LAYERS = (
   ('data', 'weights', 'checkpoints'),
   ('classifier', 'load_classifier', 'evaluation', 'prepare', 'verification'),
   ('training',),
-  ('planning',),
-  tuple('command_line main evaluate predict convert prepare_data plan catalog verify'.split()),
+  ('planning', 'transfer'),
+  tuple('command_line main evaluate predict convert prepare_data plan catalog verify vtab'.split()),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 COMMANDS = [name for name in LAYERS[-1] if name != 'command_line']

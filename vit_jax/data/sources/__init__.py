@@ -7,6 +7,7 @@
   tfds:name             the same, by its TFDS name
   hf:name               a Hugging Face data set: a name on the hub, or files on disk
   webdataset:/path      tar shards
+  vtab:task             a task of VTAB-1k
   synthetic:jft         303 million images generated on the fly
   3*folder:/a + 1*hf:b  a mixture: three examples of the first for each one of the second
 
@@ -25,6 +26,7 @@ from vit_jax.data.sources import (
   synthetic,
   table,
   tfds,
+  vtab_data,
 )
 from vit_jax.data.sources.folder_files import image_files
 from vit_jax.data.sources.source import Source, check_same_classes
@@ -43,6 +45,7 @@ _KINDS = {
   'tfds': ('tfds:name', tfds),
   'hf': ('hf:name', hf_dataset),
   'webdataset': ('webdataset:/path', webdataset),
+  'vtab': ('vtab:task', vtab_data),
   'synthetic': ('synthetic:jft', synthetic),
 }
 
