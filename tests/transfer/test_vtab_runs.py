@@ -151,6 +151,16 @@ def test_a_task_that_diverges_is_marked_and_the_others_go_on(tmp_path, monkeypat
   assert 'step 3' in report.to_markdown()
 
 
+def test_data_of_another_kind_is_listed(tmp_path, monkeypatch):
+  write_all(tmp_path, 'dtd', 'dmlab')
+  info = tmp_path / 'tfds' / 'dtd' / '3.0.0' / 'dataset_info.json'
+  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+  folders = count_runs(monkeypatch, {'accuracy': 0.5, 'examples': 20.0})
+  report = run_vtab(tmp_path, 'dtd', 'dmlab')
+  assert folders == ['dmlab']
+  assert 'has the file format tfrecord' in report.outcomes['dtd'].reason
+
+
 def test_without_any_data_nothing_is_written(tmp_path, capsys):
   with pytest.raises(UserError, match='2 tasks of VTAB, but data for none'):
     run_vtab(tmp_path, 'dtd', 'svhn')

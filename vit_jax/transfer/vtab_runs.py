@@ -11,7 +11,7 @@ from vit_jax.config import Config, check_same_run, flatten, height_width, load_c
 from vit_jax.config.fields import walk_fields
 from vit_jax.data.sources import open_source
 from vit_jax.distributed.processes import broadcast_from_process_0
-from vit_jax.errors import MissingDataError, NonFiniteLossError, UserError
+from vit_jax.errors import NonFiniteLossError, UserError
 from vit_jax.files import read_json_object, write_text
 from vit_jax.text import plural
 from vit_jax.training.loop import train_and_evaluate
@@ -79,21 +79,24 @@ def describe(config: Config, protocol: Config) -> list[str]:
   return lines
 
 
-def _missing_data(configs: Mapping[str, Config], workdir: epath.Path) -> dict[str, Outcome]:
-  """The tasks that have no data here, nor a result.
+def _unusable(config: Config) -> str:
+  """Why a task cannot be run, a sentence: its data is missing, or of another kind; '' if it can."""
+  try:
+    for split in (config.data.train.split, config.data.test.split):
+      open_source(config.data.train.source, split)
+  except UserError as error:
+    return str(error)
+  return ''
 
-  Raises:
-    UserError: for data that is there but cannot be used.
-  """
-  missing = {}
+
+def _without_data(configs: Mapping[str, Config], workdir: epath.Path) -> dict[str, Outcome]:
+  """The tasks that have neither usable data nor a result; process 0 decides."""
+  outcomes = {}
   for task, config in configs.items():
-    try:
-      if not _is_finished(workdir / task):
-        for split in (config.data.train.split, config.data.test.split):
-          open_source(config.data.train.source, split)
-    except MissingDataError as error:
-      missing[task] = Outcome(None, reason=str(error))
-  return missing
+    reason = '' if _is_finished(workdir / task) else _unusable(config)
+    if broadcast_from_process_0(int(bool(reason))):
+      outcomes[task] = Outcome(None, reason=reason)
+  return outcomes
 
 
 def _run_tasks(configs: Mapping[str, Config], workdir: epath.Path) -> Iterator[tuple[str, Outcome]]:
@@ -144,10 +147,10 @@ def run_vtab(
     workdir: folder of the runs, shared by all processes.
 
   Raises:
-    UserError: when no task has data, and as `train_and_evaluate`.
+    UserError: when no task has usable data, and as `train_and_evaluate`.
   """
   is_first = jax.process_index() == 0
-  missing = _missing_data(configs, workdir)
+  missing = _without_data(configs, workdir)
   for task, outcome in missing.items() if is_first else ():
     print(f'{task}: {outcome.reason}', flush=True)
   if len(missing) == len(configs):
