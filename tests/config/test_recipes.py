@@ -7,7 +7,7 @@ from configs import finetune, recipes
 from tests.helpers import make_program
 from vit_jax import config as config_lib
 from vit_jax.config import Config
-from vit_jax.data.sources import splits
+from vit_jax.data.sources.splitting import splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.weights import registry

@@ -25,7 +25,7 @@ from tests.helpers import (
   write_tfds,
 )
 from vit_jax.data.sources import open_source
-from vit_jax.data.sources.permutation import permutation, permute
+from vit_jax.data.sources.splitting.permutation import permutation, permute
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.prepare.listing import Options
 from vit_jax.prepare.pipeline import prepare

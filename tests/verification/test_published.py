@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import ROOT, TINY
 from vit_jax import command_line, main
 from vit_jax.config import load_config
-from vit_jax.data.sources import splits
+from vit_jax.data.sources.splitting import splits
 from vit_jax.errors import UserError
 from vit_jax.planning import topologies
 from vit_jax.verification import published

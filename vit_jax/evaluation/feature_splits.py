@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vit_jax import signals
+from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
 from vit_jax.evaluation.frozen_features import Features
 from vit_jax.text import plural
@@ -16,9 +17,10 @@ _HELD_OUT = 0.1
 
 
 def row_blocks(num_rows: int, size: int) -> Iterator[slice]:
-  """Slices of at most `size` rows; Ctrl-C ends the loop over them."""
+  """Slices of at most `size` rows; Ctrl-C or SIGTERM ends the loop over them."""
   for start in range(0, num_rows, size):
     signals.check_interrupted()
+    check_stop()
     yield slice(start, min(start + size, num_rows))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from vit_jax import signals
+from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
 from vit_jax.evaluation import feature_splits
 from vit_jax.evaluation.frozen_features import Features
@@ -112,6 +113,7 @@ def fit(
     state = _train_step(state, train.values[batch], train.labels[batch], scaled)
     if step % _SYNC_STEPS == 0:
       signals.check_interrupted()
+      check_stop()
       jax.block_until_ready(state)
   return jax.device_get(state[0])
 

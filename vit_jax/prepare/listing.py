@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.data import imagenet
 from vit_jax.data.sources import Source, open_source, split_names
-from vit_jax.data.sources.folder import ImageFolder
+from vit_jax.data.sources.folders.folder import ImageFolder
 from vit_jax.data.sources.tar import tar_members
 from vit_jax.errors import UserError
 from vit_jax.prepare.examples import Examples, FileExamples, SourceExamples, TarExamples

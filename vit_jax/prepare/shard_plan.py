@@ -17,7 +17,7 @@ import numpy as np
 
 from vit_jax.data import imagenet
 from vit_jax.data.sources.array_record import CARD, UNFINISHED, import_array_record
-from vit_jax.data.sources.permutation import permutation
+from vit_jax.data.sources.splitting.permutation import permutation
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.prepare import target_folder, tfds_metadata
 from vit_jax.prepare.examples import Examples

@@ -19,7 +19,7 @@ from tests.helpers import (
 )
 from vit_jax.data.loading.reader import ReadConfig, make_reader
 from vit_jax.data.sources import array_record, open_source, tf_example
-from vit_jax.data.sources.permutation import permute
+from vit_jax.data.sources.splitting.permutation import permute
 from vit_jax.errors import BadExampleError, UserError
 
 
@@ -67,6 +67,19 @@ def test_array_record_slices_splits(tmp_path):
     open_source(f'array_record:{tmp_path}/x', split) for split in ('train', 'train[:80%]')
   )
   assert read_labels(part) == [read_labels(whole)[permute(i, 5)] for i in range(4)]
+
+
+def test_splits_have_the_usual_names(tmp_path):
+  write_tfds(tmp_path / 'x', 'label')
+  file = tmp_path / 'x' / 'dataset_info.json'
+  info = json.loads(file.read_text())
+  train = info['splits'][0]
+  template = train.get('filepathTemplate', array_record._TEMPLATE).replace('{SPLIT}', 'train')
+  info['splits'].append(train | {'name': 'validation', 'filepathTemplate': template})
+  file.write_text(json.dumps(info))
+  for split in ('validation', 'val', 'test', 'Test'):
+    assert open_source(f'array_record:{tmp_path}/x', split).name.endswith(' (validation)')
+  assert open_source(f'array_record:{tmp_path}/x', 'training').name.endswith(' (train)')
 
 
 def without_label(root):

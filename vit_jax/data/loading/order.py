@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vit_jax.data.sources import Source
-from vit_jax.data.sources.permutation import permute_each
+from vit_jax.data.sources.splitting.permutation import permute_each
 from vit_jax.errors import UserError
 
 _ROUNDS = 4

@@ -20,17 +20,17 @@ from types import ModuleType
 from vit_jax.data.sources import (
   array_record,
   digits,
-  folder,
   hf_dataset,
   mixture,
   synthetic,
-  table,
   tfds,
   vtab_data,
 )
-from vit_jax.data.sources.folder_files import image_files
+from vit_jax.data.sources.folders import folder
+from vit_jax.data.sources.folders.folder_files import image_files
 from vit_jax.data.sources.source import Source, check_same_classes
-from vit_jax.data.sources.splits import select
+from vit_jax.data.sources.splitting.splits import select
+from vit_jax.data.sources.tables import table
 from vit_jax.data.sources.tar import webdataset
 from vit_jax.errors import MissingDataError
 

@@ -18,6 +18,7 @@ from etils import epath
 
 from vit_jax.data.sources import tf_example
 from vit_jax.data.sources.source import Example, Source, encode_label, fingerprint, locate
+from vit_jax.data.sources.splitting.split_aliases import choose_split
 from vit_jax.errors import BadExampleError, MissingDataError, UserError, first_line
 from vit_jax.files import read_json_object, read_text, user_path
 
@@ -234,8 +235,10 @@ def open_split(path: str, split: str, spec: str = '', labels: Labels | None = No
   info = _read_info(root)
   rule = labels or _read_labels(root, spec)
   splits = {entry['name']: entry for entry in info.get('splits', [])}
-  if split not in splits:
+  chosen = choose_split(splits, split)
+  if chosen is None:
     raise UserError(f'{spec} has the splits {", ".join(splits)}, not {split!r}.')
+  split = chosen
   lengths = [int(length) for length in splits[split].get('shardLengths', [])]
   files = [root / name for name in _file_names(info['name'], splits[split])] if lengths else []
   card = _read_json(root / CARD) if (root / CARD).exists() else {}

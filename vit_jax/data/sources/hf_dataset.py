@@ -23,8 +23,8 @@ import numpy as np
 
 from vit_jax.data.sources.hf_dataset_files import load_splits
 from vit_jax.data.sources.source import MAX_CLASSES, Example, Source, encode_label, fingerprint
-from vit_jax.data.sources.split_aliases import choose_split
-from vit_jax.data.sources.splits import concatenate
+from vit_jax.data.sources.splitting.split_aliases import choose_split
+from vit_jax.data.sources.splitting.splits import concatenate
 from vit_jax.errors import BadExampleError, UserError, first_line
 from vit_jax.files import read_bytes
 from vit_jax.text import plural

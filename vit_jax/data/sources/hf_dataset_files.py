@@ -6,6 +6,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from vit_jax.data.sources.splitting.split_aliases import split_of
 from vit_jax.errors import MissingDataError, UserError, first_line
 
 _OPTIONS = ('config', 'revision', 'image', 'label')
@@ -44,6 +45,17 @@ def _open_file(open_file: Callable[[str], Any], file: pathlib.Path, file_format:
     ) from None
 
 
+def _check_metadata(root: pathlib.Path) -> None:
+  """Raises `UserError` for an imagefolder whose labels lie above its splits; they are not read."""
+  for name in ('metadata.csv', 'metadata.jsonl'):
+    splits = [path.name for path in root.glob('*') if path.is_dir() and split_of(path.name)]
+    if splits and (root / name).is_file() and not list(root.glob(f'*/{name}')):
+      raise UserError(
+        f'hf: reads the {name} of each split, but that of {root} is above {min(splits)}; use '
+        f'table:{root / name}.'
+      )
+
+
 def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
   """Loads all splits from files on disk; `root` may be a folder of the hub's cache."""
   import pyarrow.parquet
@@ -65,6 +77,7 @@ def _load_files(datasets: Any, root: pathlib.Path, config: str | None) -> Any:
       tables = [_open_file(datasets.Dataset.from_file, file, 'Arrow') for file in files]
       splits[split] = datasets.concatenate_datasets(tables)
     return splits
+  _check_metadata(root)
   for file in [root] if root.is_file() else root.rglob('*.parquet'):
     _open_file(pyarrow.parquet.read_metadata, file, 'parquet')
   if root.suffix == '.parquet':

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.data.sources.source import Example, Source, multi_hot
-from vit_jax.data.sources.splits import concatenate
+from vit_jax.data.sources.splitting.splits import concatenate
 from vit_jax.errors import UserError
 
 _SEPARATOR = re.compile(r'\s+\+\s+')

@@ -21,7 +21,7 @@ from vit_jax.data import vtab_tasks
 from vit_jax.data.decoding.images import open_image
 from vit_jax.data.sources import array_record
 from vit_jax.data.sources.source import Example, Source
-from vit_jax.data.sources.splits import select
+from vit_jax.data.sources.splitting.splits import select
 from vit_jax.data.vtab_tasks import Task
 from vit_jax.errors import BadExampleError, MissingDataError, UserError
 from vit_jax.files import user_path

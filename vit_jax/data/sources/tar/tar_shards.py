@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from vit_jax.data.sources.split_aliases import choose_split, split_and_rest, split_of
+from vit_jax.data.sources.splitting.split_aliases import choose_split, split_and_rest, split_of
 from vit_jax.errors import MissingDataError, UserError
 from vit_jax.files import is_remote
 

@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import tqdm
 
-from vit_jax.data.sources.holdout import spread_classes
 from vit_jax.data.sources.source import Example, Source, fingerprint, multi_hot
+from vit_jax.data.sources.splitting.holdout import spread_classes
 from vit_jax.data.sources.tar import tar_shards
 from vit_jax.data.sources.tar.tar_index import ShardIndex, file_stamp, index_shard, member_name
 from vit_jax.errors import BadExampleError, UserError

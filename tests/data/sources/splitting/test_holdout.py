@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vit_jax.data.sources.holdout import Fold, find_groups, held_out, parse_fold
 from vit_jax.data.sources.source import is_held_out
+from vit_jax.data.sources.splitting.holdout import Fold, find_groups, held_out, parse_fold
 from vit_jax.errors import UserError
 
 

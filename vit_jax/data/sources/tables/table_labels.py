@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.sources.source import MAX_CLASSES, multi_hot
-from vit_jax.data.sources.table_columns import BINARY
-from vit_jax.data.sources.table_file import Cell
+from vit_jax.data.sources.source import MAX_CLASSES, encode_label
+from vit_jax.data.sources.tables.table_columns import BINARY
+from vit_jax.data.sources.tables.table_file import Cell
 from vit_jax.errors import UserError
 from vit_jax.text import plural
 
 _NONE = ('', 'nan', 'NaN')  # what is written where there is no label
 _SEPARATORS = ('|', ';')  # that names of classes hardly contain
+_MAX_CLASSES_PER_ROW = 0.8  # more are captions, or boxes
 _MIN_ROWS = 20  # fewer may well have a class each
+_LIST = re.compile(r'\s*\[(.*)\]\s*')  # as Python writes a list
 
 Cells = tuple[Cell, ...]  # of the columns of labels in one row
 
@@ -39,8 +41,12 @@ class Labels:
 
   def read(self, row: int) -> np.int32 | np.ndarray:
     """The label of a row, as `Source.read` gives it."""
-    classes = np.array(self.classes[self.codes[row]], np.int32)
-    return multi_hot(classes, len(self.class_names)) if self.multi_label else classes[0]
+    classes = self.classes[self.codes[row]] or ()
+    return encode_label(classes, len(self.class_names), self.multi_label)
+
+  def take(self, rows: np.ndarray) -> 'Labels':
+    """The labels of some rows."""
+    return dataclasses.replace(self, codes=self.codes[rows])
 
   def single(self, rows: np.ndarray) -> np.ndarray:
     """(N,) int32: the classes of rows, which have one each."""
@@ -64,6 +70,12 @@ def _split_cell(cell: Cell, separator: str) -> list[str]:
   return [name for name in names if name not in _NONE]
 
 
+def _parse_list(cell: Cell) -> Cell:
+  """A cell such as "['cat', 'dog']" as a tuple; any other as it is."""
+  match = _LIST.fullmatch(cell) if isinstance(cell, str) else None
+  return tuple(part.strip(' \'"') for part in match[1].split(',')) if match else cell
+
+
 def _sort(names: set[str], path: str) -> tuple[str, ...]:
   """Sorts class names; integers by their values."""
   if all(re.fullmatch(r'-?\d+', name) for name in names):
@@ -73,6 +85,11 @@ def _sort(names: set[str], path: str) -> tuple[str, ...]:
     raise UserError(
       f'The labels of {path} are numbers such as {fraction}, not classes; name another column as '
       '?label=….'
+    )
+  if objects := sorted(name for name in names if name.startswith('{')):
+    raise UserError(
+      f'The labels of {path} are objects such as {objects[0][:40]!r}; export it as CSV, with the '
+      'columns image and label.'
     )
   if unprintable := sorted(name for name in names if not name.isprintable()):
     raise UserError(
@@ -97,6 +114,9 @@ def _read_names(
 ) -> tuple[Labels, set[str]]:
   """Reads different cells of one column; the set has the names before any are dropped."""
   notes = []
+  parsed = [cell if separator else _parse_list(cell) for cell in cells]
+  if all(isinstance(new, tuple) for new, cell in zip(parsed, cells, strict=True) if cell):
+    cells = parsed
   texts = [cell for cell in cells if isinstance(cell, str)]
   if not separator and len(texts) == len(cells):
     separator = next((s for s in _SEPARATORS if any(s in text for text in texts)), '')
@@ -151,6 +171,19 @@ def _read_columns(
   return Labels(names, True, classes, codes)
 
 
+def _note_on_amounts(labels: Labels, path: str) -> list[str]:
+  """A note on many numbers with gaps, which may be ages or counts."""
+  names = labels.class_names
+  if len(names) < _MIN_ROWS or not all(re.fullmatch(r'-?\d+', name) for name in names):
+    return []
+  if int(names[-1]) - int(names[0]) < len(names):
+    return []
+  return [
+    f'labels of {path} are {len(names):,} numbers from {names[0]} to {names[-1]}; each is a class, '
+    'not an amount'
+  ]
+
+
 def read_labels(
   cells: Sequence[Cells], codes: np.ndarray, columns: tuple[str, ...], separator: str, path: str
 ) -> Labels:
@@ -180,9 +213,10 @@ def read_labels(
       'at least 2 classes are needed, and the template of a submission has none; name another '
       'table, or its column as ?label=….'
     )
-  if count > MAX_CLASSES or (count == len(codes) > _MIN_ROWS and not labels.multi_label):
+  too_many = count > _MAX_CLASSES_PER_ROW * len(codes) and len(codes) > _MIN_ROWS
+  if count > MAX_CLASSES or (too_many and not labels.multi_label):
     raise UserError(
       f'{path} has {plural(count, "class")} in {plural(len(codes), "row")} of its column '
       f'{column!r}; name the column of classes as ?label=….'
     )
-  return labels
+  return dataclasses.replace(labels, notes=(*labels.notes, *_note_on_amounts(labels, path)))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import read_labels
 from vit_jax.data.sources import Source, open_source, split_names
-from vit_jax.data.sources.splits import bounds, concatenate, parse, select
+from vit_jax.data.sources.splitting.splits import bounds, concatenate, parse, select
 from vit_jax.errors import UserError
 
 SIZES = {'train': 1437, 'validation': 60, 'test': 7}

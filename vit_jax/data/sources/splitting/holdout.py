@@ -9,6 +9,7 @@ With fold k of n, the examples are in n parts, likewise, and part k is held out.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -77,8 +78,8 @@ def _flatten(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
   """Returns the number of labels of each example, and all labels."""
   if not len(labels) or np.ndim(labels[0]) == 0:
     return np.ones(len(labels), np.int64), np.asarray(labels, np.int64)
-  lists = [np.asarray(classes, np.int64) for classes in labels]
-  return np.array([len(classes) for classes in lists]), np.concatenate(lists)
+  counts = np.fromiter(map(len, labels), np.int64, len(labels))  # pyright: ignore[reportArgumentType]
+  return counts, np.fromiter(itertools.chain.from_iterable(labels), np.int64, counts.sum())  # pyright: ignore[reportArgumentType]
 
 
 def held_out(

@@ -11,14 +11,19 @@ _ALIASES = {
   'test': ('test', 'testing', 'tests'),
 }
 # Words that may stand beside them, joined or not: 'train_set', 'ImagesTrain', 'seg_train'.
-_AFFIXES = (
+AFFIXES = (
   'set', 'data', 'dataset', 'split', 'folder', 'dir', 'image', 'images', 'img', 'imgs', 'photo',
   'photos', 'picture', 'pictures', 'pics', 'sample', 'samples', 'example', 'examples', 'seg', 'cls',
   'jpg', 'jpeg', 'png', 'raw', 'resized', 'final', 'my', 'the', 'ds',
 )  # fmt: skip
+# What lies beside images, in a folder of its own.
+_BESIDE_IMAGES = (
+  'annotation', 'bbox', 'boxe', 'box', 'classe', 'class', 'depth', 'gt', 'groundtruth', 'label',
+  'mask', 'meta', 'metadata', 'object', 'segmentation', 'trimap', 'xml',
+)  # fmt: skip
 SPLITS = tuple(_ALIASES)
 _SPLITS = {alias: split for split, aliases in _ALIASES.items() for alias in aliases}
-_JOINED = re.compile(rf'(?:{"|".join(_AFFIXES)})?({"|".join(_SPLITS)})(?:{"|".join(_AFFIXES)})?')
+_JOINED = re.compile(rf'(?:{"|".join(AFFIXES)})?({"|".join(_SPLITS)})(?:{"|".join(AFFIXES)})?')
 # The splits that serve a request, the preferred one first.
 _FALLBACKS = {'train': ('train',), 'val': ('val', 'test'), 'test': ('test', 'val')}
 
@@ -42,14 +47,29 @@ def split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
   """
   words = _words(name)
   splits = [split for word in words if (split := _split_of_word(word))]
-  rest = tuple(w for w in words if not _split_of_word(w) and w not in _AFFIXES)
+  rest = tuple(w for w in words if not _split_of_word(w) and w not in AFFIXES)
   return (splits[0] if len(splits) == 1 else None), rest
 
 
 def is_affix(name: str) -> bool:
   """Whether a name is only words such as 'images' or 'data'."""
   words = _words(name)
-  return bool(words) and set(words) <= set(_AFFIXES)
+  return bool(words) and set(words) <= set(AFFIXES)
+
+
+def _is_made_of(name: str, words: Collection[str]) -> bool:
+  letters = re.sub(r'[\W\d_]+', '', name.lower())
+  return bool(re.fullmatch(rf'(?:(?:{"|".join(words)})s?)+', letters))
+
+
+def is_beside_images(name: str) -> bool:
+  """Whether a folder is called as what lies beside images: 'masks', 'SegmentationClass'."""
+  return _is_made_of(name, _BESIDE_IMAGES)
+
+
+def is_no_class(name: str) -> bool:
+  """Whether a folder is called as images or what lies beside them: 'JPEGImages', 'image_masks'."""
+  return _is_made_of(name, (*AFFIXES, *_BESIDE_IMAGES))
 
 
 def split_of(name: str) -> str | None:

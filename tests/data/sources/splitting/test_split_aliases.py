@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.data.sources.split_aliases import choose_split, split_and_rest, split_of
+from vit_jax.data.sources.splitting.split_aliases import choose_split, split_and_rest, split_of
 from vit_jax.errors import UserError
 
 NAMES = {

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vit_jax.data.sources.permutation import permutation, permute, permute_each
+from vit_jax.data.sources.splitting.permutation import permutation, permute, permute_each
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 7, 16, 255, 256, 257, 5000])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.helpers import ROOT, read_labels, write_images
+from tests.helpers import read_labels, write_images
 from vit_jax.data.sources import open_source, split_names
 from vit_jax.errors import UserError
 from vit_jax.prepare.listing import list_examples
@@ -172,7 +172,8 @@ def write_splits_in_classes(root):
 
 def write_table(root):
   write(root, 'train/{c}{i}.jpg', 'test/{c}{i}.jpg')
-  (root / 'train.csv').write_text('id,label\n')
+  (root / 'sample_submission.csv').write_text('id,label\ncat0,x\ncat1,y\n')
+  (root / 'train.csv').write_text('id,label\ncat0,cat\ndog0,dog\n')
 
 
 @pytest.mark.parametrize(
@@ -182,9 +183,9 @@ def write_table(root):
     (lambda root: write(root, '{c}.{i}.jpg'), '', r"use 'folder:\S+\?pattern=\(\\w\+\)\\.\\d\+'"),
     (lambda root: write(root, '{c}_{i}.jpg'), '', r"\?pattern=\(\.\+\)_\\d\+'"),
     (lambda root: write(root, '{i}.jpg'), '', 'move the images of each class into a sub-folder'),
-    (write_years, '', r'2020, 2021, … of .* all have the sub-folders cat, dog, owl.*\[\^/\]\+/\('),
+    (write_years, '', r'2020, 2021 of .* all have the sub-folders cat, dog, owl,.*\[\^/\]\+/\('),
     (write_splits_in_classes, '', r'all have the sub-folders test, train.*folder:\S+/x/cat; if'),
-    (write_table, '', 'if train.csv has their labels, use table:/.*/train.csv'),
+    (write_table, '', "if train.csv has their labels, use 'table:/.*/train.csv'"),
     (write_years, '?pattern=(', 'is not a regular expression'),
     (write_years, '?pattern=x', 'has no parentheses; put some around the class'),
     (write_years, '?pattern=(x)', 'outside|does the pattern match'),
@@ -214,41 +215,6 @@ def test_a_table_is_not_a_folder(tmp_path):
   (tmp_path / 'labels.csv').write_text('image,label\n')
   with pytest.raises(UserError, match=r'use table:\S+/labels.csv'):
     open_source(f'folder:{tmp_path}/labels.csv', 'train')
-
-
-# The rows of the table in docs/own_images.md: what one types -> what one has.
-PAGE = {
-  'folder:/my/images': [
-    ['{c}/{i}.jpg'],
-    ['Training/{c}/{i}.jpg', 'Validation/{c}/{i}.jpg'],
-    ['archive/dataset/train/{c}/{i}.jpg'],
-    ['train/{c}/{i}.jpg', 'test/{i}{c}.jpg'],
-  ],
-  r'folder:/my/images?pattern=(\w+)\.\d+': [
-    ['{c}.{i}.jpg'],
-    ['train/{c}.{i}.jpg', 'test1/{i}.jpg'],
-  ],
-  'folder:/my/images?pattern=^[^/]+/([^/]+)/': [['2020/{c}/{i}.jpg', '2021/{c}/{i}.jpg']],
-  r'folder:/my/images?group=(p\d+)_': [['{c}/p{i}_left.jpg', '{c}/p{i}_right.jpg']],
-  'folder:/my/images?fold=2/5': [['{c}/{i}.jpg']],
-}
-
-
-def test_the_page_has_these_rows():
-  page = (ROOT / 'docs' / 'own_images.md').read_text()
-  typed = re.findall(r'^\|.*\| `(folder:[^`]*)` \|$', page, re.MULTILINE)
-  assert len(typed) == sum(map(len, PAGE.values())) and set(typed) == PAGE.keys()
-
-
-@pytest.mark.parametrize(
-  ('spec', 'patterns'), [(spec, patterns) for spec, rows in PAGE.items() for patterns in rows]
-)
-def test_every_row_of_the_page_works(spec, patterns, tmp_path):
-  write(tmp_path, *patterns)
-  for split in 'train', 'test':
-    source = open_source(spec.replace('/my/images', str(tmp_path)), split)
-    assert source.class_names == CLASSES
-    assert set(read_labels(source)) == {0, 1, 2}
 
 
 def test_folders_that_all_mean_one_split_are_refused(tmp_path):

@@ -14,7 +14,6 @@ import collections
 import dataclasses
 import functools
 import os
-import pathlib
 import re
 from collections.abc import Callable, Sequence
 
@@ -22,16 +21,15 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources import folder_layout, holdout
-from vit_jax.data.sources.folder_files import all_files, is_image
-from vit_jax.data.sources.folder_layout import Layout, below
+from vit_jax.data.sources.folders import folder_classes, folder_layout
+from vit_jax.data.sources.folders.folder_files import all_files, is_image, parse_path
+from vit_jax.data.sources.folders.folder_layout import Layout, below
 from vit_jax.data.sources.source import Example, Source, fingerprint
-from vit_jax.data.sources.split_aliases import choose_split, split_of
-from vit_jax.errors import BadExampleError, MissingDataError, UserError
-from vit_jax.files import read_bytes, user_path
+from vit_jax.data.sources.splitting import holdout
+from vit_jax.data.sources.splitting.split_aliases import choose_split, split_of
+from vit_jax.errors import BadExampleError, UserError
+from vit_jax.files import read_bytes
 from vit_jax.text import plural, printable
-
-_OPTIONS = ('pattern', 'group', 'fold')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +49,6 @@ class LabeledFiles:
   labels: np.ndarray
   class_names: tuple[str, ...]
   notes: tuple[str, ...]
-
-
-def parse_path(path: str) -> tuple[epath.Path, dict[str, str]]:
-  """Splits '/path?key=value&…' into the folder and the options; raises `UserError`."""
-  root, options = path, dict[str, str]()
-  if not pathlib.Path(path).expanduser().exists():
-    root, _, query = path.partition('?')
-    for option in filter(None, query.split('&')):
-      key, _, value = option.partition('=')
-      options[key] = value
-  for option in options:
-    if option not in _OPTIONS or not options[option]:
-      raise UserError(
-        f'folder:{path} has the unknown option {option!r}; those of folder: are '
-        f'{", ".join(_OPTIONS)}, as in folder:/path?fold=2/5.'
-      )
-  root = user_path(root)
-  if not root.is_dir():
-    is_table = root.suffix in folder_layout.TABLES and root.exists()
-    advice = f'; use table:{root}' if is_table else ''
-    raise MissingDataError(
-      f'There is no folder {root}; folder: takes a folder with one sub-folder of images per '
-      f'class, or with train/ and test/ folders of that kind{advice}.'
-    )
-  return root, options
 
 
 def _match_class(regex: re.Pattern[str], file: str) -> str:
@@ -109,7 +82,9 @@ class ImageFolder:
     self._files = all_files(self.root)
     self._images = list(filter(is_image, self._files))
     has_class = (lambda file: bool(self._class_of(file))) if self._has_pattern else None
-    self.layout: Layout = folder_layout.find_layout(str(self.root), self._images, has_class)
+    self.layout: Layout = folder_layout.find_layout(
+      str(self.root), self._images, has_class, self._tables
+    )
     if set(self.layout.splits) - {'train'} and set(self._options) - {'pattern'}:
       option = next(option for option in self._options if option != 'pattern')
       raise UserError(
@@ -136,7 +111,10 @@ class ImageFolder:
       return prefix, None if split == 'all' else split_of(split) != 'train'
     chosen = choose_split(splits, split)
     if chosen is None:
-      raise UserError(f'{self.spec} has the splits {", ".join(splits)}, not {split!r}.')
+      advice = ''
+      if len(splits) == 1:
+        advice = f'; to hold out a part of it, use folder:{self._path(*splits.values())}'
+      raise UserError(f'{self.spec} has the splits {", ".join(splits)}, not {split!r}{advice}.')
     return splits[chosen], None
 
   def _path(self, prefix: str) -> epath.Path:
@@ -155,6 +133,8 @@ class ImageFolder:
       if self._has_pattern:
         where = f'such as {printable(unlabeled[0])} without a match of the pattern'
       notes.append(f'{plural(len(unlabeled), "image")} {where} {are} ignored')
+    if not self._has_pattern:
+      notes += folder_classes.merged_folders(below(self._images, prefix), self.spec)
     return (*notes, *self.layout.notes)
 
   def _check_classes(self, class_names: list[str], prefix: str, images: Sequence[str]) -> None:
@@ -171,16 +151,21 @@ class ImageFolder:
       raise UserError(
         f'{folder} has images of {plural(len(class_names), "class")} '
         f'({", ".join(class_names) or "all outside sub-folders"}); classification needs at least '
-        f'2, each in its own sub-folder: {self._advise(images)}.'
+        f'2, each in its own sub-folder: {self._advise(folder, images)}.'
       )
     if not self._has_pattern:
-      folder_layout.check_class_folders(str(folder), images, self.spec)
+      folder_classes.check_class_folders(str(folder), images, self.spec, self._tables)
 
-  def _advise(self, images: Sequence[str]) -> str:
+  @property
+  def _tables(self) -> list[str]:
+    """Files that may have the labels of images."""
+    suffixes = folder_classes.TABLES + folder_classes.LISTS
+    return [str(self.root / file) for file in self._files if file.lower().endswith(suffixes)]
+
+  def _advise(self, folder: epath.Path, images: Sequence[str]) -> str:
     if self._has_pattern:
       return f'does the pattern match the class in names such as {printable(images[0])}'
-    files = self._files
-    return folder_layout.suggest_classes(self.spec, str(self.root), files, images)
+    return folder_classes.suggest_classes(self.spec, str(folder), self._tables, images)
 
   @functools.cached_property
   def class_names(self) -> list[str]:
@@ -210,14 +195,17 @@ class ImageFolder:
     if not names:
       raise UserError(
         f'{folder} has no images ({", ".join(SUFFIXES)}) in its sub-folders; '
-        f'{self._advise(images) if images else "choose another split"}.'
+        f'{self._advise(folder, images) if images else "choose another split"}.'
       )
     if unknown := set(classes) - set(class_names):
       file = names[classes.index(min(unknown))]
       train = self._path(self.layout.splits.get('train', self.layout.prefix))
+      change = 'add that class there, or remove the image'
+      alike = {name.casefold(): name for name in class_names}
+      if name := alike.get(min(unknown).casefold()):
+        change = f'rename it to {name} as there'
       raise UserError(
-        f'{folder / printable(file)} belongs to a class that {train} does not have; add that '
-        'class there, or remove the image.'
+        f'{folder / printable(file)} belongs to a class that {train} does not have; {change}.'
       )
     labels = np.array([indices[name] for name in classes], np.int32)
     if side is not None:
@@ -241,7 +229,10 @@ def open_split(path: str, split: str) -> Source:
   folder = ImageFolder(path)
   files = folder.split(split)
   if not files.names:
-    raise UserError(f'{folder.spec} has too few images: none is in its split {split!r}.')
+    raise UserError(
+      f'{folder.spec} has too few images: none is in its split {split!r}; add some, or name '
+      'others to test on as --config.data.test.source=….'
+    )
 
   def location(i: int) -> str:
     return os.path.join(files.folder, files.names[i])

@@ -7,35 +7,45 @@
   label       column of labels: names or numbers; or columns of zeros and ones, 'a,b,c', one a class
   sep         what separates several labels in one cell; '|' and ';' do by themselves
   split       column of split names; without one, an example in five is held out as test
+  columns     names of the columns, 'image,label', of a table without a header
+  group       column, or regular expression for file names: images of one group are on one side of
+              the hold-out
+  fold        '2/5': the second of five parts is held out
   root        folder of the images, relative to that of the table (the default)
   incomplete  'skip' leaves out rows without an image file or label
 
-Values are percent-encoded where they contain '&', '+' or '%': sep=%26. Images that are not where
-their names say are looked for in the folders of the root: train/, images/, …
+Values are percent-encoded where they contain '&' or '%': sep=%26. Images that are not where
+their names say are looked for in the folders of the root: train/, images/, …; if they all are in
+folders such as train/ and test/, these are the splits.
 """
 
 import array
 import dataclasses
 import functools
-import itertools
 import os
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources.source import Example, Source, fingerprint, is_held_out
-from vit_jax.data.sources.split_aliases import choose_split
-from vit_jax.data.sources.table_columns import choose_columns, split_of
-from vit_jax.data.sources.table_file import open_table
-from vit_jax.data.sources.table_images import find_images, folder_stamp
-from vit_jax.data.sources.table_labels import Cells, Labels, read_labels
-from vit_jax.data.sources.table_rows import drop_duplicates, keep_complete
+from vit_jax.data.sources.source import Example, Source, fingerprint
+from vit_jax.data.sources.splitting.split_aliases import choose_split, split_of
+from vit_jax.data.sources.tables.table_columns import Columns, choose_columns
+from vit_jax.data.sources.tables.table_file import Table, open_table
+from vit_jax.data.sources.tables.table_images import find_images, folder_stamp
+from vit_jax.data.sources.tables.table_labels import Labels, read_labels
+from vit_jax.data.sources.tables.table_rows import drop_duplicates, keep_complete
+from vit_jax.data.sources.tables.table_splits import (
+  SPLITS,
+  hold_out,
+  named_splits,
+  splits_by_folders,
+)
 from vit_jax.errors import BadExampleError, UserError
 from vit_jax.files import read_bytes
 
-_OPTIONS = ('image', 'label', 'sep', 'split', 'root', 'incomplete')
-_SPLITS = ('train', 'val', 'test')
+_OPTIONS = ('image', 'label', 'sep', 'split', 'columns', 'group', 'fold', 'root', 'incomplete')
 
 
 class _Texts(Sequence[str]):
@@ -61,7 +71,7 @@ class _Examples:
     folders: the folders that were listed, with their `folder_stamp`.
     files: of the images.
     labels: of the images.
-    splits: (N,) int8: indices into `_SPLITS`.
+    splits: (N,) int8: indices into `SPLITS`.
     fingerprint: of files, labels and splits.
     notes: what the user should know, a sentence each.
   """
@@ -92,22 +102,36 @@ def _parse(path: str) -> tuple[str, dict[str, str]]:
   return os.path.expanduser(file), options
 
 
-def _hold_out(names: Sequence[str]) -> np.ndarray:
-  """(N,) int8: test for one name in five, train for the others; the same on every machine."""
-  held_out = np.fromiter(map(is_held_out, names), bool, len(names))
-  return np.where(held_out, _SPLITS.index('test'), _SPLITS.index('train')).astype(np.int8)
+class _Column:
+  """The cells of a column, or of several, each different one stored once."""
+
+  def __init__(self):
+    self.cells: dict[Any, int] = {}
+    self._codes = array.array('i')
+
+  def append(self, cell: Any) -> None:
+    self._codes.append(self.cells.setdefault(cell, len(self.cells)))
+
+  @property
+  def codes(self) -> np.ndarray:
+    """(N,) int32: which of the different cells each row has."""
+    return np.array(self._codes, np.int32)
 
 
-def _named_splits(
-  cells: Mapping[str, int], codes: np.ndarray, column: str, path: str
-) -> np.ndarray:
-  """(N,) int8: the splits of rows whose cells are `codes` into the different `cells`."""
-  for cell in cells:
-    if not split_of(cell):
-      raise UserError(
-        f'{path} has {cell!r} in its column of splits, {column!r}; train, val or test is needed.'
-      )
-  return np.array([_SPLITS.index(split_of(cell)) for cell in cells], np.int8)[codes]
+def _collect(table: Table, columns: Columns) -> tuple[list[str], _Column, _Column, _Column]:
+  """Reads names, labels, splits and groups; the last two are empty without such a column."""
+  names: list[str] = []
+  labels, splits, groups = _Column(), _Column(), _Column()
+  width = 1 + len(columns.labels)
+  others = [column for column in (columns.split, columns.group) if column]
+  for row in table.rows((columns.image, *columns.labels, *others)):
+    names.append(str(row[0]).strip())
+    labels.append(row[1:width])
+    if columns.split:
+      splits.append(str(row[width]))
+    if columns.group:
+      groups.append(str(row[-1]).strip())
+  return names, labels, splits, groups
 
 
 @functools.lru_cache(maxsize=2)
@@ -115,37 +139,37 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
   """Reads a table; `stamp` (size and time of the file) tells that it is still the same."""
   del stamp
   named = dict(options)
-  table = open_table(file)
+  table = open_table(file, named['columns'].split(',') if 'columns' in named else ())
   columns = choose_columns(table, named)
-  names: list[str] = []
-  label_cells: dict[Cells, int] = {}
-  split_cells: dict[str, int] = {}
-  label_codes, split_codes = array.array('i'), array.array('i')
-  width = len(columns.labels)
-  for row in table.rows((columns.image, *columns.labels, *filter(None, [columns.split]))):
-    names.append(str(row[0]).strip())
-    label_codes.append(label_cells.setdefault(row[1 : 1 + width], len(label_cells)))
-    if columns.split:
-      split_codes.append(split_cells.setdefault(str(row[-1]), len(split_cells)))
+  names, label_cells, split_cells, group_cells = _collect(table, columns)
   if not names:
     raise UserError(f'{file} has a header but no rows.')
-  codes = np.array(label_codes, np.int32)
-  labels = read_labels(list(label_cells), codes, columns.labels, named.get('sep', ''), file)
+  separator = named.get('sep', '')
+  labels = read_labels(list(label_cells.cells), label_cells.codes, columns.labels, separator, file)
   root = os.path.join(os.path.dirname(file), os.path.expanduser(named.get('root', '')))
   root = os.path.normpath(root)
-  found, folders = find_images(root, names, file)
-  keep, notes = keep_complete(found, names, labels, root, file, 'incomplete' in named)
+  found, folders, notes = find_images(root, names, file)
+  keep, incomplete = keep_complete(found, names, labels, root, file, 'incomplete' in named)
   rows = np.flatnonzero(keep)
-  files = [path for path in itertools.compress(found, keep) if path is not None]
-  labels = dataclasses.replace(labels, codes=codes[rows])
-  splits = np.zeros(len(rows), np.int8)
   if columns.split:
-    splits = _named_splits(split_cells, np.array(split_codes), columns.split, file)[rows]
+    splits = named_splits(split_cells.cells, split_cells.codes, columns.split, file)
+  elif (splits := splits_by_folders(found)) is not None:
+    notes.append(f'splits of {file} are the folders of its images')
+  else:
+    splits = np.zeros(len(names), np.int8)
+  files = [found[row] or '' for row in rows.tolist()]
+  first, more = drop_duplicates(files, labels.take(rows), np.array(SPLITS)[splits[rows]], file)
+  files, rows = [files[i] for i in first.tolist()], rows[first]
+  labels, splits = labels.take(rows), splits[rows]
   if not splits.any():  # all are train
-    splits = _hold_out([names[row] for row in rows])
-  first, more = drop_duplicates(files, labels, np.array(_SPLITS)[splits], file)
-  files, splits = [files[i] for i in first], splits[first]
-  labels = dataclasses.replace(labels, codes=labels.codes[first])
+    groups = list(group_cells.cells)
+    groups = [groups[code] for code in group_cells.codes[rows].tolist()] if groups else []
+    splits = hold_out([names[row] for row in rows.tolist()], labels, groups, named, file)
+  elif option := next((option for option in ('group', 'fold') if option in named), ''):
+    raise UserError(
+      f'{file} has the splits of its images in {columns.split or "their folders"}, so nothing is '
+      f'held out; leave out {option}=.'
+    )
   listing = (*labels.class_names, *files, repr(labels.classes), labels.codes.tobytes().hex())
   return _Examples(
     root,
@@ -154,7 +178,7 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
     labels,
     splits,
     fingerprint('\0'.join((*listing, splits.tobytes().hex()))),
-    (*columns.notes, *labels.notes, *notes, *more),
+    (*columns.notes, *labels.notes, *notes, *incomplete, *more),
   )
 
 
@@ -175,7 +199,7 @@ def _open(path: str) -> _Examples:
 
 def _names(examples: _Examples) -> tuple[str, ...]:
   """The splits that have examples."""
-  return tuple(name for i, name in enumerate(_SPLITS) if (examples.splits == i).any())
+  return tuple(name for i, name in enumerate(SPLITS) if (examples.splits == i).any())
 
 
 def split_names(path: str) -> tuple[str, ...]:
@@ -186,15 +210,17 @@ def split_names(path: str) -> tuple[str, ...]:
 
 def _rows(examples: _Examples, split: str, spec: str) -> np.ndarray:
   """The indices of the examples of a split."""
-  split = 'val' if split == 'validation' else split
-  names = _names(examples)
-  if split not in (*_SPLITS, 'all'):
-    raise UserError(f'{spec} has the splits {", ".join(names)} and all, not {split!r}.')
   if split == 'all':
     return np.arange(len(examples.splits))
+  names = _names(examples)
   if name := choose_split(names, split):
-    return np.flatnonzero(examples.splits == _SPLITS.index(name))
-  raise UserError(f'{spec} has the splits {", ".join(names)}, not {split!r}.')
+    return np.flatnonzero(examples.splits == SPLITS.index(name))
+  if len(names) == 1 and split_of(split):
+    raise UserError(
+      f'{spec} has too few images: none is in its split {split!r}; add some, or name '
+      'others to test on as --config.data.test.source=….'
+    )
+  raise UserError(f'{spec} has the splits {", ".join(names)} and all, not {split!r}.')
 
 
 def open_split(path: str, split: str) -> Source:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vit_jax.data.sources.permutation import permutation, permute
 from vit_jax.data.sources.source import Example, Source, check_same_classes, fingerprint, locate
+from vit_jax.data.sources.splitting.permutation import permutation, permute
 from vit_jax.errors import UserError
 
 _BOUND = r'\s*(-?\d[\d_]*(?:\.\d+)?%?)?\s*'

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.data.sources.table_labels import Labels
+from vit_jax.data.sources.tables.table_images import search_folder
+from vit_jax.data.sources.tables.table_labels import Labels
 from vit_jax.errors import UserError
 from vit_jax.text import plural
 
@@ -20,10 +21,14 @@ def keep_complete(
   """Returns (N,) bool: rows with an image file and a label, and notes; the others are an error."""
   has_file = np.array([file is not None for file in files], bool)
   if not has_file.any() or (has_file.mean() < 0.5 and not skip):
+    name = names[int(has_file.argmin())]
+    folder = search_folder(root, name)
+    advice = f'name their folder as ?root={folder or "…"}'
+    if not folder:
+      advice += ', or their column as ?image=…'
     raise UserError(
-      f'{(~has_file).sum():,} of {plural(len(files), "image")} of {path}, such as '
-      f'{names[int(has_file.argmin())]!r}, are missing in {root} and its folders; name their '
-      'folder as ?root=…, or their column as ?image=….'
+      f'{(~has_file).sum():,} of {plural(len(files), "image")} of {path}, such as {name!r}, are '
+      f'missing in {root} and its folders; {advice}.'
     )
   notes = []
   advice = 'rows without them are skipped' if skip else 'leave out such rows with ?incomplete=skip'

@@ -1,28 +1,17 @@
-"""How a folder of images is arranged: wrappers, splits, classes; and what to do about it if wrong.
+"""How a folder of images is arranged: wrappers, and the splits among its folders.
 
 Paths are relative and as `all_files` lists them; a prefix is '' or ends in a separator.
 """
 
-import collections
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from vit_jax.data.sources.split_aliases import SPLITS, is_affix, split_and_rest, split_of
+from vit_jax.data.sources.folders.folder_classes import LISTS, TABLES, find_table
+from vit_jax.data.sources.splitting.split_aliases import SPLITS, is_affix, split_and_rest, split_of
 from vit_jax.errors import UserError
-from vit_jax.text import plural, printable
+from vit_jax.text import plural
 
-# Where the class may be in the names of files, and how a user writes it.
-_NAMES = (
-  r'(\w+)\.\d+',  # cat.1.jpg
-  r'(.+)_\d+',
-  r'(.+)-\d+',
-  r'(.+?) ?\(\d+\)',  # cat (1).jpg
-  r'([^\d.]+)\d',  # cat1.jpg
-  r'\d+[_-]([^\d.]+)\.',  # 1_cat.jpg
-)
-TABLES = ('.csv', '.tsv', '.jsonl', '.parquet')
 _UNLABELED = ('unknown', 'unlabeled', 'unlabelled', 'all')
 
 
@@ -98,7 +87,10 @@ def _find_splits(
 
 
 def find_layout(
-  root: str, images: Sequence[str], has_class: Callable[[str], bool] | None = None
+  root: str,
+  images: Sequence[str],
+  has_class: Callable[[str], bool] | None = None,
+  tables: Sequence[str] = (),
 ) -> Layout:
   """Finds the splits of a folder.
 
@@ -106,6 +98,7 @@ def find_layout(
     root: the folder, for messages.
     images: the images below it.
     has_class: whether the name of an image has its class; None if the class is its folder.
+    tables: paths of files that may have labels of images.
 
   Raises:
     UserError: when two folders are the same split.
@@ -133,12 +126,18 @@ def find_layout(
         f'the {plural(len(files), "image")} of {path} have no classes and are not used; python -m '
         f'vit_jax.predict --model=… {path} --top_k=1 --csv=FILE classifies them'
       )
+      inside = os.path.join(root, prefix, splits[split], '')
+      beside = [file for file in tables if file.startswith(inside)]
+      if source := find_table(beside, path, (*TABLES, *LISTS), sorted(classes)):
+        notes[-1] += (
+          f'; to test on them, add --config.data.test.source={source} --config.data.test.split=all'
+        )
   others = sorted(set(folders) - set(splits.values())) if splits else []
   if others:
     count = sum(first_folder(child) in others for child in children)
     notes.append(
-      f'{plural(count, "image")} beside the splits of {where}, in {", ".join(others[:5])}, are not '
-      'used'
+      f'{plural(count, "image")} beside the splits of {where}, in {", ".join(others[:5])}, '
+      f'{"is" if count == 1 else "are"} not used'
     )
   return Layout(prefix, prefixes, tuple(notes))
 
@@ -153,40 +152,3 @@ def _is_unlabeled(
   return all(split_of(f) or is_affix(f) or f in _UNLABELED for f in folders - classes) and (
     not folders & classes
   )
-
-
-def check_class_folders(folder: str, images: Sequence[str], spec: str) -> None:
-  """Raises `UserError` for folders that are not classes: all of them have the same sub-folders."""
-  below_class: dict[str, set[str]] = collections.defaultdict(set)
-  for file in images:
-    name, *rest = file.split(os.sep)
-    if rest:
-      below_class[name].add(rest[0] if len(rest) > 1 else '')
-  shared = set.intersection(*below_class.values()) if below_class else set()
-  same = all(names == shared for names in below_class.values())
-  if len(below_class) < 2 or not same or len(shared) < 2 or '' in shared:
-    return
-  outer, inner = ', '.join(sorted(below_class)[:3]), ', '.join(sorted(shared)[:3])
-  change = f"if the sub-folders are, use '{spec}?pattern=^[^/]+/([^/]+)/'"
-  if all(map(split_of, shared)):
-    change = f'to read one of the folders, name it, as folder:{folder}/{min(below_class)}'
-  raise UserError(
-    f'The folders {printable(outer)}, … of {folder} all have the sub-folders {printable(inner)}, … '
-    f"so it is not clear which are the classes; {change}; if the folders are, use '{spec}"
-    "?pattern=^([^/]+)/'."
-  )
-
-
-def suggest_classes(spec: str, root: str, files: Sequence[str], images: Sequence[str]) -> str:
-  """Returns the smallest change that gives images without class folders a class."""
-  tables = [file for file in files if file.lower().endswith(TABLES)]
-  if tables:
-    return f'if {tables[0]} has their labels, use table:{os.path.join(root, tables[0])}'
-  names = [os.path.basename(file) for file in images]
-  for pattern in _NAMES:
-    regex = re.compile(pattern)
-    matches = [match[1] for name in names if (match := regex.search(name))]
-    if len(matches) == len(names) >= 2 * len(set(matches)) and len(set(matches)) > 1:
-      example = printable(names[0])
-      return f"if names such as {example} have their class, use '{spec}?pattern={pattern}'"
-  return 'move the images of each class into a sub-folder of its name'

@@ -1,0 +1,1 @@
+"""Folders of images: which sub-folders are splits and classes."""

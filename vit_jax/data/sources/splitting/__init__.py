@@ -1,0 +1,1 @@
+"""Splits by name, slices of them, and what is held out."""
