@@ -157,7 +157,7 @@ class TrainDataConfig(Section, path='data.train'):
   source: str = field(
     'digits',
     'digits, folder:/path, table:/path/labels.csv, array_record:/path, tfds:name, hf:name, '
-    'webdataset:/path, synthetic:jft, or a mixture such as 3*folder:/a + 1*hf:b',
+    'webdataset:/path, vtab:task, synthetic:jft, or a mixture such as 3*folder:/a + 1*hf:b',
   )
   split: str = field('train', "a name, 'train[:98%]', 'train[:800]+validation[:200]'")
 
