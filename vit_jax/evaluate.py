@@ -14,6 +14,7 @@ from vit_jax.config.evals import EvalKind
 from vit_jax.config.schema import Interpolation, ResizeRule
 from vit_jax.distributed import cluster, processes, sharding
 from vit_jax.errors import UserError
+from vit_jax.evaluation.result_files import ResultFiles
 from vit_jax.evaluation.score import score
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES
@@ -46,6 +47,9 @@ def _parse_args() -> argparse.Namespace:
     choices=choices(OnBadExample),
     help='an unreadable image ends the evaluation, or is left out',
   )
+  add('--per_class', default='', metavar='FILE', help='write a table of the classes: .csv')
+  add('--predictions', default='', metavar='FILE', help='one of the examples: .csv or .parquet')
+  add('--confusion', default='', metavar='FILE', help='draw the confusion matrix: .png')
   add('--cache', action=argparse.BooleanOptionalAction, default=True, help='keep features on disk')
   add('--json', action='store_true', help='print one JSON object')
   command_line.add_process_flags(parser)
@@ -95,18 +99,23 @@ def _load(args: argparse.Namespace) -> Classifier:
 def main() -> None:
   args = _parse_args()
   configs = _eval_configs(args)
+  files = ResultFiles(args.per_class, args.predictions, args.confusion)
+  files.check_flags(configs)
   process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
   names = ('model', 'data', 'split', 'eval', 'batch_size', 'image_size', 'dtype')
   settings: dict[str, Any] = {f'--{name}': getattr(args, name) for name in names}
   with processes.distributed_run(process, settings, args.start_timeout):
+    if not jax.process_index():
+      files.check_paths()
     vit = _load(args)
-    scores = score(vit, configs, args.on_bad_example, args.workers, args.cache)
+    scores = score(vit, configs, args.on_bad_example, args.workers, args.cache, files)
     if jax.process_index():
       return
     if args.json:
       print(json.dumps({'model': args.model, **scores.to_json()}))
     else:
       print('\n'.join(map(printable, scores.lines())))
+    files.write(scores.outcomes)
 
 
 if __name__ == '__main__':

@@ -51,6 +51,7 @@ def format_bytes(size: int) -> str:
 def format_metric(name: str, value: float) -> str:
   """'accuracy 96.67%', 'loss 0.1503', '360 examples'."""
   name = name.replace('_', ' ')
-  if name == 'examples':
-    return plural(round(value), 'example')
-  return f'{name} {value:.2%}' if 'accuracy' in name else f'{name} {value:.4g}'
+  if name.startswith('examples'):
+    return plural(round(value), 'example') + name.removeprefix('examples')
+  is_share = any(word in name for word in ('accuracy', 'precision', 'calibration'))
+  return f'{name} {value:.2%}' if is_share else f'{name} {value:.4g}'

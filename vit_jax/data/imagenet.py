@@ -68,6 +68,12 @@ def class_names(ids: tuple[str, ...]) -> tuple[str, ...]:
   )
 
 
+def synsets_of_head(num_classes: int) -> tuple[str, ...] | None:
+  """Returns the synsets of an ImageNet model by its outputs, as `class_names_of_head`."""
+  version = _LISTS.get(num_classes)
+  return None if version is None else synsets(version)
+
+
 @functools.cache
 def class_names_of_head(num_classes: int) -> tuple[str, ...] | None:
   """Returns the class names of an ImageNet model by its number of outputs, in label order.
@@ -78,8 +84,16 @@ def class_names_of_head(num_classes: int) -> tuple[str, ...] | None:
   Returns:
     `num_classes` different names, such as 'tench, Tinca tinca'; None for any other number.
   """
-  version = _LISTS.get(num_classes)
-  return None if version is None else class_names(synsets(version))
+  ids = synsets_of_head(num_classes)
+  return None if ids is None else class_names(ids)
+
+
+@functools.cache
+def subsets() -> dict[str, frozenset[int]]:
+  """Returns the labels of data sets that have some of the 1,000 classes: {'ImageNet-A': …}."""
+  lines = (_FOLDER / 'imagenet_subsets.csv').read_text('utf-8').splitlines()
+  rows = csv.DictReader(line for line in lines if not line.startswith('#'))
+  return {row['name']: frozenset(map(int, row['indices'].split())) for row in rows}
 
 
 def is_synset(text: str) -> bool:

@@ -1,39 +1,74 @@
-"""The step that scores one batch; callers add `jit` and shardings."""
+"""The step that scores one batch, example by example; callers add `jit` and shardings."""
 
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.models.build import Model
-from vit_jax.models.losses import LOSSES, is_correct, targets
+from vit_jax.models.losses import LOSSES, targets
 from vit_jax.models.pixels import scale_pixels
+
+TOP_K = 5
+# The scores of more classes are not returned; of 2,048 they have 8 kB an example.
+MAX_SCORED_CLASSES = 2048
+# Logits to scores that rank the examples of a class: log probabilities, which do not saturate.
+_SCORES = {'softmax': jax.nn.log_softmax, 'sigmoid': jax.nn.log_sigmoid}
+_PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 
 
 def make_eval_step(
-  model: Model, loss: str
+  model: Model, loss: str, class_subset: tuple[int, ...] | None = None
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-  """Returns eval_step(params, batch) -> the scores of the examples that batch['mask'] selects.
+  """Returns eval_step(params, batch) -> the scores of the B examples; callers drop masked ones.
 
-  The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, classes), 'mask': (B,)
-  bool}. The scores are sums, scalars {'examples': int32, 'correct': int32, 'loss': float32}, and
-  for labels (B,) also 'label' and 'top_class': (B,) int32, -1 for other examples.
-  `loss` is a key of LOSSES.
+  The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, classes) uint8, 'mask':
+  (B,) bool}. The scores are arrays (B,), the same whatever the other examples of the batch are:
+
+    mask: bool, that of the batch.
+    label: int32 (only for one label per example).
+    top_class: int32.
+    correct: bool, whether the top class is the label, or one of several.
+    top_5_correct: bool, whether one of the five top classes is; all classes if there are fewer.
+    loss: float32.
+    confidence: float32, the probability of the top class.
+
+  For several labels per example, of at most `MAX_SCORED_CLASSES` classes, also 'labels' (B,
+  classes) uint8 and 'scores' (B, classes) float32, log probabilities.
+
+  Args:
+    model: with its head.
+    loss: a key of LOSSES.
+    class_subset: the outputs that are scored, in the order of the classes of the data; all others
+      are left out before anything is computed. None: all outputs, in their order.
   """
+  indices = None if class_subset is None else np.array(class_subset, np.int32)
 
   def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    mask = batch['mask']
+    labels = batch['label']
     logits = cast(jax.Array, model.apply({'params': params}, scale_pixels(batch['image'])))
-    losses = LOSSES[loss](logits, targets(batch['label'], model.num_classes))
+    logits = logits if indices is None else logits[:, indices]
+    num_classes = logits.shape[1]
+    _, top = jax.lax.top_k(logits, min(TOP_K, num_classes))
+    if labels.ndim == 1:
+      is_label = top == labels[:, None]
+    else:
+      is_label = jnp.take_along_axis(labels, top, axis=1) > 0
+    confidence = jnp.take_along_axis(_PROBABILITIES[loss](logits), top[:, :1], axis=1)
     scores = {
-      'examples': mask.sum(dtype=jnp.int32),
-      'correct': (is_correct(logits, batch['label']) & mask).sum(dtype=jnp.int32),
-      'loss': jnp.where(mask, losses, 0).sum(),
+      'mask': batch['mask'],
+      'top_class': top[:, 0],
+      'correct': is_label[:, 0],
+      'top_5_correct': is_label.any(axis=1),
+      'loss': LOSSES[loss](logits, targets(labels, num_classes)),
+      'confidence': confidence[:, 0],
     }
-    if batch['label'].ndim == 1:
-      pairs = {'label': batch['label'], 'top_class': jnp.argmax(logits, axis=-1)}
-      scores |= {name: jnp.where(mask, x, -1).astype(jnp.int32) for name, x in pairs.items()}
+    if labels.ndim == 1:
+      return scores | {'label': labels}
+    if num_classes <= MAX_SCORED_CLASSES:
+      scores |= {'labels': labels, 'scores': _SCORES[loss](logits)}
     return scores
 
   return eval_step

@@ -12,10 +12,14 @@ from vit_jax.config import EvalConfig, MeshConfig, OnBadExample
 from vit_jax.data.loading.loader import DataLoader
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import gather_from_all
-from vit_jax.evaluation.suite import Outcome, Subject, open_evaluations, run_evaluations
+from vit_jax.evaluation.classification import keeps_labels
+from vit_jax.evaluation.result_files import ResultFiles
+from vit_jax.evaluation.subject import Subject
+from vit_jax.evaluation.suite import Outcome, open_evaluations, run_evaluations
 from vit_jax.models import build
 
 _MAX_CONFUSIONS = 100  # in JSON
+_PIXEL_RANGE = (-1, 1)  # to which `scale_pixels` scales the levels 0 to 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +39,13 @@ class Scores:
     vit = self.model
     report: dict[str, Any] = {
       'image_size': vit.image_size,
-      'preprocessing': dataclasses.asdict(vit.preprocessing),
+      'preprocessing': dataclasses.asdict(vit.preprocessing) | {'pixel_range': _PIXEL_RANGE},
       'dtype': build.dtype_name(vit.model),
     }
     for name, outcome in self.outcomes.items():
       values: dict[str, Any] = {'data': outcome.data, **outcome.metrics}
+      if outcome.classes:
+        values['classes'] = outcome.classes
       if outcome.result is not None:
         names = outcome.class_names
         values['confusions'] = [
@@ -58,9 +64,12 @@ class Scores:
       f'{build.dtype_name(vit.model)}'
     )
     for name, outcome in self.outcomes.items():
-      yield f'{name}, {outcome.data}: {outcome.summary()}'
+      classes = f', over {outcome.classes}' if outcome.classes else ''
+      yield f'{name}, {outcome.data}{classes}: {outcome.summary()}'
       if outcome.result is not None:
         yield from outcome.result.mistakes(outcome.class_names)
+        if outcome.source is not None and not keeps_labels(outcome.source):
+          yield 'no mean average precision: there are too many labels to keep all scores'
 
 
 def score(
@@ -69,6 +78,7 @@ def score(
   on_bad_example: OnBadExample = 'error',
   workers: int = 0,
   cache: bool = False,
+  files: ResultFiles | None = None,
 ) -> Scores:
   """Runs evaluations of a model, whose images are preprocessed as it expects.
 
@@ -78,6 +88,7 @@ def score(
     on_bad_example: whether an unreadable image ends the evaluation or is left out.
     workers: reading processes; 0: threads.
     cache: whether frozen features are kept on disk, and those of an earlier call are used.
+    files: that are to be written from the outcomes; whether they can be is checked first.
 
   Raises:
     UserError: for data that cannot be read, or that an evaluation cannot use; for a batch size
@@ -96,6 +107,8 @@ def score(
     on_bad_example,
   )
   evaluations = open_evaluations(configs, subject)
+  if files is not None:
+    files.check_data(evaluations)
   streams = {key: stream for each in evaluations for key, stream in each.streams.items()}
   params = jax.device_put(vit.params, subject.param_shardings)
   settings = None

@@ -5,96 +5,26 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
-from vit_jax.config import EvalConfig, OnBadExample, Preprocessing
-from vit_jax.data.loading.loader import Stream, open_stream
-from vit_jax.data.loading.reader import ReadConfig
-from vit_jax.data.sources import Source, check_same_classes, open_source
-from vit_jax.distributed import sharding
+from vit_jax.config import EvalConfig
+from vit_jax.data.loading.loader import Stream
+from vit_jax.data.sources import Source, check_same_classes
 from vit_jax.distributed.processes import gather_from_all
 from vit_jax.errors import UserError
 from vit_jax.evaluation import (
+  class_subset,
   classification,
   feature_cache,
   fewshot,
   frozen_features,
   knn,
   linear_probe,
+  real,
 )
-from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.evaluation.frozen_features import Features
-from vit_jax.models import build
+from vit_jax.evaluation.subject import Subject
 from vit_jax.text import format_metric
 
 Batches = Callable[[str], Iterator[Any]]  # from the key of a stream
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-  """The model that is evaluated, and how its images are prepared.
-
-  Attributes:
-    model: with its head.
-    mesh: of devices, with the shardings of the parameters on it.
-    class_names: of the head; None if they are unknown.
-    image_size, channels, preprocessing: of its images.
-    loss: 'softmax' or 'sigmoid'.
-    on_bad_example, max_bad_fraction: as in the config of the data.
-  """
-
-  model: build.Model
-  mesh: Mesh
-  param_shardings: Any
-  class_names: tuple[str, ...] | None
-  image_size: tuple[int, int]
-  channels: int
-  preprocessing: Preprocessing
-  loss: str
-  on_bad_example: OnBadExample = 'error'
-  max_bad_fraction: float = 1.0
-
-  def _jit(self, step: Callable[..., Any]) -> Any:
-    shardings = self.param_shardings, sharding.batch_sharding(self.mesh)
-    return jax.jit(step, in_shardings=shardings, out_shardings=sharding.replicated(self.mesh))
-
-  @functools.cached_property
-  def eval_step(self) -> Any:
-    """(params, batch) -> scores, jitted."""
-    return self._jit(make_eval_step(self.model, self.loss))
-
-  @functools.cached_property
-  def feature_step(self) -> Any:
-    """(params, batch) -> features, jitted."""
-    return self._jit(frozen_features.make_feature_step(self.model))
-
-  @property
-  def feature_dim(self) -> int:
-    shape = (1, *self.image_size, self.channels)
-    params = build.abstract_params(self.model, self.image_size, self.channels)
-    image = jax.ShapeDtypeStruct(shape, 'float32')
-    features = functools.partial(frozen_features.model_features.features, self.model)
-    return jax.eval_shape(features, params, image).shape[1]
-
-  def open(self, source: str, split: str, batch_size: int) -> tuple[str, Stream]:
-    """Opens a split; returns the key and the stream of its images, preprocessed for the model.
-
-    Raises:
-      UserError: for data that cannot be read, or a batch size that the devices do not divide.
-    """
-    opened = open_source(source, split)
-    sharding.check_batch_size(self.mesh, batch_size, 'batch_size')
-    config = ReadConfig(
-      source,
-      split,
-      self.image_size,
-      channels=self.channels,
-      preprocessing=self.preprocessing,
-      on_bad_example=self.on_bad_example,
-    )
-    stream = open_stream(config, batch_size, opened, self.max_bad_fraction)
-    return f'{opened.name}, {batch_size}', stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +49,18 @@ class Outcome:
   Attributes:
     data: what was scored.
     metrics: by name; shares are in [0, 1].
-    result: of a classification, with the names of the classes.
+    classes: which outputs of the model were scored; '' if all, or none.
+    result: of a classification.
+    rows: the scores of each example, and their source, where it has labels of the model's classes.
+    class_names: of the rows.
   """
 
   data: str
   metrics: dict[str, float]
+  classes: str = ''
   result: classification.Result | None = None
+  rows: classification.ExampleScores | None = None
+  source: Source | None = None
   class_names: tuple[str, ...] = ()
 
   def summary(self) -> str:
@@ -149,26 +85,27 @@ class Evaluation:
   run: Callable[[Inputs], Outcome]
 
 
-def check_classes(subject: Subject, source: Source) -> None:
-  """Raises `UserError` unless a source has the classes of the model, or as many mere numbers."""
-  num_classes = subject.model.num_classes
-  is_numbered = source.class_names == tuple(map(str, range(num_classes)))
-  if subject.class_names is not None and not is_numbered:
-    check_same_classes(subject.class_names, source.class_names, source.name)
-  elif source.num_classes != num_classes:
-    raise UserError(
-      f'{source.name} has {source.num_classes} classes, but the model has {num_classes}.'
-    )
-
-
 def _open_classification(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
-  key, stream = subject.open(config.source, config.split, config.batch_size)
-  check_classes(subject, stream.reader.source)
+  labels = 'real' if config.kind == 'real' else ''
+  key, stream = subject.open(config.source, config.split, config.batch_size, labels)
+  source = stream.reader.source
+  outputs = subject.find_outputs(source)
+  eval_step = subject.eval_step(outputs)
+  names = subject.class_names
+  outcome = Outcome(
+    source.name,
+    {},
+    class_subset.describe_outputs(outputs, subject.model.num_classes),
+    source=source,
+    class_names=source.class_names if names is None else tuple(names[i] for i in outputs),
+  )
 
   def run(inputs: Inputs) -> Outcome:
-    result = classification.evaluate(subject.eval_step, inputs.params, inputs.batches(key))
-    source = stream.reader.source
-    return Outcome(source.name, result.metrics, result, subject.class_names or source.class_names)
+    if config.kind == 'real':
+      metrics, rows = real.evaluate(eval_step, inputs.params, inputs.batches(key))
+      return dataclasses.replace(outcome, metrics=metrics, rows=rows)
+    result = classification.evaluate(eval_step, inputs.params, inputs.batches(key))
+    return dataclasses.replace(outcome, metrics=result.metrics, result=result, rows=result.rows)
 
   return Evaluation(name, config.every, {key: stream}, run)
 
@@ -206,7 +143,9 @@ def _open_probe(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
   return Evaluation(name, config.every, {train_key: train, test_key: test}, run)
 
 
-_KINDS = {'classification': _open_classification} | dict.fromkeys(_PROBES, _open_probe)
+_KINDS = {'classification': _open_classification, 'real': _open_classification} | dict.fromkeys(
+  _PROBES, _open_probe
+)
 
 
 def open_evaluations(configs: Mapping[str, EvalConfig], subject: Subject) -> list[Evaluation]:

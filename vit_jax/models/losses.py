@@ -33,16 +33,3 @@ def sigmoid_cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 LOSSES: dict[str, Loss] = {'softmax': softmax_cross_entropy, 'sigmoid': sigmoid_cross_entropy}
-
-
-def is_correct(logits: Array, labels: Array) -> Array:
-  """Whether the top class is the label, or one of several: (B,) bool.
-
-  Args:
-    logits: (B, C).
-    labels: (B,) int or multi-hot (B, C).
-  """
-  top = jnp.argmax(logits, axis=-1)
-  if labels.ndim == 1:
-    return top == labels
-  return jnp.take_along_axis(labels, top[:, None], axis=-1)[:, 0] > 0

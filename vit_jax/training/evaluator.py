@@ -7,7 +7,8 @@ from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, Stream
 from vit_jax.data.sources import Source
 from vit_jax.evaluation import classification
-from vit_jax.evaluation.suite import Evaluation, Subject, open_evaluations, run_evaluations
+from vit_jax.evaluation.subject import Subject
+from vit_jax.evaluation.suite import Evaluation, open_evaluations, run_evaluations
 from vit_jax.training.program import Program
 from vit_jax.training.same_data import check_same_on_all_processes
 

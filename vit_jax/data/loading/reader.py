@@ -6,6 +6,7 @@ examples, and knows nothing of devices, so threads and worker processes read the
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.data.decoding.images import LazyImage, open_image
 from vit_jax.data.loading.shared_memory import Shapes, Slot
 from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources.real_labels import with_real_labels
 from vit_jax.errors import BadExampleError, UserError
 
 _MAX_SUBSTITUTES = 100  # so many bad examples in a row are not an accident
@@ -33,6 +35,7 @@ class ReadConfig:
     preprocessing: of test images.
     on_bad_example: 'error' ends the run; 'skip' replaces a bad training example by another one
       and masks out a bad test example.
+    labels: 'real' puts ImageNet-ReaL labels in place of those of the source.
   """
 
   source: str
@@ -43,6 +46,12 @@ class ReadConfig:
   augment: AugmentConfig | None = None
   preprocessing: Preprocessing = Preprocessing()
   on_bad_example: OnBadExample = 'error'
+  labels: Literal['', 'real'] = ''
+
+  def open(self) -> Source:
+    """Opens the source with its labels; raises `UserError` as `open_source` and `labels` do."""
+    source = open_source(self.source, self.split)
+    return with_real_labels(source) if self.labels == 'real' else source
 
 
 Transform = Callable[[LazyImage, np.random.Generator], np.ndarray]
@@ -147,7 +156,7 @@ def make_reader(config: ReadConfig, source: Source | None = None) -> Reader:
     return transforms.augment(image, size, augment, rng)
 
   return Reader(
-    source or open_source(config.source, config.split),
+    source or config.open(),
     transform,
     (*size, config.channels),
     config.seed,

@@ -149,9 +149,9 @@ def check_same_classes(expected: Sequence[str], actual: Sequence[str], source_na
   Raises:
     UserError: when it has others; names the first missing and the first unexpected ones.
   """
-  expected, actual = _comparable(expected), _comparable(actual)
-  if expected == actual:
+  if have_same_classes(expected, actual):
     return
+  expected, actual = _comparable(expected), _comparable(actual)
   missing = [name for name in expected if name not in set(actual)]
   unexpected = [name for name in actual if name not in set(expected)]
   raise UserError(
@@ -161,6 +161,11 @@ def check_same_classes(expected: Sequence[str], actual: Sequence[str], source_na
     + ('; their order differs' if not missing and not unexpected else '')
     + '.'
   )
+
+
+def have_same_classes(one: Sequence[str], other: Sequence[str]) -> bool:
+  """Returns True for the same classes in the same order; see `check_same_classes`."""
+  return _comparable(one) == _comparable(other)
 
 
 def _comparable(names: Sequence[str]) -> tuple[str, ...]:
