@@ -20,7 +20,7 @@ from vit_jax.config import Config, replace_fields
 from vit_jax.data.decoding.images import open_image
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes.frozen_features import Features
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import step as step_lib

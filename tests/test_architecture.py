@@ -20,9 +20,9 @@ LAYERS = (
   ('data', 'weights', 'checkpoints'),
   ('classifier', 'load_classifier', 'evaluation', 'prepare', 'verification'),
   ('training',),
-  ('planning', 'sweeps'),
+  ('planning', 'sweeps', 'transfer'),
   tuple(
-    'command_line main evaluate predict convert prepare_data plan catalog verify sweep'.split()
+    'command_line main evaluate predict convert prepare_data plan catalog verify sweep vtab'.split()
   ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -16,7 +16,7 @@ from PIL import Image
 import vit_jax
 from tests.helpers import GOLDEN, ROOT, write_images
 from vit_jax import command_line, evaluate, predict
-from vit_jax.evaluation.predictions import predict_files, read_list
+from vit_jax.evaluation.reports.predictions import predict_files, read_list
 
 
 @pytest.fixture

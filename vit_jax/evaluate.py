@@ -14,7 +14,7 @@ from vit_jax.config.evals import EvalKind
 from vit_jax.config.schema import Interpolation, ResizeRule
 from vit_jax.distributed import cluster, processes, sharding
 from vit_jax.errors import UserError
-from vit_jax.evaluation.result_files import ResultFiles
+from vit_jax.evaluation.reports.result_files import ResultFiles
 from vit_jax.evaluation.score import score
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES

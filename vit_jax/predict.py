@@ -14,8 +14,8 @@ from etils import epath
 
 from vit_jax import command_line
 from vit_jax.errors import UserError
-from vit_jax.evaluation.predictions import Prediction, find_images, predict_files, read_list
-from vit_jax.evaluation.submission import fill, read_template
+from vit_jax.evaluation.reports.predictions import Prediction, find_images, predict_files, read_list
+from vit_jax.evaluation.reports.submission import fill, read_template
 from vit_jax.files import is_special, user_path, write_atomically
 from vit_jax.load_classifier import load
 from vit_jax.models.build import DTYPES

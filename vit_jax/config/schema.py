@@ -97,15 +97,16 @@ class ModelConfig(Section, path='model'):
 class AugmentConfig(Section, path='data.augment'):
   """Random changes to a training image, in the order in which they are applied."""
 
-  crop: Literal['inception', 'resize', 'random', 'central'] = field(
+  crop: Literal['inception', 'resize', 'random', 'central', 'squash'] = field(
     'inception',
-    'random area and aspect ratio (arXiv 1409.4842), the whole image, or a part at whole pixels',
+    'random area and aspect ratio (arXiv 1409.4842), the whole image, or a part at whole pixels; '
+    'squash: a random part after squashing the whole image',
   )
   area: tuple[float, float] = field(
     (0.05, 1.0), 'inception: share of the image', interval(1, 'shares')
   )
   resize_small: int = field(
-    0, 'random, central: pixels of the shorter side; 0: just enough', between(0, 2**16)
+    0, 'random, central, squash: pixels of the shorter side; 0: just enough', between(0, 2**16)
   )
   pad: int = field(0, 'random, central: gray pixels on each side', between(0, 2**12))
   antialias: bool = field(False, 'average when shrinking; the released models were trained without')
@@ -156,7 +157,7 @@ class TrainDataConfig(Section, path='data.train'):
   source: str = field(
     'digits',
     'digits, folder:/path, table:/path/labels.csv, array_record:/path, tfds:name, hf:name, '
-    'webdataset:/path, synthetic:jft, or a mixture such as 3*folder:/a + 1*hf:b',
+    'webdataset:/path, vtab:task, synthetic:jft, or a mixture such as 3*folder:/a + 1*hf:b',
   )
   split: str = field('train', "a name, 'train[:98%]', 'train[:800]+validation[:200]'")
 

@@ -13,7 +13,7 @@ from vit_jax.data.loading.loader import DataLoader
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import gather_from_all
 from vit_jax.evaluation.classification import keeps_labels
-from vit_jax.evaluation.result_files import ResultFiles
+from vit_jax.evaluation.reports.result_files import ResultFiles
 from vit_jax.evaluation.subject import Subject
 from vit_jax.evaluation.suite import Outcome, open_evaluations, run_evaluations
 from vit_jax.models import build

@@ -13,8 +13,9 @@ from vit_jax.data.loading.loader import Stream, open_stream
 from vit_jax.data.loading.reader import ReadConfig
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
-from vit_jax.evaluation import class_subset, frozen_features
+from vit_jax.evaluation import class_subset
 from vit_jax.evaluation.eval_step import make_eval_step
+from vit_jax.evaluation.probes import frozen_features
 from vit_jax.models import build
 
 

@@ -10,17 +10,9 @@ from vit_jax.data.loading.loader import Stream
 from vit_jax.data.sources import Source, check_same_classes
 from vit_jax.distributed.processes import gather_from_all
 from vit_jax.errors import UserError
-from vit_jax.evaluation import (
-  class_subset,
-  classification,
-  feature_cache,
-  fewshot,
-  frozen_features,
-  knn,
-  linear_probe,
-  real,
-)
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation import class_subset, classification, real
+from vit_jax.evaluation.probes import feature_cache, fewshot, frozen_features, knn, linear_probe
+from vit_jax.evaluation.probes.frozen_features import Features
 from vit_jax.evaluation.subject import Subject
 from vit_jax.text import format_metric
 

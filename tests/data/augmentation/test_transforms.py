@@ -426,3 +426,20 @@ def test_crops_keep_the_aspect_ratio(fields):
 def test_malformed_values_are_rejected_in_a_sentence(fields):
   with pytest.raises(UserError, match=f'augment.{next(iter(fields))} is'):
     make_config(**fields)
+
+
+def test_squashed_crops_are_parts_of_the_squashed_image():
+  image = random_image(30, 50)
+  config = make_config(crop='squash', resize_small=28, flip=False)
+  squashed = resize(image, (28, 28), antialias=False)
+  parts = {
+    squashed[top : top + 24, left : left + 24].tobytes() for top in range(5) for left in range(5)
+  }
+  crops = {augment(image, (24, 24), config, rng(seed)).tobytes() for seed in range(200)}
+  assert crops == parts  # all of them
+
+
+def test_a_squashed_crop_without_a_larger_size_is_a_resize():
+  image = random_image(30, 50)
+  crop = augment(image, (16, 24), make_config(crop='squash', flip=False), rng())
+  np.testing.assert_array_equal(crop, resize(image, (16, 24), antialias=False))

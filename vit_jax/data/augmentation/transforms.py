@@ -68,6 +68,21 @@ def _crop_resized(
   return pixels[top : top + size[0], left : left + size[1]]
 
 
+def _crop_squashed(
+  image: LazyImage,
+  size: tuple[int, int],
+  cover: tuple[float, float],
+  config: AugmentConfig,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Resizes the whole image to `cover`, changing its aspect ratio; crops it to `size` at random."""
+  height, width = max(round(cover[0]), size[0]), max(round(cover[1]), size[1])
+  pixels = image.pixels(None, (height, width) if config.reduced_decoding else None)
+  pixels = resize(pixels, (height, width), config.antialias)
+  top, left = int(rng.integers(height - size[0] + 1)), int(rng.integers(width - size[1] + 1))
+  return pixels[top : top + size[0], left : left + size[1]]
+
+
 def crop(
   image: LazyImage, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
@@ -80,6 +95,8 @@ def crop(
     return resize(pixels, size, config.antialias)
   shorter = config.resize_small or min(size)
   cover = shorter * size[0] / min(size), shorter * size[1] / min(size)
+  if config.crop == 'squash':
+    return _crop_squashed(image, size, cover, config, rng)
   offsets = {'random': lambda excess: int(rng.integers(excess + 1)), 'central': _half}
   return _crop_resized(image, size, cover, offsets[config.crop], config.antialias, config.pad)
 

@@ -7,6 +7,7 @@
   tfds:name             the same, by its TFDS name
   hf:name               a Hugging Face data set: a name on the hub, or files on disk
   webdataset:/path      tar shards
+  vtab:task             a task of VTAB-1k
   synthetic:jft         303 million images generated on the fly
   3*folder:/a + 1*hf:b  a mixture: three examples of the first for each one of the second
 
@@ -16,7 +17,15 @@ Reading needs no TensorFlow.
 
 from types import ModuleType
 
-from vit_jax.data.sources import array_record, digits, hf_dataset, mixture, synthetic, tfds
+from vit_jax.data.sources import (
+  array_record,
+  digits,
+  hf_dataset,
+  mixture,
+  synthetic,
+  tfds,
+  vtab_data,
+)
 from vit_jax.data.sources.folders import folder
 from vit_jax.data.sources.folders.folder_files import image_files
 from vit_jax.data.sources.source import Source, check_same_classes
@@ -36,6 +45,7 @@ _KINDS = {
   'tfds': ('tfds:name', tfds),
   'hf': ('hf:name', hf_dataset),
   'webdataset': ('webdataset:/path', webdataset),
+  'vtab': ('vtab:task', vtab_data),
   'synthetic': ('synthetic:jft', synthetic),
 }
 

@@ -9,6 +9,7 @@ import importlib
 import io
 import itertools
 import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,12 +98,20 @@ def _allow_open_files(count: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Labels:
-  """The feature with the label."""
+class Labels:
+  """How the labels of an example are made of the features of its record.
 
-  key: str
+  Attributes:
+    inputs: names of these features.
+    read: from them, by name, to the classes of the example.
+    class_names: one name per class.
+    multi_label: whether an example may have any number of classes.
+  """
+
+  inputs: tuple[str, ...]
+  read: Callable[[Mapping[str, Sequence[Any]]], Sequence[int]]
   class_names: tuple[str, ...]
-  multi_label: bool
+  multi_label: bool = False
 
 
 def _read_json(file: epath.Path) -> dict[str, Any]:
@@ -122,7 +131,7 @@ def _read_names(file: epath.Path) -> str:
     raise UserError(f'{file} cannot be read as a list of class names ({error}).') from None
 
 
-def _read_labels(root: epath.Path, spec: str) -> _Labels:
+def _read_labels(root: epath.Path, spec: str) -> Labels:
   """Reads features.json, and the class names beside it."""
   features = _read_json(root / 'features.json').get('featuresDict', {}).get('features', {})
   key = next((key for key in ('label', 'labels') if key in features), None)
@@ -141,7 +150,7 @@ def _read_labels(root: epath.Path, spec: str) -> _Labels:
     class_names = tuple(_read_names(file).rstrip('\n').split('\n'))
   else:
     class_names = tuple(map(str, range(int(feature['classLabel']['numClasses']))))
-  return _Labels(key, class_names, multi_label)
+  return Labels((key,), lambda features: features.get(key, []), class_names, multi_label)
 
 
 def _file_names(dataset: str, split: dict[str, Any]) -> list[str]:
@@ -209,12 +218,22 @@ def split_names(path: str) -> tuple[str, ...]:
   return tuple(split['name'] for split in splits if split.get('shardLengths'))
 
 
-def open_split(path: str, split: str, spec: str = '') -> Source:
-  """Opens a split of a data set that prepare_data or TFDS has written; messages call it `spec`."""
+def open_split(path: str, split: str, spec: str = '', labels: Labels | None = None) -> Source:
+  """Opens a split of a data set that prepare_data or TFDS has written.
+
+  Args:
+    path: its folder.
+    split: name of the split.
+    spec: what messages call it; '': array_record:PATH.
+    labels: how labels are made; None: they are the feature label or labels.
+
+  Raises:
+    UserError: for data that is missing, incomplete or of another kind.
+  """
   root = user_path(path)
   spec = spec or f'array_record:{root}'
   info = _read_info(root)
-  labels = _read_labels(root, spec)
+  rule = labels or _read_labels(root, spec)
   splits = {entry['name']: entry for entry in info.get('splits', [])}
   chosen = choose_split(splits, split)
   if chosen is None:
@@ -238,19 +257,18 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
 
   def read(i: int) -> Example:
     try:
-      record = tf_example.decode(shards[i], ('image', labels.key))
+      record = tf_example.decode(shards[i], ('image', *rule.inputs))
       (image,) = record['image']
       if not isinstance(image, bytes):
         raise ValueError('its image is not the bytes of a file')
-      values = record.get(labels.key, [])
-      return image, encode_label(values, len(labels.class_names), labels.multi_label)
+      return image, encode_label(rule.read(record), len(rule.class_names), rule.multi_label)
     except _DAMAGE as error:
       raise BadExampleError(f'{shards.describe(i)} cannot be read: {first_line(error)}.') from None
 
   def read_label(i: int) -> int:
     try:
-      values = tf_example.decode(shards[i], (labels.key,)).get(labels.key, [])
-      return int(encode_label(values, len(labels.class_names), False))
+      values = rule.read(tf_example.decode(shards[i], rule.inputs))
+      return int(encode_label(values, len(rule.class_names), False))
     except _DAMAGE:
       return -1
 
@@ -260,7 +278,7 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     try:
       values = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
       if values.shape == (sum(lengths),) and values.dtype == np.int32:
-        return np.where(values < len(labels.class_names), values, -1)
+        return np.where(values < len(rule.class_names), values, -1)
     except (OSError, ValueError):
       pass
     return np.array([read_label(i) for i in tqdm.trange(sum(lengths), **_BAR)], np.int32)
@@ -269,12 +287,12 @@ def open_split(path: str, split: str, spec: str = '') -> Source:
     name=f'{spec} ({split})',
     size=sum(lengths),
     read=read,
-    class_names=labels.class_names,
-    multi_label=labels.multi_label,
+    class_names=rule.class_names,
+    multi_label=rule.multi_label,
     location=location,
     fingerprint=fingerprint(repr(listing)),
     files=lambda: list(map(str, files)),
-    labels=None if labels.multi_label else read_labels,
+    labels=None if rule.multi_label else read_labels,
     shuffled=_is_shuffled(info, card),
     notes=tuple(card.get('warnings', ())),
   )

@@ -10,7 +10,7 @@ import numpy as np
 from vit_jax import signals
 from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes.frozen_features import Features
 from vit_jax.text import plural
 
 _HELD_OUT = 0.1

@@ -17,8 +17,8 @@ import numpy as np
 import scipy.linalg
 
 from vit_jax.errors import UserError
-from vit_jax.evaluation import feature_splits
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import feature_splits
+from vit_jax.evaluation.probes.frozen_features import Features
 from vit_jax.text import plural
 
 _BIAS_FEATURE = 100.0

@@ -11,7 +11,8 @@ import vit_jax
 from tests.helpers import GOLDEN, write_images
 from vit_jax import command_line, evaluate
 from vit_jax.data import imagenet
-from vit_jax.evaluation import classification, confusion_picture, score
+from vit_jax.evaluation import classification, score
+from vit_jax.evaluation.reports import confusion_picture
 
 CLASSES = ('ant', 'bee', 'cat')
 

@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.evaluation import classification, confusion_picture
+from vit_jax.evaluation import classification
+from vit_jax.evaluation.reports import confusion_picture
 from vit_jax.evaluation.suite import Evaluation, Outcome
 from vit_jax.files import is_remote, is_special, open_new, scratch_path, user_path, write_atomically
 

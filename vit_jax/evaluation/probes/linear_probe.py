@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from vit_jax.evaluation import logistic_regression, sgd_probe
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import logistic_regression, sgd_probe
+from vit_jax.evaluation.probes.frozen_features import Features
 
 
 def evaluate(

@@ -4,8 +4,8 @@ import pytest
 from etils import epath
 
 from vit_jax.errors import UserError
-from vit_jax.evaluation.predictions import Prediction
-from vit_jax.evaluation.submission import fill, read_template
+from vit_jax.evaluation.reports.predictions import Prediction
+from vit_jax.evaluation.reports.submission import fill, read_template
 
 
 def test_images_are_matched_by_their_names(tmp_path):

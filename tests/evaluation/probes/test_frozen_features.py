@@ -9,7 +9,8 @@ import pytest
 import vit_jax
 from tests.helpers import GOLDEN, write_images
 from vit_jax.config import EvalConfig
-from vit_jax.evaluation import feature_cache, suite
+from vit_jax.evaluation import suite
+from vit_jax.evaluation.probes import feature_cache
 from vit_jax.evaluation.score import score
 
 

@@ -25,8 +25,8 @@ import numpy as np
 import scipy.optimize
 
 from vit_jax import signals
-from vit_jax.evaluation import feature_splits
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import feature_splits
+from vit_jax.evaluation.probes.frozen_features import Features
 
 C_GRID = tuple(np.logspace(-6, 5, 45).tolist())  # of DINOv2 and DINOv3
 _BLOCK = 8_192

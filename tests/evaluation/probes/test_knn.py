@@ -8,8 +8,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tests.helpers import clustered_features
 from vit_jax.errors import UserError
-from vit_jax.evaluation import knn
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import knn
+from vit_jax.evaluation.probes.frozen_features import Features
 
 TRAIN, TEST = clustered_features('train', 90), clustered_features('test', 50)
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.helpers import clustered_features
 from vit_jax.errors import UserError
-from vit_jax.evaluation import feature_splits, fewshot, knn, linear_probe
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import feature_splits, fewshot, knn, linear_probe
+from vit_jax.evaluation.probes.frozen_features import Features
 
 TRAIN, TEST = clustered_features('train', 60), clustered_features('test', 30)
 EVALUATIONS = {'fewshot': fewshot.evaluate, 'knn': knn.evaluate, 'probe': linear_probe.evaluate}

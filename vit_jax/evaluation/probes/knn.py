@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.evaluation import feature_splits
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import feature_splits
+from vit_jax.evaluation.probes.frozen_features import Features
 from vit_jax.text import plural
 
 _TEST_BLOCK, _TRAIN_BLOCK = 2_048, 16_384  # their similarities have 134 MB

@@ -8,8 +8,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from tests.helpers import clustered_features
-from vit_jax.evaluation import feature_splits, logistic_regression
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import feature_splits, logistic_regression
+from vit_jax.evaluation.probes.frozen_features import Features
 
 TRAIN, TEST = clustered_features('train', 90), clustered_features('test', 45)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_jax.data.sources.tables.table_file import open_table
 from vit_jax.errors import UserError
-from vit_jax.evaluation.predictions import Prediction
+from vit_jax.evaluation.reports.predictions import Prediction
 from vit_jax.text import plural
 
 

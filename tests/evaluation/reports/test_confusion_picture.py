@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vit_jax.evaluation import confusion_picture
+from vit_jax.evaluation.reports import confusion_picture
 
 
 @pytest.mark.parametrize('num_classes', [2, 10, 21, 51, 600, 1000])

@@ -5,7 +5,7 @@ import pytest
 
 from tests.helpers import clustered_features
 from vit_jax.errors import UserError
-from vit_jax.evaluation import feature_splits, linear_probe, sgd_probe
+from vit_jax.evaluation.probes import feature_splits, linear_probe, sgd_probe
 
 TRAIN, TEST = clustered_features('train', 60), clustered_features('test', 45)
 

@@ -8,8 +8,8 @@ from sklearn.linear_model import Ridge
 
 from tests.helpers import clustered_features
 from vit_jax.errors import UserError
-from vit_jax.evaluation import fewshot
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import fewshot
+from vit_jax.evaluation.probes.frozen_features import Features
 
 TRAIN, TEST = clustered_features('train', 120), clustered_features('test', 60)
 

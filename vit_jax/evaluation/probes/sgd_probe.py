@@ -25,8 +25,8 @@ import optax
 from vit_jax import signals
 from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
-from vit_jax.evaluation import feature_splits
-from vit_jax.evaluation.frozen_features import Features
+from vit_jax.evaluation.probes import feature_splits
+from vit_jax.evaluation.probes.frozen_features import Features
 from vit_jax.text import plural
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)

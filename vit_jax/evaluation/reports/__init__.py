@@ -1,0 +1,1 @@
+"""What evaluations and predictions write: tables and pictures."""

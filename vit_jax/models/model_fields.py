@@ -1,0 +1,38 @@
+"""From a model to the fields of `config.model` that build it."""
+
+from typing import Any
+
+from vit_jax.models.build import Model
+from vit_jax.models.resnet import BiTResNet
+from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS, ResNetVariant, Variant
+
+
+def model_fields(model: Model) -> dict[str, Any]:
+  """The fields of `ModelConfig` that build a model of the same architecture and numerics.
+
+  Sizes are named by their variant where they have one. The number of classes and the `pre_logits`
+  layer, which belong to the head, are not among the fields.
+
+  Args:
+    model: as read off tensors, by `model_from_tensors`.
+
+  Returns:
+    {'variant': 'B', 'patch_size': 16, …}.
+  """
+  if isinstance(model, BiTResNet):
+    resnet = ResNetVariant(model.width, tuple(model.blocks))
+    name = next((name for name, each in RESNET_VARIANTS.items() if each == resnet), None)
+    sizes = {} if name else {'resnet_width': resnet.width, 'resnet_blocks': resnet.blocks}
+    return {'variant': name or 'R50x1', **sizes}
+  size = Variant(model.width, model.depth, model.mlp_dim, model.num_heads)
+  name = next((name for name, each in VARIANTS.items() if each == size), None)
+  return {
+    'variant': name or 'B',
+    **({} if name else vars(size)),
+    'patch_size': model.patch_size,
+    'pool': model.pool,
+    'resnet_width': model.resnet_width,
+    'resnet_blocks': tuple(model.resnet_blocks),
+    'gelu': 'tanh' if model.numerics.approximate_gelu else 'exact',
+    'layer_norm_epsilon': model.numerics.layer_norm_epsilon,
+  }
