@@ -1,6 +1,7 @@
 """Files, bytes and Pillow images are turned upright alike, also if they are damaged."""
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -53,11 +54,38 @@ def test_orientations_in_xmp_are_obeyed_alike(orientation):
   np.testing.assert_array_equal(pillow_to_array(opened(data)), upright)
 
 
-@pytest.mark.parametrize('value', [0, 9, 65535])
-def test_invalid_orientations_mean_upright(value):
-  data = encode(RGB, 'PNG', exif=exif(value))
+def test_an_unknown_orientation_means_upright():
+  data = encode(RGB, 'PNG', exif=exif(0))
   np.testing.assert_array_equal(decode_image(data, 'x'), RGB)
   np.testing.assert_array_equal(pillow_to_array(opened(data)), RGB)
+
+
+@pytest.mark.parametrize('value', [9, 65535])
+def test_an_orientation_that_does_not_exist_is_damage(value):
+  with pytest.raises(BadExampleError, match='EXIF metadata'):
+    decode_image(encode(RGB, 'PNG', exif=exif(value)), 'x')
+
+
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('has_more', [False, True])
+def test_one_damaged_byte_of_exif_is_noticed(order, has_more):
+  """Except in the orientation itself: its tag, its value; and where the directory begins."""
+  block = Image.Exif()
+  block.endian, block[0x0112] = order, 6
+  if has_more:
+    block[0x010F], block[0x0132] = 'Camera', '2020:01:01 00:00:00'
+  data = jpeg(RGB, exif=block)
+  start = data.index(b'Exif') + 6
+  entry = data.index(struct.pack(f'{order}HHI', 0x0112, 3, 1), start)
+  unnoticed = {entry, entry + 1, entry + 8, entry + 9, start + 4, start + 7}
+  for i in range(start, start + len(block.tobytes()) - 6):
+    for change in (1, 2, 4, 8, 16, 32, 64, 128, 255):
+      damaged = bytearray(data)
+      damaged[i] ^= change
+      try:
+        assert decode_image(bytes(damaged), 'x').shape != RGB.shape or i in unnoticed, (i, change)
+      except BadExampleError:
+        pass
 
 
 @pytest.mark.parametrize('dpi', [None, (72, 72)])  # Pillow hides errors of files without
