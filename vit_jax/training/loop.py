@@ -26,12 +26,12 @@ from vit_jax.evaluation import classification
 from vit_jax.training.evaluator import open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
-from vit_jax.training.program import build_program
+from vit_jax.training.program import Program, build_program
 from vit_jax.training.progress import Progress
 from vit_jax.training.same_data import check_same_on_all_processes
 from vit_jax.training.throughput import ThroughputMeter
 from vit_jax.training.workdir import open_workdir, resolve_workdir
-from vit_jax.weights.adapt import load_params
+from vit_jax.weights.adapt import LoadReport, load_params
 
 
 def _fetch_finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:
@@ -57,6 +57,18 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       vit.save(workdir / 'model', 'model', overwrite=True)
     except OSError as error:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
+
+
+def _load_start(config: Config, program: Program) -> tuple[Any, LoadReport]:
+  """The parameters of `config.init_from`, adapted to the model and sharded."""
+  return load_params(
+    config.init_from,
+    program.model,
+    program.image_shape,
+    config.position_resize,
+    program.state_shardings.params,
+    config.data.test.preprocessing,
+  )
 
 
 def _preempted(step: int) -> PreemptedError:
@@ -106,15 +118,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     if card := inspect_data(data, train, test):
       print(card, flush=True)
     if config.init_from:
-      shardings = program.state_shardings.params
-      start_params, report = load_params(
-        config.init_from,
-        program.model,
-        program.image_shape,
-        config.position_resize,
-        shardings,
-        data.test.preprocessing,
-      )
+      start_params, report = _load_start(config, program)
   note = open_workdir(config, facts, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
