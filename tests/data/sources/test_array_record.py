@@ -21,6 +21,8 @@ from vit_jax.data.loading.reader import ReadConfig, make_reader
 from vit_jax.data.sources import array_record, open_source, tf_example
 from vit_jax.data.sources.splitting.permutation import permute
 from vit_jax.errors import BadExampleError, UserError
+from vit_jax.prepare import pipeline
+from vit_jax.prepare.shard_plan import Preparation
 
 
 @pytest.mark.parametrize('key', ['label', 'labels'])
@@ -135,9 +137,6 @@ def test_a_missing_shard_is_named(tmp_path):
 
 @pytest.mark.parametrize('order', [range(40), reversed(range(40))], ids=['up', 'down'])
 def test_a_damaged_record_does_not_affect_others(order, tmp_path):
-  from vit_jax.prepare import pipeline
-  from vit_jax.prepare.shard_plan import Preparation
-
   write_images(tmp_path / 'in', {f'all/{c}/{i}.png': (30, 30) for c in 'ab' for i in range(20)})
   (tmp_path / 'in' / 'all').rename(tmp_path / 'in' / 'train')
   pipeline.prepare(Preparation(str(tmp_path / 'in'), tmp_path / 'out', shards=1), workers=1)
@@ -236,3 +235,17 @@ def test_a_test_split_without_labels_is_not_scored(tmp_path):
     make_reader(config).read(0, 0, out)
   config = dataclasses.replace(config, on_bad_example='skip')
   assert make_reader(config).read(0, 0, out) and not out['mask']
+
+
+def test_labels_are_those_of_the_file_beside_the_shards_or_of_the_records(tmp_path):
+  write_images(tmp_path / 'x', {f'{c}/{i}.png': (6, 8) for c in 'abc' for i in range(30)})
+  pipeline.prepare(Preparation(str(tmp_path / 'x'), tmp_path / 'out', name='x'), workers=1)
+  file = tmp_path / 'out' / 'x-train.labels.npy'
+  labels = np.load(file)
+  expected = read_labels(open_source(f'array_record:{tmp_path}/out', 'train'))
+  assert labels.tolist() == expected and len(set(expected)) == 3
+  for stale in (np.roll(labels, 7), labels[1:], labels + 1, labels.astype(float)):
+    np.save(file, stale)
+    assert read_labels(open_source(f'array_record:{tmp_path}/out', 'train')) == expected
+  file.write_bytes(b'no array')
+  assert read_labels(open_source(f'array_record:{tmp_path}/out', 'train')) == expected
