@@ -208,6 +208,10 @@ CASES = {
     ('part1/{i}_{j}_2.jpg', 'part2/{i}_{j}_3.jpg'), (), 0, f'parts of one data set; {MOVE}',
     names=AB,
   ),
+  'folds that share their classes': Case(
+    ('fold1/{c}/f1_{i}.jpg', 'fold2/{c}/f2_{i}.jpg', 'fold3/{c}/f3_{i}.jpg'), ('rose', 'tulip'), 36,
+    "look like parts of one data set; if their sub-folders are the classes, use 'folder:R?pattern=^[^/]+/([^/]+)/'",
+  ),
   'lfw': Case(('lfw/{c}/{c}_{i:04}.jpg', 'lfw/Zico/Zico_0001.jpg'), ('Aaron', 'Bush', 'Zico'), 13,
               names=('Aaron', 'Bush')),
   'an imagefolder with metadata': Case(

@@ -66,6 +66,12 @@ def _numbered_parts(folders: Mapping[str, set[str]]) -> bool:
   return bool(others) and set(others) == {first} and not words.isdisjoint(_PARTS)
 
 
+def _are_classes(names: Iterable[str]) -> bool:
+  """Whether the sub-folders of parts may be classes: several, and no images/, masks/, train/."""
+  names = set(names)
+  return len(names) > 1 and not any(not n or is_no_class(n) or split_of(n) for n in names)
+
+
 def _folder_of_images(folders: Mapping[str, set[str]]) -> str:
   """The folder of images, if the others are called as what lies beside them; else ''."""
   images = [name for name in sorted(folders) if any(word in name.lower() for word in _IMAGES)]
@@ -108,8 +114,11 @@ def _problem(folder: str, images: Sequence[str], spec: str, tables: Sequence[str
   folders = _sub_folders(images)
   if len(folders) < 2:
     return ''
+  sub_folders = _with_pattern(spec, '^[^/]+/([^/]+)/')
   if _numbered_parts(folders):
-    change = suggest_classes(f'folder:{folder}', folder, tables, images)
+    change = f'if their sub-folders are the classes, use {sub_folders}'
+    if not _are_classes(set().union(*folders.values())):
+      change = suggest_classes(f'folder:{folder}', folder, tables, images)
     return f'The folders {_few(folders)} of {folder} look like parts of one data set; {change}'
   if name := _folder_of_images(folders):
     where = os.path.join(folder, name)
@@ -121,7 +130,7 @@ def _problem(folder: str, images: Sequence[str], spec: str, tables: Sequence[str
       f'The folders {_few(folders)} of {folder} look like images and what belongs to them; {change}'
     )
   if shared := _shared_sub_folders(folders):
-    change = f'if the sub-folders are, use {_with_pattern(spec, "^[^/]+/([^/]+)/")}'
+    change = f'if the sub-folders are, use {sub_folders}'
     if all(map(split_of, shared)):
       change = f'to read one of the folders, name it, as folder:{folder}/{min(folders)}'
     return (
