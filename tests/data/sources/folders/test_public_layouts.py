@@ -210,7 +210,8 @@ CASES = {
   ),
   'folds that share their classes': Case(
     ('fold1/{c}/f1_{i}.jpg', 'fold2/{c}/f2_{i}.jpg', 'fold3/{c}/f3_{i}.jpg'), ('rose', 'tulip'), 36,
-    "look like parts of one data set; if their sub-folders are the classes, use 'folder:R?pattern=^[^/]+/([^/]+)/'",
+    'look like parts of one data set; '
+    "if their sub-folders are the classes, use 'folder:R?pattern=^[^/]+/([^/]+)/'",
   ),
   'lfw': Case(('lfw/{c}/{c}_{i:04}.jpg', 'lfw/Zico/Zico_0001.jpg'), ('Aaron', 'Bush', 'Zico'), 13,
               names=('Aaron', 'Bush')),

@@ -33,7 +33,8 @@ from vit_jax.data.sources.source import Example, Source, fingerprint
 from vit_jax.data.sources.splitting.split_aliases import choose_split, split_of
 from vit_jax.data.sources.tables.table_columns import Columns, choose_columns
 from vit_jax.data.sources.tables.table_file import Table, open_table
-from vit_jax.data.sources.tables.table_images import find_images, folder_stamp
+from vit_jax.data.sources.tables.table_folders import folder_stamp
+from vit_jax.data.sources.tables.table_images import find_images
 from vit_jax.data.sources.tables.table_labels import Labels, read_labels
 from vit_jax.data.sources.tables.table_rows import drop_duplicates, keep_complete
 from vit_jax.data.sources.tables.table_splits import (
