@@ -207,6 +207,21 @@ def test_one_column_per_class(folder):
   refused(folder, text, "'-1' in its columns of classes .cat, dog.; 0 or 1")
 
 
+def test_blank_and_uncertain_cells_of_classes(folder):
+  text = 'id,sex,cat,dog,owl\n1,m,1.0,,0.0\n2,f,,,\n3,m,nan,1.0,1.0\n'
+  expected = {'1.jpg': ['cat'], '2.jpg': [], '3.jpg': ['dog', 'owl']}
+  source = table(folder, text, query='?label=cat,dog,owl')
+  assert contents(source) == expected
+  assert 'blank cells in the columns of classes' in source.notes[0]
+  text += '4,f,-1.0,1.0,\n'
+  match = r"has '-1.0' .*\(cat, dog, owl\); 0 or 1 is needed: .*\?incomplete=skip\.$"
+  refused(folder, text, match, query='?label=cat,dog,owl')
+  source = table(folder, text, query='?label=cat,dog,owl&incomplete=skip')
+  assert contents(source) == expected
+  refused(folder, text, r"has 'm' .*; 0 or 1 is needed\.$", query='?label=sex,cat')
+  refused(folder, text, r"has 'm' .*; 0 or 1", query='?label=sex,cat&incomplete=skip')
+
+
 def test_a_column_of_splits(folder):
   text = 'id,label,Split\n1,a,TRAIN\n2,b,Training\n3,a,valid\n4,c,Test\n'
   files = {}

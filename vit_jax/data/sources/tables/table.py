@@ -4,7 +4,7 @@
   table:/path/labels.csv?image=file&label=breed  or named
 
   image       column of file names, with or without ending, relative to `root`
-  label       column of labels: names or numbers; or columns of zeros and ones, 'a,b,c', one a class
+  label       column of labels: names or numbers; or columns of zeros (or blanks) and ones, 'a,b,c'
   sep         what separates several labels in one cell; '|' and ';' do by themselves
   split       column of split names; without one, an example in five is held out as test
   columns     names of the columns, 'image,label', of a table without a header
@@ -146,11 +146,14 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
   if not names:
     raise UserError(f'{file} has a header but no rows.')
   separator = named.get('sep', '')
-  labels = read_labels(list(label_cells.cells), label_cells.codes, columns.labels, separator, file)
+  skip = 'incomplete' in named
+  labels = read_labels(
+    list(label_cells.cells), label_cells.codes, columns.labels, separator, file, skip
+  )
   root = os.path.join(os.path.dirname(file), os.path.expanduser(named.get('root', '')))
   root = os.path.normpath(root)
   found, folders, notes = find_images(root, names, file)
-  keep, incomplete = keep_complete(found, names, labels, root, file, 'incomplete' in named)
+  keep, incomplete = keep_complete(found, names, labels, root, file, skip)
   rows = np.flatnonzero(keep)
   if columns.split:
     splits = named_splits(split_cells.cells, split_cells.codes, columns.split, file)
