@@ -200,6 +200,10 @@ CASES = {
     {'train': 60, 'test': 60},
   ),
   'utkface': Case(('UTKFace/{i}_{j}_2_20170116.jpg.chip.jpg',), (), 0, MOVE, names=AB),
+  'utkface with ages': Case(
+    ('2{i}_{j}_1_2017.jpg.chip.jpg',), (), 0,
+    r"by a pattern, as 'folder:R?pattern=^\d+_(\d+)_'", names=AB,
+  ),
   'utkface by its names': Case(
     ('UTKFace/{i}_{j}_2_20170116.jpg.chip.jpg',), ('0', '1'), 12, names=AB,
     typed=r'folder:R?pattern=^\d+_(\d)_',

@@ -248,6 +248,12 @@ def _find_pattern(images: Sequence[str]) -> str:
   return ''
 
 
+def _may_have_classes(images: Sequence[str]) -> bool:
+  """Whether a part of the names, such as the '0' of 25_0_2017.jpg, is that of several images."""
+  parts = [re.split(r'[\W_]+', os.path.basename(file)) for file in images]
+  return any(1 < len(set(column)) < len(images) for column in zip(*parts, strict=False))
+
+
 def suggest_classes(spec: str, folder: str, tables: Sequence[str], images: Sequence[str]) -> str:
   """Returns the smallest change that gives images without class folders a class.
 
@@ -265,7 +271,11 @@ def suggest_classes(spec: str, folder: str, tables: Sequence[str], images: Seque
   if source := source or find_table(tables, folder, LISTS):
     file = os.path.basename(source.partition('?')[0])
     return f"if {file} has their labels, use '{source}'"
-  return (
+  advice = (
     'move the images of each class into a sub-folder of its name, or write a table with the '
     'columns image,label and use table:/path/labels.csv'
   )
+  if _may_have_classes(images):
+    example, pattern = printable(os.path.basename(images[0])), _with_pattern(spec, r'^\d+_(\d+)_')
+    advice += f'; or name the class in names such as {example} by a pattern, as {pattern}'
+  return advice
