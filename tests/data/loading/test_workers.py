@@ -100,14 +100,15 @@ def test_workers_replace_bad_examples_like_threads(damaged, images):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_bad_example_ends_the_run_unless_it_is_skipped(workers, damaged):
-  with pytest.raises(BadExampleError, match=r'(3|7)\.jpg cannot be read'):
+  flags = r'--config\.data\.on_bad_example=skip \(vit_jax\.evaluate: --on_bad_example=skip\)\.$'
+  with pytest.raises(BadExampleError, match=rf'(3|7)\.jpg cannot be read.*{flags}'):
     read(damaged, workers)
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_too_many_bad_examples_end_the_run(workers, damaged):
   with pytest.raises(
-    UserError, match=r'\d of 32 examples .* cannot be read: .*max_bad_fraction=5.0%'
+    UserError, match=r'\d of 32 .* cannot be read: .* --config\.data\.max_bad_fraction=0\.05;'
   ):
     read(damaged, workers, on_bad_example='skip', max_bad_fraction=0.05)
 

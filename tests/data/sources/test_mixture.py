@@ -54,6 +54,29 @@ def test_an_invalid_component_is_an_error_of_one_sentence(spec):
     open_source(spec, 'train')
 
 
+@pytest.mark.parametrize(
+  'spec',
+  [
+    '1*folder:/a+1*folder:/b',
+    'folder:/a+folder:/b',
+    'folder:/a +hf:b',
+    'digits + folder:/b+ table:/c.csv',
+    '2*folder:/a+3*digits',
+  ],
+)
+def test_the_spaces_around_a_plus_are_named(spec):
+  for open_spec in (split_names, lambda spec: open_source(spec, 'train')):
+    with pytest.raises(UserError, match=r"write spaces around '\+', as in '3\*folder:/a \+ 1"):
+      open_spec(spec)
+
+
+def test_a_folder_may_have_a_plus_in_its_name(tmp_path):
+  for name in ('a+digits/x/1.png', 'a+digits/y/1.png'):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+  assert open_source(f'folder:{tmp_path}/a+digits', 'all').class_names == ('x', 'y')
+
+
 def test_components_follow_each_other():
   source = open_mixture('3*pets + more pets', 'test', open_component)
   assert (source.size, source.component_sizes, source.weights) == (6, (4, 2), (3.0, 1.0))

@@ -274,8 +274,8 @@ class DataLoader:
       if num_bad / num_read > limit and num_read >= min(size, _MIN_EXAMPLES_TO_CHECK):
         raise UserError(
           f'{num_bad:,} of {num_read:,} examples of {stream.reader.source.name} cannot be read: '
-          f'{num_bad / num_read:.1%}, more than max_bad_fraction={limit:.1%}; the first one: '
-          f'{next(iter(self.bad_examples[name].values()))}'
+          f'{num_bad / num_read:.1%}, more than --config.data.max_bad_fraction={limit:g}; the '
+          f'first one: {next(iter(self.bad_examples[name].values()))}'
         )
       yield slot
 

@@ -117,8 +117,10 @@ class Reader:
         if self.masks:
           return bad
         if not self.substitutes:
-          message = str(error).rstrip('.')
-          raise BadExampleError(f'{message}; set on_bad_example=skip to skip it.') from None
+          raise BadExampleError(
+            f'{str(error).rstrip(".")}; to skip it, add --config.data.on_bad_example=skip '
+            '(vit_jax.evaluate: --on_bad_example=skip).'
+          ) from None
       counter = np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, attempt + 1])
       index = int(np.random.Generator(counter).integers(self.source.size))
     raise UserError(

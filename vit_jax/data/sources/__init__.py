@@ -15,6 +15,7 @@ A split is a name, a slice of it ('train[:98%]', 'train[800:1000]'), or a sum of
 Reading needs no TensorFlow.
 """
 
+import re
 from types import ModuleType
 
 from vit_jax.data.sources import (
@@ -32,7 +33,7 @@ from vit_jax.data.sources.source import Source, check_same_classes
 from vit_jax.data.sources.splitting.splits import select
 from vit_jax.data.sources.tables import table
 from vit_jax.data.sources.tar import webdataset
-from vit_jax.errors import MissingDataError
+from vit_jax.errors import MissingDataError, UserError
 
 __all__ = ['Source', 'check_same_classes', 'image_files', 'open_source', 'split_names']
 
@@ -48,10 +49,17 @@ _KINDS = {
   'vtab': ('vtab:task', vtab_data),
   'synthetic': ('synthetic:jft', synthetic),
 }
+# A '+' before what looks like a component of a mixture.
+_NAMES = '|'.join(_KINDS)
+_JOINED = re.compile(rf'\+\s*(?:[\d.]+\s*\*\s*(?:{_NAMES})\b|(?:{_NAMES}):)')
 
 
 def _parse(spec: str) -> tuple[ModuleType, str]:
   """Returns the module and the path of 'kind:path'."""
+  if _JOINED.search(spec):
+    raise UserError(
+      f"{spec!r} looks like a mixture; write spaces around '+', as in '3*folder:/a + 1*folder:/b'."
+    )
   name, _, path = spec.partition(':')
   if name not in _KINDS or bool(path) == (name == 'digits'):
     raise MissingDataError(

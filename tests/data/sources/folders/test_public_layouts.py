@@ -200,6 +200,10 @@ CASES = {
     {'train': 60, 'test': 60},
   ),
   'utkface': Case(('UTKFace/{i}_{j}_2_20170116.jpg.chip.jpg',), (), 0, MOVE, names=AB),
+  'utkface with ages': Case(
+    ('2{i}_{j}_1_2017.jpg.chip.jpg',), (), 0,
+    r"by a pattern, as 'folder:R?pattern=^\d+_(\d+)_'", names=AB,
+  ),
   'utkface by its names': Case(
     ('UTKFace/{i}_{j}_2_20170116.jpg.chip.jpg',), ('0', '1'), 12, names=AB,
     typed=r'folder:R?pattern=^\d+_(\d)_',
@@ -207,6 +211,11 @@ CASES = {
   'utkface in parts': Case(
     ('part1/{i}_{j}_2.jpg', 'part2/{i}_{j}_3.jpg'), (), 0, f'parts of one data set; {MOVE}',
     names=AB,
+  ),
+  'folds that share their classes': Case(
+    ('fold1/{c}/f1_{i}.jpg', 'fold2/{c}/f2_{i}.jpg', 'fold3/{c}/f3_{i}.jpg'), ('rose', 'tulip'), 36,
+    'look like parts of one data set; '
+    "if their sub-folders are the classes, use 'folder:R?pattern=^[^/]+/([^/]+)/'",
   ),
   'lfw': Case(('lfw/{c}/{c}_{i:04}.jpg', 'lfw/Zico/Zico_0001.jpg'), ('Aaron', 'Bush', 'Zico'), 13,
               names=('Aaron', 'Bush')),

@@ -207,6 +207,21 @@ def test_one_column_per_class(folder):
   refused(folder, text, "'-1' in its columns of classes .cat, dog.; 0 or 1")
 
 
+def test_blank_and_uncertain_cells_of_classes(folder):
+  text = 'id,sex,cat,dog,owl\n1,m,1.0,,0.0\n2,f,,,\n3,m,nan,1.0,1.0\n'
+  expected = {'1.jpg': ['cat'], '2.jpg': [], '3.jpg': ['dog', 'owl']}
+  source = table(folder, text, query='?label=cat,dog,owl')
+  assert contents(source) == expected
+  assert 'blank cells in the columns of classes' in source.notes[0]
+  text += '4,f,-1.0,1.0,\n'
+  match = r"has '-1.0' .*\(cat, dog, owl\); 0 or 1 is needed: .*\?incomplete=skip\.$"
+  refused(folder, text, match, query='?label=cat,dog,owl')
+  source = table(folder, text, query='?label=cat,dog,owl&incomplete=skip')
+  assert contents(source) == expected
+  refused(folder, text, r"has 'm' .*; 0 or 1 is needed\.$", query='?label=sex,cat')
+  refused(folder, text, r"has 'm' .*; 0 or 1", query='?label=sex,cat&incomplete=skip')
+
+
 def test_a_column_of_splits(folder):
   text = 'id,label,Split\n1,a,TRAIN\n2,b,Training\n3,a,valid\n4,c,Test\n'
   files = {}
@@ -349,8 +364,15 @@ def test_names_are_found_in_any_case_if_one_fits(folder):
   refused(folder, 'id,label\nimg_1.jpg,a\n2,b\n', 'has both IMG_1.JPG and img_1.JPG .*lower case')
 
 
-@pytest.mark.parametrize('name', ['1', 'x/1.jpg'])
-@pytest.mark.parametrize('file', ['a/b/c/x/1.jpg', '../photos/x/1.jpg'])
+@pytest.mark.parametrize(
+  ('name', 'file'),
+  [
+    ('1', 'a/b/c/x/1.jpg'),
+    ('x/1.jpg', 'a/b/c/x/1.jpg'),
+    ('1', '../photos/1.jpg'),
+    ('x/1.jpg', '../photos/x/1.jpg'),
+  ],
+)
 def test_missing_images_are_looked_for(name, file, tmp_path):
   (tmp_path / 'set').mkdir()
   write_images(tmp_path / 'set', {file: (2, 2), file.replace('1', '2'): (2, 2)})
@@ -359,6 +381,27 @@ def test_missing_images_are_looked_for(name, file, tmp_path):
     table(tmp_path / 'set', text)
   root = str(no.value).split('?root=')[1].rstrip('.')
   assert table(tmp_path / 'set', text, query=f'?root={root}').size == 2
+
+
+@pytest.mark.parametrize('file', ['../one/cat/{}.png', '../one/{}.png', 'a/b/c/{}.png'])
+def test_images_of_another_data_set_are_not_advised(file, tmp_path):
+  (tmp_path / 'set').mkdir()
+  count = 6 if 'cat' in file else 3  # of six
+  write_images(tmp_path / 'set', {file.format(i): (2, 2) for i in range(count)})
+  text = '\n'.join(['id,label', *(f'{i},{i % 2}' for i in range(6))])
+  refused(tmp_path / 'set', text, r"6 of 6 images .* '0', are missing .* as \?root=…, or")
+
+
+@pytest.mark.parametrize('suffix', ['', '.png'])
+def test_names_that_lost_their_leading_zeros(suffix, tmp_path):
+  write_images(tmp_path, {f'imgs/{i:03}.png': (2, 2) for i in range(98, 102)})
+  text = '\n'.join(['id,label', *(f'{i}{suffix},{i % 2}' for i in range(98, 102))])
+  source = table(tmp_path, text)
+  assert contents(source) == {'098.png': '0', '099.png': '1', '100.png': '0', '101.png': '1'}
+  assert f'without leading zeros, such as 98{suffix}, are taken to be of files' in source.notes[0]
+  refused(tmp_path, text.replace('99', '097'), "2 rows of 4 with no image file .* such as '98")
+  write_images(tmp_path, {f'imgs/{i:04}.png': (2, 2) for i in range(98, 102)})
+  refused(tmp_path, text, "no image file .* such as '98")
 
 
 def test_masks_are_no_images_of_a_table(tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.folders import folder_classes, folder_layout
+from vit_jax.data.sources.folders import folder_advice, folder_classes, folder_layout
 from vit_jax.data.sources.folders.folder_files import all_files, is_image, parse_path
 from vit_jax.data.sources.folders.folder_layout import Layout, below
 from vit_jax.data.sources.source import Example, Source, fingerprint
@@ -159,13 +159,13 @@ class ImageFolder:
   @property
   def _tables(self) -> list[str]:
     """Files that may have the labels of images."""
-    suffixes = folder_classes.TABLES + folder_classes.LISTS
+    suffixes = folder_advice.TABLES + folder_advice.LISTS
     return [str(self.root / file) for file in self._files if file.lower().endswith(suffixes)]
 
   def _advise(self, folder: epath.Path, images: Sequence[str]) -> str:
     if self._has_pattern:
       return f'does the pattern match the class in names such as {printable(images[0])}'
-    return folder_classes.suggest_classes(self.spec, str(folder), self._tables, images)
+    return folder_advice.suggest_classes(self.spec, str(folder), self._tables, images)
 
   @functools.cached_property
   def class_names(self) -> list[str]:

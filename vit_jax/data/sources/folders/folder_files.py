@@ -6,7 +6,7 @@ import pathlib
 from etils import epath
 
 from vit_jax.data.decoding.images import SUFFIXES
-from vit_jax.data.sources.folders.folder_classes import TABLES
+from vit_jax.data.sources.folders.folder_advice import TABLES
 from vit_jax.errors import MissingDataError, UserError
 from vit_jax.files import user_path
 

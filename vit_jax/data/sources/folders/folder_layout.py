@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from vit_jax.data.sources.folders.folder_classes import LISTS, TABLES, find_table
+from vit_jax.data.sources.folders.folder_advice import LISTS, TABLES, find_table
 from vit_jax.data.sources.splitting.split_aliases import SPLITS, is_affix, split_and_rest, split_of
 from vit_jax.errors import UserError
 from vit_jax.text import plural

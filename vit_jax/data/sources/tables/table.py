@@ -4,7 +4,7 @@
   table:/path/labels.csv?image=file&label=breed  or named
 
   image       column of file names, with or without ending, relative to `root`
-  label       column of labels: names or numbers; or columns of zeros and ones, 'a,b,c', one a class
+  label       column of labels: names or numbers; or columns of zeros (or blanks) and ones, 'a,b,c'
   sep         what separates several labels in one cell; '|' and ';' do by themselves
   split       column of split names; without one, an example in five is held out as test
   columns     names of the columns, 'image,label', of a table without a header
@@ -33,7 +33,8 @@ from vit_jax.data.sources.source import Example, Source, fingerprint
 from vit_jax.data.sources.splitting.split_aliases import choose_split, split_of
 from vit_jax.data.sources.tables.table_columns import Columns, choose_columns
 from vit_jax.data.sources.tables.table_file import Table, open_table
-from vit_jax.data.sources.tables.table_images import find_images, folder_stamp
+from vit_jax.data.sources.tables.table_folders import folder_stamp
+from vit_jax.data.sources.tables.table_images import find_images
 from vit_jax.data.sources.tables.table_labels import Labels, read_labels
 from vit_jax.data.sources.tables.table_rows import drop_duplicates, keep_complete
 from vit_jax.data.sources.tables.table_splits import (
@@ -145,11 +146,14 @@ def _read(file: str, options: tuple[tuple[str, str], ...], stamp: tuple[int, int
   if not names:
     raise UserError(f'{file} has a header but no rows.')
   separator = named.get('sep', '')
-  labels = read_labels(list(label_cells.cells), label_cells.codes, columns.labels, separator, file)
+  skip = 'incomplete' in named
+  labels = read_labels(
+    list(label_cells.cells), label_cells.codes, columns.labels, separator, file, skip
+  )
   root = os.path.join(os.path.dirname(file), os.path.expanduser(named.get('root', '')))
   root = os.path.normpath(root)
   found, folders, notes = find_images(root, names, file)
-  keep, incomplete = keep_complete(found, names, labels, root, file, 'incomplete' in named)
+  keep, incomplete = keep_complete(found, names, labels, root, file, skip)
   rows = np.flatnonzero(keep)
   if columns.split:
     splits = named_splits(split_cells.cells, split_cells.codes, columns.split, file)

@@ -1,119 +1,24 @@
 """Finds the image files that the rows of a table name; lists folders, and opens no file."""
 
-import functools
 import itertools
 import os
 import posixpath
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
-from vit_jax.data.decoding.images import SUFFIXES
 from vit_jax.data.sources.splitting.split_aliases import is_beside_images
 from vit_jax.data.sources.tables.table_columns import split_in_name
+from vit_jax.data.sources.tables.table_folders import Folders, sub_folders
 from vit_jax.errors import UserError
+from vit_jax.text import plural
 
 _MAX_FOLDERS = 64  # in which images are looked for, beside those that the names tell
 _MAX_SEARCHED = 1000  # folders, for advice
 _SAMPLE = 1000  # names that tell which of these folders hold the images
-
-
-class _Folder:
-  """The visible files of a folder, listed once."""
-
-  def __init__(self, path: str):
-    try:
-      with os.scandir(path) as entries:
-        self._files = {e.name for e in entries if not e.name.startswith('.') and not e.is_dir()}
-    except (OSError, ValueError):  # ValueError: a NUL in the path
-      self._files = set()
-    self._path = path
-
-  @functools.cached_property
-  def _by_stem(self) -> dict[str, str]:
-    """Name without the ending of an image -> its file, or '' for several."""
-    files: dict[str, str] = {}
-    for file in self._files:
-      stem, dot, suffix = file.rpartition('.')
-      if dot + suffix.lower() in SUFFIXES:
-        files[stem] = '' if stem in files else file
-    return files
-
-  @functools.cached_property
-  def _by_folded_name(self) -> dict[str, str]:
-    """Name in lower case, with the ending of an image or without -> its file, or '' for several."""
-    files: dict[str, str] = {}
-    for name in (*self._files, *self._by_stem):
-      file = name if name in self._files else self._by_stem[name]
-      files[name.casefold()] = '' if name.casefold() in files else file
-    return files
-
-  def find(self, name: str, any_case: bool = False) -> str | None:
-    """The file called `name`, with the ending of an image or without."""
-    if name in self._files:
-      return name
-    file = self._by_stem.get(name)
-    if any_case and file is None:
-      file = self._by_folded_name.get(name.casefold())
-    if file == '':
-      raise UserError(f'{self._path} has {self._similar(name)}')
-    return file
-
-  def _similar(self, name: str) -> str:
-    """What to do about several files that a name fits."""
-    names = (name.casefold(), name.rpartition('.')[0].casefold())
-    files = sorted(
-      f for f in self._files if f.casefold() in names or f.rpartition('.')[0].casefold() in names
-    )
-    return (
-      f'both {" and ".join(files[:2])} for the name {name!r}; put the ending, in upper or lower '
-      'case, into the table.'
-    )
-
-
-def folder_stamp(path: str) -> int:
-  """The time of the last change to the list of files in a folder (ns); 0 if it cannot be read."""
-  try:
-    return os.stat(path).st_mtime_ns
-  except (OSError, ValueError):
-    return 0
-
-
-class _Folders:
-  """Finds names below several folders; `stamps` has those that it listed."""
-
-  def __init__(self, root: str):
-    self._root, self._listed, self._cases = root, {}, {}
-    self.stamps: dict[str, int] = {}
-
-  def _in_any_case(self, parent: str) -> str:
-    """The folders of a path as they are written on disk, if one fits; else as in the path."""
-    if parent not in self._cases:
-      path = ''
-      for part in parent.split('/'):
-        folders = _sub_folders(os.path.join(self._root, path))
-        matches = [f for f in folders if f.casefold() == part.casefold()]
-        path = posixpath.join(path, part if part in folders or len(matches) != 1 else matches[0])
-      self._cases[parent] = path
-    return self._cases[parent]
-
-  def find(self, folder: str, name: str, any_case: bool = False) -> str | None:
-    """The file of a name in a folder below the root, as a path relative to the root."""
-    parent, _, base = f'{folder}{name}'.rpartition('/')
-    if any_case and parent:
-      parent = self._in_any_case(parent)
-    if parent not in self._listed:
-      path = os.path.join(self._root, parent)
-      self.stamps[path] = folder_stamp(path)
-      self._listed[parent] = _Folder(path)
-    file = self._listed[parent].find(base, any_case)
-    return f'{parent}/{file}' if file and parent else file
-
-
-def _sub_folders(path: str) -> list[str]:
-  try:
-    with os.scandir(path) as entries:
-      return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
-  except OSError:
-    return []
+_MAX_TRIED = 20  # names that tell which folder to advise
+_MAX_DIGITS = 12  # of a number with leading zeros
+_NUMBER = re.compile(r'(.*/)?(\d+)(\.[A-Za-z]\w*)?')  # 7, train/7.png
+_PADDED = re.compile(r'(?:.*/)?0\d+(?:\.[A-Za-z]\w*)?')  # 007, train/007.png
 
 
 def _candidates(root: str, table: str) -> list[str]:
@@ -127,11 +32,11 @@ def _candidates(root: str, table: str) -> list[str]:
     is_other_split = bool(split) and split_in_name(name) not in ('', split)
     return not is_other_split and not is_beside_images(name)
 
-  folders = list(filter(may_have_images, _sub_folders(root)))
+  folders = list(filter(may_have_images, sub_folders(root)))
   if len(folders) > _MAX_FOLDERS:
     return []
   for name in tuple(folders):
-    inner = _sub_folders(os.path.join(root, name))
+    inner = sub_folders(os.path.join(root, name))
     folders += [f'{name}/{each}' for each in inner if may_have_images(each)]
   return [f'{name}/' for name in folders] if len(folders) <= _MAX_FOLDERS else []
 
@@ -168,7 +73,7 @@ def _sample(paths: Sequence[str]) -> Sequence[str]:
   return paths[:: max(1, len(paths) // _SAMPLE)]
 
 
-def _without_folders(paths: Sequence[str], folders: _Folders) -> list[str]:
+def _without_folders(paths: Sequence[str], folders: Folders) -> list[str]:
   """The paths without the fewest leading folders that they share and that this machine lacks.
 
   'C:/Users/me/data/train/1.jpg' -> 'train/1.jpg', if the root has most of the sample then.
@@ -184,7 +89,7 @@ def _without_folders(paths: Sequence[str], folders: _Folders) -> list[str]:
 
 
 def _search(
-  folders: _Folders, paths: Sequence[str], root: str, table: str, any_case: bool
+  folders: Folders, paths: Sequence[str], root: str, table: str, any_case: bool
 ) -> list[str | None]:
   """The files of paths in the root and in the folders of it that have some."""
   sample = _sample(paths)
@@ -206,22 +111,48 @@ def _search(
   return files
 
 
-def search_folder(root: str, name: str) -> str:
-  """Looks for an image at any depth, also beside `root`; returns the folder to name as root, or ''.
+def _with_zeros(folders: Folders, paths: Sequence[str], root: str, table: str) -> list[str | None]:
+  """The files of numbers that lost their leading zeros, if they fit files of one width only."""
 
-  It is relative to `root`.
+  def pad(path: str, width: int) -> str:
+    match = _NUMBER.fullmatch(path)
+    return f'{match[1] or ""}{match[2].zfill(width)}{match[3] or ""}' if match else path
+
+  def search(paths: Sequence[str], width: int) -> list[str | None]:
+    return _search(folders, [pad(path, width) for path in paths], root, table, any_case=True)
+
+  sample = _sample(paths)
+  widths = [width for width in range(2, _MAX_DIGITS + 1) if any(search(sample, width))]
+  return search(paths, widths[0]) if len(widths) == 1 else [None] * len(paths)
+
+
+def _folders_to_advise(root: str) -> Iterator[str]:
+  """The folders below `root`, and those beside it."""
+  for path, folders, _ in itertools.islice(os.walk(root), _MAX_SEARCHED):
+    folders[:] = sorted(f for f in folders if not f.startswith('.') and not is_beside_images(f))
+    if path != root:
+      yield path
+  parent, name = os.path.split(os.path.abspath(root))
+  for folder in sub_folders(parent)[:_MAX_SEARCHED]:
+    if folder != name and not is_beside_images(folder):
+      yield os.path.join(parent, folder)
+
+
+def search_folder(root: str, names: Sequence[str]) -> str:
+  """Looks for most of the images at any depth, and in the folders beside `root`.
+
+  Returns the folder to name as root, relative to `root`; or ''.
   """
-  parent, _, base = posixpath.normpath(name.replace('\\', '/')).rpartition('/')
-  for top in (root, os.path.dirname(os.path.abspath(root))):
-    for path, folders, _ in itertools.islice(os.walk(top), _MAX_SEARCHED):
-      folders[:] = [f for f in folders if not f.startswith('.') and not is_beside_images(f)]
-      try:
-        has_image = bool(_Folder(path).find(base, any_case=True))
-      except UserError:  # two files
-        continue
-      above = path.removesuffix(f'/{parent}') if parent else path
-      if has_image and (above != path or not parent):
-        return os.path.relpath(above, root)
+  step = max(1, len(names) // _MAX_TRIED)
+  paths = [posixpath.normpath(name.replace('\\', '/')) for name in names[::step]]
+  for path in _folders_to_advise(root):
+    folders = Folders(path)
+    try:
+      count = sum(bool(folders.find('', name, any_case=True)) for name in paths)
+    except UserError:  # two files
+      continue
+    if 2 * count > len(paths):
+      return os.path.relpath(path, root)
   return ''
 
 
@@ -245,7 +176,7 @@ def find_images(
   Raises:
     UserError: for a name that leaves the root, or fits two files.
   """
-  folders, notes = _Folders(root), []
+  folders, notes = Folders(root), []
   paths = [_relative(name, root, table) for name in names]
   files = [folders.find('', path) for path in paths]
   if not any(files):
@@ -260,4 +191,15 @@ def find_images(
       found = _search(folders, [paths[i] for i in missing], root, table, any_case)
       for i, file in zip(missing, found, strict=True):
         files[i] = file
+  missing = [i for i, file in enumerate(files) if file is None]
+  if missing and not any(map(_PADDED.fullmatch, paths)):
+    found = _with_zeros(folders, [paths[i] for i in missing], root, table)
+    for i, file in zip(missing, found, strict=True):
+      files[i] = file
+    if padded := [i for i in missing if files[i]]:
+      count, example = plural(len(padded), 'name'), names[padded[0]]
+      notes.append(
+        f'{count} of {table} without leading zeros, such as {example}, are taken to be of files '
+        f'with them, such as {files[padded[0]]}'
+      )
   return files, folders.stamps, notes

@@ -1,6 +1,7 @@
 """From the cells of a table to classes: names or numbers, one or several for each image."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -149,26 +150,37 @@ def _read_names(
 
 
 def _read_columns(
-  cells: Sequence[Cells], codes: np.ndarray, names: tuple[str, ...], path: str
+  cells: Sequence[Cells], codes: np.ndarray, names: tuple[str, ...], path: str, skip: bool
 ) -> Labels:
-  """Reads different rows of columns of zeros and ones, one for each class."""
-  values = [[BINARY.get(str(cell).strip().lower()) for cell in row] for row in cells]
+  """Reads different rows of columns of zeros and ones, one for each class.
+
+  Blank cells are zeros. -1 is the other value beside 1; beside 0 it is no label, and rows with it
+  are refused unless `skip`.
+  """
+  texts = [[str(cell).strip() for cell in row] for row in cells]
+  values = [[0 if text in _NONE else BINARY.get(text.lower()) for text in row] for row in texts]
   different = {value for row in values for value in row}
-  if None in different or {-1, 0} <= different:
-    bad = next(
-      str(cell)
-      for row, cell_row in zip(values, cells, strict=True)
-      for value, cell in zip(row, cell_row, strict=True)
-      if value is None or (value == -1 and None not in different)
-    )
-    raise UserError(
-      f'{path} has {bad!r} in its columns of classes ({", ".join(names)[:80]}); 0 or 1 is needed.'
-    )
-  classes = [tuple(i for i, value in enumerate(row) if value == 1) for row in values]
-  if all(len(each) == 1 for each in classes):
-    note = f'{path} has one column per class and one class per image, so it is not multi-label'
-    return Labels(names, False, classes, codes, (note,))
-  return Labels(names, True, classes, codes)
+  is_uncertain = {-1, 0} <= different
+  for value, text in zip(itertools.chain(*values), itertools.chain(*texts), strict=True):
+    if value is None or (value == -1 and is_uncertain and None not in different and not skip):
+      advice = ''
+      if value == -1:
+        advice = ': replace it, or leave out the rows that have it with ?incomplete=skip'
+      raise UserError(
+        f'{path} has {text!r} in its columns of classes ({", ".join(names)[:80]}); 0 or 1 is '
+        f'needed{advice}.'
+      )
+  notes = []
+  if any(text in _NONE for row in texts for text in row):
+    notes.append(f'blank cells in the columns of classes of {path} count as 0')
+  classes = [
+    None if is_uncertain and -1 in row else tuple(i for i, value in enumerate(row) if value == 1)
+    for row in values
+  ]
+  multi_label = any(each is not None and len(each) != 1 for each in classes)
+  if not multi_label:
+    notes.append(f'{path} has one column per class and one class per image: it is not multi-label')
+  return Labels(names, multi_label, classes, codes, tuple(notes))
 
 
 def _note_on_amounts(labels: Labels, path: str) -> list[str]:
@@ -185,7 +197,12 @@ def _note_on_amounts(labels: Labels, path: str) -> list[str]:
 
 
 def read_labels(
-  cells: Sequence[Cells], codes: np.ndarray, columns: tuple[str, ...], separator: str, path: str
+  cells: Sequence[Cells],
+  codes: np.ndarray,
+  columns: tuple[str, ...],
+  separator: str,
+  path: str,
+  skip: bool = False,
 ) -> Labels:
   """Reads the labels of a table.
 
@@ -195,13 +212,14 @@ def read_labels(
     columns: the names of these columns.
     separator: of several labels in one cell; '' if '|' and ';' separate them where they appear.
     path: of the table.
+    skip: whether rows without a label will be left out, also those with -1 in columns of classes.
 
   Raises:
     UserError: for values that are not classes, or fewer than two classes.
   """
   column, *others = columns
   if others:
-    labels = _read_columns(cells, codes, columns, path)
+    labels = _read_columns(cells, codes, columns, path, skip)
     names = {labels.class_names[i] for each in labels.classes for i in each or ()}
   else:
     labels, names = _read_names([cell for (cell,) in cells], codes, separator, path)

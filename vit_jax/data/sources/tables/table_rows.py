@@ -22,7 +22,7 @@ def keep_complete(
   has_file = np.array([file is not None for file in files], bool)
   if not has_file.any() or (has_file.mean() < 0.5 and not skip):
     name = names[int(has_file.argmin())]
-    folder = search_folder(root, name)
+    folder = search_folder(root, names)
     advice = f'name their folder as ?root={folder or "…"}'
     if not folder:
       advice += ', or their column as ?image=…'
