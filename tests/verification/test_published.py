@@ -51,7 +51,7 @@ def test_the_headline_rows():
 def test_every_command_can_be_started(module):
   """Configs load with their overrides, data and splits can be parsed, weights are published."""
   workdirs = {
-    args.workdir or main._default_workdir(args.config)
+    args.workdir or command_line.default_workdir(args.config)
     for name, args, _ in map(parse, COMMANDS)
     if name == 'main'
   }
@@ -86,7 +86,7 @@ def test_runs_start_from_what_was_trained_before():
       used = [args.model, *(flag.partition('init_from=')[2] for flag in rest)]
       assert {name for name in used if name and name.startswith('runs/')} <= written, row.id
       if args.config:
-        written.add(f'{args.workdir or main._default_workdir(args.config)}/model')
+        written.add(f'{args.workdir or command_line.default_workdir(args.config)}/model')
 
 
 def test_rows_of_several_results_have_different_workdirs():
@@ -94,7 +94,7 @@ def test_rows_of_several_results_have_different_workdirs():
   for command in COMMANDS:
     name, args, rest = parse(command)
     if name == 'main':
-      workdir = args.workdir or main._default_workdir(args.config)
+      workdir = args.workdir or command_line.default_workdir(args.config)
       assert training.setdefault(workdir, command) == command
 
 
@@ -186,7 +186,7 @@ def test_the_commands_of_a_row_run(id, monkeypatch, tmp_path):
   for command in commands:
     _, args, rest = parse(command)
     flags = [f'--config={args.config}', *rest, *tiny]
-    workdir = args.workdir or main._default_workdir(args.config)
+    workdir = args.workdir or command_line.default_workdir(args.config)
     monkeypatch.setattr('sys.argv', ['main', *flags, f'--workdir={workdir}'])
     with pytest.raises(SystemExit) as caught:
       command_line.run(main.main)

@@ -95,7 +95,7 @@ def _check_unreadable(
   more = f' (and {unreadable - _MAX_NAMED:,} more)' if unreadable > _MAX_NAMED else ''
   advice = '--config.data.on_bad_example=skip trains without them'
   if skip:
-    advice = f'more than config.data.max_bad_fraction={config.max_bad_fraction:.1%}'
+    advice = f'more than --config.data.max_bad_fraction={config.max_bad_fraction:g}'
   raise UserError(
     f'{unreadable:,} of {size:,} {split} images cannot be read: {reasons}{more}; {advice}.'
   )
