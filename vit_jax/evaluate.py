@@ -32,6 +32,7 @@ def _parse_args() -> argparse.Namespace:
   add('--train_data', default='', help='training data of fewshot, knn, linear_probe (as --data)')
   add('--train_split', default='train', help='its split')
   add('--shots', type=_parse_numbers, default=EvalConfig.shots, help='fewshot: images of a class')
+  add('--l2', type=float, default=EvalConfig.l2, help='fewshot: the penalty; 0: choose it')
   add('--neighbors', type=_parse_numbers, default=EvalConfig.neighbors, help='knn: their numbers')
   add('--image_size', type=command_line.parse_image_size, metavar='N|HxW', help=own)
   add('--crop', dest='resize', choices=choices(ResizeRule), help=f'resize rule, {own}')
@@ -80,6 +81,7 @@ def _eval_configs(args: argparse.Namespace) -> dict[str, EvalConfig]:
       train_source=args.train_data or args.data,
       train_split=args.train_split,
       shots=args.shots,
+      l2=args.l2,
       neighbors=args.neighbors,
       batch_size=args.batch_size,
     )

@@ -13,6 +13,10 @@ def test_evaluations_of_a_run(tmp_path):
     '--config.evals.near.kind=knn',
     '--config.evals.near.neighbors=(1,5)',
     '--config.evals.near.every=6',
+    '--config.evals.few.kind=fewshot',
+    '--config.evals.few.shots=(2,)',
+    '--config.evals.few.l2=0.',
+    '--config.evals.few.every=6',
   ]
   result = run('main', '--config=configs/quickstart.py', *TINY, *flags, f'--workdir={tmp_path}')
   assert result.returncode == 0, result.stderr
@@ -23,4 +27,4 @@ def test_evaluations_of_a_run(tmp_path):
 
   assert steps('fit/accuracy') == [2, 4, 6] and steps('test/accuracy') == [3, 6]
   assert lines[-1]['fit/examples'] == 120 and 'step 6/6, fit: accuracy' in result.stdout
-  assert steps('near/accuracy_5nn') == [6]
+  assert steps('near/accuracy_5nn') == steps('few/l2_2shot') == [6]

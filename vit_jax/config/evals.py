@@ -33,6 +33,12 @@ class EvalConfig(Section, path='evals.NAME'):
   shots: tuple[int, ...] = field(
     (1, 5, 10, 25), 'fewshot: training examples of each class', _COUNTS, execution=True
   )
+  l2: float = field(
+    1024.0,
+    'fewshot: the penalty; 0: chosen of 64 to 1024 on training examples that are not drawn',
+    NOT_NEGATIVE,
+    execution=True,
+  )
   neighbors: tuple[int, ...] = field(
     (10, 20, 100, 200), 'knn: numbers of neighbors', _COUNTS, execution=True
   )

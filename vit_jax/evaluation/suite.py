@@ -103,7 +103,7 @@ def _open_classification(name: str, config: EvalConfig, subject: Subject) -> Eva
 
 
 def _score_fewshot(config: EvalConfig, train: Features, test: Features) -> dict[str, float]:
-  return fewshot.evaluate(train, test, shots=config.shots)
+  return fewshot.evaluate(train, test, shots=config.shots, l2=config.l2 or None)
 
 
 def _score_knn(config: EvalConfig, train: Features, test: Features) -> dict[str, float]:
