@@ -30,3 +30,18 @@ def test_data_with_numbered_classes_takes_the_names_of_the_model(tmp_path):
   others = write_images(tmp_path / 'others', ['ant', 'bee', 'cow'])
   with pytest.raises(UserError, match='missing: cat'):
     score_all(others)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'kind': 'knn', 'neighbors': (5, 1500)}, 'has 1,437 examples, fewer than the 1500 neighbors'),
+    ({'kind': 'fewshot', 'shots': (500,)}, 'Class 8 of digits .train. has 139 examples, fewer'),
+  ],
+)
+def test_too_few_examples_are_an_error_before_anything_is_read(fields, message, monkeypatch):
+  monkeypatch.setattr('vit_jax.evaluation.score.DataLoader', None)
+  vit = vit_jax.load(GOLDEN / 'vit_gap.npz')
+  digits = {'source': 'digits', 'train_source': 'digits', 'split': 'test', 'batch_size': 64}
+  with pytest.raises(UserError, match=message):
+    score(vit, {'probe': EvalConfig(**digits, **fields)})

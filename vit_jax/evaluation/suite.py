@@ -119,6 +119,14 @@ def _score_linear_probe(config: EvalConfig, train: Features, test: Features) -> 
 _PROBES = {'fewshot': _score_fewshot, 'knn': _score_knn, 'linear_probe': _score_linear_probe}
 
 
+def _check_size(config: EvalConfig, train: Source) -> None:
+  """Raises `UserError` for too few examples, as far as that is known before they are read."""
+  if config.kind == 'knn':
+    knn.check_neighbors(train.size, config.neighbors, train.name)
+  if config.kind == 'fewshot' and train.labels is not None:
+    fewshot.check_shots(train.labels(), train.num_classes, config.shots, train.name)
+
+
 def _open_probe(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
   train_key, train = subject.open(config.train_source, config.train_split, config.batch_size)
   test_key, test = subject.open(config.source, config.split, config.batch_size)
@@ -126,6 +134,7 @@ def _open_probe(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
   if source.multi_label:
     raise UserError(f'{source.name} has several labels per image, and {config.kind} needs one.')
   check_same_classes(source.class_names, other.class_names, other.name)
+  _check_size(config, source)
 
   def run(inputs: Inputs) -> Outcome:
     features = inputs.features(train_key), inputs.features(test_key)

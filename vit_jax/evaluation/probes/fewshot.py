@@ -53,7 +53,7 @@ def evaluate(
       penalty on; and as `feature_splits.check_splits`.
   """
   feature_splits.check_splits(train, test)
-  _check_shots(train, shots)
+  check_shots(train.labels, train.num_classes, shots, train.name)
   draws = [_shuffled_by_class(train, seed) for seed in seeds]
   unused = [_held_out(train, draw, max(shots)) for draw in draws] if l2 is None else []
   metrics = {}
@@ -110,12 +110,13 @@ def fit(examples: np.ndarray, num_classes: int, l2: float) -> tuple[np.ndarray, 
   return kernel, _BIAS_FEATURE * weights[-1] - mean @ kernel
 
 
-def _check_shots(train: Features, shots: Sequence[int]) -> None:
-  counts = np.bincount(train.labels, minlength=train.num_classes)
+def check_shots(labels: np.ndarray, num_classes: int, shots: Sequence[int], name: str) -> None:
+  """Raises `UserError` if a class has fewer examples in `name`, its labels (N,), than shots."""
+  counts = np.bincount(labels[labels >= 0], minlength=num_classes)
   rarest, most = int(counts.argmin()), max(shots)
   if counts[rarest] < most:
     raise UserError(
-      f'Class {rarest} of {train.name} has {plural(int(counts[rarest]), "example")}, '
+      f'Class {rarest} of {name} has {plural(int(counts[rarest]), "example")}, '
       f'fewer than {plural(most, "shot")}.'
     )
 

@@ -49,11 +49,7 @@ def evaluate(
       `feature_splits.check_splits`.
   """
   feature_splits.check_splits(train, test)
-  if max(neighbors) > len(train.labels):
-    raise UserError(
-      f'{train.name} has {plural(len(train.labels), "example")}, fewer than the '
-      f'{max(neighbors)} neighbors that should vote.'
-    )
+  check_neighbors(len(train.labels), neighbors, train.name)
   correct = dict.fromkeys(sorted(neighbors), 0)
   for rows, similarities, indices in nearest(train, test, max(neighbors)):
     weights = np.exp((similarities - similarities[:, :1]).astype(np.float64) / temperature)
@@ -62,6 +58,15 @@ def evaluate(
       winners = _winners(voters[:, :count], weights[:, :count], train.num_classes)
       correct[count] += int(np.count_nonzero(winners == test.labels[rows]))
   return {f'accuracy_{k}nn': count / len(test.labels) for k, count in correct.items()}
+
+
+def check_neighbors(num_examples: int, neighbors: Sequence[int], name: str) -> None:
+  """Raises `UserError` if `name` has fewer examples than neighbors."""
+  if max(neighbors) > num_examples:
+    raise UserError(
+      f'{name} has {plural(num_examples, "example")}, fewer than the {max(neighbors)} neighbors '
+      'that should vote.'
+    )
 
 
 def nearest(
