@@ -40,7 +40,12 @@ def probed(monkeypatch) -> list[suite.Features]:
 
 def run(vit, data: str, **fields) -> dict:
   config = EvalConfig(
-    kind='knn', source=data, split='test', train_source=data, batch_size=fields.pop('batch_size', 8)
+    kind='knn',
+    source=data,
+    split='test',
+    train_source=data,
+    neighbors=(1,),
+    batch_size=fields.pop('batch_size', 8),
   )
   return score(vit, {'knn': config}, on_bad_example='skip', **fields).to_json()
 
