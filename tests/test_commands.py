@@ -290,6 +290,13 @@ def test_a_bucket_without_the_package_that_reads_it(flag, images, command):
   assert (code, out) == (2, '') and 's3fs' in err and err.count('\n') == 1
 
 
+def test_sigterm_ends_evaluate_in_one_sentence(tiny_run, command, monkeypatch):
+  monkeypatch.setattr('vit_jax.distributed.processes.should_stop', lambda: True)
+  code, out, err = command(evaluate, f'--model={tiny_run}', '--data=digits')
+  assert (code, out) == (75, '')
+  assert err == 'stopped: received SIGTERM; rerun the same command to start over.\n'
+
+
 def test_evaluate_agrees_with_training(tiny_run, command):
   last = json.loads((tiny_run / 'metrics.jsonl').read_text().splitlines()[-1])
   for batch_size in (8, 360, 512):

@@ -13,7 +13,7 @@ from vit_jax.config import EvalConfig, OnBadExample, choices
 from vit_jax.config.evals import EvalKind
 from vit_jax.config.schema import Interpolation, ResizeRule
 from vit_jax.distributed import cluster, processes, sharding
-from vit_jax.errors import UserError
+from vit_jax.errors import PreemptedError, StoppedError, UserError
 from vit_jax.evaluation.reports.result_files import ResultFiles
 from vit_jax.evaluation.score import score
 from vit_jax.load_classifier import load
@@ -110,7 +110,10 @@ def main() -> None:
     if not jax.process_index():
       files.check_paths()
     vit = _load(args)
-    scores = score(vit, configs, args.on_bad_example, args.workers, args.cache, files)
+    try:
+      scores = score(vit, configs, args.on_bad_example, args.workers, args.cache, files)
+    except StoppedError:
+      raise PreemptedError('received SIGTERM; rerun the same command to start over.') from None
     if jax.process_index():
       return
     if args.json:
