@@ -1,4 +1,4 @@
-"""Folders that are no classes, told by their names and contents; what to type instead.
+"""Folders that are not classes, recognized by their names and contents, and what to type instead.
 
 Paths of images are relative to the folder of the class folders.
 """
