@@ -15,7 +15,7 @@ from vit_jax.files import parse_json, read_json_object, read_text, user_path
 
 Curve = dict[int, float | None]  # the value at each step; None where it was not finite
 
-RESULT = -1  # the step of results that are no curve
+RESULT = -1  # stands for the step of a single result, as opposed to a curve
 # Of the machine rather than of the model: these differ between any two runs.
 _TIMING = re.compile(r'per_second|utilization|data_wait|memory|seconds')
 

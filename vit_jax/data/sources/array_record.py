@@ -219,6 +219,34 @@ def split_names(path: str) -> tuple[str, ...]:
   return tuple(split['name'] for split in splits if split.get('shardLengths'))
 
 
+def _read_all_labels(
+  file: epath.Path, size: int, num_classes: int, read_label: Callable[[int], int]
+) -> np.ndarray:
+  """Reads the labels from a file as prepare_data writes it, or else record by record.
+
+  A file in which one of a few records has another label belongs to other data, and is ignored.
+
+  Args:
+    file: beside the shards; need not exist.
+    size: number of records.
+    num_classes: other labels become -1.
+    read_label: index of a record -> its label, or -1.
+
+  Returns:
+    (size,) int32.
+  """
+  sample = np.unique(np.linspace(0, size - 1, _NUM_SAMPLES).astype(int)).tolist()
+  try:
+    values = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+    if values.shape == (size,) and values.dtype == np.int32:
+      values = np.where((values >= 0) & (values < num_classes), values, -1)
+      if all(values[i] == read_label(i) for i in sample):
+        return values
+  except (OSError, ValueError):
+    pass
+  return np.array([read_label(i) for i in tqdm.trange(size, **_BAR)], np.int32)
+
+
 def open_split(path: str, split: str, spec: str = '', labels: Labels | None = None) -> Source:
   """Opens a split of a data set that prepare_data or TFDS has written.
 
@@ -274,21 +302,8 @@ def open_split(path: str, split: str, spec: str = '', labels: Labels | None = No
       return -1
 
   def read_labels() -> np.ndarray:
-    """Of a file beside the shards, as prepare_data writes it, or one record after the other.
-
-    The file is taken for that of other data if one of a few records has another label.
-    """
-    file, size = root / f'{info["name"]}-{split}.labels.npy', sum(lengths)
-    sample = np.unique(np.linspace(0, size - 1, _NUM_SAMPLES).astype(int)).tolist()
-    try:
-      values = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-      if values.shape == (size,) and values.dtype == np.int32:
-        values = np.where((values >= 0) & (values < len(rule.class_names)), values, -1)
-        if all(values[i] == read_label(i) for i in sample):
-          return values
-    except (OSError, ValueError):
-      pass
-    return np.array([read_label(i) for i in tqdm.trange(size, **_BAR)], np.int32)
+    file = root / f'{info["name"]}-{split}.labels.npy'
+    return _read_all_labels(file, sum(lengths), len(rule.class_names), read_label)
 
   return Source(
     name=f'{spec} ({split})',

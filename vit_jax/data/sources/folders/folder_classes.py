@@ -70,7 +70,7 @@ def _shared_sub_folders(folders: Mapping[str, set[str]]) -> list[str]:
 
 
 def _data_set_among(folders: Mapping[str, set[str]], images: Sequence[str]) -> tuple[str, str]:
-  """Returns a folder that is no class but a data set, and its sub-folders that tell; or ''."""
+  """Returns a folder that holds a data set, not a class, and the sub-folders that show it."""
   for folder, names in folders.items():
     if len(names & folders.keys()) > 1:
       return folder, _few(names & folders.keys())

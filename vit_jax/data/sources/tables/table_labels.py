@@ -154,8 +154,8 @@ def _read_columns(
 ) -> Labels:
   """Reads different rows of columns of zeros and ones, one for each class.
 
-  Blank cells are zeros. -1 is the other value beside 1; beside 0 it is no label, and rows with it
-  are refused unless `skip`.
+  Blank cells are zeros. Where all values are 1 and -1, -1 means "not this class"; where there are
+  zeros, too, -1 means "uncertain", and such rows are refused unless `skip`.
   """
   texts = [[str(cell).strip() for cell in row] for row in cells]
   values = [[0 if text in _NONE else BINARY.get(text.lower()) for text in row] for row in texts]
