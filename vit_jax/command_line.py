@@ -97,7 +97,7 @@ def add_process_flags(parser: argparse.ArgumentParser) -> None:
     type=float,
     default=60,
     metavar='SECONDS',
-    help='how long to wait for the other processes (default: 60)',
+    help='how long to wait for the other processes (default: %(default)g)',
   )
 
 
