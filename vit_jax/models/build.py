@@ -1,9 +1,8 @@
-"""Builds models from a config or from checkpoint tensors, and their abstract parameters."""
+"""Builds models from a config, checks their sizes, traces their abstract parameters."""
 
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from typing import Any
 
 import jax
@@ -21,11 +20,9 @@ GELUS = ('tanh', 'exact')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # of matrix products
 RELEASED_NUMERICS = Numerics()
 MAX_DEPTH = 1000  # blocks
-_MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
 MAX_IMAGE_SIDE = 2**16  # pixels
 MAX_PATCHES = 2**18  # of an image, with a position embedding each
 MAX_CLASSES = 2**20
-_ATTENTION = 'MultiHeadDotProductAttention_0'
 _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
@@ -145,95 +142,6 @@ def _check_sizes(model: VisionTransformer) -> None:
       f'patch_size is {model.patch_size}; with {len(model.resnet_blocks)} resnet_blocks it must be '
       f'a multiple of {stride} pixels.'
     )
-
-
-def model_from_tensors(
-  tensors: Mapping[str, Any], source: str, numerics: Numerics = RELEASED_NUMERICS
-) -> Model:
-  """Reads the architecture off parameter names and shapes.
-
-  Args:
-    tensors: {'embedding/kernel': array, …}, with current linen names.
-    source: of the tensors, for error messages.
-    numerics: of a Transformer; its tensors do not determine them.
-
-  Raises:
-    UserError: if they are not the tensors of a `VisionTransformer` or `BiTResNet`.
-  """
-  try:
-    if any(0 in tensor.shape for tensor in tensors.values()):
-      raise ValueError(0)
-    if 'root_block/conv_root/kernel' in tensors:
-      return _resnet_from_tensors(tensors)
-    return _vit_from_tensors(tensors, numerics)
-  except KeyError as error:
-    raise UserError(
-      f'{source} is not a Vision Transformer or BiT in a known layout: it has no tensor {error}.'
-    ) from None
-  except (ValueError, IndexError):
-    message = f'{source}: its tensors do not have the shapes of a Vision Transformer or BiT.'
-    raise UserError(message) from None
-
-
-def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
-  patch, columns, _, width = tensors['embedding/kernel'].shape
-  block = 'Transformer/encoderblock_0'
-  _, num_heads, head_dim = tensors[f'{block}/{_ATTENTION}/query/kernel'].shape
-  _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
-  resnet_width, resnet_blocks = 0, ()
-  if 'conv_root/kernel' in tensors:
-    resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
-  if columns != patch or width != num_heads * head_dim:
-    raise ValueError(width)
-  pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
-  return VisionTransformer(
-    patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
-    width=width,
-    depth=_count_modules(tensors, r'Transformer/encoderblock_(\d+)/'),
-    mlp_dim=mlp_dim,
-    num_heads=num_heads,
-    num_classes=_num_outputs(tensors, 'head/kernel'),
-    pool=pool,
-    pre_logits=_num_outputs(tensors, 'pre_logits/kernel'),
-    resnet_width=resnet_width,
-    resnet_blocks=resnet_blocks,
-    numerics=numerics,
-  )
-
-
-def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:
-  width, blocks = _resnet_sizes(tensors, 'root_block/conv_root/kernel')
-  return BiTResNet(width, blocks, num_classes=_num_outputs(tensors, 'head/kernel'))
-
-
-def _num_outputs(tensors: Mapping[str, Any], name: str) -> int:
-  """The number of columns of a kernel; 0 without that kernel."""
-  if name not in tensors:
-    return 0
-  _, num_outputs = tensors[name].shape
-  return num_outputs
-
-
-def _count_modules(tensors: Mapping[str, Any], pattern: str) -> int:
-  """The number of distinct first groups of a pattern that matches the start of names."""
-  count = len({match[1] for name in tensors if (match := re.match(pattern, name))})
-  if count > MAX_DEPTH:
-    raise ValueError(count)
-  return count
-
-
-def _resnet_sizes(tensors: Mapping[str, Any], root: str) -> tuple[int, tuple[int, ...]]:
-  """The width of a ResNet, whose first kernel is called `root`, and the units of each stage."""
-  width = tensors[root].shape[3]
-  if width < 32 or width % 32:
-    raise ValueError(width)
-  num_stages = _count_modules(tensors, r'block(\d+)/')
-  if num_stages > _MAX_STAGES:
-    raise ValueError(num_stages)
-  units = tuple(_count_modules(tensors, rf'block{i + 1}/unit(\d+)/') for i in range(num_stages))
-  if sum(units) > _MAX_UNITS:
-    raise ValueError(units)
-  return width, units
 
 
 def input_kernel(names: Container[str]) -> str:

@@ -289,14 +289,28 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
+    x = self.embed_patches(images)  # (B, H/P, W/P, D)
+    x = self.encode(x.reshape(x.shape[0], -1, self.width), deterministic)
+    x = self.pool_tokens(x)  # (B, D)
+    if self.pre_logits:
+      x = nn.tanh(nn.Dense(self.pre_logits, name='pre_logits')(x))
+    return classify(x, self.num_classes, self.head_bias_init)  # (B, C)
+
+  # Parts of a compact method, which others can be made of.
+
+  def embed_patches(self, images: Array) -> Array:
+    """Images (B, H, W, 3) -> patch embeddings (B, H/P, W/P, D), of a hybrid's features."""
     dtype, patch, x = self.numerics.dtype, self.patch_size, images
     if self.resnet_width:
       x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)
       patch //= hybrid_stride(self.resnet_blocks)
-    x = nn.Conv(
+    conv = nn.Conv(
       self.width, (patch, patch), (patch, patch), padding='VALID', dtype=dtype, name='embedding'
-    )(x)  # (B, H/P, W/P, D)
-    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width)  # (B, N, D)
+    )
+    return conv(x)
+
+  def encode(self, x: Array, deterministic: bool) -> Array:
+    """Patch embeddings (B, N, D) -> encoded tokens (B, N, D), after the class token if any."""
     if self.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
       x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)  # (B, N + 1, D)
@@ -312,16 +326,16 @@ class VisionTransformer(nn.Module):
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
     key = self.make_rng('dropout') if is_random and not deterministic else None
     execution = (self.remat, self.scan_blocks, self.constrain)
-    x = Encoder(
+    return Encoder(
       self.depth, block_fields, self.dropout_rate, self.numerics, *execution, name='Transformer'
     )(x, key)
+
+  def pool_tokens(self, x: Array) -> Array:
+    """Encoded tokens (B, N, D) or (B, N + 1, D) -> one feature vector an image, (B, D) float32."""
     if self.pool == 'token':
       x = x[:, 0]
     elif self.pool == 'gap':
       x = x.mean(axis=1, dtype=jnp.float32)
     else:
       x = MAPHead(self.mlp_dim, self.num_heads, self.numerics, name='MAPHead_0')(x)
-    x = x.astype(jnp.float32)  # (B, D)
-    if self.pre_logits:
-      x = nn.tanh(nn.Dense(self.pre_logits, name='pre_logits')(x))
-    return classify(x, self.num_classes, self.head_bias_init)  # (B, C)
+    return x.astype(jnp.float32)

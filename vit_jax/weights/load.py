@@ -10,6 +10,7 @@ from etils import epath
 from vit_jax.data.imagenet import class_names_of_head
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.from_tensors import model_from_tensors
 from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
 from vit_jax.weights.layouts import families, hugging_face, pytorch, released, timm, timm_config
@@ -75,7 +76,7 @@ def open_weights(
     approximate_gelu=(gelu or metadata.gelu) == 'tanh',
     layer_norm_epsilon=metadata.layer_norm_epsilon,
   )
-  model = build.model_from_tensors(tensors, name, numerics)
+  model = model_from_tensors(tensors, name, numerics)
   pool = getattr(model, 'pool', None)
   if pool and metadata.pool and metadata.pool != pool:
     raise UserError(
