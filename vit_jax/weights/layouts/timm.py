@@ -130,6 +130,8 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
       'timm has no pre_logits layer; write an .npz, or replace the head (num_classes), which '
       'drops that layer.'
     )
+  if feature := pytorch.unsupported_encoder(params):
+    raise UserError(f'The model has {feature}, which timm does not support; write an .npz.')
   stages = [name for name in params if name.startswith('block')]
   units = [f'{stage}/{unit}' for stage in stages for unit in params[stage]]
   is_bit = 'root_block' in params
