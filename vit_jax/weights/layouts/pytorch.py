@@ -178,7 +178,7 @@ def unsupported_encoder(params: Any) -> str | None:
   if any('/row/' in name for name in names):
     return 'axial blocks'
   if 'Transformer' in params and POSITIONS not in names:
-    return 'no position embeddings, or another kind than 1d in the stem'
+    return 'other positions than 1d embeddings in the stem'
   return None
 
 
