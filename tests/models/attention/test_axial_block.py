@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import jit, random_params
-from vit_jax.models import build
+from vit_jax.models import build, features
 from vit_jax.models.attention.axial_block import AxialBlock
 from vit_jax.models.flops import forward_flops, recomputed_flops
 from vit_jax.models.from_tensors import model_from_tensors
@@ -113,3 +113,11 @@ def test_parameters_and_flops_are_those_of_the_formulas():
   difference = 2 * (dense + 4 * 16 * (tokens * (3 + 4) - tokens**2))
   assert forward_flops(axial, SIZE) - forward_flops(plain, SIZE) == difference
   assert recomputed_flops(axial.clone(remat='dots'), SIZE) == 2 * 4 * 16 * tokens * (3 + 4)
+
+
+def test_the_outputs_of_blocks_are_those_after_the_columns():
+  model = make()
+  params = random_params(model, SIZE)
+  outputs = features.block_outputs(model, params, IMAGES, (0, -1), norm=True)
+  assert outputs[0].shape == (2, 12, 16)
+  np.testing.assert_allclose(outputs[-1], features.last_tokens(model, params, IMAGES), atol=1e-5)
