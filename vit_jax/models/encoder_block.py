@@ -78,7 +78,7 @@ class MlpBlock(nn.Module):
 
 
 def _einsum_attention(
-  query: Array, key: Array, value: Array, bias: Array | None, drop: DropWeights
+  query: Array, key: Array, value: Array, drop: DropWeights, bias: Array | None = None
 ) -> Array:
   """Softmax in float32; heads before tokens, which is the faster order on a CPU."""
   query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # (B, K, N, D/K)
@@ -89,14 +89,14 @@ def _einsum_attention(
 
 
 def _xla_attention(
-  query: Array, key: Array, value: Array, bias: Array | None, drop: DropWeights
+  query: Array, key: Array, value: Array, drop: DropWeights, bias: Array | None = None
 ) -> Array:
   """The attention of jax.nn, which has no dropout."""
   del drop
   return jax.nn.dot_product_attention(query, key, value, bias, implementation='xla')
 
 
-# Query, key, value (B, N, K, D/K), addend of the logits (B, K, N, L) -> (B, N, K, D/K).
+# Query, key, value (B, N, K, D/K), dropout, addend of the logits (B, K, N, L) -> (B, N, K, D/K).
 ATTENTION = {'einsum': _einsum_attention, 'xla': _xla_attention}
 
 
@@ -127,8 +127,8 @@ class MultiHeadDotProductAttention(nn.Module):
       query,
       project(inputs, 'key'),
       project(inputs, 'value'),
-      None if table is None else relative_logits(query * query.shape[-1] ** -0.5, table),
       lambda weights: dropout(weights, self.dropout_rate, key),
+      None if table is None else relative_logits(query * query.shape[-1] ** -0.5, table),
     )
     return nn.DenseGeneral(width, axis=(-2, -1), name='out', **xavier)(x)
 
