@@ -30,6 +30,7 @@ Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g']
 ResNet = Literal[
   'R50x1', 'R50x2', 'R50x3', 'R101x1', 'R101x3', 'R152x1', 'R152x2', 'R152x4', 'R200x3'
 ]
+Mixer = Literal['Mixer-S', 'Mixer-B', 'Mixer-L', 'Mixer-H']
 Loss = Literal['softmax', 'sigmoid']
 PositionResize = Literal['corners', 'half_pixel']
 OnBadExample = Literal['error', 'skip']
@@ -55,11 +56,16 @@ def height_width(size: int | Sequence[int]) -> tuple[int, int]:
 class ModelConfig(Section, path='model'):
   """The architecture, and how it is executed."""
 
-  variant: Literal[Transformer, ResNet] = field('B', 'size: a row of vit_jax/models/variants.py')
+  variant: Literal[Transformer, ResNet, Mixer] = field(
+    'B', 'size: a row of vit_jax/models/variants.py'
+  )
   patch_size: int = field(16, 'side of a patch in pixels', POSITIVE)
   width: int = field(0, "embedding dimension; 0: the variant's", NOT_NEGATIVE)
   depth: int = field(0, "blocks; 0: the variant's", NOT_NEGATIVE)
   mlp_dim: int = field(0, "hidden dimension of the MLPs; 0: the variant's", NOT_NEGATIVE)
+  token_mlp_dim: int = field(
+    0, "a Mixer's: hidden dimension of its token-mixing MLPs; 0: the variant's", NOT_NEGATIVE
+  )
   num_heads: int = field(0, "attention heads; 0: the variant's", NOT_NEGATIVE)
   pool: Literal['token', 'gap', 'map'] = field(
     'token', 'class token, global average pooling or attention pooling'

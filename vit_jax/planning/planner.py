@@ -10,7 +10,7 @@ from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import flops
 from vit_jax.models.build import count_parameters
-from vit_jax.models.variants import VARIANTS
+from vit_jax.models.variants import RESNET_VARIANTS
 from vit_jax.models.vit import REMAT
 from vit_jax.planning.collectives import Collective
 from vit_jax.planning.compile import Memory, argument_bytes, compile_program
@@ -195,7 +195,7 @@ def fallback_configs(
   if not meshes:
     return
   remats = [{}]  # a ResNet has none
-  if config.model.variant in VARIANTS:
+  if config.model.variant not in RESNET_VARIANTS:
     names = list(REMAT)  # in ascending order of recomputation
     remats = [{'model.remat': name} for name in names[names.index(config.model.remat) :]]
   candidates = [meshes[0] | remat for remat in remats]

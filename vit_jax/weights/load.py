@@ -10,7 +10,8 @@ from etils import epath
 from vit_jax.data.imagenet import class_names_of_head
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.models.from_tensors import model_from_tensors
+from vit_jax.models.from_tensors import TOKEN_MIXING, model_from_tensors
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
 from vit_jax.weights.layouts import families, hugging_face, pytorch, released, timm, timm_config
@@ -29,7 +30,7 @@ class SourceWeights:
   ignored: tuple[str, ...]  # names in the file that are not parameters of the model
   notes: tuple[str, ...]  # how tensors were changed
   model: build.Model
-  grid: tuple[int, int] | None  # (rows, columns) of the position embeddings; None for a ResNet
+  grid: tuple[int, int] | None  # (rows, columns) of the patches; None for a ResNet
   image_size: tuple[int, int]  # (height, width) in pixels
   metadata: ModelMetadata
 
@@ -96,8 +97,11 @@ def open_weights(
     ):
       tensors[POSITIONS] = _prepend_zeros(tensors[POSITIONS])
       notes += ('the class token had no position embedding and was given zeros',)
-    shape = tensors[POSITIONS].shape
-    size, grid = _position_grid(shape, model, metadata.image_size, image_size, name)
+    patches = _num_positions(tensors[POSITIONS].shape, model, name)
+    size, grid = _patch_grid(patches, model, metadata.image_size, image_size, name)
+  elif isinstance(model, MlpMixer):
+    patches = tensors[TOKEN_MIXING].shape[0]
+    size, grid = _patch_grid(patches, model, metadata.image_size, image_size, name)
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
@@ -175,7 +179,7 @@ def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
     raise UserError(f'{file.path} holds {family}, which vit_jax does not support.')
   names = ', '.join(sorted(file.tensors)[:3])
   raise UserError(
-    f'{file.path} is not a Vision Transformer or BiT in a supported layout'
+    f'{file.path} is not a Vision Transformer, MLP-Mixer or BiT in a supported layout'
     + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
   )
 
@@ -204,17 +208,21 @@ def _prepend_zeros(positions: Tensor) -> Tensor:
   )
 
 
-def _position_grid(
-  shape: tuple[int, ...],
-  model: VisionTransformer,
+def _num_positions(shape: tuple[int, ...], model: VisionTransformer, name: str) -> int:
+  """The number of patches that have a position embedding."""
+  if len(shape) != 3 or shape[0] != 1:
+    raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
+  return shape[1] - (model.pool == 'token')
+
+
+def _patch_grid(
+  patches: int,
+  model: VisionTransformer | MlpMixer,
   stored_size: tuple[int, int] | None,
   requested_size: tuple[int, int] | None,
   name: str,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-  """(image size, (rows, columns)) of position embeddings of that shape."""
-  if len(shape) != 3 or shape[0] != 1:
-    raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
-  patches = shape[1] - (model.pool == 'token')
+  """(image size, (rows, columns)) of that many patches."""
   side = math.isqrt(max(patches, 0))
   is_square = side * side == patches  # as in all published models
   for size in (stored_size, None if is_square else requested_size):
@@ -226,4 +234,5 @@ def _position_grid(
   mismatch = 'is not a square; pass the image size that they were trained at'
   if stored_size is not None:
     mismatch = f'does not match its image_size {stored_size}'
-  raise UserError(f'{name} has position embeddings for {patches} patches, which {mismatch}.')
+  has = 'position embeddings' if isinstance(model, VisionTransformer) else 'token-mixing MLPs'
+  raise UserError(f'{name} has {has} for {patches} patches, which {mismatch}.')

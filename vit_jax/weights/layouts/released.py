@@ -28,7 +28,7 @@ _TO_LINEN = {
 }
 _FROM_LINEN = {linen: released for released, linen in _TO_LINEN.items()}
 # Where a checkpoint of a whole training state keeps the parameters of the image model.
-_PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/')
+_PREFIXES = ('', 'params/', 'opt/target/', 'img/', 'params/img/', 'opt/target/img/')
 _STACK = 'Transformer/encoderblock/'
 _MAP_HEAD = ('probe', 'MlpBlock_0/', f'{ATTENTION}/', 'LayerNorm_0/')
 _GROUP_NORM = re.compile(r'(^|/)(gn\d|gn_root|gn_proj|norm-pre-head)/(scale|bias)$')
@@ -69,6 +69,8 @@ def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
   for prefix in _PREFIXES:
     if f'{prefix}resnet/root_block/standardized_conv2d/kernel' in names:
       return 'BiT', [prefix]
+    if f'{prefix}stem/kernel' in names:  # MLP-Mixer
+      return 'released', [prefix]
     if f'{prefix}root_block/conv_root/kernel' in names:
       return 'big_vision', [prefix]
     if f'{prefix}embedding/kernel' in names:
