@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 
 import vit_jax
-from tests.helpers import GOLDEN, assert_close, assert_same_tree, jit, make_program, random_params
+from tests.helpers import (
+  GOLDEN,
+  assert_close,
+  assert_same_tree,
+  jit,
+  make_program,
+  random_params,
+  train_on_noise,
+)
 from tests.torch_models import images_of, import_or_skip, logits_of, randomize
 from vit_jax.config import Config, ModelConfig, replace_fields
-from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
@@ -164,33 +171,17 @@ def test_rematerialization_changes_no_gradient(remat):
   assert_close(gradient(remat), gradient('none'), rtol=1e-4, atol=1e-5)
 
 
-def losses(mesh: dict[str, int]) -> list[float]:
-  config = replace_fields(Config(), {**CONFIG, **mesh})
-  devices = jax.devices()[: config.mesh.data * config.mesh.fsdp * config.mesh.tensor]
-  program = make_program(config, 5, devices)
-  step = program.lower().compile({'xla_backend_optimization_level': 0})
-  state, rng, curve = program.init(None), np.random.default_rng(0), []
-  if config.mesh.tensor > 1:
-    kernel = state.params['MixerBlock_0']['token_mixing']['Dense_0']['kernel']
-    assert kernel.sharding.spec[-1] == 'tensor'
-    kernel = state.params['MixerBlock_0']['channel_mixing']['Dense_1']['kernel']
-    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
-  for _ in range(config.total_steps):
-    images = rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
-    batch = {'image': images, 'label': rng.integers(0, 5, 16, dtype=np.int32)}
-    batch = jax.device_put(batch, sharding.batch_sharding(program.mesh))
-    state, metrics = step(state, batch, program.random_key())
-    curve.append(float(metrics['train/loss']))
-  return curve
-
-
 @pytest.mark.skipif(jax.device_count() < 8, reason='written for eight devices')
 def test_the_same_curve_on_a_mesh():
-  one = losses({'mesh.data': 1})
+  one, _ = train_on_noise({**CONFIG, 'mesh.data': 1})
+  mesh = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
+  several, state = train_on_noise({**CONFIG, **mesh})
   assert one[0] != one[-1]
-  np.testing.assert_allclose(
-    losses({'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}), one, rtol=1e-5
-  )
+  np.testing.assert_allclose(several, one, rtol=1e-5)
+  block = state.params['MixerBlock_0']
+  assert block['token_mixing']['Dense_0']['kernel'].sharding.spec[-1] == 'tensor'
+  kernel = block['channel_mixing']['Dense_1']['kernel']
+  assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 
 
 def test_the_tensor_axis_divides_the_hidden_units():
@@ -201,19 +192,19 @@ def test_the_tensor_axis_divides_the_hidden_units():
 
 def test_a_model_of_timm_and_back(tmp_path):
   timm = import_or_skip('timm')
-  fields = dict(img_size=32, patch_size=8, embed_dim=48, num_blocks=2, num_classes=5)
-  module = randomize(timm.create_model('mixer_s16_224', **fields))
-  safetensors = import_or_skip('safetensors.torch')
-  safetensors.save_file(module.state_dict(), tmp_path / 'x.safetensors')
+  torch_files = import_or_skip('safetensors.torch')
+  layers = timm.layers
+  sizes = dict(img_size=32, patch_size=8, embed_dim=48, num_blocks=2, num_classes=5)
+  module = randomize(timm.models.mlp_mixer.MlpMixer(**sizes))
+  torch_files.save_file(module.state_dict(), tmp_path / 'x.safetensors')
   images = images_of((32, 32))
   mixer = vit_jax.load(tmp_path / 'x.safetensors')
   np.testing.assert_allclose(mixer(images), logits_of(module, images), atol=2e-5)
   mixer.save(tmp_path / 'y.safetensors')
-  again = timm.create_model(
-    'mixer_s16_224', **fields, checkpoint_path=str(tmp_path / 'y.safetensors')
-  ).eval()
+  again = timm.models.mlp_mixer.MlpMixer(**sizes).eval()
+  again.load_state_dict(torch_files.load_file(tmp_path / 'y.safetensors'))
   np.testing.assert_array_equal(logits_of(again, images), logits_of(module, images))
-  gated = timm.create_model('gmixer_12_224', **fields)
-  safetensors.save_file(gated.state_dict(), tmp_path / 'z.safetensors')
+  gated = timm.models.mlp_mixer.MlpMixer(**sizes, mlp_layer=layers.GluMlp, mlp_ratio=(1.0, 4.0))
+  torch_files.save_file(gated.state_dict(), tmp_path / 'z.safetensors')
   with pytest.raises(UserError, match='an MLP-Mixer with a gated MLP'):
     vit_jax.load(tmp_path / 'z.safetensors')

@@ -366,11 +366,32 @@ class StepConfig(Section):
   )
   cutmix_alpha: float = field(0.0, 'Beta parameter of CutMix; 0: off', NOT_NEGATIVE)
   ema_decay: float = field(0.0, 'decay of the parameter average that is evaluated; 0: off', RATE)
+  sam_rho: float = field(
+    0.0,
+    'radius of the perturbation of SAM (arXiv 2010.01412), two gradients a step; 0: off',
+    NOT_NEGATIVE,
+  )
+  sam_rho_min: float = field(
+    0.0, 'radius at the lowest learning rate, which it follows; 0: always sam_rho', NOT_NEGATIVE
+  )
+  gsam_alpha: float = field(
+    0.0, 'weight of the surrogate gap of GSAM (arXiv 2203.08065); 0: SAM', NOT_NEGATIVE
+  )
 
   def __post_init__(self):
     super().__post_init__()
     if self.batch_size % self.accumulation_steps:
       self.refuse('batch_size', f'accumulation_steps={self.accumulation_steps} must divide it')
+    for name in ('sam_rho_min', 'gsam_alpha'):
+      if getattr(self, name) and not self.sam_rho:
+        self.refuse(name, 'sam_rho is 0 (off)')
+    if self.sam_rho_min > self.sam_rho:
+      self.refuse('sam_rho_min', f'it must be at most sam_rho={self.sam_rho}')
+
+  @property
+  def gradients_per_step(self) -> int:
+    """Forward and backward passes over the batch of a step: 2 with SAM, else 1."""
+    return 2 if self.sam_rho else 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.sharpness import make_rho
 from vit_jax.training.step import init_state, make_train_step
 
 
@@ -107,7 +108,7 @@ def build_program(
     abstract_state=sharding.with_shardings(abstract, shardings),
     init=jax.jit(init, out_shardings=shardings, donate_argnums=0),
     train_step=jax.jit(
-      make_train_step(model, optimizer, schedule, step),
+      make_train_step(model, optimizer, schedule, step, make_rho(step, schedule_config, schedule)),
       in_shardings=(shardings, batch_sharding, replicated),
       out_shardings=(shardings, replicated),
       donate_argnums=0,
