@@ -7,9 +7,9 @@
 The argument is one of MODELS; the last command is SAM with a constant radius. Values of
 google-research/big_vision (configs/proj/gsam/vit_i1k_gsam_no_aug.py): crop and flip only, 300
 epochs of 99 % of the data, batch 4096, Adam, 10,000 warmup steps, the learning rate linearly from
-0.003 to a hundredth of it, weight decay 0.3 times the learning rate (the paper's, as a comment there
-says), radius 0.6 to 0.1, alpha 0.6, sigmoid loss, average pooling. They are those of ViT-B/32; for
-other models none are published there.
+0.003 to a hundredth of it, weight decay 0.3 times the learning rate (the paper's, as a comment
+there says), radius 0.6 to 0.1, alpha 0.6, sigmoid loss, average pooling. They are those of
+ViT-B/32; for other models none are published there.
 
 No accuracy is published beside that file. Its perturbation is that of each device's part of the
 batch, the one here that of the whole batch, so that results need not agree (training/sharpness.py).

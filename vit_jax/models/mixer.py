@@ -95,7 +95,7 @@ class MlpMixer(nn.Module):
     patch, policy = (self.patch_size, self.patch_size), REMAT[self.remat]
     dtype: Any = self.numerics.dtype
     x = nn.Conv(self.width, patch, patch, padding='VALID', dtype=dtype, name='stem')(images)
-    x = self.constrain(x.reshape(x.shape[0], -1, self.width))  # (B, N, D)
+    x = self.constrain(x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width))
     is_random = self.stochastic_depth_rate and not deterministic
     keys = jax.random.split(self.make_rng('dropout'), self.depth) if is_random else None
     block = MixerBlock if policy is None else nn.remat(MixerBlock, policy=policy)

@@ -90,6 +90,9 @@ def open_weights(
     metadata = dataclasses.replace(metadata, labels=list(names))
     if translator is not released:
       notes += ("the file names no classes: ImageNet's, by their number; pass labels= for others",)
+  if prefix.endswith(released.IMAGE_TOWER) and ignored:
+    metadata, note = _describe_image_tower(metadata, model.num_classes)
+    notes = (*notes, note)
   grid, size = None, metadata.image_size or image_size
   if POSITIONS in tensors and isinstance(model, VisionTransformer):
     if layout in ('timm', 'big_vision') and _lacks_class_position(
@@ -106,6 +109,16 @@ def open_weights(
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
   )
+
+
+def _describe_image_tower(metadata: ModelMetadata, num_outputs: int) -> tuple[ModelMetadata, str]:
+  """Names the outputs of LiT's image tower, which are no classes; also returns a note on it."""
+  note = 'the image tower was taken; the text tower is left out, which vit_jax does not support'
+  if not num_outputs:
+    return metadata, note
+  labels = metadata.labels or [f'embedding {i}' for i in range(num_outputs)]
+  note += '; the head gives the embedding before its L2 normalization, not classes'
+  return dataclasses.replace(metadata, labels=labels), note
 
 
 def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
