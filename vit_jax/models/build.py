@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models.mixer import MlpMixer
+from vit_jax.models.mixer import MlpMixer, mixer_from_config
 from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
 from vit_jax.models.variants import MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
@@ -27,7 +27,7 @@ MAX_CLASSES = 2**20
 _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
-    'resnet_blocks'
+    'resnet_blocks position_embedding position_entry axial'
   ).split(),
   BiTResNet: ('width', 'blocks', 'num_classes'),
   MlpMixer: 'patch_size width depth token_mlp_dim mlp_dim num_classes'.split(),
@@ -82,7 +82,7 @@ def model_from_config(
   if config.variant in RESNET_VARIANTS:
     return _resnet_from_config(config, num_classes, constrain, dtype)
   if config.variant in MIXER_VARIANTS:
-    return _mixer_from_config(config, num_classes, constrain, dtype)
+    return mixer_from_config(config, num_classes, constrain, dtype)
   if config.token_mlp_dim:
     raise UserError(
       f'token_mlp_dim={config.token_mlp_dim} is for a Mixer, which {config.variant} is not; set it '
@@ -104,6 +104,9 @@ def model_from_config(
     head_bias_init=config.head_bias_init,
     resnet_width=config.resnet_width,
     resnet_blocks=config.resnet_blocks,
+    position_embedding=config.position_embedding,
+    position_entry=config.position_entry,
+    axial=config.axial,
     numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
     attention=config.attention,
     remat=config.remat,
@@ -117,8 +120,9 @@ def model_from_config(
 def _resnet_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> BiTResNet:
-  for name, default in (('remat', 'none'), ('scan_blocks', False)):
-    if (value := getattr(config, name)) != default:
+  defaults = ModelConfig()
+  for name in ('remat', 'scan_blocks', 'position_embedding', 'position_entry', 'axial'):
+    if (value := getattr(config, name)) != (default := getattr(defaults, name)):
       raise UserError(
         f'{name}={value} is for encoder blocks, which a ResNet does not have; set it to {default}.'
       )
@@ -129,42 +133,6 @@ def _resnet_from_config(
     num_classes=num_classes,
     head_bias_init=config.head_bias_init,
     dtype=dtype,
-    constrain=constrain,
-  )
-
-
-# Fields of a Transformer's config that a Mixer does not have.
-_NOT_OF_A_MIXER = (
-  'num_heads pre_logits dropout_rate attention_dropout_rate resnet_width resnet_blocks scan_blocks '
-  'attention'
-).split()
-
-
-def _mixer_from_config(
-  config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
-) -> MlpMixer:
-  values = {name: getattr(config, name) for name in _NOT_OF_A_MIXER}
-  unused = [name for name, value in values.items() if value != getattr(ModelConfig(), name)]
-  if config.pool == 'map':  # it has average pooling only, which a config need not say
-    unused.append('pool')
-  if unused:
-    name = unused[0]
-    raise UserError(
-      f'model.{name}={getattr(config, name)} is not for an MLP-Mixer; set it to '
-      f'{getattr(ModelConfig(), name)}.'
-    )
-  variant = MIXER_VARIANTS[config.variant]
-  return MlpMixer(
-    patch_size=config.patch_size,
-    width=config.width or variant.width,
-    depth=config.depth or variant.depth,
-    token_mlp_dim=config.token_mlp_dim or variant.token_mlp_dim,
-    mlp_dim=config.mlp_dim or variant.mlp_dim,
-    num_classes=num_classes,
-    stochastic_depth_rate=config.stochastic_depth_rate,
-    head_bias_init=config.head_bias_init,
-    numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
-    remat=config.remat,
     constrain=constrain,
   )
 
@@ -181,11 +149,34 @@ def _check_sizes(model: VisionTransformer) -> None:
       f'attention={model.attention} has no dropout; set attention_dropout_rate to 0, or attention '
       'to einsum.'
     )
+  _check_positions(model)
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:
     raise UserError(
       f'patch_size is {model.patch_size}; with {len(model.resnet_blocks)} resnet_blocks it must be '
       f'a multiple of {stride} pixels.'
+    )
+
+
+def _check_positions(model: VisionTransformer) -> None:
+  kind, entry = model.position_embedding, model.position_entry
+  if kind == '2d' and model.width % 2:
+    raise UserError(f'width={model.width} is odd; position_embedding=2d needs an even one.')
+  if kind == 'none' and entry != 'stem':
+    raise UserError(
+      f'position_entry={entry} needs positions, but position_embedding is none; set it to stem.'
+    )
+  if kind == 'relative' and entry == 'layers':
+    raise UserError(
+      'position_entry=layers adds embeddings to the input of blocks, but position_embedding is '
+      'relative, which is in their attention; set it to stem or layers_shared.'
+    )
+  if model.axial and model.pool == 'token':
+    raise UserError('axial=True needs pool gap or map: a class token has no row and no column.')
+  if model.axial and kind == 'relative' and entry == 'layers_shared':
+    raise UserError(
+      'axial=True has relative positions of rows and of columns in each block, not shared ones; '
+      'set position_entry to stem.'
     )
 
 

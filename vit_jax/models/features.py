@@ -7,9 +7,11 @@ from typing import Any, cast
 
 import jax
 
+from vit_jax.models.attention.axial_block import AxialBlock
 from vit_jax.models.build import Model
+from vit_jax.models.encoder_block import EncoderBlock
 from vit_jax.models.mixer import MixerBlock, MlpMixer
-from vit_jax.models.vit import EncoderBlock, VisionTransformer
+from vit_jax.models.vit import VisionTransformer
 
 TokenModel = VisionTransformer | MlpMixer
 
@@ -67,7 +69,7 @@ def _outputs(model: TokenModel, params: Any, images: jax.Array) -> dict[str, jax
     {'params': params},
     images,
     capture_intermediates=lambda module, _: (
-      isinstance(module, (EncoderBlock, MixerBlock)) or module.name == norm
+      isinstance(module, (EncoderBlock, AxialBlock, MixerBlock)) or module.name == norm
     ),
     mutable=['intermediates'],
   )

@@ -13,9 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
+from vit_jax.models.encoder_block import Numerics, dropout
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import identity
-from vit_jax.models.vit import REMAT, Numerics, dropout
+from vit_jax.models.variants import MIXER_VARIANTS
+from vit_jax.models.vit import REMAT
 
 Array = jax.Array
 
@@ -106,3 +110,44 @@ class MlpMixer(nn.Module):
       x = self.constrain(block(*fields, name=f'MixerBlock_{i}')(x, relative_depth, key))
     x = self.numerics.layer_norm('pre_head_layer_norm')(x)
     return classify(x.mean(axis=1, dtype=jnp.float32), self.num_classes, self.head_bias_init)
+
+
+# Fields of a Transformer's config that a Mixer does not have.
+_NOT_OF_A_MIXER = (
+  'num_heads pre_logits dropout_rate attention_dropout_rate resnet_width resnet_blocks scan_blocks '
+  'attention position_embedding position_entry axial'
+).split()
+
+
+def mixer_from_config(
+  config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
+) -> MlpMixer:
+  """Builds the variant that the config names; see `model_from_config`.
+
+  Raises:
+    UserError: for options that a Mixer does not have.
+  """
+  values = {name: getattr(config, name) for name in _NOT_OF_A_MIXER}
+  unused = [name for name, value in values.items() if value != getattr(ModelConfig(), name)]
+  if config.pool == 'map':  # it has average pooling only, which a config need not say
+    unused.append('pool')
+  if unused:
+    name = unused[0]
+    raise UserError(
+      f'model.{name}={getattr(config, name)} is not for an MLP-Mixer; set it to '
+      f'{getattr(ModelConfig(), name)}.'
+    )
+  variant = MIXER_VARIANTS[config.variant]
+  return MlpMixer(
+    patch_size=config.patch_size,
+    width=config.width or variant.width,
+    depth=config.depth or variant.depth,
+    token_mlp_dim=config.token_mlp_dim or variant.token_mlp_dim,
+    mlp_dim=config.mlp_dim or variant.mlp_dim,
+    num_classes=num_classes,
+    stochastic_depth_rate=config.stochastic_depth_rate,
+    head_bias_init=config.head_bias_init,
+    numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
+    remat=config.remat,
+    constrain=constrain,
+  )

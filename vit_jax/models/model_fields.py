@@ -50,5 +50,8 @@ def model_fields(model: Model) -> dict[str, Any]:
     'pool': model.pool,
     'resnet_width': model.resnet_width,
     'resnet_blocks': tuple(model.resnet_blocks),
+    'position_embedding': model.position_embedding,
+    'position_entry': model.position_entry,
+    'axial': model.axial,
     **numerics,
   }

@@ -159,6 +159,8 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
         f'blocks.{i}.{n}': f'MixerBlock_{i}/{module}' for n, module in _MIXER_BLOCK.items()
       }
     return pytorch.from_linen(params, {}, layers)
+  if feature := pytorch.unsupported_encoder(params):
+    raise UserError(f'The model has {feature}, which timm does not support; write an .npz.')
   stages = [name for name in params if name.startswith('block')]
   units = [f'{stage}/{unit}' for stage in stages for unit in params[stage]]
   is_bit = 'root_block' in params
