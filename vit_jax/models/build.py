@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.models.mixer import MlpMixer, mixer_from_config
 from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
-from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
+from vit_jax.models.variants import MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
 
-Model = VisionTransformer | BiTResNet
+Model = VisionTransformer | BiTResNet | MlpMixer
 
 GELUS = ('tanh', 'exact')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # of matrix products
@@ -29,6 +30,7 @@ _ARCHITECTURE = {
     'resnet_blocks position_embedding position_entry axial'
   ).split(),
   BiTResNet: ('width', 'blocks', 'num_classes'),
+  MlpMixer: 'patch_size width depth token_mlp_dim mlp_dim num_classes'.split(),
 }
 
 
@@ -79,6 +81,13 @@ def model_from_config(
   dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
     return _resnet_from_config(config, num_classes, constrain, dtype)
+  if config.variant in MIXER_VARIANTS:
+    return mixer_from_config(config, num_classes, constrain, dtype)
+  if config.token_mlp_dim:
+    raise UserError(
+      f'token_mlp_dim={config.token_mlp_dim} is for a Mixer, which {config.variant} is not; set it '
+      'to 0.'
+    )
   variant = VARIANTS[config.variant]
   model = VisionTransformer(
     patch_size=config.patch_size,
@@ -173,7 +182,7 @@ def _check_positions(model: VisionTransformer) -> None:
 
 def input_kernel(names: Container[str]) -> str:
   """Returns the name of the kernel that is applied to the pixels, (H, W, channels, features)."""
-  kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel')
+  kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel', 'stem/kernel')
   return next(name for name in kernels if name in names)
 
 
@@ -213,13 +222,16 @@ def abstract_params(model: Model, image_size: tuple[int, int], channels: int = 3
 
 @functools.lru_cache(maxsize=64)
 def _abstract_params(model: Model, image_size: tuple[int, int], channels: int) -> Any:
-  """Traces only one block of a Transformer, because all of them have the same parameters."""
+  """Traces only one of the blocks that all have the same parameters."""
   images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
-  traced = model.clone(depth=1) if isinstance(model, VisionTransformer) else model
+  traced = model if isinstance(model, BiTResNet) else model.clone(depth=1)
   params = jax.eval_shape(traced.init, jax.random.key(0), images)['params']
   if isinstance(model, VisionTransformer):
     block = params['Transformer'].pop('encoderblock_0')
     params['Transformer'] |= {f'encoderblock_{i}': block for i in range(model.depth)}
+  elif isinstance(model, MlpMixer):
+    block = params.pop('MixerBlock_0')
+    params |= {f'MixerBlock_{i}': block for i in range(model.depth)}
   return params
 
 

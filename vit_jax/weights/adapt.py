@@ -15,6 +15,7 @@ from vit_jax.config.schema import PositionResize
 from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.text import plural, printable
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts.released import flatten, unflatten
@@ -177,7 +178,8 @@ def adapt_weights(
     position_resize: the method of `resize_position_embedding`.
 
   Raises:
-    UserError: naming the first tensors that differ, or for a size that the patches do not tile.
+    UserError: naming the first tensors that differ, or for a size that the patches do not tile, or
+      that a Mixer was not trained at.
   """
   methods = choices(PositionResize)
   if position_resize not in methods:
@@ -201,6 +203,12 @@ def adapt_weights(
     tensors[kernel] = old.map(shape, lambda x: adapt_channels(_float32(x), channels))
     resized[kernel] = f'{kernel} {old.shape} -> {shape}, for {channels} channels'
   old_grid, new_grid = weights.grid, build.patch_grid(image_size, model)
+  if isinstance(model, MlpMixer) and old_grid != new_grid:
+    old_size, new_size = ('x'.join(map(str, size)) for size in (weights.image_size, image_size))
+    raise UserError(
+      f'{weights.name} is an MLP-Mixer, whose token-mixing MLPs fit images of {old_size} pixels '
+      f'only; it cannot be loaded for {new_size}.'
+    )
   if old_grid and new_grid and old_grid != new_grid:
     old_params = flatten(build.abstract_params(model, weights.image_size, channels))
     for name in filter(is_position_table, tensors):

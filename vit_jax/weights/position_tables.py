@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 
 Grid = tuple[int, int]  # (rows, columns) of patches
@@ -58,7 +59,8 @@ def trained_grid(
   if not counts:
     return stored_size or requested_size, None
   if (2, 2) in counts:
-    return _grid_of(counts[2, 2], model, stored_size, requested_size, source)
+    beginning = f'{source} has position embeddings'
+    return grid_of_patches(counts[2, 2], model, stored_size, requested_size, beginning)
   if len(counts) == 1:
     raise UserError(f'{source} has position embeddings for only one side of its grid of patches.')
   rows, columns = counts[2, 1], counts[1, 2]
@@ -82,14 +84,23 @@ def _count(name: str, shape: tuple[int, ...], model: VisionTransformer, source: 
   return shape[1] - (model.pool == 'token' and name.endswith('/pos_embedding'))
 
 
-def _grid_of(
+def grid_of_patches(
   patches: int,
-  model: VisionTransformer,
+  model: VisionTransformer | MlpMixer,
   stored_size: tuple[int, int] | None,
   requested_size: tuple[int, int] | None,
-  name: str,
+  beginning: str,
 ) -> tuple[tuple[int, int], Grid]:
-  """(image size, (rows, columns)) of that many patches."""
+  """The (image size, grid) of that many patches.
+
+  Args:
+    patches: that a file has parameters for.
+    model, stored_size, requested_size: as in `trained_grid`.
+    beginning: of the error message, '<source> has <parameters>'.
+
+  Raises:
+    UserError: for a number that is no grid, or another one than that of `stored_size`.
+  """
   side = math.isqrt(max(patches, 0))
   is_square = side * side == patches  # as in all published models
   for size in (stored_size, None if is_square else requested_size):
@@ -101,7 +112,7 @@ def _grid_of(
   mismatch = 'is not a square; pass the image size that they were trained at'
   if stored_size is not None:
     mismatch = f'does not match its image_size {stored_size}'
-  raise UserError(f'{name} has position embeddings for {patches} patches, which {mismatch}.')
+  raise UserError(f'{beginning} for {patches} patches, which {mismatch}.')
 
 
 def _interpolation(old: int, new: int, method: str) -> np.ndarray:

@@ -147,6 +147,8 @@ def unsupported_feature(params: Any) -> str | None:
   """What keeps a model from being a `ViTForImageClassification`: 'a ResNet', …, or None."""
   if {'conv_root', 'root_block'} & params.keys():
     return 'a ResNet'
+  if 'stem' in params:
+    return 'token-mixing MLPs'
   if 'cls' not in params:
     return 'no class token'
   if 'pre_logits' in params:

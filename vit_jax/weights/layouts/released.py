@@ -1,7 +1,8 @@
 """The layouts of Google's JAX code, and the names of parameters in memory.
 
 Reads google-research/vision_transformer (whose older linen numbered modules differently),
-big_vision (position embeddings outside `posembed_input`, stacked blocks) and BiT (`resnet/…`).
+big_vision (position embeddings outside `posembed_input`, stacked blocks), BiT (`resnet/…`), and the
+image tower of LiT (`img/…`).
 Writes the first, and the last for a BiT ResNet. In memory parameters have the names that current
 linen gives them.
 """
@@ -28,8 +29,10 @@ _TO_LINEN = {
   'MlpBlock_3': 'MlpBlock_0',
 }
 _FROM_LINEN = {linen: released for released, linen in _TO_LINEN.items()}
-# Where a checkpoint of a whole training state keeps the parameters of the image model.
-_PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/')
+IMAGE_TOWER = 'img/'  # of LiT (arXiv 2111.07991), beside the text tower txt/
+# Where a checkpoint keeps the parameters of the image model, among those of a training state.
+_STATES = ('', 'params/', 'opt/target/')
+_PREFIXES = (*_STATES, *(f'{state}{IMAGE_TOWER}' for state in _STATES))
 _STACK = 'Transformer/encoderblock/'
 _MAP_HEAD = ('probe', 'MlpBlock_0/', f'{ATTENTION}/', 'LayerNorm_0/')
 _GROUP_NORM = re.compile(r'(^|/)(gn\d|gn_root|gn_proj|norm-pre-head)/(scale|bias)$')
@@ -70,6 +73,8 @@ def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
   for prefix in _PREFIXES:
     if f'{prefix}resnet/root_block/standardized_conv2d/kernel' in names:
       return 'BiT', [prefix]
+    if f'{prefix}stem/kernel' in names:  # MLP-Mixer
+      return 'released', [prefix]
     if f'{prefix}root_block/conv_root/kernel' in names:
       return 'big_vision', [prefix]
     if f'{prefix}embedding/kernel' in names:
