@@ -1,0 +1,146 @@
+"""The results of the scaling experiment as scaling.csv, scaling.json and scaling.md."""
+
+import csv
+import io
+import json
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vit_jax.errors import UserError
+from vit_jax.experiments.curve_comparison import compare_curves
+from vit_jax.experiments.scaling_figure import draw
+from vit_jax.experiments.scaling_grid import Cell, Experiment, Facts
+from vit_jax.files import write_text
+from vit_jax.sweeps.point_runs import read_outcome, seconds_of
+
+METRICS = {'accuracy': 'Accuracy', 'accuracy_10shot': '10-shot accuracy'}  # columns, titles
+_SHOTS = 'fewshot/accuracy_10shot'
+
+Row = dict[str, Any]
+
+
+def read_rows(experiment: Experiment, facts: Mapping[Cell, Facts]) -> list[Row]:
+  """A row for each run, finished or not: shares in [0, 1], None for what is unknown."""
+  rows = []
+  for cell in experiment.cells:
+    run, known = experiment.run(cell), facts[cell]
+    outcome = read_outcome(run)
+    rows.append(
+      {
+        'model': cell.model,
+        'fraction': cell.fraction,
+        'examples': known.examples,
+        'augmentation': 'strong' if cell.strong else 'crop and flip',
+        'seed': cell.seed,
+        'status': outcome.status,
+        'accuracy': outcome.metrics.get('accuracy'),
+        'loss': outcome.metrics.get('loss'),
+        'accuracy_10shot': outcome.evals.get(_SHOTS),
+        'parameters': known.parameters,
+        'forward_mflops': round(known.forward_flops / 1e6, 3),
+        'training_flops': known.training_flops,
+        'seconds': seconds_of(run),
+        'command': shlex.join(experiment.command(cell)),
+      }
+    )
+  return rows
+
+
+def curves(
+  rows: Sequence[Row], metric: str, augmentation: str
+) -> dict[str, dict[int, list[float]]]:
+  """{model: {examples: values of the seeds}} of the runs that are finished."""
+  result: dict[str, dict[int, list[float]]] = {}
+  for row in rows:
+    if row['augmentation'] == augmentation and row[metric] is not None:
+      result.setdefault(row['model'], {}).setdefault(row['examples'], []).append(row[metric])
+  return result
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+  """Which model leads where, and where curves cross: a sentence for each pair and metric."""
+  result = []
+  for metric, title in METRICS.items():
+    for augmentation in dict.fromkeys(row['augmentation'] for row in rows):
+      of_models = curves(rows, metric, augmentation)
+      result += [f'{title}, {augmentation}: {text}' for text in compare_curves(of_models)]
+  return result
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+  """A line for each run."""
+  file = io.StringIO()
+  writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  return file.getvalue()
+
+
+def _mean_and_deviation(values: Sequence[float] | None) -> str:
+  if not values:
+    return '–'
+  text = f'{100 * statistics.fmean(values):.1f}'
+  return f'{text} ± {100 * statistics.stdev(values):.1f}' if len(values) > 1 else text
+
+
+def _table(rows: Sequence[Row], metric: str) -> str:
+  sizes = sorted({row['examples'] for row in rows})
+  head = ['model', 'augmentation', 'parameters', 'MFLOPs', *(f'{size:,}' for size in sizes)]
+  lines = [head, ['---', '---', *['---:'] * (len(head) - 2)]]
+  first = {(row['model'], row['augmentation']): row for row in reversed(rows)}
+  for (model, augmentation), row in reversed(first.items()):
+    values = curves(rows, metric, augmentation).get(model, {})
+    cells = [_mean_and_deviation(values.get(size)) for size in sizes]
+    numbers = [f'{row["parameters"]:,}', f'{row["forward_mflops"]:.1f}']
+    lines.append([model, augmentation, *numbers, *cells])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+  """A table for each metric, and where curves cross."""
+  unfinished = sum(row['status'] != 'finished' for row in rows)
+  parts = ['# Accuracy by the number of training examples']
+  for metric, title in METRICS.items():
+    parts += [
+      f'{title} in percent, mean ± standard deviation over the seeds:',
+      _table(rows, metric),
+    ]
+  parts.append('MFLOPs: of the forward pass of an image.')
+  if lines := sentences(rows):
+    parts.append('\n'.join(f'- {line}' for line in lines))
+  if unfinished:
+    parts.append(f'{unfinished} of {len(rows)} runs are not finished.')
+  return '\n\n'.join(parts) + '\n'
+
+
+def write_report(experiment: Experiment, rows: Sequence[Row]) -> str:
+  """Writes all files; returns a note for the user, or ''.
+
+  Raises:
+    UserError: when they cannot be written.
+  """
+  folder = epath.Path(experiment.folder)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / 'scaling.csv', as_csv(rows))
+    write_text(folder / 'scaling.json', json.dumps(as_json(rows), indent=2) + '\n')
+    write_text(folder / 'scaling.md', as_markdown(rows))
+    series = {
+      title: {
+        augmentation: curves(rows, metric, augmentation)
+        for augmentation in dict.fromkeys(row['augmentation'] for row in rows)
+      }
+      for metric, title in METRICS.items()
+    }
+    return draw(series, folder / 'scaling.png')
+  except OSError as error:
+    raise UserError(f'{folder} cannot be written: {error.strerror or error}.') from None
+
+
+def as_json(rows: Sequence[Row]) -> dict[str, Any]:
+  """The rows, and the sentences on them."""
+  return {'runs': list(rows), 'comparison': sentences(rows)}
