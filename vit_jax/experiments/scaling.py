@@ -11,6 +11,7 @@ fields are set as for vit_jax.main: --config.field=value.
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -20,6 +21,8 @@ from vit_jax import command_line
 from vit_jax.errors import RunError
 from vit_jax.experiments import scaling_grid, scaling_report
 from vit_jax.experiments.scaling_grid import Cell, Experiment, Facts
+from vit_jax.experiments.scaling_report import Row
+from vit_jax.files import cache_folder
 from vit_jax.sweeps.parallel_runs import check_no_accelerator, run_in_parallel, share_cores
 from vit_jax.sweeps.point_runs import Outcome, Run, read_outcome
 from vit_jax.text import format_metric, plural
@@ -75,11 +78,15 @@ def _print_commands(experiment: Experiment) -> None:
       print(shlex.join(run.command))
 
 
-def _report(experiment: Experiment, facts: dict[Cell, Facts]) -> list[scaling_report.Row]:
+def _report(experiment: Experiment, facts: dict[Cell, Facts]) -> tuple[list[Row], str]:
   rows = scaling_report.read_rows(experiment, facts)
-  if note := scaling_report.write_report(experiment, rows):
-    _log(note)
-  return rows
+  return rows, scaling_report.write_report(experiment, rows)
+
+
+def _shared_compilation() -> dict[str, str]:
+  """Lets runs of the same model compile it once, unless the user has set JAX's cache."""
+  name = 'JAX_COMPILATION_CACHE_DIR'
+  return {} if name in os.environ else {name: str(cache_folder() / 'compiled')}
 
 
 def _run_all(experiment: Experiment, facts: dict[Cell, Facts], jobs: int) -> None:
@@ -105,23 +112,25 @@ def _run_all(experiment: Experiment, facts: dict[Cell, Facts], jobs: int) -> Non
   if remaining:
     _log(f'{plural(len(remaining), "run")}, {jobs} at a time; see {experiment.workdir}/RUN/log.txt')
     try:
-      run_in_parallel(remaining, jobs, on_end)
+      run_in_parallel(remaining, jobs, on_end, _shared_compilation())
     except KeyboardInterrupt:
       raise KeyboardInterrupt('rerun the same command to continue the experiment') from None
 
 
-def _check_all_finished(rows: Sequence[scaling_report.Row]) -> None:
+def _check_all_finished(rows: Sequence[Row]) -> None:
   failed = [row for row in rows if row['status'] in ('failed', 'unfinished')]
   if failed:
-    first = f'{failed[0]["model"]},{failed[0]["fraction"]},seed={failed[0]["seed"]}'
+    message = failed[0]['message'].rstrip('.') or failed[0]['status']
     raise RunError(
-      f'{plural(len(failed), "run")} of {len(rows)} failed, first {first}; its log.txt says why, '
-      'and rerunning the command tries again.'
+      f'{plural(len(failed), "run")} of {len(rows)} failed, first {failed[0]["run"]} ({message}); '
+      'rerun the command to try again.'
     )
 
 
 def main() -> None:
   args, overrides = _parser().parse_known_args()
+  command_line.check_range('--seeds', args.seeds, 1, 1000)
+  command_line.check_range('--strong', args.strong, 0, 1000)
   models, fractions = _names(args.models), _names(args.fractions)
   experiment = scaling_grid.plan(
     args.config, overrides, models, fractions, args.seeds, args.strong, args.workdir
@@ -135,7 +144,9 @@ def main() -> None:
   facts = scaling_grid.check(experiment)
   if not args.collect:
     _run_all(experiment, facts, args.jobs)
-  rows = _report(experiment, facts)
+  rows, note = _report(experiment, facts)
+  if note:
+    _log(note)
   text = (
     json.dumps(scaling_report.as_json(rows), indent=2)
     if args.json

@@ -131,6 +131,8 @@ def plan(
       that the experiment sets itself, or a workdir that is not local.
   """
   for name, values in (('--models', models), ('--fractions', fractions)):
+    if not values:
+      raise UserError(f'{name} is empty.')
     if twice := [value for value in values if values.count(value) > 1]:
       raise UserError(f'{name} has {twice[0]} twice.')
   for field in _SET_HERE:

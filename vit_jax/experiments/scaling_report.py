@@ -31,12 +31,14 @@ def read_rows(experiment: Experiment, facts: Mapping[Cell, Facts]) -> list[Row]:
     outcome = read_outcome(run)
     rows.append(
       {
+        'run': cell.name,
         'model': cell.model,
         'fraction': cell.fraction,
         'examples': known.examples,
         'augmentation': 'strong' if cell.strong else 'crop and flip',
         'seed': cell.seed,
         'status': outcome.status,
+        'message': outcome.message,
         'accuracy': outcome.metrics.get('accuracy'),
         'loss': outcome.metrics.get('loss'),
         'accuracy_10shot': outcome.evals.get(_SHOTS),
@@ -113,7 +115,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
   if lines := sentences(rows):
     parts.append('\n'.join(f'- {line}' for line in lines))
   if unfinished:
-    parts.append(f'{unfinished} of {len(rows)} runs are not finished.')
+    be = 'is' if unfinished == 1 else 'are'
+    parts.append(f'{unfinished} of {len(rows)} runs {be} not finished.')
   return '\n\n'.join(parts) + '\n'
 
 
