@@ -18,7 +18,7 @@ from vit_jax import command_line
 from vit_jax.config import load_config
 from vit_jax.config.runs import write_config
 from vit_jax.errors import UserError
-from vit_jax.experiments import scaling
+from vit_jax.experiments import scaling, scaling_grid
 from vit_jax.hardware import num_cores
 from vit_jax.prepare.file_lock import try_lock
 from vit_jax.sweeps import parallel_runs
@@ -133,8 +133,8 @@ def test_results_of_unfinished_experiments_are_gathered(tmp_path, command, finis
   command(*arguments, '--models=shallow', '--strong')
   code, out, _ = command(*arguments, '--strong', '--collect')
   assert code == 0
-  assert '| shallow | crop and flip | 3,' in out and '| 50.0 ± 0.0 |' in out
-  assert '| deep | strong |' in out and '| – |' in out
+  assert '| shallow | from scratch | 3,' in out and '| 50.0 ± 0.0 |' in out
+  assert '| deep | strong augmentation |' in out and '| – |' in out
   assert '3 of 6 runs are not finished.' in out
 
 
@@ -157,6 +157,21 @@ def test_every_run_has_its_command(tmp_path, command, monkeypatch):
   assert (python, m, module) == (sys.executable, '-m', 'vit_jax.main')
   config = load_config(source.removeprefix('--config='), overrides)
   assert (config.seed, config.mixup_alpha, config.model.depth) == (0, 0.5, 2)
+
+
+def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, finish, monkeypatch):
+  monkeypatch.setattr(scaling_grid, 'open_weights', lambda name: None)
+  finish(shallow=0.5, deep=0.5)
+  arguments = (*SMALL, '--init_from=runs/{model}/model', f'--workdir={tmp_path}')
+  code, out, _ = command(*arguments, '--print_commands')
+  command_of = {line.rpartition('/')[2].strip("'"): shlex.split(line) for line in out.splitlines()}
+  assert code == 0
+  assert '--config.init_from=runs/deep/model' in command_of['deep,50%,finetuned,seed=0']
+  assert not [flag for flag in command_of['deep,50%,seed=0'] if 'init_from' in flag]
+  code, out, _ = command(*arguments)
+  assert code == 0
+  assert '| deep | fine-tuned |' in out
+  assert 'shallow: from scratch and fine-tuned differ at no size' in out
 
 
 @pytest.mark.parametrize(
@@ -201,6 +216,8 @@ def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypat
     (('--config.data.train.split=test',), 'config.data.train.split is set for each run by'),
     (('--config.totalsteps=3',), "There is no config field 'totalsteps'"),
     (('--config.data.train.source=folder:/none',), '/none'),
+    (('--config.init_from=x',), 'config.init_from is set for each run by --init_from'),
+    (('--init_from=/none/{model}',), 'There is no model at /none/'),
     (('--workdir=gs://x/y',), 'an experiment needs a local or a mounted folder'),
     (('--modles=vit',), 'There is no flag --modles'),
   ],

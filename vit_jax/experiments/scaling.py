@@ -7,6 +7,16 @@ to 100% of the training split, three seeds. Each run is one of vit_jax.main in W
 the command to continue, or to add models, fractions and seeds: finished runs are not repeated.
 WORKDIR gets scaling.md, scaling.csv, scaling.json and scaling.png, renewed after each run. Config
 fields are set as for vit_jax.main: --config.field=value.
+
+Transfer: pretrain on some of the classes, then compare fine-tuning on others with training from
+scratch:
+
+  python -m vit_jax.experiments.scaling --models=vit,resnet --fractions=100% --seeds=1 \\
+    --config.data.train.source='folder:data/cifar10?pattern=^(bird|cat|deer|dog|frog|horse)/' \\
+    --workdir=runs/pretrained
+  python -m vit_jax.experiments.scaling --models=vit,resnet --workdir=runs/transfer \\
+    --config.data.train.source='folder:data/cifar10?pattern=^(airplane|automobile|ship|truck)/' \\
+    --init_from='runs/pretrained/{model},100%,seed=0/model'
 """
 
 import argparse
@@ -60,6 +70,8 @@ def _parser() -> command_line.Parser:
   add('--seeds', type=int, default=3, metavar='N', help='runs of each kind (default: 3)')
   strong_help = 'add N runs of each kind with strong augmentation (default: 1)'
   add('--strong', type=int, nargs='?', const=1, default=0, metavar='N', help=strong_help)
+  init_help = "fine-tune these weights, too, --seeds times; '{model}' stands for the model's name"
+  add('--init_from', default='', metavar='WEIGHTS', help=init_help)
   jobs_help = 'runs at a time, each on its share of the CPU cores (default: 1)'
   add('--jobs', type=int, default=1, metavar='N', help=jobs_help)
   add('--workdir', default='runs/scaling', help='folder of all runs (default: %(default)s)')
@@ -132,8 +144,9 @@ def main() -> None:
   command_line.check_range('--seeds', args.seeds, 1, 1000)
   command_line.check_range('--strong', args.strong, 0, 1000)
   models, fractions = _names(args.models), _names(args.fractions)
+  seeds = {'': args.seeds, 'strong': args.strong, 'finetuned': args.seeds if args.init_from else 0}
   experiment = scaling_grid.plan(
-    args.config, overrides, models, fractions, args.seeds, args.strong, args.workdir
+    args.config, overrides, models, fractions, seeds, args.init_from, args.workdir
   )
   if args.print_commands:
     _print_commands(experiment)

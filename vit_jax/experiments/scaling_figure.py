@@ -9,14 +9,16 @@ from etils import epath
 from vit_jax.experiments.curve_comparison import Curve, mean_and_range
 from vit_jax.files import write_atomically
 
-# {title of a panel: {augmentation: {model: curve}}}
+# {title of a panel: {kind of runs: {model: curve}}}
 Series = Mapping[str, Mapping[str, Mapping[str, Curve]]]
+
+_STYLES = ('-', '--', ':')
 
 
 def draw(series: Series, path: epath.Path) -> str:
   """Draws accuracy over the number of examples, a panel for each title, a line for each model.
 
-  The range of the seeds is shaded; the first augmentation is a solid line, others are dashed.
+  The range of the seeds is shaded; a color is a model, and the style of the line tells the kind.
 
   Returns:
     A note for the user when matplotlib is missing, else ''.
@@ -29,25 +31,22 @@ def draw(series: Series, path: epath.Path) -> str:
   except ImportError:
     return f"{path.name} is not drawn; pip install 'vit_jax[sweep]' installs what it needs."
   figure = figures.Figure(figsize=(10, 4.2), layout='constrained')
-  for axes, (title, augmentations) in zip(
-    figure.subplots(1, len(series)), series.items(), strict=True
-  ):
-    _draw_panel(axes, title, augmentations)
+  for axes, (title, kinds) in zip(figure.subplots(1, len(series)), series.items(), strict=True):
+    _draw_panel(axes, title, kinds)
   write_atomically(path, lambda scratch: figure.savefig(scratch, format='png', dpi=150))
   return ''
 
 
-def _draw_panel(axes: Any, title: str, augmentations: Mapping[str, Mapping[str, Curve]]) -> None:
-  models = list(dict.fromkeys(model for curves in augmentations.values() for model in curves))
+def _draw_panel(axes: Any, title: str, kinds: Mapping[str, Mapping[str, Curve]]) -> None:
+  models = list(dict.fromkeys(model for curves in kinds.values() for model in curves))
   all_sizes = set()
-  for number, (augmentation, curves) in enumerate(augmentations.items()):
+  for number, (kind, curves) in enumerate(kinds.items()):
     for model, curve in curves.items():
       color = f'C{models.index(model) % 10}'
       sizes, means, low, high = mean_and_range(curve)
-      style, label = ('--', f'{model}, {augmentation}') if number else ('-', model)
+      style, label = _STYLES[number % len(_STYLES)], f'{model}, {kind}' if number else model
       axes.plot(sizes, means, f'o{style}', color=color, markersize=4, label=label)
-      if not number:
-        axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0)
+      axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0)
       all_sizes.update(sizes)
   if all_sizes:
     axes.set_xscale('log')

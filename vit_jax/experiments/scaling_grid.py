@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -16,8 +16,12 @@ from vit_jax.models import build
 from vit_jax.models.flops import forward_flops, train_flops
 from vit_jax.sweeps.point_runs import Run
 from vit_jax.training.preflight import open_sources
+from vit_jax.weights.load import open_weights
 
-_SET_HERE = ('seed', 'data.train.split')
+# field: the flag of the experiment that sets it
+_SET_HERE = {'seed': '--seeds', 'data.train.split': '--fractions', 'init_from': '--init_from'}
+# What a run may be, and how readers know it.
+KINDS = {'': 'from scratch', 'strong': 'strong augmentation', 'finetuned': 'fine-tuned'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,24 +31,20 @@ class Cell:
   Attributes:
     model: a key of MODELS in configs/scaling.py.
     fraction: of the training split: '10%'.
-    strong: whether augmentation is strong.
+    kind: a key of KINDS.
     seed: of the run.
   """
 
   model: str
   fraction: str
-  strong: bool
+  kind: str
   seed: int
-
-  @property
-  def argument(self) -> str:
-    """Of the config file: 'vit,10%,strong'."""
-    return f'{self.model},{self.fraction}{",strong" if self.strong else ""}'
 
   @property
   def name(self) -> str:
     """Of its folder: 'vit,10%,strong,seed=0'."""
-    return f'{self.argument},seed={self.seed}'
+    kind = f',{self.kind}' if self.kind else ''
+    return f'{self.model},{self.fraction}{kind},seed={self.seed}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +55,14 @@ class Experiment:
     source: the config file, without an argument.
     overrides: the '--config.field=value' flags of all runs.
     cells: the runs, in the order in which they start.
+    init_from: weights to fine-tune; '{model}' stands for the name of a model.
     workdir: as the user names it; has a folder for each run.
   """
 
   source: str
   overrides: tuple[str, ...]
   cells: tuple[Cell, ...]
+  init_from: str
   workdir: str
 
   @property
@@ -69,11 +71,12 @@ class Experiment:
     return pathlib.Path(real_path(user_path(self.workdir)))
 
   def _flags(self, cell: Cell) -> tuple[str, ...]:
-    return (
-      f'--config={self.source}:{cell.argument}',
-      f'--config.seed={cell.seed}',
-      *self.overrides,
-    )
+    strong = ',strong' if cell.kind == 'strong' else ''
+    flags = [f'--config={self.source}:{cell.model},{cell.fraction}{strong}']
+    flags.append(f'--config.seed={cell.seed}')
+    if cell.kind == 'finetuned':
+      flags.append(f'--config.init_from={self.init_from.replace("{model}", cell.model)}')
+    return (*flags, *self.overrides)
 
   def run(self, cell: Cell) -> Run:
     """The run of a cell."""
@@ -112,8 +115,8 @@ def plan(
   overrides: Sequence[str],
   models: Sequence[str],
   fractions: Sequence[str],
-  seeds: int,
-  strong_seeds: int,
+  seeds: Mapping[str, int],
+  init_from: str,
   workdir: str,
 ) -> Experiment:
   """The experiment as a user describes it: all runs of the first seed first.
@@ -122,8 +125,8 @@ def plan(
     source: the config file, without an argument.
     overrides: '--config.field=value' flags.
     models, fractions: of the config file.
-    seeds: how many, from 0.
-    strong_seeds: as many with strong augmentation, too.
+    seeds: how many, from 0, for each of KINDS.
+    init_from: weights to fine-tune; '{model}' stands for the name of a model.
     workdir: a local folder, which need not exist.
 
   Raises:
@@ -135,33 +138,34 @@ def plan(
       raise UserError(f'{name} is empty.')
     if twice := [value for value in values if values.count(value) > 1]:
       raise UserError(f'{name} has {twice[0]} twice.')
-  for field in _SET_HERE:
+  for field, instead in _SET_HERE.items():
     if any(re.match(rf'--?config\.{re.escape(field)}(=|$)', flag) for flag in overrides):
-      instead = '--seeds' if field == 'seed' else '--fractions'
       raise UserError(f'config.{field} is set for each run by {instead}; leave the flag out.')
   if is_remote(user_path(workdir)):
     raise UserError(f'--workdir is {workdir}; an experiment needs a local or a mounted folder.')
   cells = tuple(
-    Cell(model, fraction, strong, seed)
-    for seed in range(max(seeds, strong_seeds))
-    for strong in (False, True)
-    if seed < (strong_seeds if strong else seeds)
+    Cell(model, fraction, kind, seed)
+    for seed in range(max(seeds.values()))
+    for kind in KINDS
+    if seed < seeds[kind]
     for fraction in fractions
     for model in models
   )
-  experiment = Experiment(source, tuple(overrides), cells, workdir)
+  experiment = Experiment(source, tuple(overrides), cells, init_from, workdir)
   for cell in cells:
     experiment.config(cell)
   return experiment
 
 
 def check(experiment: Experiment) -> dict[Cell, Facts]:
-  """Opens all data, and checks that what is in the folder belongs to this experiment.
+  """Opens all data and weights, and checks that the runs in the folder are those of the experiment.
 
   Raises:
-    UserError: for data that cannot be read, or a run in the folder with another config.
+    UserError: for data or weights that cannot be read, or a run in the folder with another config.
   """
   opened, facts = {}, {}
+  for name in {experiment.config(cell).init_from for cell in experiment.cells} - {''}:
+    open_weights(name)
   for cell in experiment.cells:
     config = experiment.config(cell)
     key = config.data.train, config.data.test

@@ -13,7 +13,7 @@ from etils import epath
 from vit_jax.errors import UserError
 from vit_jax.experiments.curve_comparison import compare_curves
 from vit_jax.experiments.scaling_figure import draw
-from vit_jax.experiments.scaling_grid import Cell, Experiment, Facts
+from vit_jax.experiments.scaling_grid import KINDS, Cell, Experiment, Facts
 from vit_jax.files import write_text
 from vit_jax.sweeps.point_runs import read_outcome, seconds_of
 
@@ -21,6 +21,7 @@ METRICS = {'accuracy': 'Accuracy', 'accuracy_10shot': '10-shot accuracy'}  # col
 _SHOTS = 'fewshot/accuracy_10shot'
 
 Row = dict[str, Any]
+Curves = dict[str, dict[str, dict[int, list[float]]]]
 
 
 def read_rows(experiment: Experiment, facts: Mapping[Cell, Facts]) -> list[Row]:
@@ -35,7 +36,7 @@ def read_rows(experiment: Experiment, facts: Mapping[Cell, Facts]) -> list[Row]:
         'model': cell.model,
         'fraction': cell.fraction,
         'examples': known.examples,
-        'augmentation': 'strong' if cell.strong else 'crop and flip',
+        'kind': KINDS[cell.kind],
         'seed': cell.seed,
         'status': outcome.status,
         'message': outcome.message,
@@ -52,24 +53,26 @@ def read_rows(experiment: Experiment, facts: Mapping[Cell, Facts]) -> list[Row]:
   return rows
 
 
-def curves(
-  rows: Sequence[Row], metric: str, augmentation: str
-) -> dict[str, dict[int, list[float]]]:
-  """{model: {examples: values of the seeds}} of the runs that are finished."""
-  result: dict[str, dict[int, list[float]]] = {}
+def curves(rows: Sequence[Row], metric: str) -> Curves:
+  """{kind: {model: {examples: values of the seeds}}} of the runs that are finished."""
+  result: Curves = {}
   for row in rows:
-    if row['augmentation'] == augmentation and row[metric] is not None:
-      result.setdefault(row['model'], {}).setdefault(row['examples'], []).append(row[metric])
+    if row[metric] is not None:
+      of_model = result.setdefault(row['kind'], {}).setdefault(row['model'], {})
+      of_model.setdefault(row['examples'], []).append(row[metric])
   return result
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-  """Which model leads where, and where curves cross: a sentence for each pair and metric."""
+  """Who leads where, and where curves cross: of two models of a kind, of two kinds of a model."""
   result = []
   for metric, title in METRICS.items():
-    for augmentation in dict.fromkeys(row['augmentation'] for row in rows):
-      of_models = curves(rows, metric, augmentation)
-      result += [f'{title}, {augmentation}: {text}' for text in compare_curves(of_models)]
+    of_kinds = curves(rows, metric)
+    for kind, of_models in of_kinds.items():
+      result += [f'{title}, {kind}: {text}' for text in compare_curves(of_models)]
+    for model in dict.fromkeys(row['model'] for row in rows):
+      of_model = {kind: each[model] for kind, each in of_kinds.items() if model in each}
+      result += [f'{title}, {model}: {text}' for text in compare_curves(of_model)]
   return result
 
 
@@ -91,14 +94,15 @@ def _mean_and_deviation(values: Sequence[float] | None) -> str:
 
 def _table(rows: Sequence[Row], metric: str) -> str:
   sizes = sorted({row['examples'] for row in rows})
-  head = ['model', 'augmentation', 'parameters', 'MFLOPs', *(f'{size:,}' for size in sizes)]
+  head = ['model', '', 'parameters', 'MFLOPs', *(f'{size:,}' for size in sizes)]
   lines = [head, ['---', '---', *['---:'] * (len(head) - 2)]]
-  first = {(row['model'], row['augmentation']): row for row in reversed(rows)}
-  for (model, augmentation), row in reversed(first.items()):
-    values = curves(rows, metric, augmentation).get(model, {})
-    cells = [_mean_and_deviation(values.get(size)) for size in sizes]
+  of_kinds = curves(rows, metric)
+  for kind, model in dict.fromkeys((row['kind'], row['model']) for row in rows):
+    row = next(row for row in rows if row['model'] == model)
+    values = of_kinds.get(kind, {}).get(model, {})
     numbers = [f'{row["parameters"]:,}', f'{row["forward_mflops"]:.1f}']
-    lines.append([model, augmentation, *numbers, *cells])
+    cells = [_mean_and_deviation(values.get(size)) for size in sizes]
+    lines.append([model, kind, *numbers, *cells])
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -132,13 +136,7 @@ def write_report(experiment: Experiment, rows: Sequence[Row]) -> str:
     write_text(folder / 'scaling.csv', as_csv(rows))
     write_text(folder / 'scaling.json', json.dumps(as_json(rows), indent=2) + '\n')
     write_text(folder / 'scaling.md', as_markdown(rows))
-    series = {
-      title: {
-        augmentation: curves(rows, metric, augmentation)
-        for augmentation in dict.fromkeys(row['augmentation'] for row in rows)
-      }
-      for metric, title in METRICS.items()
-    }
+    series = {title: curves(rows, metric) for metric, title in METRICS.items()}
     return draw(series, folder / 'scaling.png')
   except OSError as error:
     raise UserError(f'{folder} cannot be written: {error.strerror or error}.') from None
