@@ -12,7 +12,7 @@ mirrored; `strong` adds RandAugment and mixup, the preset medium1 of AugReg (arX
 10-shot accuracy (Section 4.1): the examples are drawn from one half of the test split, which no
 model was trained on, and the other half is scored.
 
-Some of the classes of a folder: --config.data.train.source='folder:data/cifar10?pattern=^(cat|dog)/'.
+Some of the classes only: --config.data.train.source='folder:data/cifar10?pattern=^(cat|dog)/'.
 
 The recipe is our own, in the manner of Section 4.3 (Figures 3 and 4), which varies JFT-300M from 9
 million images to all, with fixed hyperparameters.
