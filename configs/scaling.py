@@ -14,7 +14,8 @@ model was trained on, and the other half is scored.
 
 Some of the classes only: --config.data.train.source='folder:data/cifar10?pattern=^(cat|dog)/'.
 
-The recipe is our own, in the manner of Section 4.3 (Figures 3 and 4), which varies JFT-300M from 9
+The learning rates are the better ones of 0.001 and 0.003 in runs of 600 steps on all training
+images of CIFAR-10, with seed 0. The recipe is our own, in the manner of Section 4.3 (Figures 3 and 4), which varies JFT-300M from 9
 million images to all, with fixed hyperparameters.
 """
 
@@ -33,7 +34,7 @@ MODELS = {
     1e-3,
     0.05,
   ),
-  'resnet': ({'variant': 'R50x1', 'resnet_width': 32, 'resnet_blocks': (2, 2, 2)}, 1e-3, 0.05),
+  'resnet': ({'variant': 'R50x1', 'resnet_width': 32, 'resnet_blocks': (2, 2, 2)}, 3e-3, 0.05),
 }
 
 
