@@ -133,7 +133,7 @@ def test_results_of_unfinished_experiments_are_gathered(tmp_path, command, finis
   command(*arguments, '--models=shallow', '--strong')
   code, out, _ = command(*arguments, '--strong', '--collect')
   assert code == 0
-  assert '| shallow | from scratch | 3,' in out and '| 50.0 ± 0.0 |' in out
+  assert '| shallow | training from scratch | 3,' in out and '| 50.0 ± 0.0 |' in out
   assert '| deep | strong augmentation |' in out and '| – |' in out
   assert '3 of 6 runs are not finished.' in out
 
@@ -170,8 +170,8 @@ def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, f
   assert not [flag for flag in command_of['deep,50%,seed=0'] if 'init_from' in flag]
   code, out, _ = command(*arguments)
   assert code == 0
-  assert '| deep | fine-tuned |' in out
-  assert 'shallow: from scratch and fine-tuned differ at no size' in out
+  assert '| deep | fine-tuning |' in out
+  assert 'shallow: training from scratch and fine-tuning differ at no size' in out
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from vit_jax.weights.load import open_weights
 # field: the flag of the experiment that sets it
 _SET_HERE = {'seed': '--seeds', 'data.train.split': '--fractions', 'init_from': '--init_from'}
 # What a run may be, and how readers know it.
-KINDS = {'': 'from scratch', 'strong': 'strong augmentation', 'finetuned': 'fine-tuned'}
+KINDS = {'': 'training from scratch', 'strong': 'strong augmentation', 'finetuned': 'fine-tuning'}
 
 
 @dataclasses.dataclass(frozen=True)

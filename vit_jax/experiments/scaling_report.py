@@ -118,6 +118,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
   parts.append('MFLOPs: of the forward pass of an image.')
   if lines := sentences(rows):
     parts.append('\n'.join(f'- {line}' for line in lines))
+    parts.append('A model leads where its worst seed is better than the best one of the other.')
   if unfinished:
     be = 'is' if unfinished == 1 else 'are'
     parts.append(f'{unfinished} of {len(rows)} runs {be} not finished.')
