@@ -5,7 +5,7 @@
 
 The argument is MODEL,FRACTION[,strong]: one of MODELS, and the percentage of the training split to
 train on. Slices of a folder are taken of one random order, so smaller parts are in larger ones.
-All models see the same number of examples, 64 in each of 1,600 steps at 32 px, and need 19 to 22
+All models see the same number of examples, 64 in each of 1,000 steps at 32 px, and need 19 to 22
 MFLOPs for the forward pass of an image. By default the images are padded by 4 pixels, cropped and
 mirrored; `strong` adds RandAugment and mixup, the preset medium1 of AugReg (arXiv 2106.10270).
 
@@ -60,12 +60,12 @@ def get_config(argument='vit,100%'):
   config.schedule.learning_rate = learning_rate
   config.optimizer.weight_decay = weight_decay
 
-  config.total_steps = 1600
+  config.total_steps = 1000
   config.batch_size = 64
   config.eval_batch_size = 500
   config.eval_every = 1_000_000_000  # at the end only
   config.log_every = 200
-  config.checkpoint.update(every=400, keep=1)
+  config.checkpoint.update(every=250, keep=1)
   config.schedule.warmup_steps = 0.1  # a share of the run
 
   config.data.image_size = 32
