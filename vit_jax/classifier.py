@@ -17,6 +17,7 @@ from vit_jax.data.decoding.image_input import ImageInput, is_single, read_pixels
 from vit_jax.errors import UserError
 from vit_jax.files import user_path
 from vit_jax.models import build, features
+from vit_jax.models.attention.detr import DETR
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
@@ -55,7 +56,7 @@ class Classifier:
   respect to it, map over it. It can be pickled.
 
   Attributes:
-    model: the linen module, a `VisionTransformer` or a `BiTResNet`.
+    model: the linen module, a `VisionTransformer`, a `BiTResNet` or a `DETR`.
     params: its parameter tree, float32.
     image_size: (height, width) in pixels.
     labels: a name for each class, or None when unknown.
@@ -126,7 +127,7 @@ class Classifier:
   def _check_images(self, images: jax.typing.ArrayLike) -> Any:
     array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
     shape, dtype, (height, width) = array.shape, array.dtype, self.image_size
-    size = shape[1:3] if isinstance(self.model, BiTResNet) else (height, width)
+    size = shape[1:3] if isinstance(self.model, BiTResNet | DETR) else (height, width)
     if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
       raise ValueError(
         f'images are {dtype}{list(shape)}; pass floats in [-1, 1] of shape '
@@ -141,7 +142,7 @@ class Classifier:
 
     Args:
       images: (B, H, W, channels) float in [-1, 1], else `ValueError`; H and W are `image_size`, a
-        ResNet takes any.
+        ResNet or DETR takes any.
 
     Returns:
       (B, num_classes) float32, or (B, D) features.
@@ -213,7 +214,7 @@ class Classifier:
       (B, N, D); or that and (B, 1, D), where the second axis has 0 entries without a class token.
 
     Raises:
-      ValueError: for a ResNet, which has no tokens.
+      ValueError: for a ResNet or DETR, which has no patches.
     """
     model, array = self._transformer(), self._check_images(images)
     return self._split(_last_tokens(model, self.params, array), return_prefix_tokens)
@@ -238,7 +239,7 @@ class Classifier:
       {layer: (B, N, D)}, with the keys as in `layers`.
 
     Raises:
-      ValueError: for a block that the model does not have, or for a ResNet.
+      ValueError: for a block that the model does not have, or for a ResNet or DETR.
     """
     model, array = self._transformer(), self._check_images(images)
     for layer in layers:
@@ -249,7 +250,8 @@ class Classifier:
 
   def _transformer(self) -> VisionTransformer:
     if not isinstance(self.model, VisionTransformer):
-      raise ValueError('The model is a ResNet, which has no tokens; use `features`.')
+      name = 'DETR' if isinstance(self.model, DETR) else 'ResNet'
+      raise ValueError(f'The model is a {name}, which has no tokens of patches; use `features`.')
     return self.model
 
   def _split(self, tokens: jax.Array, return_prefix_tokens: bool) -> Tokens:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import MAX_DEPTH, RELEASED_NUMERICS, Model
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.vit import Numerics, VisionTransformer
 
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
+_MAX_WINDOW = 1023  # pixels
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 
 
@@ -24,21 +26,25 @@ def model_from_tensors(
     numerics: of a Transformer; its tensors do not determine them.
 
   Raises:
-    UserError: if they are not the tensors of a `VisionTransformer` or `BiTResNet`.
+    UserError: if they are not the tensors of a `VisionTransformer`, `BiTResNet` or `DETR`.
   """
   try:
     if any(0 in tensor.shape for tensor in tensors.values()):
       raise ValueError(0)
     if 'root_block/conv_root/kernel' in tensors:
       return _resnet_from_tensors(tensors)
+    if 'input_projection/kernel' in tensors:
+      return _detr_from_tensors(tensors)
     return _vit_from_tensors(tensors, numerics)
   except KeyError as error:
     raise UserError(
-      f'{source} is not a Vision Transformer or BiT in a known layout: it has no tensor {error}.'
+      f'{source} is not a Vision Transformer, BiT or DETR encoder in a known layout: it has no '
+      f'tensor {error}.'
     ) from None
   except (ValueError, IndexError):
-    message = f'{source}: its tensors do not have the shapes of a Vision Transformer or BiT.'
-    raise UserError(message) from None
+    raise UserError(
+      f'{source}: its tensors do not have the shapes of a Vision Transformer, BiT or DETR encoder.'
+    ) from None
 
 
 def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
@@ -69,7 +75,51 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
 
 def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:
   width, blocks = _resnet_sizes(tensors, 'root_block/conv_root/kernel')
-  return BiTResNet(width, blocks, num_classes=_num_outputs(tensors, 'head/kernel'))
+  spatial, window, num_heads = _spatial_attention(tensors)
+  if window > _MAX_WINDOW or (window and (window % 2 == 0 or width % (2 * num_heads))):
+    raise ValueError(window)
+  non_local = [match for name in tensors if (match := re.match(r'block(\d+)/non_local/(.*)', name))]
+  return BiTResNet(
+    width,
+    blocks,
+    num_classes=_num_outputs(tensors, 'head/kernel'),
+    spatial=spatial,
+    window=window,
+    num_heads=num_heads,
+    non_local_stages=tuple(sorted({int(match[1]) for match in non_local})),
+    non_local_subsample=any(match[2] == 'pooled_key/kernel' for match in non_local),
+  )
+
+
+def _spatial_attention(tensors: Mapping[str, Any]) -> tuple[str, int, int]:
+  """(spatial, window, num_heads) of a `BiTResNet`, read off its first unit."""
+  unit = 'block1/unit01/'
+  if f'{unit}local_attention/rows' in tensors:
+    num_heads, window, _ = tensors[f'{unit}local_attention/rows'].shape
+    return 'local', window, num_heads
+  if f'{unit}height_attention/query_positions' in tensors:
+    _, num_heads, _ = tensors[f'{unit}height_attention/query/kernel'].shape
+    window, _ = tensors[f'{unit}height_attention/query_positions'].shape
+    return 'axial', window, num_heads
+  return 'conv', 0, 0
+
+
+def _detr_from_tensors(tensors: Mapping[str, Any]) -> DETR:
+  block = 'Transformer/encoderblock_0'
+  width, num_heads, head_dim = tensors[f'{block}/{_ATTENTION}/query/kernel'].shape
+  _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
+  resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
+  if width % 4 or width != num_heads * head_dim:
+    raise ValueError(width)
+  return DETR(
+    width=width,
+    depth=_count_modules(tensors, r'Transformer/encoderblock_(\d+)/'),
+    mlp_dim=mlp_dim,
+    num_heads=num_heads,
+    num_classes=_num_outputs(tensors, 'head/kernel'),
+    resnet_width=resnet_width,
+    resnet_blocks=resnet_blocks,
+  )
 
 
 def _num_outputs(tensors: Mapping[str, Any], name: str) -> int:

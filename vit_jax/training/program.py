@@ -17,7 +17,7 @@ from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.models import build
-from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.resnet import BiTResNet
 from vit_jax.training.optimizer import make_optimizer, make_schedule
 from vit_jax.training.step import init_state, make_train_step
 
@@ -134,8 +134,10 @@ def _check_mesh(
   shards = mesh.shape['tensor']
   if shards == 1:
     return
-  if not isinstance(model, VisionTransformer):
-    raise UserError(f'mesh.tensor is {shards}, but a ResNet has no heads to split; set it to 1.')
+  if isinstance(model, BiTResNet):
+    raise UserError(
+      f'mesh.tensor is {shards}, but a ResNet has no heads and MLPs to split; set it to 1.'
+    )
   for name, size in (('num_heads', model.num_heads), ('mlp_dim', model.mlp_dim)):
     if size % shards:
       raise UserError(f'model.{name} is {size}, which mesh.tensor={shards} does not divide.')

@@ -95,7 +95,7 @@ class ModelMetadata:
     return cls(
       image_size=None if size is None else height_width(size),
       preprocessing=Preprocessing(**rule) if rule else None,
-      num_heads=(content.get('model') or {}).get('num_heads'),
+      num_heads=(content.get('model') or {}).get('num_heads') or None,  # a ResNet may have 0
       mean=mean,
       std=std,
       is_own=bool(content),

@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts import pytorch
-from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
+from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
 
 # Name in timm: the linen parameter.
 _PARAMETERS = {'cls_token': 'cls', 'pos_embed': POSITIONS, 'attn_pool.latent': 'MAPHead_0/probe'}
@@ -123,6 +123,18 @@ def _unit_module(layer: str, unit_name: str) -> str | None:
 # --- writing --------------------------------------------------------------------------------
 
 
+def _unsupported_feature(params: Any) -> str | None:
+  """The attention of a model with a ResNet, which no model of timm has; None: no attention."""
+  modules = {module for name in flatten(params) for module in name.split('/')}
+  names = {
+    'input_projection': "classifier of DETR's encoder",
+    'local_attention': 'BiT with local attention',
+    'height_attention': 'BiT with axial attention',
+    'non_local': 'BiT with non-local blocks',
+  }
+  return next((text for module, text in names.items() if module in modules), None)
+
+
 def from_linen(params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of the same model in timm; none has `pre_logits`."""
   if 'pre_logits' in params:
@@ -130,6 +142,8 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
       'timm has no pre_logits layer; write an .npz, or replace the head (num_classes), which '
       'drops that layer.'
     )
+  if feature := _unsupported_feature(params):
+    raise UserError(f'timm has no {feature}; write an .npz, or a vit_jax folder (--layout=model).')
   stages = [name for name in params if name.startswith('block')]
   units = [f'{stage}/{unit}' for stage in stages for unit in params[stage]]
   is_bit = 'root_block' in params
