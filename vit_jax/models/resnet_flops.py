@@ -60,7 +60,7 @@ def local_flops(size: Size, features: int, window: int) -> int:
   """FLOPs of a `LocalAttention` from and to `features`, before it pools.
 
   Three projections; logits and result, k^2 products of all features each; the logits of rows and
-  of columns, k products of half of the features each.
+  of columns, k products of half of the features each. Masked pixels of blocks do not count.
   """
   each = 3 * features**2 + 2 * window**2 * features + window * features
   return 2 * math.prod(size) * each

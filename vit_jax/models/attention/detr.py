@@ -162,7 +162,7 @@ class DETR(nn.Module):
     x = hybrid_features(images, self.resnet_width, self.resnet_blocks, self.dtype)
     x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name='input_projection')(x)
     batch, height, width, _ = x.shape  # (B, H', W', D)
-    positions = sine_positions(height, width, self.width).reshape(1, -1, self.width)
+    positions = sine_positions(height, width, self.width).reshape(1, height * width, self.width)
     layer_fields = dict(
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
@@ -173,7 +173,7 @@ class DETR(nn.Module):
     )
     is_random = (self.dropout_rate or self.attention_dropout_rate) and not deterministic
     key = self.make_rng('dropout') if is_random else None
-    x = self.constrain(x.reshape(batch, -1, self.width))  # (B, N, D)
+    x = self.constrain(x.reshape(batch, height * width, self.width))  # (B, N, D)
     encoder = DetrEncoder(self.depth, layer_fields, self.constrain, name='Transformer')
     x = encoder(x, jnp.asarray(positions, self.dtype), key)
     x = x.mean(axis=1, dtype=jnp.float32)  # (B, D)

@@ -6,9 +6,14 @@ Unlike the paper's Equation 3, logits are scaled by 1 / sqrt(head dimension).
 
 Parameters: 3 F_in F_out of the projections, whatever k, and k F_out of the relative positions.
 
+Matrix units like blocks: the map is cut into blocks, each of which computes the logits of all of
+its pixels with all that any of them attends to (arXiv 2103.12731, Section 2.2); what is outside of
+a pixel's own window is masked.
+
 Shapes: B batch, H W feature map, K heads, D features of a head, k window.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +24,7 @@ import numpy as np
 Array = jax.Array
 
 LOCAL_WINDOW = 7  # of the paper
+_BLOCK = 8  # pixels; changes no result
 
 
 class LocalAttention(nn.Module):
@@ -37,29 +43,89 @@ class LocalAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    head_dim, window = self.features // self.num_heads, self.window
+    head_dim = self.features // self.num_heads
+    height, width = x.shape[1:3]
+    rows, columns = (_Blocks.of_line(length, self.window) for length in (height, width))
 
     def project(name: str) -> Array:  # -> (B, H, W, K, D)
       heads = (self.num_heads, head_dim)
       return nn.DenseGeneral(heads, use_bias=False, dtype=self.dtype, name=name)(x)
 
-    def offsets(name: str) -> Array:  # embeddings of the offsets along one axis, (K, k, D/2)
-      shape = (self.num_heads, window, head_dim // 2)
-      return self.param(name, nn.initializers.normal(1.0), shape).astype(self.dtype)
+    def positions(name: str, blocks: _Blocks) -> Array:  # of the offsets, (K, i, a, D/2)
+      shape = (self.num_heads, self.window, head_dim // 2)
+      table = self.param(name, nn.initializers.normal(1.0), shape).astype(self.dtype)
+      return table[:, np.clip(blocks.offsets, 0, self.window - 1)]
 
-    query = project('query') * head_dim**-0.5
-    key, value = (_windows(project(name), window) for name in ('key', 'value'))
-    logits = (query[:, :, :, None, None] * key).sum(-1)  # (B, H, W, k, k, K)
+    # Indices: b image, n head; x y block; i j pixel in it; a c pixel that it attends to.
+    query = columns.split(rows.split(project('query') * head_dim**-0.5, 1), 3)  # b x i y j n d
+    key, value = (
+      columns.split_padded(rows.split_padded(project(name), 1), 3) for name in ('key', 'value')
+    )  # b x a y c n d
+    logits = jnp.einsum('bxiyjnd,bxaycnd->bnxyijac', query, key)
     # The embedding of an offset is that of its rows beside that of its columns.
     of_rows, of_columns = jnp.split(query, 2, axis=-1)
-    logits += jnp.einsum('bhwnd,nkd->bhwkn', of_rows, offsets('rows'))[:, :, :, :, None]
-    logits += jnp.einsum('bhwnd,nkd->bhwkn', of_columns, offsets('columns'))[:, :, :, None]
-    inside = _inside(x.shape[1], window)[:, None, :, None] & _inside(x.shape[2], window)[:, None]
-    logits = jnp.where(inside[..., None], logits.astype(jnp.float32), -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=(3, 4)).astype(self.dtype)
-    x = (weights[..., None] * value).sum((3, 4))  # (B, H, W, K, D)
-    x = x.reshape(*x.shape[:3], self.features)
-    return average_pool(x, self.stride)
+    row_logits = jnp.einsum('bxiyjnd,niad->bnxyija', of_rows, positions('rows', rows))
+    column_logits = jnp.einsum('bxiyjnd,njcd->bnxyijc', of_columns, positions('columns', columns))
+    logits += row_logits[..., None] + column_logits[..., None, :]
+    allowed = rows.allowed[:, None, :, None, :, None] & columns.allowed[:, None, :, None]
+    logits = jnp.where(allowed, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(self.dtype)
+    y = jnp.einsum('bnxyijac,bxaycnd->bxiyjnd', weights, value)
+    y = y.reshape(x.shape[0], rows.padded_length, columns.padded_length, self.features)
+    return average_pool(y[:, :height, :width], self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+  """How a line of pixels is cut into blocks."""
+
+  length: int  # of the line
+  window: int
+  count: int
+  size: int  # pixels of a block
+  margin: int  # pixels before and after a block that it attends to; 0: there is no other block
+
+  @classmethod
+  def of_line(cls, length: int, window: int) -> '_Blocks':
+    count = -(-length // _BLOCK)
+    if count == 1:
+      return cls(length, window, 1, length, 0)
+    return cls(length, window, count, _BLOCK, window // 2)
+
+  @property
+  def padded_length(self) -> int:
+    return self.count * self.size
+
+  @property
+  def offsets(self) -> np.ndarray:
+    """From each pixel of a block to each that the block attends to, from the window's start."""
+    attended = np.arange(self.size + 2 * self.margin) - self.margin
+    return attended - np.arange(self.size)[:, None] + self.window // 2
+
+  @property
+  def allowed(self) -> np.ndarray:
+    """Whether a pixel of a block attends to one: (count, size, size + 2 margin) bool."""
+    in_window = (self.offsets >= 0) & (self.offsets < self.window)
+    attended = np.arange(self.size + 2 * self.margin) - self.margin
+    attended = attended + self.size * np.arange(self.count)[:, None]
+    return in_window & ((attended >= 0) & (attended < self.length))[:, None]
+
+  def split(self, x: Array, axis: int) -> Array:
+    """Replaces an axis of the line's length by two: blocks, their pixels."""
+    x = self._pad(x, axis, 0)
+    return x.reshape(*x.shape[:axis], self.count, self.size, *x.shape[axis + 1 :])
+
+  def split_padded(self, x: Array, axis: int) -> Array:
+    """As `split`, with the pixels around each block."""
+    x, width = self._pad(x, axis, self.margin), self.size + 2 * self.margin
+    starts = range(0, self.padded_length, self.size)
+    blocks = [jax.lax.slice_in_dim(x, start, start + width, axis=axis) for start in starts]
+    return jnp.stack(blocks, axis=axis)
+
+  def _pad(self, x: Array, axis: int, margin: int) -> Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (margin, margin + self.padded_length - self.length)
+    return jnp.pad(x, widths)
 
 
 def average_pool(x: Array, stride: int) -> Array:
@@ -68,17 +134,3 @@ def average_pool(x: Array, stride: int) -> Array:
     return x
   size = (stride, stride)
   return nn.avg_pool(x, size, size, padding='SAME', count_include_pad=False)
-
-
-def _windows(x: Array, window: int) -> Array:
-  """(B, H, W, K, D) -> the window around each pixel, zeros outside: (B, H, W, k, k, K, D)."""
-  height, width, pad = x.shape[1], x.shape[2], window // 2
-  x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0), (0, 0)))
-  x = jnp.stack([x[:, i : i + height] for i in range(window)], axis=3)  # (B, H, W + k - 1, k, …)
-  return jnp.stack([x[:, :, i : i + width] for i in range(window)], axis=4)
-
-
-def _inside(length: int, window: int) -> np.ndarray:
-  """Whether each position of the window around each pixel of a line exists: (length, k) bool."""
-  positions = np.arange(length)[:, None] + np.arange(window) - window // 2
-  return (positions >= 0) & (positions < length)

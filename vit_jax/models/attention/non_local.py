@@ -35,7 +35,7 @@ class NonLocalBlock(nn.Module):
 
     def project(x: Array, name: str) -> Array:  # (B, h, w, F) -> (B, h w, F/2)
       x = nn.Dense(features // 2, dtype=self.dtype, name=name)(x)
-      return x.reshape(x.shape[0], -1, features // 2)
+      return x.reshape(x.shape[0], x.shape[1] * x.shape[2], features // 2)
 
     pooled, prefix = x, ''
     if self.subsample:
