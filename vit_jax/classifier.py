@@ -33,6 +33,7 @@ _SAVERS = {
   'huggingface': save.save_hugging_face,
   'model': save.save_model_folder,
 }
+_USUAL = (('position_embedding', '1d'), ('position_entry', 'stem'))  # not worth showing
 LAYOUTS = (*_SAVERS, 'stablehlo')
 Tokens = jax.Array | tuple[jax.Array, jax.Array]  # of the patches; or they and the prefix tokens
 
@@ -88,7 +89,8 @@ class Classifier:
   def __repr__(self) -> str:
     fields = build.architecture(self.model)
     classes, (height, width) = fields.pop('num_classes'), self.image_size
-    size = ', '.join(f'{name} {value}' for name, value in fields.items() if value)
+    shown = [item for item in fields.items() if item[1] and item not in _USUAL]
+    size = ', '.join(f'{name} {value}' for name, value in shown)
     return (
       f'Classifier({type(self.model).__name__} of {build.count_parameters(self.params):,} '
       f'parameters: {size}; images {height}x{width}; {classes:,} classes)'

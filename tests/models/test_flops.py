@@ -52,6 +52,8 @@ WIDE = dict(patch_size=8, width=256, depth=2, mlp_dim=512, num_heads=4, num_clas
     (VisionTransformer(**WIDE), (32, 64), 0.04),
     (VisionTransformer(**WIDE, pool='gap', pre_logits=128), (64, 32), 0.04),
     (VisionTransformer(**WIDE, pool='map'), (64, 64), 0.04),
+    (VisionTransformer(**WIDE, position_embedding='relative'), (32, 64), 0.04),
+    (VisionTransformer(**WIDE, pool='gap', axial=True), (32, 64), 0.04),
     (VisionTransformer(**WIDE | {'patch_size': 16}, resnet_width=64), (64, 96), 0.06),
     (
       VisionTransformer(**WIDE | {'patch_size': 16}, resnet_width=64, resnet_blocks=(2, 1)),

@@ -55,6 +55,7 @@ def test_architecture_is_read_off_the_tensors(name):
   vit = vit_jax.load(GOLDEN / f'{name}.npz')
   expected = dict(width=48, depth=2, mlp_dim=96, num_heads=3, num_classes=7) | ARCHITECTURES[name]
   expected |= dict(resnet_width=0, resnet_blocks=())
+  expected |= dict(position_embedding='1d', position_entry='stem', axial=False)
   assert build.architecture(vit.model) == expected
   assert vit.image_size == ((56, 56) if name == 'vit_patch14' else (64, 64))
   assert vit.labels is None
@@ -160,6 +161,10 @@ DAMAGED = {
     'not a Vision Transformer',
   ),
   'missing block': (remove_block, 'encoderblock_1/'),
+  'no positions': (
+    lambda path, tensors: np.savez(path, **{n: x for n, x in tensors.items() if n != POSITIONS}),
+    'has no position embeddings',
+  ),
   'a missing tensor': (
     lambda path, tensors: np.savez(path, **{n: x for n, x in tensors.items() if n != 'cls'}),
     'x.npz',

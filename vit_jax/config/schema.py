@@ -99,6 +99,17 @@ class ModelConfig(Section, path='model'):
   non_local_subsample: bool = field(
     False, 'keys and values of non-local blocks are maxima of 2x2 pixels'
   )
+  position_embedding: Literal['1d', '2d', 'relative', 'none'] = field(
+    '1d',
+    'for each token (as released), each row and column of patches, each offset of two patches, or '
+    'none',
+  )
+  position_entry: Literal['stem', 'layers', 'layers_shared'] = field(
+    'stem',
+    'added to the first tokens, or to the input of every block: its own, or one for all; relative: '
+    'stem has one in each block, layers_shared one for all',
+  )
+  axial: bool = field(False, 'attention along rows, then columns; needs pool gap or map')
   remat: Literal['none', 'dots', 'full'] = field(
     'none', 'the backward pass recomputes nothing, all but dense layers, or all', execution=True
   )

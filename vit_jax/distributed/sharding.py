@@ -26,6 +26,7 @@ TENSOR_RULES = (
   (r'/(query|key|value)/kernel', -2),  # (D, K, D / K): the heads
   (r'/(query|key|value)/bias', -2),  # (K, D / K)
   (r'/out/kernel', 0),  # (K, D / K, D)
+  (r'/relative_embedding', -2),  # (2 N - 1, K, D / K)
   (r'/MlpBlock_0/Dense_0/kernel', -1),  # (D, M): the hidden units
   (r'/MlpBlock_0/Dense_0/bias', -1),  # (M,)
   (r'/MlpBlock_0/Dense_1/kernel', 0),  # (M, D)

@@ -33,7 +33,7 @@ MAX_CLASSES = 2**20
 _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
-    'resnet_blocks'
+    'resnet_blocks position_embedding position_entry axial'
   ).split(),
   BiTResNet: (
     'width blocks num_classes spatial window num_heads non_local_stages non_local_subsample'
@@ -109,6 +109,9 @@ def model_from_config(
     head_bias_init=config.head_bias_init,
     resnet_width=config.resnet_width,
     resnet_blocks=config.resnet_blocks,
+    position_embedding=config.position_embedding,
+    position_entry=config.position_entry,
+    axial=config.axial,
     numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
     attention=config.attention,
     remat=config.remat,
@@ -127,11 +130,34 @@ def _check_sizes(model: VisionTransformer) -> None:
       f'resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of 32.'
     )
   check_attention_dropout(model)
+  _check_positions(model)
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:
     raise UserError(
       f'patch_size is {model.patch_size}; with {len(model.resnet_blocks)} resnet_blocks it must be '
       f'a multiple of {stride} pixels.'
+    )
+
+
+def _check_positions(model: VisionTransformer) -> None:
+  kind, entry = model.position_embedding, model.position_entry
+  if kind == '2d' and model.width % 2:
+    raise UserError(f'width={model.width} is odd; position_embedding=2d needs an even one.')
+  if kind == 'none' and entry != 'stem':
+    raise UserError(
+      f'position_entry={entry} needs positions, but position_embedding is none; set it to stem.'
+    )
+  if kind == 'relative' and entry == 'layers':
+    raise UserError(
+      'position_entry=layers adds embeddings to the input of blocks, but position_embedding is '
+      'relative, which is in their attention; set it to stem or layers_shared.'
+    )
+  if model.axial and model.pool == 'token':
+    raise UserError('axial=True needs pool gap or map: a class token has no row and no column.')
+  if model.axial and kind == 'relative' and entry == 'layers_shared':
+    raise UserError(
+      'axial=True has relative positions of rows and of columns in each block, not shared ones; '
+      'set position_entry to stem.'
     )
 
 

@@ -21,7 +21,7 @@ def resnet_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> BiTResNet:
   """A ResNet of a row of `RESNET_VARIANTS`; arguments and errors as `build.model_from_config`."""
-  _check_not_rerun(config, 'a ResNet')
+  _check_no_block_fields(config, 'a ResNet')
   variant = RESNET_VARIANTS[config.variant]
   window, num_heads = 0, 0
   if config.resnet_spatial != 'conv':
@@ -59,7 +59,7 @@ def detr_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> DETR:
   """A DETR of a row of `DETR_VARIANTS`; arguments and errors as `build.model_from_config`."""
-  _check_not_rerun(config, 'a DETR')
+  _check_no_block_fields(config, 'a DETR')
   variant = DETR_VARIANTS[config.variant]
   sizes = {name: getattr(config, name) or default for name, default in vars(variant).items()}
   model = DETR(
@@ -82,10 +82,11 @@ def detr_from_config(
   return model
 
 
-def _check_not_rerun(config: ModelConfig, name: str) -> None:
-  """Raises `UserError` if the config recomputes or loops blocks, which only a ViT can do."""
-  for field, default in (('remat', 'none'), ('scan_blocks', False)):
-    if (value := getattr(config, field)) != default:
+def _check_no_block_fields(config: ModelConfig, name: str) -> None:
+  """Raises `UserError` for a field of the blocks of a ViT, which the model `name` does not have."""
+  defaults = ModelConfig()
+  for field in ('remat', 'scan_blocks', 'position_embedding', 'position_entry', 'axial'):
+    if (value := getattr(config, field)) != (default := getattr(defaults, field)):
       raise UserError(
         f'{field}={value} is for the blocks of a ViT, which {name} does not have; set it to '
         f'{default}.'

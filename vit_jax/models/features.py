@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import jax
 
+from vit_jax.models.attention.axial_block import AxialBlock
 from vit_jax.models.build import Model
-from vit_jax.models.vit import EncoderBlock, VisionTransformer
+from vit_jax.models.encoder_block import EncoderBlock
+from vit_jax.models.vit import VisionTransformer
 
 _NORM = 'encoder_norm'
 
@@ -58,7 +60,7 @@ def _outputs(model: VisionTransformer, params: Any, images: jax.Array) -> dict[s
     {'params': params},
     images,
     capture_intermediates=lambda module, _: (
-      isinstance(module, EncoderBlock) or module.name == _NORM
+      isinstance(module, (EncoderBlock, AxialBlock)) or module.name == _NORM
     ),
     mutable=['intermediates'],
   )

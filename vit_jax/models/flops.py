@@ -42,7 +42,7 @@ def train_flops(model: Model, image_size: tuple[int, int]) -> int:
 def recomputed_flops(model: Model, image_size: tuple[int, int]) -> int:
   """FLOPs that the backward pass of one image recomputes, which depends on `model.remat`.
 
-  none: nothing. dots: the two products of the attention, whose results are not saved. full: the
+  none: nothing. dots: the products of the attention, whose results are not saved. full: the
   blocks, except for the last product of each, whose result no gradient needs.
   """
   if isinstance(model, BiTResNet | DETR):
@@ -62,10 +62,19 @@ def _num_tokens(model: VisionTransformer, image_size: tuple[int, int]) -> int:
 
 
 def _block_flops(model: VisionTransformer, image_size: tuple[int, int]) -> tuple[int, int]:
-  """FLOPs of one encoder block: (dense layers, the two products of the attention)."""
+  """FLOPs of one block: (dense layers, the products of the attention: two; three if relative)."""
   tokens, width = _num_tokens(model, image_size), model.width
   dense = 2 * tokens * (4 * width**2 + 2 * width * model.mlp_dim)
-  return dense, 2 * 2 * tokens**2 * width
+  is_relative = model.position_embedding == 'relative'
+
+  def attention(tokens: int, patches: int) -> int:  # of one sequence
+    offsets = patches * (2 * patches - 1) if is_relative else 0
+    return 2 * width * (2 * tokens**2 + offsets)
+
+  if not model.axial:
+    return dense, attention(tokens, _num_patches(model, image_size))
+  rows, columns = (side // model.patch_size for side in image_size)
+  return 2 * dense, rows * attention(columns, columns) + columns * attention(rows, rows)
 
 
 def _embedding_flops(model: VisionTransformer, image_size: tuple[int, int]) -> int:

@@ -12,6 +12,7 @@ from vit_jax.models.vit import Numerics, VisionTransformer
 
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
 _MAX_WINDOW = 1023  # pixels
+_BLOCK = 'Transformer/encoderblock_0'
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 
 
@@ -49,7 +50,8 @@ def model_from_tensors(
 
 def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
   patch, columns, _, width = tensors['embedding/kernel'].shape
-  block = 'Transformer/encoderblock_0'
+  axial = f'{_BLOCK}/row/{_ATTENTION}/query/kernel' in tensors
+  block = f'{_BLOCK}/row' if axial else _BLOCK
   _, num_heads, head_dim = tensors[f'{block}/{_ATTENTION}/query/kernel'].shape
   _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
   resnet_width, resnet_blocks = 0, ()
@@ -58,6 +60,7 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
   if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
   pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
+  position_embedding, position_entry = _positions(tensors)
   return VisionTransformer(
     patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
     width=width,
@@ -69,8 +72,27 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
     pre_logits=_num_outputs(tensors, 'pre_logits/kernel'),
     resnet_width=resnet_width,
     resnet_blocks=resnet_blocks,
+    position_embedding=position_embedding,
+    position_entry=position_entry,
+    axial=axial,
     numerics=numerics,
   )
+
+
+def _positions(tensors: Mapping[str, Any]) -> tuple[str, str]:
+  """(position_embedding, position_entry) of a Transformer; ('none', 'stem') without positions."""
+  modules = {
+    'Transformer/posembed_input': 'stem',
+    'Transformer/posembed_layers': 'layers_shared',
+    f'{_BLOCK}/posembed_input': 'layers',
+    f'{_BLOCK}/row/posembed_input': 'stem',
+  }
+  kinds = {'pos_embedding': '1d', 'x_embedding': '2d', 'relative_embedding': 'relative'}
+  for module, entry in modules.items():
+    for name, kind in kinds.items():
+      if f'{module}/{name}' in tensors:
+        return kind, 'stem' if (kind, entry) == ('relative', 'layers') else entry
+  return 'none', 'stem'
 
 
 def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:
@@ -105,9 +127,8 @@ def _spatial_attention(tensors: Mapping[str, Any]) -> tuple[str, int, int]:
 
 
 def _detr_from_tensors(tensors: Mapping[str, Any]) -> DETR:
-  block = 'Transformer/encoderblock_0'
-  width, num_heads, head_dim = tensors[f'{block}/{_ATTENTION}/query/kernel'].shape
-  _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
+  width, num_heads, head_dim = tensors[f'{_BLOCK}/{_ATTENTION}/query/kernel'].shape
+  _, mlp_dim = tensors[f'{_BLOCK}/MlpBlock_0/Dense_0/kernel'].shape
   resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
   if width % 4 or width != num_heads * head_dim:
     raise ValueError(width)

@@ -45,6 +45,9 @@ def model_fields(model: Model) -> dict[str, Any]:
     'pool': model.pool,
     'resnet_width': model.resnet_width,
     'resnet_blocks': tuple(model.resnet_blocks),
+    'position_embedding': model.position_embedding,
+    'position_entry': model.position_entry,
+    'axial': model.axial,
     'gelu': 'tanh' if model.numerics.approximate_gelu else 'exact',
     'layer_norm_epsilon': model.numerics.layer_norm_epsilon,
   }

@@ -17,6 +17,7 @@ from vit_jax.weights.layouts import families, hugging_face, pytorch, released, t
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model
+from vit_jax.weights.position_tables import trained_grid
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,14 +91,20 @@ def open_weights(
     if translator is not released:
       notes += ("the file names no classes: ImageNet's, by their number; pass labels= for others",)
   grid, size = None, metadata.image_size or image_size
-  if POSITIONS in tensors and isinstance(model, VisionTransformer):
-    if layout in ('timm', 'big_vision') and _lacks_class_position(
-      tensors[POSITIONS].shape, model, size if layout == 'timm' else None
+  if isinstance(model, VisionTransformer):
+    if model.position_embedding == 'none' and metadata.has_positions:
+      raise UserError(
+        f'{name} has no position embeddings, and no config.json of vit_jax that says '
+        'position_embedding=none.'
+      )
+    if (
+      POSITIONS in tensors
+      and layout in ('timm', 'big_vision')
+      and _lacks_class_position(tensors[POSITIONS].shape, model, size if layout == 'timm' else None)
     ):
       tensors[POSITIONS] = _prepend_zeros(tensors[POSITIONS])
       notes += ('the class token had no position embedding and was given zeros',)
-    shape = tensors[POSITIONS].shape
-    size, grid = _position_grid(shape, model, metadata.image_size, image_size, name)
+    size, grid = trained_grid(tensors, model, metadata.image_size, image_size, name)
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
@@ -202,28 +209,3 @@ def _prepend_zeros(positions: Tensor) -> Tensor:
   return positions.map(
     (batch, count + 1, width), lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1)
   )
-
-
-def _position_grid(
-  shape: tuple[int, ...],
-  model: VisionTransformer,
-  stored_size: tuple[int, int] | None,
-  requested_size: tuple[int, int] | None,
-  name: str,
-) -> tuple[tuple[int, int], tuple[int, int]]:
-  """(image size, (rows, columns)) of position embeddings of that shape."""
-  if len(shape) != 3 or shape[0] != 1:
-    raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
-  patches = shape[1] - (model.pool == 'token')
-  side = math.isqrt(max(patches, 0))
-  is_square = side * side == patches  # as in all published models
-  for size in (stored_size, None if is_square else requested_size):
-    grid = size and build.patch_grid(size, model)
-    if size and grid and grid[0] * grid[1] == patches:
-      return size, grid
-  if is_square and side and stored_size is None:
-    return (side * model.patch_size, side * model.patch_size), (side, side)
-  mismatch = 'is not a square; pass the image size that they were trained at'
-  if stored_size is not None:
-    mismatch = f'does not match its image_size {stored_size}'
-  raise UserError(f'{name} has position embeddings for {patches} patches, which {mismatch}.')

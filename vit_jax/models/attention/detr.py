@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models.encoder_block import ATTENTION, dropout
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import hybrid_features, identity
-from vit_jax.models.vit import ATTENTION, dropout
 
 Array = jax.Array
 
@@ -139,7 +139,7 @@ class DETR(nn.Module):
     dropout_rate, attention_dropout_rate: in [0, 1); for training.
     head_bias_init: initial value of the head's bias.
     dtype: of the matrix products; softmax, normalization statistics and the head stay float32.
-    attention: a key of `vit.ATTENTION`.
+    attention: a key of `encoder_block.ATTENTION`.
     constrain: applied to the tokens (B, N, D) before and after each layer, to shard them.
   """
 

@@ -151,7 +151,9 @@ def unsupported_feature(params: Any) -> str | None:
     return 'no class token'
   if 'pre_logits' in params:
     return 'a pre_logits layer'
-  return None if 'head' in params else 'no head'
+  if 'head' not in params:
+    return 'no head'
+  return pytorch.unsupported_encoder(params)
 
 
 def from_linen(params: Any) -> dict[str, np.ndarray]:

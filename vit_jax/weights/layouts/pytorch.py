@@ -172,6 +172,16 @@ def _split_heads(
   }
 
 
+def unsupported_encoder(params: Any) -> str | None:
+  """What neither timm's nor Transformers' encoder of a model has: 'axial blocks', …, or None."""
+  names = flatten(params)
+  if any('/row/' in name for name in names):
+    return 'axial blocks'
+  if 'Transformer' in params and POSITIONS not in names:
+    return 'other positions than 1d embeddings in the stem'
+  return None
+
+
 def from_linen(
   params: Any, parameters: Mapping[str, str], layers: Mapping[str, str]
 ) -> dict[str, np.ndarray]:

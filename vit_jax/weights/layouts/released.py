@@ -21,6 +21,7 @@ from vit_jax.weights.formats.npz_file import write_npz_file
 
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
 ATTENTION = 'MultiHeadDotProductAttention_0'
+_BIG_VISION_POSITIONS = ('pos_embedding', 'Transformer/pos_embedding')
 _TO_LINEN = {
   'MultiHeadDotProductAttention_1': ATTENTION,
   'LayerNorm_2': 'LayerNorm_1',
@@ -75,7 +76,8 @@ def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
     if f'{prefix}input_projection/kernel' in names:  # a DETR
       return 'released', [prefix]
     if f'{prefix}embedding/kernel' in names:
-      return 'released' if prefix + POSITIONS in names else 'big_vision', [prefix]
+      is_big_vision = any(prefix + name in names for name in _BIG_VISION_POSITIONS)
+      return 'big_vision' if is_big_vision else 'released', [prefix]
   return None
 
 
@@ -110,7 +112,7 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     ]
   if name.startswith(_MAP_HEAD):  # models from the time of ViT-G have no MAPHead_0
     return [(f'MAPHead_0/{name}', tensor)]
-  if name in ('pos_embedding', 'Transformer/pos_embedding'):
+  if name in _BIG_VISION_POSITIONS:
     return [(POSITIONS, tensor)]
   if _GROUP_NORM.search(name) and tensor.shape[:-1] == (1, 1, 1):
     return [(name, tensor.map(tensor.shape[-1:], np.ravel))]
