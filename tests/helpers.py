@@ -100,6 +100,14 @@ def free_port() -> int:
     return free.getsockname()[1]
 
 
+def input_dependence(function, shape: tuple[int, ...], pixel: tuple[int, int]) -> np.ndarray:
+  """Which input pixels change an output pixel of (1, H, W, F) -> (1, H', W', F'): (H, W) bool."""
+  x = jax.random.normal(jax.random.key(7), shape)
+  weights = jax.random.normal(jax.random.key(8), jax.eval_shape(function, x).shape[3:])
+  gradient = jax.jit(jax.grad(lambda x: function(x)[0, *pixel] @ weights))(x)
+  return np.asarray(abs(gradient[0]).max(-1) > 0)
+
+
 def write_finished_run(workdir: pathlib.Path, accuracy: float, loss: float = 1.0) -> None:
   """What commands look for in the folder of a finished run, without a model."""
   (workdir / 'model').mkdir(parents=True)

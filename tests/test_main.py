@@ -370,7 +370,7 @@ BAD = {
   ),
   'remat of a ResNet': (
     lambda path: [*QUICKSTART, '--config.model.variant=R50x1', '--config.model.remat=full'],
-    'remat=full is for encoder blocks, which a ResNet does not have',
+    'remat=full is for the blocks of a ViT, which a ResNet does not have',
   ),
   'weights of another architecture': (
     lambda path: [*QUICKSTART, f'--config.init_from={GOLDEN}/vit_gap.npz'],

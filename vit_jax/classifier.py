@@ -17,6 +17,7 @@ from vit_jax.data.decoding.image_input import ImageInput, is_single, read_pixels
 from vit_jax.errors import UserError
 from vit_jax.files import user_path
 from vit_jax.models import build, features
+from vit_jax.models.attention.detr import DETR
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
@@ -57,7 +58,7 @@ class Classifier:
   respect to it, map over it. It can be pickled.
 
   Attributes:
-    model: the linen module, a `VisionTransformer`, an `MlpMixer` or a `BiTResNet`.
+    model: the linen module, a `VisionTransformer`, `MlpMixer`, `BiTResNet` or `DETR`.
     params: its parameter tree, float32.
     image_size: (height, width) in pixels.
     labels: a name for each class, or None when unknown.
@@ -129,7 +130,7 @@ class Classifier:
   def _check_images(self, images: jax.typing.ArrayLike) -> Any:
     array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
     shape, dtype, (height, width) = array.shape, array.dtype, self.image_size
-    size = shape[1:3] if isinstance(self.model, BiTResNet) else (height, width)
+    size = shape[1:3] if isinstance(self.model, BiTResNet | DETR) else (height, width)
     if len(shape) != 4 or shape[1:] != (*size, self.channels) or dtype.kind in 'uib':
       raise ValueError(
         f'images are {dtype}{list(shape)}; pass floats in [-1, 1] of shape '
@@ -144,7 +145,7 @@ class Classifier:
 
     Args:
       images: (B, H, W, channels) float in [-1, 1], else `ValueError`; H and W are `image_size`, a
-        ResNet takes any.
+        ResNet or DETR takes any.
 
     Returns:
       (B, num_classes) float32, or (B, D) features.
@@ -216,7 +217,7 @@ class Classifier:
       (B, N, D); or that and (B, 1, D), where the second axis has 0 entries without a class token.
 
     Raises:
-      ValueError: for a ResNet, which has no tokens.
+      ValueError: for a ResNet or DETR, which has no patches.
     """
     model, array = self._token_model(), self._check_images(images)
     return self._split(_last_tokens(model, self.params, array), return_prefix_tokens)
@@ -241,7 +242,7 @@ class Classifier:
       {layer: (B, N, D)}, with the keys as in `layers`.
 
     Raises:
-      ValueError: for a block that the model does not have, or for a ResNet.
+      ValueError: for a block that the model does not have, or for a ResNet or DETR.
     """
     model, array = self._token_model(), self._check_images(images)
     for layer in layers:
@@ -251,8 +252,9 @@ class Classifier:
     return {layer: self._split(outputs[layer], return_prefix_tokens) for layer in layers}
 
   def _token_model(self) -> VisionTransformer | MlpMixer:
-    if isinstance(self.model, BiTResNet):
-      raise ValueError('The model is a ResNet, which has no tokens; use `features`.')
+    if not isinstance(self.model, VisionTransformer | MlpMixer):
+      name = 'DETR' if isinstance(self.model, DETR) else 'ResNet'
+      raise ValueError(f'The model is a {name}, which has no tokens of patches; use `features`.')
     return self.model
 
   def _split(self, tokens: jax.Array, return_prefix_tokens: bool) -> Tokens:

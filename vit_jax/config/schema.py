@@ -31,6 +31,7 @@ ResNet = Literal[
   'R50x1', 'R50x2', 'R50x3', 'R101x1', 'R101x3', 'R152x1', 'R152x2', 'R152x4', 'R200x3'
 ]
 Mixer = Literal['Mixer-S', 'Mixer-B', 'Mixer-L', 'Mixer-H']
+Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
 PositionResize = Literal['corners', 'half_pixel']
 OnBadExample = Literal['error', 'skip']
@@ -56,7 +57,7 @@ def height_width(size: int | Sequence[int]) -> tuple[int, int]:
 class ModelConfig(Section, path='model'):
   """The architecture, and how it is executed."""
 
-  variant: Literal[Transformer, ResNet, Mixer] = field(
+  variant: Literal[Transformer, ResNet, Mixer, Detr] = field(
     'B', 'size: a row of vit_jax/models/variants.py'
   )
   patch_size: int = field(16, 'side of a patch in pixels', POSITIVE)
@@ -66,7 +67,7 @@ class ModelConfig(Section, path='model'):
   token_mlp_dim: int = field(
     0, "a Mixer's: hidden dimension of its token-mixing MLPs; 0: the variant's", NOT_NEGATIVE
   )
-  num_heads: int = field(0, "attention heads; 0: the variant's", NOT_NEGATIVE)
+  num_heads: int = field(0, "attention heads; 0: the variant's, 8 of a ResNet", NOT_NEGATIVE)
   pool: Literal['token', 'gap', 'map'] = field(
     'token', 'class token, global average pooling or attention pooling'
   )
@@ -85,6 +86,23 @@ class ModelConfig(Section, path='model'):
     0, "features of a hybrid's ResNet stem (64 as published); 0: patches of pixels", NOT_NEGATIVE
   )
   resnet_blocks: tuple[int, ...] = field((), 'units of each ResNet stage; (): only the stem')
+  resnet_spatial: Literal['conv', 'local', 'axial'] = field(
+    'conv',
+    'BiT: 3x3 convolutions, local attention (arXiv 1906.05909) or axial attention (arXiv '
+    '2003.07853)',
+  )
+  resnet_window: int = field(
+    0,
+    'pixels of the window of local and axial attention; 0: 7 of local, 111 of axial (whole lines '
+    'of images up to 224 pixels)',
+    Range('0 or odd and below 1024', lambda x: x == 0 or (0 < x < 1024 and x % 2 == 1)),
+  )
+  non_local_stages: tuple[int, ...] = field(
+    (), 'BiT: stages with a non-local block (arXiv 1711.07971), from 1'
+  )
+  non_local_subsample: bool = field(
+    False, 'keys and values of non-local blocks are maxima of 2x2 pixels'
+  )
   position_embedding: Literal['1d', '2d', 'relative', 'none'] = field(
     '1d',
     'for each token (as released), each row and column of patches, each offset of two patches, or '

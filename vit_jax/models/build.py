@@ -10,12 +10,19 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.models.attention.detr import DETR
+from vit_jax.models.build_resnet import (
+  check_attention_dropout,
+  check_fields_of_bit,
+  detr_from_config,
+  resnet_from_config,
+)
 from vit_jax.models.mixer import MlpMixer, mixer_from_config
 from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
-from vit_jax.models.variants import MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
+from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
 
-Model = VisionTransformer | BiTResNet | MlpMixer
+Model = VisionTransformer | BiTResNet | MlpMixer | DETR
 
 GELUS = ('tanh', 'exact')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # of matrix products
@@ -29,8 +36,11 @@ _ARCHITECTURE = {
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
     'resnet_blocks position_embedding position_entry axial'
   ).split(),
-  BiTResNet: ('width', 'blocks', 'num_classes'),
+  BiTResNet: (
+    'width blocks num_classes spatial window num_heads non_local_stages non_local_subsample'
+  ).split(),
   MlpMixer: 'patch_size width depth token_mlp_dim mlp_dim num_classes'.split(),
+  DETR: 'width depth mlp_dim num_heads num_classes resnet_width resnet_blocks'.split(),
 }
 
 
@@ -51,12 +61,13 @@ def resolve_dtype(name: str, platform: str | None = None) -> Any:
 
 def dtype_name(model: Model) -> str:
   """The key of DTYPES in which a model computes."""
-  return jnp.dtype(model.dtype if isinstance(model, BiTResNet) else model.numerics.dtype).name
+  has_numerics = isinstance(model, VisionTransformer)
+  return jnp.dtype(model.numerics.dtype if has_numerics else model.dtype).name
 
 
 def with_dtype(model: Model, name: str) -> Model:
   """The model computing in a key of DTYPES."""
-  if isinstance(model, BiTResNet):
+  if isinstance(model, BiTResNet | DETR):
     return model.clone(dtype=DTYPES[name])
   return model.clone(numerics=dataclasses.replace(model.numerics, dtype=DTYPES[name]))
 
@@ -80,7 +91,8 @@ def model_from_config(
   """
   dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
-    return _resnet_from_config(config, num_classes, constrain, dtype)
+    return resnet_from_config(config, num_classes, constrain, dtype)
+  check_fields_of_bit(config)
   if config.variant in MIXER_VARIANTS:
     return mixer_from_config(config, num_classes, constrain, dtype)
   if config.token_mlp_dim:
@@ -88,6 +100,8 @@ def model_from_config(
       f'token_mlp_dim={config.token_mlp_dim} is for a Mixer, which {config.variant} is not; set it '
       'to 0.'
     )
+  if config.variant in DETR_VARIANTS:
+    return detr_from_config(config, num_classes, constrain, dtype)
   variant = VARIANTS[config.variant]
   model = VisionTransformer(
     patch_size=config.patch_size,
@@ -117,26 +131,6 @@ def model_from_config(
   return model
 
 
-def _resnet_from_config(
-  config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
-) -> BiTResNet:
-  defaults = ModelConfig()
-  for name in ('remat', 'scan_blocks', 'position_embedding', 'position_entry', 'axial'):
-    if (value := getattr(config, name)) != (default := getattr(defaults, name)):
-      raise UserError(
-        f'{name}={value} is for encoder blocks, which a ResNet does not have; set it to {default}.'
-      )
-  variant = RESNET_VARIANTS[config.variant]
-  return BiTResNet(
-    width=config.resnet_width or variant.width,
-    blocks=config.resnet_blocks or variant.blocks,
-    num_classes=num_classes,
-    head_bias_init=config.head_bias_init,
-    dtype=dtype,
-    constrain=constrain,
-  )
-
-
 def _check_sizes(model: VisionTransformer) -> None:
   if model.width % model.num_heads:
     raise UserError(f'width={model.width} is not a multiple of num_heads={model.num_heads}.')
@@ -144,11 +138,7 @@ def _check_sizes(model: VisionTransformer) -> None:
     raise UserError(
       f'resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of 32.'
     )
-  if model.attention != 'einsum' and model.attention_dropout_rate:
-    raise UserError(
-      f'attention={model.attention} has no dropout; set attention_dropout_rate to 0, or attention '
-      'to einsum.'
-    )
+  check_attention_dropout(model)
   _check_positions(model)
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:
@@ -192,7 +182,7 @@ def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> No
   text = f'{name} is {height}x{width} pixels'
   if max(height, width) > MAX_IMAGE_SIDE:
     raise UserError(f'{text}; use at most {MAX_IMAGE_SIDE} pixels a side.')
-  if isinstance(model, BiTResNet):
+  if isinstance(model, BiTResNet | DETR):
     if min(height, width) < 1:
       raise UserError(f'{text}; both sides must be positive.')
     return
@@ -207,8 +197,8 @@ def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> No
 
 
 def patch_grid(image_size: tuple[int, int], model: Model) -> tuple[int, int] | None:
-  """(rows, columns) of patches in an image of (height, width) pixels; None for a ResNet."""
-  if isinstance(model, BiTResNet):
+  """(rows, columns) of patches in an image of (height, width) pixels; None without patches."""
+  if isinstance(model, BiTResNet | DETR):
     return None
   return image_size[0] // model.patch_size, image_size[1] // model.patch_size
 

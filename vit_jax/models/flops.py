@@ -6,21 +6,25 @@ add a percent or two. A multiply-add counts as two operations. Padding counts as
 
 import math
 
+from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import Model
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
+from vit_jax.models.resnet_flops import bit_flops, detr_flops, resnet_flops
 from vit_jax.models.vit import VisionTransformer
 
 
 def forward_flops(model: Model, image_size: tuple[int, int]) -> int:
   """FLOPs of the forward pass of one image of (height, width) pixels."""
   if isinstance(model, BiTResNet):
-    features, flops = _resnet_flops(model.width, model.blocks, image_size)
+    features, flops = bit_flops(model, image_size)
     return flops + 2 * features * model.num_classes
   if isinstance(model, MlpMixer):
     flops = 2 * _num_patches(model, image_size) * model.patch_size**2 * 3 * model.width
     flops += model.depth * sum(_mixing_flops(model, image_size))
     return flops + 2 * model.width * model.num_classes
+  if isinstance(model, DETR):
+    return detr_flops(model, image_size) + 2 * model.width * model.num_classes
   dense, attention = _block_flops(model, image_size)
   flops = _embedding_flops(model, image_size) + model.depth * (dense + attention)
   if model.pool == 'map':
@@ -46,7 +50,7 @@ def recomputed_flops(model: Model, image_size: tuple[int, int]) -> int:
   none: nothing. dots: the products of the attention, whose results are not saved. full: the
   blocks, except for the last product of each, whose result no gradient needs.
   """
-  if isinstance(model, BiTResNet):
+  if isinstance(model, BiTResNet | DETR):
     return 0
   if isinstance(model, MlpMixer):  # 'dots' saves all products
     tokens, channels = _mixing_flops(model, image_size)
@@ -91,7 +95,7 @@ def _embedding_flops(model: VisionTransformer, image_size: tuple[int, int]) -> i
   """FLOPs from pixels to tokens: the ResNet of a hybrid, and the patch embedding."""
   patch, features, flops = model.patch_size, 3, 0
   if model.resnet_width:
-    features, flops = _resnet_flops(model.resnet_width, model.resnet_blocks, image_size)
+    features, flops = resnet_flops(model.resnet_width, model.resnet_blocks, image_size)
     patch //= hybrid_stride(model.resnet_blocks)
   return flops + 2 * _num_patches(model, image_size) * patch**2 * features * model.width
 
@@ -101,27 +105,3 @@ def _map_head_flops(model: VisionTransformer, tokens: int) -> int:
   width = model.width
   projections = 2 * (2 + 2 * tokens) * width**2
   return projections + 2 * 2 * tokens * width + 2 * 2 * width * model.mlp_dim
-
-
-def _resnet_flops(
-  width: int, blocks: tuple[int, ...], image_size: tuple[int, int]
-) -> tuple[int, int]:
-  """(output features, FLOPs) of a stem and its stages of bottleneck units."""
-
-  def halved(size: tuple[int, int]) -> tuple[int, int]:  # by a stride of 2; padding rounds up
-    return -(-size[0] // 2), -(-size[1] // 2)
-
-  size = halved(image_size)
-  flops = 2 * math.prod(size) * 7 * 7 * 3 * width
-  size, features = halved(size), width  # max pooling
-  for stage, num_units in enumerate(blocks):
-    narrow = width * 2**stage
-    for unit in range(num_units):
-      stride = 2 if stage and not unit else 1
-      next_size = halved(size) if stride == 2 else size
-      flops += 2 * math.prod(size) * features * narrow
-      flops += 2 * math.prod(next_size) * (9 * narrow**2 + 4 * narrow**2)
-      if features != 4 * narrow or stride != 1:
-        flops += 2 * math.prod(next_size) * features * 4 * narrow
-      size, features = next_size, 4 * narrow
-  return features, flops

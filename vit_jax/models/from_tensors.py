@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import MAX_DEPTH, RELEASED_NUMERICS, Model
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
@@ -12,6 +13,7 @@ from vit_jax.models.vit import Numerics, VisionTransformer
 
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
 TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'  # of a Mixer: (patches, hidden units)
+_MAX_WINDOW = 1023  # pixels
 _BLOCK = 'Transformer/encoderblock_0'
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 
@@ -27,7 +29,7 @@ def model_from_tensors(
     numerics: of a Transformer or Mixer; its tensors do not determine them.
 
   Raises:
-    UserError: if they are not the tensors of a `VisionTransformer`, `MlpMixer` or `BiTResNet`.
+    UserError: if they are not the tensors of one of the classes of `Model`.
   """
   try:
     if any(0 in tensor.shape for tensor in tensors.values()):
@@ -36,15 +38,18 @@ def model_from_tensors(
       return _resnet_from_tensors(tensors)
     if 'stem/kernel' in tensors:
       return _mixer_from_tensors(tensors, numerics)
+    if 'input_projection/kernel' in tensors:
+      return _detr_from_tensors(tensors)
     return _vit_from_tensors(tensors, numerics)
   except KeyError as error:
     raise UserError(
-      f'{source} is not a Vision Transformer, MLP-Mixer or BiT in a known layout: it has no tensor '
-      f'{error}.'
+      f'{source} is not a Vision Transformer, MLP-Mixer, BiT or DETR encoder in a known layout: it '
+      f'has no tensor {error}.'
     ) from None
   except (ValueError, IndexError):
     raise UserError(
-      f'{source}: its tensors do not have the shapes of a Vision Transformer, MLP-Mixer or BiT.'
+      f'{source}: its tensors do not have the shapes of a Vision Transformer, MLP-Mixer, BiT or '
+      'DETR encoder.'
     ) from None
 
 
@@ -114,7 +119,50 @@ def _positions(tensors: Mapping[str, Any]) -> tuple[str, str]:
 
 def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:
   width, blocks = _resnet_sizes(tensors, 'root_block/conv_root/kernel')
-  return BiTResNet(width, blocks, num_classes=_num_outputs(tensors, 'head/kernel'))
+  spatial, window, num_heads = _spatial_attention(tensors)
+  if window > _MAX_WINDOW or (window and (window % 2 == 0 or width % (2 * num_heads))):
+    raise ValueError(window)
+  non_local = [match for name in tensors if (match := re.match(r'block(\d+)/non_local/(.*)', name))]
+  return BiTResNet(
+    width,
+    blocks,
+    num_classes=_num_outputs(tensors, 'head/kernel'),
+    spatial=spatial,
+    window=window,
+    num_heads=num_heads,
+    non_local_stages=tuple(sorted({int(match[1]) for match in non_local})),
+    non_local_subsample=any(match[2] == 'pooled_key/kernel' for match in non_local),
+  )
+
+
+def _spatial_attention(tensors: Mapping[str, Any]) -> tuple[str, int, int]:
+  """(spatial, window, num_heads) of a `BiTResNet`, read off its first unit."""
+  unit = 'block1/unit01/'
+  if f'{unit}local_attention/rows' in tensors:
+    num_heads, window, _ = tensors[f'{unit}local_attention/rows'].shape
+    return 'local', window, num_heads
+  if f'{unit}height_attention/query_positions' in tensors:
+    _, num_heads, _ = tensors[f'{unit}height_attention/query/kernel'].shape
+    window, _ = tensors[f'{unit}height_attention/query_positions'].shape
+    return 'axial', window, num_heads
+  return 'conv', 0, 0
+
+
+def _detr_from_tensors(tensors: Mapping[str, Any]) -> DETR:
+  width, num_heads, head_dim = tensors[f'{_BLOCK}/{_ATTENTION}/query/kernel'].shape
+  _, mlp_dim = tensors[f'{_BLOCK}/MlpBlock_0/Dense_0/kernel'].shape
+  resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
+  if width % 4 or width != num_heads * head_dim:
+    raise ValueError(width)
+  return DETR(
+    width=width,
+    depth=_count_modules(tensors, r'Transformer/encoderblock_(\d+)/'),
+    mlp_dim=mlp_dim,
+    num_heads=num_heads,
+    num_classes=_num_outputs(tensors, 'head/kernel'),
+    resnet_width=resnet_width,
+    resnet_blocks=resnet_blocks,
+  )
 
 
 def _num_outputs(tensors: Mapping[str, Any], name: str) -> int:

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import Model
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.variants import (
+  DETR_VARIANTS,
   MIXER_VARIANTS,
   RESNET_VARIANTS,
   VARIANTS,
+  DETRVariant,
   MixerVariant,
   ResNetVariant,
   Variant,
@@ -31,7 +34,11 @@ def model_fields(model: Model) -> dict[str, Any]:
     resnet = ResNetVariant(model.width, tuple(model.blocks))
     name = next((name for name, each in RESNET_VARIANTS.items() if each == resnet), None)
     sizes = {} if name else {'resnet_width': resnet.width, 'resnet_blocks': resnet.blocks}
-    return {'variant': name or 'R50x1', **sizes}
+    return {'variant': name or 'R50x1', **sizes, **_attention_fields(model)}
+  if isinstance(model, DETR):
+    detr = DETRVariant(**{name: getattr(model, name) for name in DETRVariant.__annotations__})
+    name = next((name for name, each in DETR_VARIANTS.items() if each == detr), None)
+    return {'variant': name or 'DETR-R50', **({} if name else vars(detr))}
   numerics = {
     'gelu': 'tanh' if model.numerics.approximate_gelu else 'exact',
     'layer_norm_epsilon': model.numerics.layer_norm_epsilon,
@@ -55,3 +62,15 @@ def model_fields(model: Model) -> dict[str, Any]:
     'axial': model.axial,
     **numerics,
   }
+
+
+def _attention_fields(model: BiTResNet) -> dict[str, Any]:
+  """The fields of a ResNet's attention, without those that it does not use."""
+  fields = {}
+  if model.spatial != 'conv':
+    fields |= {'resnet_spatial': model.spatial, 'resnet_window': model.window}
+    fields['num_heads'] = model.num_heads
+  if model.non_local_stages:
+    fields['non_local_stages'] = model.non_local_stages
+    fields['non_local_subsample'] = model.non_local_subsample
+  return fields

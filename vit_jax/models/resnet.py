@@ -2,11 +2,13 @@
 
 The stem and stages of hybrid models are post-activation ("v1.5": the stride is in the 3x3
 convolution), as released with arXiv 2010.11929 and 2106.10270. BiT (arXiv 1912.11370), the paper's
-baseline, is a pre-activation ResNet-v2. Both keep the parameter names of their releases.
+baseline, is a pre-activation ResNet-v2. Both keep the parameter names of their releases. Instead of
+3x3 convolutions BiT may have local or axial attention, and stages may have a non-local block.
 
 Shapes: B batch, H W image or feature map, F features, C classes.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.attention.axial_attention import AxialAttention
+from vit_jax.models.attention.local_attention import LocalAttention, average_pool
+from vit_jax.models.attention.non_local import NonLocalBlock
 from vit_jax.models.head import classify
 
 Array = jax.Array
@@ -78,20 +83,27 @@ class ResidualUnit(nn.Module):
 
 
 class Stage(nn.Module):
-  """The units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+  """The units of one resolution: (B, H, W, F) -> (B, H/s, W/s, 4 features).
 
-  unit: 'type[ResidualUnit] | type[BiTUnit]'
+  A non-local block is before the last unit (arXiv 1711.07971, Section 5.1), or after the only one.
+  """
+
+  unit: Callable[..., nn.Module]  # `ResidualUnit` or `BiTUnit`
   unit_name: str  # format string of the released names, for a unit's number, from 1
   num_units: int
   features: int
   stride: int  # of the first unit
   dtype: Any = jnp.float32
+  non_local: bool = False
+  subsample: bool = False  # the keys and values of that block
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     for i in range(self.num_units):
       stride, name = self.stride if i == 0 else 1, self.unit_name.format(i + 1)
       x = self.unit(self.features, stride, self.dtype, name=name)(x)
+      if self.non_local and i == max(self.num_units - 2, 0):
+        x = NonLocalBlock(self.subsample, self.dtype, name='non_local')(x)
     return x
 
 
@@ -117,11 +129,14 @@ def hybrid_stride(blocks: Sequence[int]) -> int:
 
 
 class BiTUnit(nn.Module):
-  """Pre-activation bottleneck: (B, H, W, F) -> (B, H/s, W/s, 4 features)."""
+  """Pre-activation bottleneck: (B, H, W, F) -> (B, H/s, W/s, 4 features); fields of `BiTResNet`."""
 
   features: int
   stride: int = 1
   dtype: Any = jnp.float32
+  spatial: str = 'conv'
+  window: int = 0
+  num_heads: int = 0
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -135,9 +150,20 @@ class BiTUnit(nn.Module):
     if residual.shape[-1] != wide or self.stride != 1:
       residual = conv(1, wide, 'conv_proj', self.stride)(x)
     x = conv(1, self.features, 'conv1')(x)
-    x = conv(3, self.features, 'conv2', self.stride)(norm_relu(x, 'gn2'))
+    x = self._mix_pixels(norm_relu(x, 'gn2'))
     x = conv(1, wide, 'conv3')(norm_relu(x, 'gn3'))
     return x + residual
+
+  def _mix_pixels(self, x: Array) -> Array:
+    """The 3x3 convolution or what replaces it: (B, H, W, F) -> (B, H/s, W/s, features)."""
+    if self.spatial == 'conv':
+      return bit_conv(self.features, 3, self.stride, self.dtype, 'conv2')(x)
+    sizes = (self.features, self.num_heads, self.window)
+    if self.spatial == 'local':
+      return LocalAttention(*sizes, self.stride, self.dtype, name='local_attention')(x)
+    for axis, name in ((1, 'height_attention'), (2, 'width_attention')):
+      x = AxialAttention(axis, *sizes, self.dtype, name=name)(x)
+    return average_pool(x, self.stride)
 
 
 def bit_conv(features: int, size: int, stride: int, dtype: Any, name: str) -> StdConv:
@@ -175,6 +201,11 @@ class BiTResNet(nn.Module):
     head_bias_init: initial value of the head's bias.
     dtype: of the convolutions; normalization statistics and the head stay float32.
     constrain: applied to the features (B, H, W, F) between stages, to shard them.
+    spatial: what mixes the pixels in a unit: 'conv' (3x3), 'local' (`LocalAttention`) or 'axial'
+      (`AxialAttention`).
+    window, num_heads: of that attention; 0 without.
+    non_local_stages: numbers, from 1, of the stages with a `NonLocalBlock`.
+    non_local_subsample: whether these blocks subsample keys and values.
   """
 
   width: int
@@ -183,16 +214,24 @@ class BiTResNet(nn.Module):
   head_bias_init: float = 0.0
   dtype: Any = jnp.float32
   constrain: Callable[[Array], Array] = identity
+  spatial: str = 'conv'
+  window: int = 0
+  num_heads: int = 0
+  non_local_stages: tuple[int, ...] = ()
+  non_local_subsample: bool = False
 
   @nn.compact
   def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
     del deterministic  # the model has no dropout
+    unit = functools.partial(
+      BiTUnit, spatial=self.spatial, window=self.window, num_heads=self.num_heads
+    )
     x = self.constrain(BiTRoot(self.width, self.dtype, name='root_block')(images))
     for i, num_units in enumerate(self.blocks):
       stride = 1 if i == 0 else 2
-      features, name = self.width * 2**i, f'block{i + 1}'
-      x = Stage(BiTUnit, 'unit{:02d}', num_units, features, stride, self.dtype, name=name)(x)
-      x = self.constrain(x)
+      sizes = (num_units, self.width * 2**i, stride, self.dtype)
+      non_local = (i + 1 in self.non_local_stages, self.non_local_subsample)
+      x = self.constrain(Stage(unit, 'unit{:02d}', *sizes, *non_local, name=f'block{i + 1}')(x))
     x = nn.relu(bit_norm(self.dtype, 'norm-pre-head')(x))
     x = x.mean(axis=(1, 2), dtype=jnp.float32)  # (B, F)
     return classify(x, self.num_classes, self.head_bias_init)  # (B, C)

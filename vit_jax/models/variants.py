@@ -1,4 +1,4 @@
-"""The published sizes of Vision Transformers and BiT ResNets, with their sources."""
+"""The published sizes of Vision Transformers, BiT ResNets and DETRs, with their sources."""
 
 import dataclasses
 
@@ -66,4 +66,23 @@ RESNET_VARIANTS = {
   'R152x2': ResNetVariant(128, (3, 8, 36, 3)),
   'R152x4': ResNetVariant(256, (3, 8, 36, 3)),
   'R200x3': ResNetVariant(192, (3, 24, 36, 3)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DETRVariant:
+  """The size of a DETR: of its encoder, and of its ResNet as in a `ResNetVariant`."""
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  resnet_width: int
+  resnet_blocks: tuple[int, ...]
+
+
+# arXiv 2005.12872 (DETR), Appendix A.4; the dimension of the MLPs: facebookresearch/detr, main.py.
+DETR_VARIANTS = {
+  'DETR-R50': DETRVariant(256, 6, 2048, 8, 64, (3, 4, 6, 3)),
+  'DETR-R101': DETRVariant(256, 6, 2048, 8, 64, (3, 4, 23, 3)),
 }

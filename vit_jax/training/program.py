@@ -137,7 +137,9 @@ def _check_mesh(
   if shards == 1:
     return
   if isinstance(model, BiTResNet):
-    raise UserError(f'mesh.tensor is {shards}, but a ResNet has no heads to split; set it to 1.')
+    raise UserError(
+      f'mesh.tensor is {shards}, but a ResNet has no heads and MLPs to split; set it to 1.'
+    )
   names = ('token_mlp_dim', 'mlp_dim') if isinstance(model, MlpMixer) else ('num_heads', 'mlp_dim')
   for name in names:
     if (size := getattr(model, name)) % shards:

@@ -77,7 +77,7 @@ def load_params(
   Raises:
     UserError: for a source that is missing or damaged, or has another architecture.
   """
-  weights = open_weights(source, image_shape[:2], getattr(model, 'num_heads', None))
+  weights = open_weights(source, image_shape[:2], getattr(model, 'num_heads', 0) or None)
   _check_architecture(weights, model)
   tensors, report = adapt_weights(weights, model, image_shape, True, position_resize)
   if differences := _differences(weights, model, preprocessing):

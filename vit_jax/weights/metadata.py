@@ -96,7 +96,7 @@ class ModelMetadata:
     return cls(
       image_size=None if size is None else height_width(size),
       preprocessing=Preprocessing(**rule) if rule else None,
-      num_heads=model.get('num_heads'),
+      num_heads=model.get('num_heads') or None,  # a ResNet may have 0
       has_positions=model.get('position_embedding') != 'none',
       mean=mean,
       std=std,

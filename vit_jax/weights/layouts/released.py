@@ -3,8 +3,8 @@
 Reads google-research/vision_transformer (whose older linen numbered modules differently),
 big_vision (position embeddings outside `posembed_input`, stacked blocks), BiT (`resnet/…`), and the
 image tower of LiT (`img/…`).
-Writes the first, and the last for a BiT ResNet. In memory parameters have the names that current
-linen gives them.
+Writes the first, and the last for a BiT ResNet, whose attention keeps its names. In memory
+parameters have the names that current linen gives them.
 """
 
 import re
@@ -43,6 +43,7 @@ _BIT = {  # name in BiT's files: name in memory
   'resnet/head/conv2d/kernel': 'head/kernel',
   'resnet/head/conv2d/bias': 'head/bias',
 }
+_BIT_MODULE = r'block\d/(?:unit\d\d|non_local)'
 _BIT_UNIT = {'a/proj/standardized_conv2d/kernel': 'conv_proj/kernel'}
 for _i, _letter in enumerate('abc', 1):
   _BIT_UNIT[f'{_letter}/standardized_conv2d/kernel'] = f'conv{_i}/kernel'
@@ -77,6 +78,8 @@ def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
       return 'released', [prefix]
     if f'{prefix}root_block/conv_root/kernel' in names:
       return 'big_vision', [prefix]
+    if f'{prefix}input_projection/kernel' in names:  # a DETR
+      return 'released', [prefix]
     if f'{prefix}embedding/kernel' in names:
       is_big_vision = any(prefix + name in names for name in _BIG_VISION_POSITIONS)
       return 'big_vision' if is_big_vision else 'released', [prefix]
@@ -124,7 +127,7 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
 def _from_bit(name: str, tensor: Tensor) -> tuple[str, Tensor]:
   name = re.sub(r'/standardized_conv2d_\d+/', '/standardized_conv2d/', name)
   name = _BIT.get(name, name)
-  if match := re.fullmatch(r'resnet/(block\d/unit\d\d)/(.*)', name):
+  if match := re.fullmatch(rf'resnet/({_BIT_MODULE})/(.*)', name):
     name = f'{match[1]}/{_BIT_UNIT.get(match[2], match[2])}'
   if name == 'head/kernel' and tensor.shape[:2] == (1, 1):
     tensor = tensor.map(tensor.shape[2:], lambda x: x[0, 0])
@@ -142,8 +145,8 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
   to_bit, to_bit_unit = ({new: old for old, new in table.items()} for table in (_BIT, _BIT_UNIT))
   arrays = {}
   for name, array in tensors.items():
-    if match := re.fullmatch(r'(block\d/unit\d\d)/(.*)', name):
-      arrays[f'resnet/{match[1]}/{to_bit_unit[match[2]]}'] = array
+    if match := re.fullmatch(rf'({_BIT_MODULE})/(.*)', name):
+      arrays[f'resnet/{match[1]}/{to_bit_unit.get(match[2], match[2])}'] = array
     else:
       arrays[to_bit[name]] = array[None, None] if name == 'head/kernel' else array
   return arrays

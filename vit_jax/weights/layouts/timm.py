@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.layouts import pytorch
-from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
+from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
 
 # Name in timm: the linen parameter.
 _PARAMETERS = {'cls_token': 'cls', 'pos_embed': POSITIONS, 'attn_pool.latent': 'MAPHead_0/probe'}
@@ -145,6 +145,18 @@ def _unit_module(layer: str, unit_name: str) -> str | None:
 # --- writing --------------------------------------------------------------------------------
 
 
+def _unsupported_feature(params: Any) -> str | None:
+  """The attention of a model with a ResNet, which no model of timm has; None: no attention."""
+  modules = {module for name in flatten(params) for module in name.split('/')}
+  names = {
+    'input_projection': "classifier of DETR's encoder",
+    'local_attention': 'BiT with local attention',
+    'height_attention': 'BiT with axial attention',
+    'non_local': 'BiT with non-local blocks',
+  }
+  return next((text for module, text in names.items() if module in modules), None)
+
+
 def from_linen(params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of the same model in timm; none has `pre_logits`."""
   if 'pre_logits' in params:
@@ -159,6 +171,8 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
         f'blocks.{i}.{n}': f'MixerBlock_{i}/{module}' for n, module in _MIXER_BLOCK.items()
       }
     return pytorch.from_linen(params, {}, layers)
+  if feature := _unsupported_feature(params):
+    raise UserError(f'timm has no {feature}; write an .npz, or a vit_jax folder (--layout=model).')
   if feature := pytorch.unsupported_encoder(params):
     raise UserError(f'The model has {feature}, which timm does not support; write an .npz.')
   stages = [name for name in params if name.startswith('block')]
