@@ -12,7 +12,7 @@ from vit_jax.models.build import GELUS, resolve_dtype
 from vit_jax.models.encoder_block import ATTENTION
 from vit_jax.models.losses import LOSSES
 from vit_jax.models.positions import ENTRIES, KINDS
-from vit_jax.models.variants import MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
+from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import REMAT
 from vit_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -24,7 +24,7 @@ def choices(section: type[Section], name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
   ('section', 'name', 'table'),
   [
-    (ModelConfig, 'variant', [*VARIANTS, *RESNET_VARIANTS, *MIXER_VARIANTS]),
+    (ModelConfig, 'variant', [*VARIANTS, *RESNET_VARIANTS, *MIXER_VARIANTS, *DETR_VARIANTS]),
     (ModelConfig, 'gelu', GELUS),
     (ModelConfig, 'remat', REMAT),
     (ModelConfig, 'attention', ATTENTION),

@@ -61,7 +61,7 @@ def resolve_dtype(name: str, platform: str | None = None) -> Any:
 
 def dtype_name(model: Model) -> str:
   """The key of DTYPES in which a model computes."""
-  has_numerics = isinstance(model, VisionTransformer)
+  has_numerics = isinstance(model, VisionTransformer | MlpMixer)
   return jnp.dtype(model.numerics.dtype if has_numerics else model.dtype).name
 
 
@@ -216,7 +216,7 @@ def _abstract_params(model: Model, image_size: tuple[int, int], channels: int) -
   images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
   traced = model if isinstance(model, BiTResNet) else model.clone(depth=1)
   params = jax.eval_shape(traced.init, jax.random.key(0), images)['params']
-  if isinstance(model, VisionTransformer):
+  if isinstance(model, VisionTransformer | DETR):
     block = params['Transformer'].pop('encoderblock_0')
     params['Transformer'] |= {f'encoderblock_{i}': block for i in range(model.depth)}
   elif isinstance(model, MlpMixer):
