@@ -7,6 +7,7 @@ add a percent or two. A multiply-add counts as two operations. Padding counts as
 import math
 
 from vit_jax.models.build import Model
+from vit_jax.models.masked_patches import MaskedPatchPredictor, num_corrupted
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.vit import VisionTransformer
 
@@ -23,6 +24,9 @@ def forward_flops(model: Model, image_size: tuple[int, int]) -> int:
   features = model.width
   if model.pre_logits:
     flops, features = flops + 2 * features * model.pre_logits, model.pre_logits
+  if isinstance(model, MaskedPatchPredictor):
+    corrupted = num_corrupted(_num_patches(model, image_size))
+    return flops + 2 * corrupted * model.width * model.num_outputs(channels=3)
   return flops + 2 * features * model.num_classes
 
 
