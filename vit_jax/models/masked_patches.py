@@ -81,7 +81,7 @@ def _image_keys(images: Array) -> Array:
   """A key for each image, (B,), from a hash of its pixels."""
   pixels = images.reshape(images.shape[0], -1).astype(jnp.uint32)
   factors = jnp.arange(1, pixels.shape[1] + 1, dtype=jnp.uint32) * jnp.uint32(2654435761)
-  hashes = jnp.sum(pixels * factors, axis=1, dtype=jnp.uint32)  # modulo 2^32, so in any order
+  hashes = jnp.sum(pixels * factors[None], axis=1, dtype=jnp.uint32)  # mod 2^32: in any order
   return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(0), number))(hashes)
 
 
@@ -110,8 +110,10 @@ def patch_targets(images: Array, patch_size: int, target: str) -> Array:
   pixels, channels = cells.shape[3:]
   # In integers, so that no mean is rounded to another color.
   levels = cells.sum(axis=3) // (pixels * 256 // COLOR_LEVELS)
-  weights = jnp.array([COLOR_LEVELS**i for i in reversed(range(channels))], jnp.int32)
-  return (levels * weights).sum(axis=-1)
+  colors = levels[..., 0]
+  for channel in range(1, channels):
+    colors = colors * COLOR_LEVELS + levels[..., channel]
+  return colors
 
 
 class MaskedPatchPredictor(VisionTransformer):
@@ -178,7 +180,7 @@ def with_prediction_head(
       f'data.channels is {channels}; masked_target={target} takes up to {_MAX_COLOR_CHANNELS}, set '
       'masked_target to pixels.'
     )
-  return MaskedPatchPredictor(**_fields(model), target=target)
+  return MaskedPatchPredictor(**_fields(model) | {'num_classes': 0}, target=target)
 
 
 def encoder(model: MaskedPatchPredictor) -> VisionTransformer:
