@@ -1,0 +1,196 @@
+"""Runs of masked patch prediction: steps, what is refused, export, fine-tuning, resuming."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.helpers import BATCH, KEY, TINY, assert_close, make_program, run
+from tests.training.test_resume import curve, params, stop_after
+from vit_jax.config import Config, load_config, replace_fields
+from vit_jax.errors import UserError
+from vit_jax.models import build
+
+MASKED = ('--config=configs/quickstart.py', '--config.objective=masked_patches')
+FIELDS = {
+  'objective': 'masked_patches',
+  'total_steps': 60,
+  'batch_size': 8,
+  'data.image_size': 8,
+  'model.patch_size': 4,
+  'model.width': 64,
+  'model.depth': 2,
+  'model.mlp_dim': 256,
+  'model.num_heads': 4,
+  'model.dropout_rate': 0.0,
+}
+
+
+def train(steps=2, devices=1, multi_label=False, **fields):
+  """The losses of the first steps, and the last parameters."""
+  config = replace_fields(Config(), FIELDS | {k.replace('__', '.'): v for k, v in fields.items()})
+  program = make_program(config, 3, jax.devices()[:devices], multi_label)
+  state, losses = program.init(None), []
+  batch = {'image': BATCH['image'], 'label': BATCH['label']}
+  if multi_label:
+    batch['label'] = np.eye(3, dtype=np.uint8)[BATCH['label']]
+  for _ in range(steps):
+    state, metrics = program.train_step(state, batch, KEY)
+    losses.append(float(metrics['train/loss']))
+  return losses, jax.device_get(state.params)
+
+
+@pytest.fixture(scope='module')
+def plain():
+  return train()
+
+
+def test_the_first_loss_is_that_of_512_equal_colors(plain):
+  assert plain[0][0] == pytest.approx(np.log(512), rel=1e-5)
+  assert plain[1].keys() == {'cls', 'embedding', 'Transformer', 'mask_token', 'prediction_head'}
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'accumulation_steps': 4},
+    {'model__scan_blocks': True, 'model__remat': 'full'},
+    {'devices': 8, 'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'accumulation_steps': 2},
+    {'multi_label': True},
+  ],
+  ids=str,
+)
+@pytest.mark.skipif(jax.device_count() < 8, reason='written for eight devices')
+def test_mesh_accumulation_and_labels_change_nothing(fields, plain):
+  losses, parameters = train(**fields)
+  np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
+  assert_close(parameters, plain[1], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize('target', ['mean_color', 'downsized', 'pixels'])
+def test_the_loss_falls(target):
+  losses, _ = train(steps=40, masked_target=target, schedule__learning_rate=3e-3)
+  assert np.mean(losses[-5:]) < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'loss': 'sigmoid'}, "config.loss is 'sigmoid'; .* set it to 'softmax'"),
+    ({'label_smoothing': 0.1}, 'config.label_smoothing is 0.1; .* set it to 0.0'),
+    (
+      {'mixup_alpha': 0.2},
+      'config.mixup_alpha is 0.2; objective=masked_patches classifies nothing',
+    ),
+    ({'cutmix_alpha': 1.0}, 'config.cutmix_alpha is 1; '),
+    ({'init_from': 'x.npz'}, "config.init_from is 'x.npz'; .* starts from the seed"),
+    ({'model.pre_logits': 8}, 'config.model.pre_logits is 8; '),
+    ({'model.head_bias_init': -10.0}, 'config.model.head_bias_init is -10; '),
+    ({'model.pool': 'map'}, "config.model.pool is 'map'; .* use token or gap"),
+    ({'model.variant': 'R50x1'}, "config.model.variant is 'R50x1'; .* a Transformer"),
+  ],
+  ids=str,
+)
+def test_what_has_no_meaning_is_refused(fields, message):
+  with pytest.raises(UserError, match=message):
+    replace_fields(Config(), FIELDS | fields)
+
+
+def test_an_evaluation_that_needs_a_head_is_refused():
+  with pytest.raises(UserError, match="evals.x.kind is 'real'; .* knn, linear_probe or fewshot"):
+    load_config('configs/masked_patches.py', ['--config.evals.x.kind=real'])
+
+
+def test_the_paper_and_the_small_config():
+  config = load_config('configs/masked_patches.py', [])
+  assert (config.batch_size, config.total_steps, config.masked_target) == (
+    4096,
+    10**6,
+    'mean_color',
+  )
+  schedule = config.schedule
+  assert (schedule.learning_rate, schedule.decay, schedule.warmup_steps) == (2e-4, 'cosine', 10_000)
+  small = load_config('configs/masked_patches.py:pixels,folder:/x', [])
+  other = load_config('configs/small_images.py:folder:/x', [])
+  assert (small.masked_target, small.model, small.data) == ('pixels', other.model, other.data)
+  with pytest.raises(UserError, match="mean_color, downsized, pixels, not 'color'"):
+    load_config('configs/masked_patches.py:color', [])
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('pretrained')
+  result = run('main', *MASKED, *TINY, f'--workdir={workdir}')
+  assert result.returncode == 0, result.stderr
+  return workdir, result.stdout
+
+
+def test_a_run_says_what_it_predicts(pretrained):
+  workdir, out = pretrained
+  line = r'step 6/6, test accuracy [\d.]+% on the corrupted patches of 360 examples, test loss \d'
+  assert re.search(line, out) and re.search(r'done: test accuracy .* corrupted patches', out)
+  assert 'vit_jax.predict' not in out and f'--config.init_from={workdir}/model' in out
+  last = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert last.keys() == {'step', 'test/masked_patch_accuracy', 'test/loss', 'test/examples'}
+
+
+def test_pixels_have_a_loss_only(tmp_path):
+  flags = ('--config.masked_target=pixels', '--config.evals.near.kind=knn')
+  flags += ('--config.evals.near.neighbors=(3,)', '--config.evals.near.every=6')
+  result = run('main', *MASKED, *TINY, *flags, f'--workdir={tmp_path}')
+  assert result.returncode == 0, result.stderr
+  assert re.search(r'test squared error \d.* on the corrupted patches of 360 ', result.stdout)
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  tests = {line['step']: line['test/loss'] for line in lines if 'test/loss' in line}
+  assert not any('accuracy' in name for line in lines for name in line if 'near' not in name)
+  assert 0 < lines[-1]['near/accuracy_3nn'] < 1
+  best = min(tests, key=lambda step: tests[step])
+  assert (tmp_path / f'checkpoints/{best}').exists()
+
+
+def test_the_encoder_is_exported_and_fine_tuned(pretrained, tmp_path):
+  workdir, _ = pretrained
+  vit = vit_jax.load(workdir)
+  assert vit.model.num_classes == 0 and vit.labels is None
+  assert vit.params.keys() == {'embedding', 'Transformer'}
+  flags = ('--config=configs/quickstart.py', '--config.data.train.split=train[:10%]')
+  flags += ('--config.schedule.learning_rate=1e-9', f'--config.init_from={workdir}/model')
+  result = run('main', *flags, *TINY, f'--workdir={tmp_path}')
+  assert result.returncode == 0, result.stderr
+  fine_tuned = vit_jax.load(tmp_path)
+  assert fine_tuned.model.num_classes == 10
+  assert_close(fine_tuned.params['Transformer'], vit.params['Transformer'], atol=1e-6)
+
+
+def test_a_checkpoint_is_loaded_without_what_only_pretraining_needs(pretrained):
+  workdir, _ = pretrained
+  vit = vit_jax.load(workdir / 'checkpoints')
+  expected = build.abstract_params(vit.model, (8, 8))
+  assert jax.tree.structure(vit.params) == jax.tree.structure(expected)
+  assert {name.rpartition('/')[2] for name in vit.report.ignored} >= {'mask_token'}
+
+
+def test_commands_that_need_a_head(pretrained):
+  model = f'--model={pretrained[0]}/model'
+  result = run('predict', model, 'x.png')
+  assert result.returncode == 2 and 'has no head' in result.stderr
+  result = run('evaluate', model, '--data=digits', '--eval=knn', '--no-cache')
+  assert result.returncode == 0 and '10nn' in result.stdout
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+  flags = ('--config.objective=masked_patches',)
+  code, out, err = stop_after('step 14/40', tmp_path / 'stopped', flags=flags)
+  assert code < 0, err
+  for name in ('stopped', 'whole'):
+    flags = (f'--workdir={tmp_path / name}', '--config.total_steps=40', '--config.ema_decay=0.9')
+    flags += ('--config.checkpoint.every=4', '--config.eval_every=10')
+    result = run('main', *MASKED, *TINY, *flags)
+    assert result.returncode == 0, result.stderr
+    assert ('resuming after step' in result.stdout) == (name == 'stopped')
+  one, other = params(tmp_path / 'stopped'), params(tmp_path / 'whole')
+  assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+  assert curve(tmp_path / 'stopped') == curve(tmp_path / 'whole')
