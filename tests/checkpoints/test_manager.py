@@ -256,3 +256,12 @@ def test_the_state_of_an_older_version_is_restored(use_ema, tmp_path):
   assert jax.tree.map(lambda x: x.sharding, restored) == shardings
   params = read_params(find_checkpoint(epath.Path(tmp_path)))
   np.testing.assert_array_equal(params['head/bias'], state.eval_params['head']['bias'])
+
+
+def test_the_accuracy_of_an_older_version_is_its_score(workdir):
+  path = workdir / 'checkpoints' / '1' / 'metrics' / 'metrics'
+  path.write_text(path.read_text().replace('score', 'accuracy'))
+  manifest.write_manifest(path.parent.parent)
+  with Checkpointer(workdir, keep=3) as checkpointer:
+    assert checkpointer.warnings == []
+    assert not checkpointer.is_best(0.89) and checkpointer.is_best(0.91)
