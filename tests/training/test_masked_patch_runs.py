@@ -1,4 +1,4 @@
-"""Runs of masked patch prediction: steps, what is refused, export, fine-tuning, resuming."""
+"""Runs of masked patch prediction: steps, what is refused, export, fine-tuning."""
 
 import contextlib
 import io
@@ -12,8 +12,7 @@ import optax
 import pytest
 
 import vit_jax
-from tests.helpers import BATCH, IMAGES, KEY, TINY, assert_close, jit, make_model, make_program, run
-from tests.training.test_resume import curve, params, stop_after
+from tests.helpers import BATCH, IMAGES, KEY, TINY, assert_close, jit, make_model, make_program
 from vit_jax.config import Config, StepConfig, load_config, replace_fields
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -21,7 +20,6 @@ from vit_jax.models.masked_patches import with_prediction_head
 from vit_jax.training.loop import train_and_evaluate
 from vit_jax.training.step import init_state, make_train_step
 
-MASKED = ('--config=configs/quickstart.py', '--config.objective=masked_patches')
 FIELDS = {
   'objective': 'masked_patches',
   'total_steps': 60,
@@ -136,7 +134,7 @@ def test_the_paper_and_the_small_config():
 
 def run_here(workdir, *flags) -> str:
   """Runs it in this process; returns what it prints."""
-  _, *overrides = [*MASKED, *TINY, *flags]
+  overrides = ['--config.objective=masked_patches', *TINY, *flags]
   with contextlib.redirect_stdout(io.StringIO()) as out:
     train_and_evaluate(load_config('configs/quickstart.py', overrides), workdir)
   return out.getvalue()
@@ -191,18 +189,3 @@ def test_a_checkpoint_is_loaded_without_what_only_pretraining_needs(pretrained):
   expected = build.abstract_params(vit.model, (8, 8))
   assert jax.tree.structure(vit.params) == jax.tree.structure(expected)
   assert {name.rpartition('/')[2] for name in vit.report.ignored} >= {'mask_token'}
-
-
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
-  flags = ('--config.objective=masked_patches',)
-  code, out, err = stop_after('step 14/40', tmp_path / 'stopped', flags=flags)
-  assert code < 0, err
-  for name in ('stopped', 'whole'):
-    flags = (f'--workdir={tmp_path / name}', '--config.total_steps=40', '--config.ema_decay=0.9')
-    flags += ('--config.checkpoint.every=4', '--config.eval_every=10')
-    result = run('main', *MASKED, *TINY, *flags)
-    assert result.returncode == 0, result.stderr
-    assert ('resuming after step' in result.stdout) == (name == 'stopped')
-  one, other = params(tmp_path / 'stopped'), params(tmp_path / 'whole')
-  assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
-  assert curve(tmp_path / 'stopped') == curve(tmp_path / 'whole')
