@@ -180,7 +180,8 @@ def with_prediction_head(
       f'data.channels is {channels}; masked_target={target} takes up to {_MAX_COLOR_CHANNELS}, set '
       'masked_target to pixels.'
     )
-  return MaskedPatchPredictor(**_fields(model) | {'num_classes': 0}, target=target)
+  headless = model.clone(num_classes=0, pre_logits=0)
+  return MaskedPatchPredictor(**_fields(headless), target=target)
 
 
 def encoder(model: MaskedPatchPredictor) -> VisionTransformer:

@@ -70,10 +70,8 @@ def make_train_step(
   num_micro_batches = config.accumulation_steps
 
   def loss_fn(params: Any, batch: Batch, key: Array) -> Array:
-    images, options = (
-      scale_pixels(batch['image']),
-      {'deterministic': False, 'rngs': {'dropout': key}},
-    )
+    images: Array = scale_pixels(batch['image'])
+    options: Any = {'deterministic': False, 'rngs': {'dropout': key}}
     if isinstance(model, MaskedPatchPredictor):
       corruption = batch['corruption']
       predictions: Any = model.apply({'params': params}, images, corruption, **options)
