@@ -41,6 +41,9 @@ MODELS = {
   'r152x2': ('R152x2', 32, None),
   'r152x4': ('R152x4', 32, None),
   'r200x3': ('R200x3', 32, None),
+  # arXiv 2105.01601; not in Table 4: fine-tuned at 224 px as in the original code (finetune.py).
+  'mixer_b16': ('Mixer-B', 16, None),
+  'mixer_l16': ('Mixer-L', 16, None),
 }
 
 # Images in the training split, from Section 4.1 (JFT-300M: 303 million).

@@ -43,6 +43,8 @@ def get_config(argument='dtd,imagenet21k/ViT-L_16'):
 
   patch = config.model.patch_size if config.model.variant[0] != 'R' else 1
   config.data.image_size = 384 // patch * patch
+  if config.model.variant.startswith('Mixer'):  # which fits the size of its pretraining only
+    config.data.image_size = 224
   config.data.num_classes = task.num_classes
   config.data.train.source = f'vtab:{name}'
   config.data.train.split = 'train+validation'

@@ -246,3 +246,20 @@ def make_sharded_program() -> Program:
     'mesh.tensor': 2,
   }
   return make_program(replace_fields(Config(), fields), 10)
+
+
+def train_on_noise(fields: dict) -> tuple[list[float], step_lib.TrainState]:
+  """Losses of a run on five classes of random images, on the mesh of `fields`; its last state."""
+  config = replace_fields(Config(), fields)
+  devices = jax.devices()[: config.mesh.data * config.mesh.fsdp * config.mesh.tensor]
+  program = make_program(config, 5, devices)
+  step = program.lower().compile({'xla_backend_optimization_level': 0})
+  state, rng, losses = program.init(None), np.random.default_rng(0), []
+  for _ in range(config.total_steps):
+    shape = (config.batch_size, *config.data.image_shape)
+    labels = rng.integers(0, 5, config.batch_size, dtype=np.int32)
+    batch = {'image': rng.integers(0, 256, shape, dtype=np.uint8), 'label': labels}
+    batch = jax.device_put(batch, sharding.batch_sharding(program.mesh))
+    state, metrics = step(state, batch, program.random_key())
+    losses.append(float(metrics['train/loss']))
+  return losses, state

@@ -20,9 +20,10 @@ LAYERS = (
   ('data', 'weights', 'checkpoints'),
   ('classifier', 'load_classifier', 'evaluation', 'prepare', 'verification'),
   ('training',),
-  ('planning', 'sweeps', 'transfer'),
-  tuple(
-    'command_line main evaluate predict convert prepare_data plan catalog verify sweep vtab'.split()
+  ('planning', 'sweeps', 'transfer', 'experiments'),
+  (
+    *'command_line main evaluate predict convert prepare_data plan catalog verify sweep'.split(),
+    *'vtab experiments.scaling'.split(),
   ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -55,11 +56,15 @@ GRAPH = {module: imported_modules(path) for module, path in MODULES.items()}
 
 
 def layer(module: str) -> int:
-  return LAYER[module.split('.')[1]]
+  name = module.removeprefix('vit_jax.')
+  return LAYER[name if name in LAYER else name.split('.')[0]]  # a command may be in a folder
 
 
 def test_every_module_has_a_layer():
-  assert {module.split('.')[1] for module in MODULES if '.' in module} == LAYER.keys()
+  assert {module.split('.')[1] for module in MODULES if '.' in module} == {
+    name for name in LAYER if '.' not in name
+  }
+  assert all(f'vit_jax.{name}' in MODULES for name in LAYER)
 
 
 def test_imports_run_one_way():

@@ -55,7 +55,7 @@ def test_the_round_trip_through_all_layouts_is_bit_exact(tmp_path):
   assert not list(tmp_path.glob('*.part'))
 
 
-MODELS = ('vit_patch14', 'hybrid_stem', 'bit_resnet', 'vit_token_prelogits')
+MODELS = ('vit_patch14', 'hybrid_stem', 'bit_resnet', 'vit_token_prelogits', 'mixer')
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -119,6 +119,12 @@ def test_an_evaluation_of_a_run_is_known_by_its_kind(run, tmp_path):
   write_config(config, workdir / 'config.json')
   code, out, _ = run(workdir, '--against=t2-h14-jft-imagenet_real')
   assert code == 0 and 'cleaned/accuracy' in out
+  shots = {'linear/accuracy_5shot': 0.6421, 'linear/accuracy_10shot': 0.7}
+  workdir = copy_of_run(tmp_path / 'shots', lambda line: line | shots)
+  config = load_config('configs/default.py', ['--config.evals.linear.kind=fewshot'])
+  write_config(config, workdir / 'config.json')
+  code, out, _ = run(workdir, '--against=t8-positions_1d')
+  assert code == 0 and 'linear/accuracy_5shot' in out
 
 
 RESULT = {

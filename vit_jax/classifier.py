@@ -17,6 +17,7 @@ from vit_jax.data.decoding.image_input import ImageInput, is_single, read_pixels
 from vit_jax.errors import UserError
 from vit_jax.files import user_path
 from vit_jax.models import build, features
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
@@ -32,6 +33,7 @@ _SAVERS = {
   'huggingface': save.save_hugging_face,
   'model': save.save_model_folder,
 }
+_USUAL = (('position_embedding', '1d'), ('position_entry', 'stem'))  # not worth showing
 LAYOUTS = (*_SAVERS, 'stablehlo')
 Tokens = jax.Array | tuple[jax.Array, jax.Array]  # of the patches; or they and the prefix tokens
 
@@ -55,7 +57,7 @@ class Classifier:
   respect to it, map over it. It can be pickled.
 
   Attributes:
-    model: the linen module, a `VisionTransformer` or a `BiTResNet`.
+    model: the linen module, a `VisionTransformer`, an `MlpMixer` or a `BiTResNet`.
     params: its parameter tree, float32.
     image_size: (height, width) in pixels.
     labels: a name for each class, or None when unknown.
@@ -87,7 +89,8 @@ class Classifier:
   def __repr__(self) -> str:
     fields = build.architecture(self.model)
     classes, (height, width) = fields.pop('num_classes'), self.image_size
-    size = ', '.join(f'{name} {value}' for name, value in fields.items() if value)
+    shown = [item for item in fields.items() if item[1] and item not in _USUAL]
+    size = ', '.join(f'{name} {value}' for name, value in shown)
     return (
       f'Classifier({type(self.model).__name__} of {build.count_parameters(self.params):,} '
       f'parameters: {size}; images {height}x{width}; {classes:,} classes)'
@@ -215,7 +218,7 @@ class Classifier:
     Raises:
       ValueError: for a ResNet, which has no tokens.
     """
-    model, array = self._transformer(), self._check_images(images)
+    model, array = self._token_model(), self._check_images(images)
     return self._split(_last_tokens(model, self.params, array), return_prefix_tokens)
 
   def intermediates(
@@ -240,20 +243,20 @@ class Classifier:
     Raises:
       ValueError: for a block that the model does not have, or for a ResNet.
     """
-    model, array = self._transformer(), self._check_images(images)
+    model, array = self._token_model(), self._check_images(images)
     for layer in layers:
       if not -model.depth <= layer < model.depth:
         raise ValueError(f'There is no layer {layer}; the model has {model.depth} blocks.')
     outputs = _block_outputs(model, self.params, array, tuple(layers), norm)
     return {layer: self._split(outputs[layer], return_prefix_tokens) for layer in layers}
 
-  def _transformer(self) -> VisionTransformer:
-    if not isinstance(self.model, VisionTransformer):
+  def _token_model(self) -> VisionTransformer | MlpMixer:
+    if isinstance(self.model, BiTResNet):
       raise ValueError('The model is a ResNet, which has no tokens; use `features`.')
     return self.model
 
   def _split(self, tokens: jax.Array, return_prefix_tokens: bool) -> Tokens:
-    count = features.num_prefix_tokens(self._transformer())
+    count = features.num_prefix_tokens(self._token_model())
     patches = tokens[:, count:].astype(jnp.float32)
     return (patches, tokens[:, :count].astype(jnp.float32)) if return_prefix_tokens else patches
 

@@ -9,9 +9,11 @@ from vit_jax.config import AugmentConfig, ModelConfig, OptimizerConfig, Schedule
 from vit_jax.config.schema import Section
 from vit_jax.data.augmentation.randaugment import POLICIES
 from vit_jax.models.build import GELUS, resolve_dtype
+from vit_jax.models.encoder_block import ATTENTION
 from vit_jax.models.losses import LOSSES
-from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
-from vit_jax.models.vit import ATTENTION, REMAT
+from vit_jax.models.positions import ENTRIES, KINDS
+from vit_jax.models.variants import MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
+from vit_jax.models.vit import REMAT
 from vit_jax.training.optimizer import make_optimizer, make_schedule
 
 
@@ -22,10 +24,12 @@ def choices(section: type[Section], name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
   ('section', 'name', 'table'),
   [
-    (ModelConfig, 'variant', [*VARIANTS, *RESNET_VARIANTS]),
+    (ModelConfig, 'variant', [*VARIANTS, *RESNET_VARIANTS, *MIXER_VARIANTS]),
     (ModelConfig, 'gelu', GELUS),
     (ModelConfig, 'remat', REMAT),
     (ModelConfig, 'attention', ATTENTION),
+    (ModelConfig, 'position_embedding', KINDS),
+    (ModelConfig, 'position_entry', ENTRIES),
     (AugmentConfig, 'randaugment', ['none', *POLICIES]),
     (StepConfig, 'loss', LOSSES),
   ],

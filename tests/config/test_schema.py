@@ -125,6 +125,7 @@ def test_a_warmup_longer_than_the_run_is_refused():
     ('finetune.py:b16,pets', 500, 100),
     ('vit_l16.py', 311_948, 10_000),
     ('augreg.py:b16', 1_039_828, 10_000),
+    ('gsam.py:mixer_b16', 92_897, 10_000),
   ],
 )
 def test_steps_of_the_experiments(name, steps, warmup):

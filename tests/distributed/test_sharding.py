@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.helpers import jit
+from tests.helpers import jit, random_params
 from vit_jax.config import MeshConfig, OptimizerConfig, ScheduleConfig, StepConfig
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
@@ -272,3 +272,26 @@ def test_only_axes_that_the_mesh_divides_are_sharded(sizes, most):
     for leaf, leaf_sharding in zip(*map(jax.tree.leaves, (abstract, shardings)), strict=True)
   ]
   assert max(shards) == most
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(position_embedding='relative', position_entry='layers_shared'),
+    dict(position_embedding='relative', axial=True, pool='gap'),
+    dict(position_embedding='2d', position_entry='layers'),
+  ],
+)
+def test_position_embeddings_and_axial_blocks_on_a_mesh(fields):
+  mesh = make_mesh(2, 2, 2)
+  plain = VisionTransformer(4, 16, 2, 32, 4, num_classes=0, **fields)
+  params, images = random_params(plain, (8, 12)), np.ones((8, 8, 12, 3), np.float32)
+  shardings = sharding.state_shardings(params, mesh)
+  for name, each in released.flatten(shardings).items():
+    if name.endswith('relative_embedding'):
+      assert each.spec == P(None, 'tensor', None)
+  tokens = sharding.batch_sharding(mesh)
+  model = plain.clone(constrain=lambda x: jax.lax.with_sharding_constraint(x, tokens))
+  sharded = jax.device_put(params, shardings), jax.device_put(images, tokens)
+  output = jit(lambda params, images: model.apply({'params': params}, images))(*sharded)
+  np.testing.assert_allclose(output, plain.apply({'params': params}, images), atol=1e-5)

@@ -8,6 +8,8 @@ import vit_jax
 from tests.helpers import GOLDEN
 from vit_jax.config import EvalConfig
 from vit_jax.errors import UserError
+from vit_jax.evaluation import suite
+from vit_jax.evaluation.probes import frozen_features
 from vit_jax.evaluation.score import score
 
 
@@ -45,3 +47,23 @@ def test_too_few_examples_are_an_error_before_anything_is_read(fields, message, 
   digits = {'source': 'digits', 'train_source': 'digits', 'split': 'test', 'batch_size': 64}
   with pytest.raises(UserError, match=message):
     score(vit, {'probe': EvalConfig(**digits, **fields)})
+
+
+def test_few_shots_extract_only_the_examples_that_are_drawn(monkeypatch):
+  vit = vit_jax.load(GOLDEN / 'vit_gap.npz')
+  digits = {'source': 'digits', 'train_source': 'digits', 'split': 'test', 'batch_size': 64}
+  config = EvalConfig(**digits, kind='fewshot', shots=(1, 3))
+  sizes, gather = [], frozen_features.gather
+
+  def count(rows, size, dim):
+    sizes.append(size)
+    return gather(rows, size, dim)
+
+  monkeypatch.setattr(suite.feature_cache, 'load', lambda *unused: None)
+  monkeypatch.setattr(suite.feature_cache, 'write', lambda *unused: None)
+  monkeypatch.setattr(suite.frozen_features, 'gather', count)
+  few = score(vit, {'few': config}).to_json()
+  monkeypatch.setattr(suite, '_draw', lambda *unused: None)
+  assert score(vit, {'few': config}).to_json() == few
+  assert 30 < sizes[0] <= 90
+  assert sizes[1:] == [360, 1437, 360]

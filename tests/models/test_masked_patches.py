@@ -167,6 +167,12 @@ def test_the_encoder_has_the_released_parameters(target, pool):
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_grid_reaches_the_blocks():
+  model = make_predictor().clone(axial=True, position_embedding='2d')
+  params = random_params(model, SIZE)
+  assert model.apply({'params': params}, jnp.zeros((1, *SIZE, 3)), CORRUPTION).shape == (1, 3, 512)
+
+
 @pytest.mark.parametrize('target', TARGETS)
 def test_scores_are_means_over_corrupted_patches(target):
   model, images = make_predictor(target), make_images(*SIZE, count=3)

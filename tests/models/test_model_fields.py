@@ -13,7 +13,7 @@ from vit_jax.weights.load import open_weights
 
 
 @pytest.mark.parametrize(
-  'name', ['vit_gap', 'vit_patch14', 'vit_token_prelogits', 'hybrid_stages', 'bit_resnet']
+  'name', ['vit_gap', 'vit_patch14', 'vit_token_prelogits', 'hybrid_stages', 'bit_resnet', 'mixer']
 )
 def test_the_fields_build_the_architecture_of_a_file(name):
   model = open_weights(GOLDEN / f'{name}.npz').model
@@ -32,3 +32,5 @@ def test_published_sizes_are_named_and_numerics_kept():
   assert (model.numerics, model.patch_size) == (numerics, 32)
   resnet = build.model_from_config(ModelConfig(variant='R50x1'), 10)
   assert model_fields(resnet) == {'variant': 'R50x1'}
+  mixer = model_fields(build.model_from_config(ModelConfig(variant='Mixer-L'), 10))
+  assert (mixer['variant'], 'width' in mixer) == ('Mixer-L', False)

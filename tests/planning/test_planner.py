@@ -13,8 +13,9 @@ import pytest
 from tests.helpers import TINY, run, start
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
+from vit_jax.models import flops
 from vit_jax.planning import planner, report
-from vit_jax.planning.compile import Memory, argument_bytes
+from vit_jax.planning.compile import CompiledStep, Memory, argument_bytes
 from vit_jax.planning.planner import Labels
 from vit_jax.planning.topologies import parse_topology
 
@@ -83,6 +84,16 @@ def test_json_has_batches_mesh_memory_and_collectives():
   (reduced,) = (row for row in plan['collectives'] if row['kind'] == 'all-reduce')
   gradients = 4 * plan['parameters'] * 2 * 3 / 4
   assert gradients <= reduced['bytes'] <= 2 * gradients + 1000
+
+
+def test_sam_passes_through_the_batch_twice(monkeypatch):
+  step = CompiledStep('', '', Memory(1, 1), (), None, 1.0)
+  monkeypatch.setattr(planner, 'compile_program', lambda program: step)
+  config = tiny_config('--config.sam_rho=0.1', '--config.model.remat=full')
+  plan = planner.make_plan(config, CPU_8, LABELS)
+  model = planner.build_for(config, CPU_8, LABELS).model
+  assert plan.train_flops == 2 * 16 * flops.train_flops(model, (8, 8)) > 0
+  assert plan.recomputed_flops == 2 * 16 * flops.recomputed_flops(model, (8, 8)) > 0
 
 
 def test_a_sweep_prints_a_table_and_writes_it(tmp_path):

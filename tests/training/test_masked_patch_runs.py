@@ -102,7 +102,8 @@ def test_the_loss_falls(target):
     ({'model.pre_logits': 8}, 'config.model.pre_logits is 8; '),
     ({'model.head_bias_init': -10.0}, 'config.model.head_bias_init is -10; '),
     ({'model.pool': 'map'}, "config.model.pool is 'map'; .* use token or gap"),
-    ({'model.variant': 'R50x1'}, "config.model.variant is 'R50x1'; .* a Transformer"),
+    ({'model.variant': 'R50x1'}, "model.variant is 'R50x1'; .* needs a Vision Transformer"),
+    ({'model.variant': 'Mixer-B'}, "model.variant is 'Mixer-B'; .* needs a Vision Transformer"),
   ],
   ids=str,
 )

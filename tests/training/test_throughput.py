@@ -1,5 +1,7 @@
 """Images per second, waiting for data and utilization, with a clock that the test moves."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -86,6 +88,10 @@ def test_utilization_is_that_of_the_models_arithmetic(meter, program, clock, mon
   clock.now += 1
   utilization = meter.measure(2, 0)['train/model_flops_utilization']
   np.testing.assert_allclose(utilization, 64 * train_flops(program.model, (8, 8)) / 8e9)
+  sam = dataclasses.replace(program, step=dataclasses.replace(program.step, sam_rho=0.1))
+  meter = throughput.ThroughputMeter(sam, 0)  # two gradients a step
+  clock.now += 1
+  assert meter.measure(1, 0)['train/model_flops_utilization'] == pytest.approx(2 * utilization)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from tests.helpers import GOLDEN, assert_same_tree
 from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models.vit import Numerics
-from vit_jax.weights import adapt
 from vit_jax.weights.adapt import load_params
+from vit_jax.weights.position_tables import resize_position_embedding
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +23,7 @@ def golden() -> vit_jax.Classifier:
 @pytest.mark.parametrize(('old', 'new'), [(14, 24), (16, 37), (24, 14), (7, 12)])
 def test_golden_resized_position_embeddings(old, new):
   expected = np.load(GOLDEN / f'posemb_{old}_to_{new}.npz')
-  resized = adapt.resize_position_embedding(expected['old'], (old, old), (new, new))
+  resized = resize_position_embedding(expected['old'], (old, old), (new, new))
   assert resized.dtype == np.float32
   np.testing.assert_allclose(resized, expected['new'], atol=1e-5)
 
@@ -31,15 +31,15 @@ def test_golden_resized_position_embeddings(old, new):
 def test_resizing_to_a_rectangle_aligns_corners_and_is_linear():
   rows, columns = np.meshgrid(np.arange(4.0), np.arange(3.0), indexing='ij')
   old = np.stack([rows, columns], axis=-1).reshape(1, 12, 2).astype(np.float32)
-  new = adapt.resize_position_embedding(old, (4, 3), (7, 2)).reshape(7, 2, 2)
+  new = resize_position_embedding(old, (4, 3), (7, 2)).reshape(7, 2, 2)
   np.testing.assert_allclose(new[..., 0], np.repeat(np.linspace(0, 3, 7)[:, None], 2, axis=1))
   np.testing.assert_allclose(new[..., 1], np.repeat([[0.0, 2.0]], 7, axis=0))
 
 
 def test_resizing_keeps_the_class_token_and_the_grid_of_the_same_size():
   old = np.random.default_rng(0).normal(size=(1, 7, 4)).astype(np.float32)
-  np.testing.assert_array_equal(adapt.resize_position_embedding(old, (2, 3), (2, 3)), old)
-  new = adapt.resize_position_embedding(old, (2, 3), (5, 4))
+  np.testing.assert_array_equal(resize_position_embedding(old, (2, 3), (2, 3)), old)
+  new = resize_position_embedding(old, (2, 3), (5, 4))
   assert new.shape == (1, 21, 4)
   np.testing.assert_array_equal(new[:, 0], old[:, 0])
 
@@ -132,7 +132,7 @@ def test_a_non_square_model_can_be_resized_again_and_given_a_new_head(golden, tm
   loaded = vit_jax.load(tmp_path / 'model', image_size=(64, 48), num_classes=3)
   positions = loaded.params['Transformer']['posembed_input']['pos_embedding']
   old = vit.params['Transformer']['posembed_input']['pos_embedding']
-  np.testing.assert_array_equal(positions, adapt.resize_position_embedding(old, (2, 6), (4, 3)))
+  np.testing.assert_array_equal(positions, resize_position_embedding(old, (2, 6), (4, 3)))
   assert loaded.labels is None  # they name the classes of the old head
 
 

@@ -55,6 +55,7 @@ def test_architecture_is_read_off_the_tensors(name):
   vit = vit_jax.load(GOLDEN / f'{name}.npz')
   expected = dict(width=48, depth=2, mlp_dim=96, num_heads=3, num_classes=7) | ARCHITECTURES[name]
   expected |= dict(resnet_width=0, resnet_blocks=())
+  expected |= dict(position_embedding='1d', position_entry='stem', axial=False)
   assert build.architecture(vit.model) == expected
   assert vit.image_size == ((56, 56) if name == 'vit_patch14' else (64, 64))
   assert vit.labels is None
@@ -160,6 +161,10 @@ DAMAGED = {
     'not a Vision Transformer',
   ),
   'missing block': (remove_block, 'encoderblock_1/'),
+  'no positions': (
+    lambda path, tensors: np.savez(path, **{n: x for n, x in tensors.items() if n != POSITIONS}),
+    'has no position embeddings',
+  ),
   'a missing tensor': (
     lambda path, tensors: np.savez(path, **{n: x for n, x in tensors.items() if n != 'cls'}),
     'x.npz',
@@ -370,3 +375,43 @@ def test_nothing_is_assumed_of_released_files():
   """Their GELU is tanh and their pixels are in [-1, 1]."""
   vit = vit_jax.load(GOLDEN / 'vit_gap.npz')
   assert vit.report.notes == () and vit.model.numerics.approximate_gelu
+
+
+# LiT: names and shapes as google-research/vision_transformer (models_lit.py) saves them.
+
+
+def write_two_towers(path: pathlib.Path, prefix: str, has_head: bool = True) -> None:
+  with np.load(GOLDEN / 'vit_patch14.npz') as archive:
+    image_tower = {name: x for name, x in archive.items() if has_head or name[:4] != 'head'}
+  text_tower = {
+    'txt/Embed_0/embedding': np.ones((50, 8), np.float32),
+    'txt/Encoder_0/encoderblock_0/LayerNorm_0/scale': np.ones(8, np.float32),
+    'txt/head/kernel': np.ones((8, 7), np.float32),
+    't': np.zeros(1, np.float32),
+  }
+  towers = {f'img/{name}': x for name, x in image_tower.items()} | text_tower
+  np.savez(path, **{prefix + name: x for name, x in towers.items()})
+
+
+@pytest.mark.parametrize('prefix', ['', 'params/'])
+def test_the_image_tower_of_lit(prefix, tmp_path):
+  write_two_towers(tmp_path / 'LiT.npz', prefix)
+  expected, vit = np.load(GOLDEN / 'vit_patch14_expected.npz'), vit_jax.load(tmp_path / 'LiT.npz')
+  np.testing.assert_allclose(vit(expected['images']), expected['logits'], atol=2e-5)
+  report = str(vit.report)
+  assert 'the text tower is left out' in report and f'{prefix}txt/head/kernel' in report
+  assert 'the head gives the embedding before its L2 normalization, not classes' in report
+  assert vit.predict(np.zeros((56, 56, 3), np.uint8))[0][0][0].startswith('embedding ')
+  vit.save(tmp_path / 'x.npz')
+  with np.load(tmp_path / 'x.npz') as new, np.load(GOLDEN / 'vit_patch14.npz') as old:
+    assert set(new.files) == set(old.files)
+  new_head = vit_jax.load(tmp_path / 'LiT.npz', num_classes=3)
+  assert (new_head.model.num_classes, new_head.labels) == (3, None)
+
+
+def test_an_image_tower_without_a_head_returns_the_embedding(tmp_path):
+  write_two_towers(tmp_path / 'LiT.npz', '', has_head=False)
+  images = np.load(GOLDEN / 'vit_patch14_expected.npz')['images']
+  vit, whole = vit_jax.load(tmp_path / 'LiT.npz'), vit_jax.load(GOLDEN / 'vit_patch14.npz')
+  np.testing.assert_allclose(vit(images), whole.features(images), atol=2e-5)
+  assert vit.labels is None and 'not classes' not in str(vit.report)

@@ -31,6 +31,7 @@ Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g']
 ResNet = Literal[
   'R50x1', 'R50x2', 'R50x3', 'R101x1', 'R101x3', 'R152x1', 'R152x2', 'R152x4', 'R200x3'
 ]
+Mixer = Literal['Mixer-S', 'Mixer-B', 'Mixer-L', 'Mixer-H']
 Loss = Literal['softmax', 'sigmoid']
 MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
 PositionResize = Literal['corners', 'half_pixel']
@@ -57,11 +58,16 @@ def height_width(size: int | Sequence[int]) -> tuple[int, int]:
 class ModelConfig(Section, path='model'):
   """The architecture, and how it is executed."""
 
-  variant: Literal[Transformer, ResNet] = field('B', 'size: a row of vit_jax/models/variants.py')
+  variant: Literal[Transformer, ResNet, Mixer] = field(
+    'B', 'size: a row of vit_jax/models/variants.py'
+  )
   patch_size: int = field(16, 'side of a patch in pixels', POSITIVE)
   width: int = field(0, "embedding dimension; 0: the variant's", NOT_NEGATIVE)
   depth: int = field(0, "blocks; 0: the variant's", NOT_NEGATIVE)
   mlp_dim: int = field(0, "hidden dimension of the MLPs; 0: the variant's", NOT_NEGATIVE)
+  token_mlp_dim: int = field(
+    0, "a Mixer's: hidden dimension of its token-mixing MLPs; 0: the variant's", NOT_NEGATIVE
+  )
   num_heads: int = field(0, "attention heads; 0: the variant's", NOT_NEGATIVE)
   pool: Literal['token', 'gap', 'map'] = field(
     'token', 'class token, global average pooling or attention pooling'
@@ -81,6 +87,17 @@ class ModelConfig(Section, path='model'):
     0, "features of a hybrid's ResNet stem (64 as published); 0: patches of pixels", NOT_NEGATIVE
   )
   resnet_blocks: tuple[int, ...] = field((), 'units of each ResNet stage; (): only the stem')
+  position_embedding: Literal['1d', '2d', 'relative', 'none'] = field(
+    '1d',
+    'for each token (as released), each row and column of patches, each offset of two patches, or '
+    'none',
+  )
+  position_entry: Literal['stem', 'layers', 'layers_shared'] = field(
+    'stem',
+    'added to the first tokens, or to the input of every block: its own, or one for all; relative: '
+    'stem has one in each block, layers_shared one for all',
+  )
+  axial: bool = field(False, 'attention along rows, then columns; needs pool gap or map')
   remat: Literal['none', 'dots', 'full'] = field(
     'none', 'the backward pass recomputes nothing, all but dense layers, or all', execution=True
   )
@@ -370,11 +387,32 @@ class StepConfig(Section):
   )
   cutmix_alpha: float = field(0.0, 'Beta parameter of CutMix; 0: off', NOT_NEGATIVE)
   ema_decay: float = field(0.0, 'decay of the parameter average that is evaluated; 0: off', RATE)
+  sam_rho: float = field(
+    0.0,
+    'radius of the perturbation of SAM (arXiv 2010.01412), two gradients a step; 0: off',
+    NOT_NEGATIVE,
+  )
+  sam_rho_min: float = field(
+    0.0, 'radius at the lowest learning rate, which it follows; 0: always sam_rho', NOT_NEGATIVE
+  )
+  gsam_alpha: float = field(
+    0.0, 'weight of the surrogate gap of GSAM (arXiv 2203.08065); 0: SAM', NOT_NEGATIVE
+  )
 
   def __post_init__(self):
     super().__post_init__()
     if self.batch_size % self.accumulation_steps:
       self.refuse('batch_size', f'accumulation_steps={self.accumulation_steps} must divide it')
+    for name in ('sam_rho_min', 'gsam_alpha'):
+      if getattr(self, name) and not self.sam_rho:
+        self.refuse(name, 'sam_rho is 0 (off)')
+    if self.sam_rho_min > self.sam_rho:
+      self.refuse('sam_rho_min', f'it must be at most sam_rho={self.sam_rho}')
+
+  @property
+  def gradients_per_step(self) -> int:
+    """Forward and backward passes over the batch of a step: 2 with SAM, else 1."""
+    return 2 if self.sam_rho else 1
 
 
 _SUPERVISED_ONLY = frozenset(
@@ -429,8 +467,8 @@ class Config(StepConfig):
         holder.refuse(each.name, f'{rule}knn, linear_probe or fewshot')
     if self.model.pool == 'map':
       self.model.refuse('pool', 'objective=masked_patches does not train it; use token or gap')
-    if self.model.variant in choices(ResNet):
-      self.model.refuse('variant', 'objective=masked_patches needs patches, so a Transformer')
+    if self.model.variant not in choices(Transformer):
+      self.model.refuse('variant', 'objective=masked_patches needs a Vision Transformer')
 
   @property
   def eval_configs(self) -> dict[str, EvalConfig]:

@@ -22,13 +22,15 @@ BATCH_AXES = ('data', 'fsdp')  # a batch is sharded over both
 # state, and the axis that is sharded over `tensor`; D width, K heads, M mlp_dim. The path of an
 # optimizer moment ends with that of its parameter. Whether an axis counts from the end matters for
 # Adafactor's factored moments, which lack one axis of their kernel.
+_MLP = '(MlpBlock_0|token_mixing|channel_mixing)'
 TENSOR_RULES = (
   (r'/(query|key|value)/kernel', -2),  # (D, K, D / K): the heads
   (r'/(query|key|value)/bias', -2),  # (K, D / K)
   (r'/out/kernel', 0),  # (K, D / K, D)
-  (r'/MlpBlock_0/Dense_0/kernel', -1),  # (D, M): the hidden units
-  (r'/MlpBlock_0/Dense_0/bias', -1),  # (M,)
-  (r'/MlpBlock_0/Dense_1/kernel', 0),  # (M, D)
+  (r'/relative_embedding', -2),  # (2 N - 1, K, D / K)
+  (rf'/{_MLP}/Dense_0/kernel', -1),  # (D, M): the hidden units
+  (rf'/{_MLP}/Dense_0/bias', -1),  # (M,)
+  (rf'/{_MLP}/Dense_1/kernel', 0),  # (M, D)
 )
 # Elements of an array below which sharding it over `fsdp` is not worth the communication.
 MIN_SIZE_TO_SHARD = 2**14

@@ -102,10 +102,6 @@ def _open_classification(name: str, config: EvalConfig, subject: Subject) -> Eva
   return Evaluation(name, config.every, {key: stream}, run)
 
 
-def _score_fewshot(config: EvalConfig, train: Features, test: Features) -> dict[str, float]:
-  return fewshot.evaluate(train, test, shots=config.shots, l2=config.l2 or None)
-
-
 def _score_knn(config: EvalConfig, train: Features, test: Features) -> dict[str, float]:
   return knn.evaluate(train, test, neighbors=config.neighbors)
 
@@ -116,7 +112,7 @@ def _score_linear_probe(config: EvalConfig, train: Features, test: Features) -> 
 
 
 # Of frozen features: (config, features of train, features of test) -> metrics.
-_PROBES = {'fewshot': _score_fewshot, 'knn': _score_knn, 'linear_probe': _score_linear_probe}
+_PROBES = {'knn': _score_knn, 'linear_probe': _score_linear_probe}
 
 
 def _check_size(config: EvalConfig, train: Source) -> None:
@@ -127,6 +123,22 @@ def _check_size(config: EvalConfig, train: Source) -> None:
     fewshot.check_shots(train.labels(), train.num_classes, config.shots, train.name)
 
 
+def _draw(
+  config: EvalConfig, train: Source, test: Source, subject: Subject
+) -> fewshot.Drawn | None:
+  """The few examples that a few-shot evaluation needs; None where it needs all of the split.
+
+  That is so if labels or bad examples are met in reading only, or if the penalty is chosen on the
+  other examples. Of equal splits all are compared, and refused.
+  """
+  if config.kind != 'fewshot' or not config.l2 or subject.on_bad_example != 'error':
+    return None
+  labels = None if train.labels is None else train.labels()
+  if labels is None or labels.min(initial=0) < 0 or train.name == test.name:
+    return None
+  return fewshot.draw(labels, train.num_classes, config.shots)
+
+
 def _open_probe(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
   train_key, train = subject.open(config.train_source, config.train_split, config.batch_size)
   test_key, test = subject.open(config.source, config.split, config.batch_size)
@@ -135,17 +147,25 @@ def _open_probe(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
     raise UserError(f'{source.name} has several labels per image, and {config.kind} needs one.')
   check_same_classes(source.class_names, other.class_names, other.name)
   _check_size(config, source)
+  drawn = _draw(config, source, other, subject)
+  if drawn is not None:
+    train_key = f'{train_key}, of {config.shots} shots'
+    train = dataclasses.replace(train, rows=tuple(drawn.rows.tolist()))
 
   def run(inputs: Inputs) -> Outcome:
     features = inputs.features(train_key), inputs.features(test_key)
-    metrics = _PROBES[config.kind](config, *features)
+    if config.kind == 'fewshot':
+      l2 = config.l2 or None
+      metrics = fewshot.evaluate(*features, shots=config.shots, l2=l2, drawn=drawn)
+    else:
+      metrics = _PROBES[config.kind](config, *features)
     return Outcome(f'{other.name}, trained on {source.name}', metrics)
 
   return Evaluation(name, config.every, {train_key: train, test_key: test}, run)
 
 
 _KINDS = {'classification': _open_classification, 'real': _open_classification} | dict.fromkeys(
-  _PROBES, _open_probe
+  ('fewshot', *_PROBES), _open_probe
 )
 
 
@@ -187,15 +207,16 @@ def run_evaluations(
 
   @functools.cache
   def features(key: str) -> Features:
-    source, dim = streams[key].reader.source, subject.feature_dim
+    stream, dim = streams[key], subject.feature_dim
+    source, size = stream.reader.source, stream.size
     rows = frozen_features.extract(subject.feature_step, params, batches(key))
     arrays = None
     if digest is not None:
-      cache_key = feature_cache.key(digest, settings or {}, source)
+      cache_key = feature_cache.key(digest, settings or {}, source, stream.rows)
       arrays = feature_cache.load(cache_key)
       if not all(gather_from_all(arrays is not None)):
-        arrays = feature_cache.write(cache_key, rows, source.size, dim)
-    values, labels = arrays or frozen_features.gather(rows, source.size, dim)
+        arrays = feature_cache.write(cache_key, rows, size, dim)
+    values, labels = arrays or frozen_features.gather(rows, size, dim)
     if not len(labels):
       raise UserError(f'None of the examples of {source.name} can be read.')
     return Features(values, labels, source.num_classes, source.name)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.models.mixer import MlpMixer, mixer_from_config
 from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
-from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS
+from vit_jax.models.variants import MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
 
-Model = VisionTransformer | BiTResNet
+Model = VisionTransformer | BiTResNet | MlpMixer
 
 GELUS = ('tanh', 'exact')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # of matrix products
@@ -26,9 +27,10 @@ MAX_CLASSES = 2**20
 _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
-    'resnet_blocks'
+    'resnet_blocks position_embedding position_entry axial'
   ).split(),
   BiTResNet: ('width', 'blocks', 'num_classes'),
+  MlpMixer: 'patch_size width depth token_mlp_dim mlp_dim num_classes'.split(),
 }
 
 
@@ -79,6 +81,13 @@ def model_from_config(
   dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
     return _resnet_from_config(config, num_classes, constrain, dtype)
+  if config.variant in MIXER_VARIANTS:
+    return mixer_from_config(config, num_classes, constrain, dtype)
+  if config.token_mlp_dim:
+    raise UserError(
+      f'token_mlp_dim={config.token_mlp_dim} is for a Mixer, which {config.variant} is not; set it '
+      'to 0.'
+    )
   variant = VARIANTS[config.variant]
   model = VisionTransformer(
     patch_size=config.patch_size,
@@ -95,6 +104,9 @@ def model_from_config(
     head_bias_init=config.head_bias_init,
     resnet_width=config.resnet_width,
     resnet_blocks=config.resnet_blocks,
+    position_embedding=config.position_embedding,
+    position_entry=config.position_entry,
+    axial=config.axial,
     numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
     attention=config.attention,
     remat=config.remat,
@@ -108,8 +120,9 @@ def model_from_config(
 def _resnet_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> BiTResNet:
-  for name, default in (('remat', 'none'), ('scan_blocks', False)):
-    if (value := getattr(config, name)) != default:
+  defaults = ModelConfig()
+  for name in ('remat', 'scan_blocks', 'position_embedding', 'position_entry', 'axial'):
+    if (value := getattr(config, name)) != (default := getattr(defaults, name)):
       raise UserError(
         f'{name}={value} is for encoder blocks, which a ResNet does not have; set it to {default}.'
       )
@@ -136,6 +149,7 @@ def _check_sizes(model: VisionTransformer) -> None:
       f'attention={model.attention} has no dropout; set attention_dropout_rate to 0, or attention '
       'to einsum.'
     )
+  _check_positions(model)
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:
     raise UserError(
@@ -144,9 +158,31 @@ def _check_sizes(model: VisionTransformer) -> None:
     )
 
 
+def _check_positions(model: VisionTransformer) -> None:
+  kind, entry = model.position_embedding, model.position_entry
+  if kind == '2d' and model.width % 2:
+    raise UserError(f'width={model.width} is odd; position_embedding=2d needs an even one.')
+  if kind == 'none' and entry != 'stem':
+    raise UserError(
+      f'position_entry={entry} needs positions, but position_embedding is none; set it to stem.'
+    )
+  if kind == 'relative' and entry == 'layers':
+    raise UserError(
+      'position_entry=layers adds embeddings to the input of blocks, but position_embedding is '
+      'relative, which is in their attention; set it to stem or layers_shared.'
+    )
+  if model.axial and model.pool == 'token':
+    raise UserError('axial=True needs pool gap or map: a class token has no row and no column.')
+  if model.axial and kind == 'relative' and entry == 'layers_shared':
+    raise UserError(
+      'axial=True has relative positions of rows and of columns in each block, not shared ones; '
+      'set position_entry to stem.'
+    )
+
+
 def input_kernel(names: Container[str]) -> str:
   """Returns the name of the kernel that is applied to the pixels, (H, W, channels, features)."""
-  kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel')
+  kernels = ('root_block/conv_root/kernel', 'conv_root/kernel', 'embedding/kernel', 'stem/kernel')
   return next(name for name in kernels if name in names)
 
 
@@ -186,13 +222,16 @@ def abstract_params(model: Model, image_size: tuple[int, int], channels: int = 3
 
 @functools.lru_cache(maxsize=64)
 def _abstract_params(model: Model, image_size: tuple[int, int], channels: int) -> Any:
-  """Traces only one block of a Transformer, because all of them have the same parameters."""
+  """Traces only one of the blocks that all have the same parameters."""
   images = jax.ShapeDtypeStruct((1, *image_size, channels), jnp.float32)
-  traced = model.clone(depth=1) if isinstance(model, VisionTransformer) else model
+  traced = model if isinstance(model, BiTResNet) else model.clone(depth=1)
   params = jax.eval_shape(traced.init, jax.random.key(0), images)['params']
   if isinstance(model, VisionTransformer):
     block = params['Transformer'].pop('encoderblock_0')
     params['Transformer'] |= {f'encoderblock_{i}': block for i in range(model.depth)}
+  elif isinstance(model, MlpMixer):
+    block = params.pop('MixerBlock_0')
+    params |= {f'MixerBlock_{i}': block for i in range(model.depth)}
   return params
 
 

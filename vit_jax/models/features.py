@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import jax
 
+from vit_jax.models.attention.axial_block import AxialBlock
 from vit_jax.models.build import Model
-from vit_jax.models.vit import EncoderBlock, VisionTransformer
+from vit_jax.models.encoder_block import EncoderBlock
+from vit_jax.models.mixer import MixerBlock, MlpMixer
+from vit_jax.models.vit import VisionTransformer
 
-_NORM = 'encoder_norm'
+TokenModel = VisionTransformer | MlpMixer
 
 
 def features(model: Model, params: Any, images: jax.Array) -> jax.Array:
@@ -18,18 +21,18 @@ def features(model: Model, params: Any, images: jax.Array) -> jax.Array:
   return cast(jax.Array, model.clone(num_classes=0).apply({'params': params}, images))
 
 
-def num_prefix_tokens(model: VisionTransformer) -> int:
+def num_prefix_tokens(model: TokenModel) -> int:
   """The number of tokens before those of the patches: 1 with a class token, else 0."""
-  return int(model.pool == 'token')
+  return int(isinstance(model, VisionTransformer) and model.pool == 'token')
 
 
-def last_tokens(model: VisionTransformer, params: Any, images: jax.Array) -> jax.Array:
+def last_tokens(model: TokenModel, params: Any, images: jax.Array) -> jax.Array:
   """All tokens after the last LayerNorm, prefix tokens first: (B, prefix + N, D)."""
-  return _outputs(model, params, images)[_NORM]
+  return _outputs(model, params, images)['norm']
 
 
 def block_outputs(
-  model: VisionTransformer, params: Any, images: jax.Array, layers: tuple[int, ...], norm: bool
+  model: TokenModel, params: Any, images: jax.Array, layers: tuple[int, ...], norm: bool
 ) -> dict[int, jax.Array]:
   """All tokens after some blocks, prefix tokens first: {layer: (B, prefix + N, D)}.
 
@@ -43,24 +46,34 @@ def block_outputs(
   """
   blocks = {layer: range(model.depth)[layer] for layer in layers}
   outputs = _outputs(model, params, images)
-  tokens = {layer: outputs[f'encoderblock_{block}'] for layer, block in blocks.items()}
+  tokens = {layer: outputs[str(block)] for layer, block in blocks.items()}
   if norm:
     layer_norm = model.numerics.layer_norm()
-    variables = {'params': params['Transformer'][_NORM]}
+    modules = params if isinstance(model, MlpMixer) else params['Transformer']
+    variables = {'params': modules[_norm_name(model)]}
     tokens = {layer: cast(jax.Array, layer_norm.apply(variables, x)) for layer, x in tokens.items()}
   return tokens
 
 
-def _outputs(model: VisionTransformer, params: Any, images: jax.Array) -> dict[str, jax.Array]:
-  """The output of every block and of the last LayerNorm, by the name of the module."""
-  model = model.clone(scan_blocks=False, remat='none')
+def _norm_name(model: TokenModel) -> str:
+  return 'pre_head_layer_norm' if isinstance(model, MlpMixer) else 'encoder_norm'
+
+
+def _outputs(model: TokenModel, params: Any, images: jax.Array) -> dict[str, jax.Array]:
+  """The output of every block, by its number, and of the last LayerNorm, 'norm'."""
+  model = model.clone(remat='none')
+  if isinstance(model, VisionTransformer):
+    model = model.clone(scan_blocks=False)
+  norm = _norm_name(model)
   _, variables = model.apply(
     {'params': params},
     images,
     capture_intermediates=lambda module, _: (
-      isinstance(module, EncoderBlock) or module.name == _NORM
+      isinstance(module, (EncoderBlock, AxialBlock, MixerBlock)) or module.name == norm
     ),
     mutable=['intermediates'],
   )
-  modules = cast(Any, variables)['intermediates']['Transformer']
-  return {name: outputs['__call__'][0] for name, outputs in modules.items()}
+  modules = cast(Any, variables)['intermediates']
+  modules = modules.get('Transformer', modules)
+  outputs = {name: output['__call__'][0] for name, output in modules.items()}
+  return {'norm' if name == norm else name.split('_')[-1]: x for name, x in outputs.items()}

@@ -8,6 +8,7 @@ import math
 
 from vit_jax.models.build import Model
 from vit_jax.models.masked_patches import MaskedPatchPredictor, num_corrupted
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.vit import VisionTransformer
 
@@ -17,6 +18,10 @@ def forward_flops(model: Model, image_size: tuple[int, int]) -> int:
   if isinstance(model, BiTResNet):
     features, flops = _resnet_flops(model.width, model.blocks, image_size)
     return flops + 2 * features * model.num_classes
+  if isinstance(model, MlpMixer):
+    flops = 2 * _num_patches(model, image_size) * model.patch_size**2 * 3 * model.width
+    flops += model.depth * sum(_mixing_flops(model, image_size))
+    return flops + 2 * model.width * model.num_classes
   dense, attention = _block_flops(model, image_size)
   flops = _embedding_flops(model, image_size) + model.depth * (dense + attention)
   if model.pool == 'map':
@@ -42,19 +47,28 @@ def train_flops(model: Model, image_size: tuple[int, int]) -> int:
 def recomputed_flops(model: Model, image_size: tuple[int, int]) -> int:
   """FLOPs that the backward pass of one image recomputes, which depends on `model.remat`.
 
-  none: nothing. dots: the two products of the attention, whose results are not saved. full: the
+  none: nothing. dots: the products of the attention, whose results are not saved. full: the
   blocks, except for the last product of each, whose result no gradient needs.
   """
   if isinstance(model, BiTResNet):
     return 0
+  if isinstance(model, MlpMixer):  # 'dots' saves all products
+    tokens, channels = _mixing_flops(model, image_size)
+    return model.depth * (tokens + channels // 2) if model.remat == 'full' else 0
   dense, attention = _block_flops(model, image_size)
   last_product = 2 * _num_tokens(model, image_size) * model.mlp_dim * model.width
   of_block = {'none': 0, 'dots': attention, 'full': dense + attention - last_product}
   return model.depth * of_block[model.remat]
 
 
-def _num_patches(model: VisionTransformer, image_size: tuple[int, int]) -> int:
+def _num_patches(model: VisionTransformer | MlpMixer, image_size: tuple[int, int]) -> int:
   return math.prod(side // model.patch_size for side in image_size)
+
+
+def _mixing_flops(model: MlpMixer, image_size: tuple[int, int]) -> tuple[int, int]:
+  """FLOPs of one Mixer block: (token mixing, channel mixing), two equal products each."""
+  size = _num_patches(model, image_size) * model.width
+  return 4 * size * model.token_mlp_dim, 4 * size * model.mlp_dim
 
 
 def _num_tokens(model: VisionTransformer, image_size: tuple[int, int]) -> int:
@@ -62,10 +76,19 @@ def _num_tokens(model: VisionTransformer, image_size: tuple[int, int]) -> int:
 
 
 def _block_flops(model: VisionTransformer, image_size: tuple[int, int]) -> tuple[int, int]:
-  """FLOPs of one encoder block: (dense layers, the two products of the attention)."""
+  """FLOPs of one block: (dense layers, the products of the attention: two; three if relative)."""
   tokens, width = _num_tokens(model, image_size), model.width
   dense = 2 * tokens * (4 * width**2 + 2 * width * model.mlp_dim)
-  return dense, 2 * 2 * tokens**2 * width
+  is_relative = model.position_embedding == 'relative'
+
+  def attention(tokens: int, patches: int) -> int:  # of one sequence
+    offsets = patches * (2 * patches - 1) if is_relative else 0
+    return 2 * width * (2 * tokens**2 + offsets)
+
+  if not model.axial:
+    return dense, attention(tokens, _num_patches(model, image_size))
+  rows, columns = (side // model.patch_size for side in image_size)
+  return 2 * dense, rows * attention(columns, columns) + columns * attention(rows, rows)
 
 
 def _embedding_flops(model: VisionTransformer, image_size: tuple[int, int]) -> int:

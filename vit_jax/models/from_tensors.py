@@ -6,10 +6,13 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.models.build import MAX_DEPTH, RELEASED_NUMERICS, Model
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.vit import Numerics, VisionTransformer
 
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
+TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'  # of a Mixer: (patches, hidden units)
+_BLOCK = 'Transformer/encoderblock_0'
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 
 
@@ -21,29 +24,34 @@ def model_from_tensors(
   Args:
     tensors: {'embedding/kernel': array, …}, with current linen names.
     source: of the tensors, for error messages.
-    numerics: of a Transformer; its tensors do not determine them.
+    numerics: of a Transformer or Mixer; its tensors do not determine them.
 
   Raises:
-    UserError: if they are not the tensors of a `VisionTransformer` or `BiTResNet`.
+    UserError: if they are not the tensors of a `VisionTransformer`, `MlpMixer` or `BiTResNet`.
   """
   try:
     if any(0 in tensor.shape for tensor in tensors.values()):
       raise ValueError(0)
     if 'root_block/conv_root/kernel' in tensors:
       return _resnet_from_tensors(tensors)
+    if 'stem/kernel' in tensors:
+      return _mixer_from_tensors(tensors, numerics)
     return _vit_from_tensors(tensors, numerics)
   except KeyError as error:
     raise UserError(
-      f'{source} is not a Vision Transformer or BiT in a known layout: it has no tensor {error}.'
+      f'{source} is not a Vision Transformer, MLP-Mixer or BiT in a known layout: it has no tensor '
+      f'{error}.'
     ) from None
   except (ValueError, IndexError):
-    message = f'{source}: its tensors do not have the shapes of a Vision Transformer or BiT.'
-    raise UserError(message) from None
+    raise UserError(
+      f'{source}: its tensors do not have the shapes of a Vision Transformer, MLP-Mixer or BiT.'
+    ) from None
 
 
 def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
   patch, columns, _, width = tensors['embedding/kernel'].shape
-  block = 'Transformer/encoderblock_0'
+  axial = f'{_BLOCK}/row/{_ATTENTION}/query/kernel' in tensors
+  block = f'{_BLOCK}/row' if axial else _BLOCK
   _, num_heads, head_dim = tensors[f'{block}/{_ATTENTION}/query/kernel'].shape
   _, mlp_dim = tensors[f'{block}/MlpBlock_0/Dense_0/kernel'].shape
   resnet_width, resnet_blocks = 0, ()
@@ -52,6 +60,7 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
   if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
   pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
+  position_embedding, position_entry = _positions(tensors)
   return VisionTransformer(
     patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
     width=width,
@@ -63,8 +72,44 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
     pre_logits=_num_outputs(tensors, 'pre_logits/kernel'),
     resnet_width=resnet_width,
     resnet_blocks=resnet_blocks,
+    position_embedding=position_embedding,
+    position_entry=position_entry,
+    axial=axial,
     numerics=numerics,
   )
+
+
+def _mixer_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> MlpMixer:
+  patch, columns, _, width = tensors['stem/kernel'].shape
+  _, token_mlp_dim = tensors[TOKEN_MIXING].shape
+  _, mlp_dim = tensors['MixerBlock_0/channel_mixing/Dense_0/kernel'].shape
+  if columns != patch:
+    raise ValueError(columns)
+  return MlpMixer(
+    patch_size=patch,
+    width=width,
+    depth=_count_modules(tensors, r'MixerBlock_(\d+)/'),
+    token_mlp_dim=token_mlp_dim,
+    mlp_dim=mlp_dim,
+    num_classes=_num_outputs(tensors, 'head/kernel'),
+    numerics=numerics,
+  )
+
+
+def _positions(tensors: Mapping[str, Any]) -> tuple[str, str]:
+  """(position_embedding, position_entry) of a Transformer; ('none', 'stem') without positions."""
+  modules = {
+    'Transformer/posembed_input': 'stem',
+    'Transformer/posembed_layers': 'layers_shared',
+    f'{_BLOCK}/posembed_input': 'layers',
+    f'{_BLOCK}/row/posembed_input': 'stem',
+  }
+  kinds = {'pos_embedding': '1d', 'x_embedding': '2d', 'relative_embedding': 'relative'}
+  for module, entry in modules.items():
+    for name, kind in kinds.items():
+      if f'{module}/{name}' in tensors:
+        return kind, 'stem' if (kind, entry) == ('relative', 'layers') else entry
+  return 'none', 'stem'
 
 
 def _resnet_from_tensors(tensors: Mapping[str, Any]) -> BiTResNet:

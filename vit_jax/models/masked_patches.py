@@ -140,15 +140,15 @@ class MaskedPatchPredictor(VisionTransformer):
     self, images: Array, corruption: Corruption | None = None, *, deterministic: bool = True
   ) -> Array:
     """Without a corruption, no patch is corrupted, and the predictions are for all N of them."""
-    x = self.embed_patches(images)  # (B, H/P, W/P, D)
-    x = x.reshape(x.shape[0], -1, self.width)  # (B, N, D)
+    embeddings = self.embed_patches(images)  # (B, H/P, W/P, D)
+    x = embeddings.reshape(embeddings.shape[0], -1, self.width)  # (B, N, D)
     mask = self.param('mask_token', nn.initializers.normal(stddev=0.02), (1, 1, self.width))
     if corruption is not None:
       source = corruption.source[..., None]  # (B, N, 1)
       others = jnp.take_along_axis(x, jnp.maximum(source, 0), axis=1)
       x = jnp.where(source == _MASK, mask.astype(x.dtype), others)
     num_patches = x.shape[1]
-    x = self.encode(x, deterministic)[:, -num_patches:]
+    x = self.encode(x.reshape(embeddings.shape), deterministic)[:, -num_patches:]
     if corruption is not None:
       x = jnp.take_along_axis(x, corruption.indices[..., None], axis=1)  # (B, K, D)
     head = nn.Dense(

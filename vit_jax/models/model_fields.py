@@ -3,8 +3,16 @@
 from typing import Any
 
 from vit_jax.models.build import Model
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
-from vit_jax.models.variants import RESNET_VARIANTS, VARIANTS, ResNetVariant, Variant
+from vit_jax.models.variants import (
+  MIXER_VARIANTS,
+  RESNET_VARIANTS,
+  VARIANTS,
+  MixerVariant,
+  ResNetVariant,
+  Variant,
+)
 
 
 def model_fields(model: Model) -> dict[str, Any]:
@@ -24,6 +32,15 @@ def model_fields(model: Model) -> dict[str, Any]:
     name = next((name for name, each in RESNET_VARIANTS.items() if each == resnet), None)
     sizes = {} if name else {'resnet_width': resnet.width, 'resnet_blocks': resnet.blocks}
     return {'variant': name or 'R50x1', **sizes}
+  numerics = {
+    'gelu': 'tanh' if model.numerics.approximate_gelu else 'exact',
+    'layer_norm_epsilon': model.numerics.layer_norm_epsilon,
+  }
+  if isinstance(model, MlpMixer):
+    mixer = MixerVariant(model.width, model.depth, model.token_mlp_dim, model.mlp_dim)
+    name = next((name for name, each in MIXER_VARIANTS.items() if each == mixer), None)
+    sizes = {} if name else vars(mixer)
+    return {'variant': name or 'Mixer-B', **sizes, 'patch_size': model.patch_size, **numerics}
   size = Variant(model.width, model.depth, model.mlp_dim, model.num_heads)
   name = next((name for name, each in VARIANTS.items() if each == size), None)
   return {
@@ -33,6 +50,8 @@ def model_fields(model: Model) -> dict[str, Any]:
     'pool': model.pool,
     'resnet_width': model.resnet_width,
     'resnet_blocks': tuple(model.resnet_blocks),
-    'gelu': 'tanh' if model.numerics.approximate_gelu else 'exact',
-    'layer_norm_epsilon': model.numerics.layer_norm_epsilon,
+    'position_embedding': model.position_embedding,
+    'position_entry': model.position_entry,
+    'axial': model.axial,
+    **numerics,
   }

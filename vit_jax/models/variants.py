@@ -27,6 +27,26 @@ VARIANTS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class MixerVariant:
+  """The size of an MLP-Mixer: D, the number of blocks, D_S and D_C of the paper."""
+
+  width: int
+  depth: int
+  token_mlp_dim: int
+  mlp_dim: int
+
+
+# arXiv 2105.01601, Table 1, without the patch size, as google-research/big_vision has them
+# (models/mlp_mixer.py).
+MIXER_VARIANTS = {
+  'Mixer-S': MixerVariant(width=512, depth=8, token_mlp_dim=256, mlp_dim=2048),
+  'Mixer-B': MixerVariant(width=768, depth=12, token_mlp_dim=384, mlp_dim=3072),
+  'Mixer-L': MixerVariant(width=1024, depth=24, token_mlp_dim=512, mlp_dim=4096),
+  'Mixer-H': MixerVariant(width=1280, depth=32, token_mlp_dim=640, mlp_dim=5120),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class ResNetVariant:
   """The size of a BiT ResNet: features of its stem, and units of each of its four stages."""
 

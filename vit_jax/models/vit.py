@@ -5,8 +5,9 @@ Parameters have the released shapes, and the names that current linen gives the 
 Shapes: B batch, H W image, P patch size, N tokens, D width, K heads, M mlp_dim, C classes.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -14,153 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models.attention.axial_block import AxialBlock
+from vit_jax.models.encoder_block import (
+  EncoderBlock,
+  MlpBlock,
+  MultiHeadDotProductAttention,
+  Numerics,
+  dropout,
+  split_key,
+)
 from vit_jax.models.head import classify
+from vit_jax.models.positions import ADDED, PositionEmbedding, Positions
 from vit_jax.models.resnet import hybrid_features, hybrid_stride, identity
 
 Array = jax.Array
-DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N, L)
-
-
-@dataclasses.dataclass(frozen=True)
-class Numerics:
-  """Options that change the outputs but not the parameters.
-
-  Attributes:
-    dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32.
-    approximate_gelu: use the tanh approximation, as the released JAX weights do; most PyTorch
-      weights were trained with the exact GELU.
-    layer_norm_epsilon: 1e-6 in the released JAX code and in timm, 1e-12 in Transformers.
-  """
-
-  dtype: Any = jnp.float32
-  approximate_gelu: bool = True
-  layer_norm_epsilon: float = 1e-6
-
-  def layer_norm(self, name: str | None = None) -> nn.LayerNorm:
-    """A LayerNorm with this epsilon and dtype."""
-    return nn.LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
-
-
-def dropout(
-  x: Array, rate: float | Array, key: Array | None, broadcast_dims: Sequence[int] = ()
-) -> Array:
-  """Zeroes a share `rate` of `x` and scales up the rest; without a key returns `x`.
-
-  The key is an argument, so that the draws do not depend on how blocks are executed.
-  """
-  if key is None or (isinstance(rate, float) and rate == 0):
-    return x
-  shape = [1 if i in broadcast_dims else size for i, size in enumerate(x.shape)]
-  keep = 1 - jnp.float32(rate)
-  return jnp.where(jax.random.bernoulli(key, keep, shape), x / keep, 0).astype(x.dtype)
-
-
-def _split_key(key: Array | None, count: int) -> Array | list[None]:
-  return [None] * count if key is None else jax.random.split(key, count)
-
-
-class MlpBlock(nn.Module):
-  """Dense, GELU, dense: (B, N, D) -> (B, N, D)."""
-
-  mlp_dim: int
-  dropout_rate: float = 0.0
-  numerics: Numerics = Numerics()
-
-  @nn.compact
-  def __call__(self, x: Array, key: Array | None = None) -> Array:
-    width, keys = x.shape[-1], _split_key(key, 2)
-    dense = dict(
-      dtype=self.numerics.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=nn.initializers.normal(stddev=1e-6),
-    )
-    x = nn.Dense(self.mlp_dim, **dense)(x)  # (B, N, M)
-    x = nn.gelu(x, approximate=self.numerics.approximate_gelu)
-    x = dropout(x, self.dropout_rate, keys[0])
-    x = nn.Dense(width, **dense)(x)  # (B, N, D)
-    return dropout(x, self.dropout_rate, keys[1])
-
-
-def _einsum_attention(query: Array, key: Array, value: Array, drop: DropWeights) -> Array:
-  """Softmax in float32; heads before tokens, which is the faster order on a CPU."""
-  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # (B, K, N, D/K)
-  logits = jnp.einsum('bknd,bkld->bknl', query * query.shape[-1] ** -0.5, key)
-  weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)  # (B, K, N, L)
-  return jnp.einsum('bknl,bkld->bnkd', drop(weights), value)
-
-
-def _xla_attention(query: Array, key: Array, value: Array, drop: DropWeights) -> Array:
-  """The attention of jax.nn, which has no dropout."""
-  del drop
-  return jax.nn.dot_product_attention(query, key, value, implementation='xla')
-
-
-# Query, key, value (B, N, K, D/K) -> (B, N, K, D/K).
-ATTENTION = {'einsum': _einsum_attention, 'xla': _xla_attention}
-
-
-class MultiHeadDotProductAttention(nn.Module):
-  """Attention of `queries` (B, N, D) to `inputs` (B, L, D): (B, N, D) (Appendix A)."""
-
-  num_heads: int
-  dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-  attention: str = 'einsum'
-
-  @nn.compact
-  def __call__(self, queries: Array, inputs: Array, key: Array | None = None) -> Array:
-    width = queries.shape[-1]
-    xavier = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
-
-    def project(x: Array, name: str) -> Array:  # -> (B, N, K, D/K)
-      return nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **xavier)(x)
-
-    x = ATTENTION[self.attention](
-      project(queries, 'query'),
-      project(inputs, 'key'),
-      project(inputs, 'value'),
-      lambda weights: dropout(weights, self.dropout_rate, key),
-    )
-    return nn.DenseGeneral(width, axis=(-2, -1), name='out', **xavier)(x)
-
-
-class EncoderBlock(nn.Module):
-  """Pre-norm attention and MLP, each with a residual (Equations 2 and 3): (B, N, D) -> same.
-
-  Stochastic depth (arXiv 1603.09382, Section 3) drops a branch of an example with probability
-  `relative_depth * stochastic_depth_rate`; `relative_depth` is 0 for the first block and 1 for
-  the last.
-  """
-
-  mlp_dim: int
-  num_heads: int
-  dropout_rate: float = 0.0
-  attention_dropout_rate: float = 0.0
-  stochastic_depth_rate: float = 0.0
-  numerics: Numerics = Numerics()
-  attention: str = 'einsum'
-
-  @nn.compact
-  def __call__(
-    self, x: Array, relative_depth: float | Array = 1.0, key: Array | None = None
-  ) -> Array:
-    keys = _split_key(key, 5)
-
-    def drop_branch(branch: Array, key: Array | None) -> Array:
-      rate = self.stochastic_depth_rate and self.stochastic_depth_rate * relative_depth
-      return dropout(branch, rate, key, broadcast_dims=(1, 2))
-
-    y = self.numerics.layer_norm()(x)
-    y = MultiHeadDotProductAttention(
-      self.num_heads, self.attention_dropout_rate, self.numerics.dtype, self.attention
-    )(y, y, keys[0])
-    y = dropout(y, self.dropout_rate, keys[1])
-    x = x + drop_branch(y, keys[2])
-
-    y = self.numerics.layer_norm()(x)
-    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, keys[3])
-    return x + drop_branch(y, keys[4])
-
 
 # The results of a block's forward pass that are saved for the backward pass (None: all); the others
 # are recomputed.
@@ -171,21 +39,22 @@ REMAT = {
 }
 
 
-class PositionEmbedding(nn.Module):
-  """Adds learned 1-D position embeddings (Section 3.1): (B, N, D) -> same."""
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    shape = (1, *x.shape[1:])
-    embedding = self.param('pos_embedding', nn.initializers.normal(stddev=0.02), shape)
-    return x + embedding.astype(x.dtype)
-
-
 class Encoder(nn.Module):
-  """Position embeddings, `depth` blocks and a final LayerNorm: (B, N, D) -> same."""
+  """Position embeddings, `depth` blocks and a final LayerNorm: (B, N, D) -> same.
+
+  Attributes:
+    depth: the number of blocks.
+    block: the class of all blocks, `EncoderBlock` or `AxialBlock`.
+    block_fields: of every block.
+    positions, position_entry: as in `VisionTransformer`, on the grid of the patches.
+    dropout_rate, numerics, remat, scan_blocks, constrain: as in `VisionTransformer`.
+  """
 
   depth: int
-  block_fields: dict[str, Any]  # of every `EncoderBlock`
+  block: type[EncoderBlock] | type[AxialBlock]
+  block_fields: dict[str, Any]
+  positions: Positions
+  position_entry: str
   dropout_rate: float
   numerics: Numerics
   remat: str
@@ -194,30 +63,44 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, key: Array | None = None) -> Array:
-    embedding_key, block_key = _split_key(key, 2)
-    x = PositionEmbedding(name='posembed_input')(x)
+    embedding_key, block_key = split_key(key, 2)
+    shared, block_fields = None, dict(self.block_fields)
+    embedding = functools.partial(PositionEmbedding, self.positions, block_fields['num_heads'])
+    if self.position_entry == 'layers_shared':
+      shared = embedding(name='posembed_layers')(x)
+    if self.position_entry == 'stem' and self.positions.kind in ADDED:
+      x = x + embedding(name='posembed_input')(x)
+    else:
+      block_fields['positions'] = self.positions
     x = self.constrain(dropout(x, self.dropout_rate, embedding_key))
-    keys = _split_key(block_key, self.depth)
+    keys = split_key(block_key, self.depth)
     depths = np.linspace(0, 1, self.depth, dtype=np.float32)  # relative
     if self.scan_blocks and not self.is_initializing():
-      x = self._scan(x, depths, keys)
+      x = self._scan(self.block(**block_fields, parent=None), x, depths, keys, shared)
     else:
-      block, policy = EncoderBlock, REMAT[self.remat]
+      block, policy = self.block, REMAT[self.remat]
       if policy is not None:
-        block = nn.remat(EncoderBlock, policy=policy)
+        block = nn.remat(block, policy=policy)
       for i in range(self.depth):
-        x = block(**self.block_fields, name=f'encoderblock_{i}')(x, depths[i], keys[i])
+        x = block(**block_fields, name=f'encoderblock_{i}')(x, depths[i], keys[i], shared)
         x = self.constrain(x)
     return self.numerics.layer_norm('encoder_norm')(x)
 
-  def _scan(self, x: Array, depths: np.ndarray, keys: Array | list[None]) -> Array:
+  def _scan(
+    self,
+    block: EncoderBlock | AxialBlock,
+    x: Array,
+    depths: np.ndarray,
+    keys: Array | list[None],
+    shared: Array | None,
+  ) -> Array:
     """Runs the blocks as one loop; stacks their parameters here, not in the state."""
-    block, policy = EncoderBlock(**self.block_fields, parent=None), REMAT[self.remat]
+    policy = REMAT[self.remat]
     params = [self.variables['params'][f'encoderblock_{i}'] for i in range(self.depth)]
 
     def body(x: Array, layer: tuple[Any, Any, Array | None]) -> tuple[Array, None]:
       params, *arguments = layer
-      x = cast(Array, block.apply({'params': params}, x, *arguments))
+      x = cast(Array, block.apply({'params': params}, x, *arguments, shared))
       return self.constrain(x), None
 
     if policy is not None:
@@ -259,6 +142,11 @@ class VisionTransformer(nn.Module):
     head_bias_init: initial value of the head's bias; about -log(C) suits sigmoid losses.
     resnet_width: features of the stem of a hybrid's ResNet; 0: patches of pixels.
     resnet_blocks: units of each ResNet stage; (): only the stem (R+Ti/16).
+    position_embedding: the kind of `Positions`: '1d', '2d', 'relative' or 'none'.
+    position_entry: 'stem', 'layers' (the input of each block has its own embeddings) or
+      'layers_shared' (all have the same ones). Relative embeddings are in the attention of each
+      block: their own by 'stem', the same ones by 'layers_shared'.
+    axial: attention along rows, then along columns (`AxialBlock`); needs pool gap or map.
     numerics: dtype, GELU and LayerNorm epsilon.
     attention: a key of ATTENTION. Like remat and scan_blocks, it changes memory and time, and
       results only by rounding.
@@ -281,6 +169,9 @@ class VisionTransformer(nn.Module):
   head_bias_init: float = 0.0
   resnet_width: int = 0
   resnet_blocks: tuple[int, ...] = ()
+  position_embedding: str = '1d'
+  position_entry: str = 'stem'
+  axial: bool = False
   numerics: Numerics = Numerics()
   attention: str = 'einsum'
   remat: str = 'none'
@@ -290,7 +181,7 @@ class VisionTransformer(nn.Module):
   @nn.compact
   def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
     x = self.embed_patches(images)  # (B, H/P, W/P, D)
-    x = self.encode(x.reshape(x.shape[0], -1, self.width), deterministic)
+    x = self.encode(x, deterministic)
     x = self.pool_tokens(x)  # (B, D)
     if self.pre_logits:
       x = nn.tanh(nn.Dense(self.pre_logits, name='pre_logits')(x))
@@ -310,11 +201,16 @@ class VisionTransformer(nn.Module):
     return conv(x)
 
   def encode(self, x: Array, deterministic: bool) -> Array:
-    """Patch embeddings (B, N, D) -> encoded tokens (B, N, D), after the class token if any."""
+    """Patch embeddings (B, H/P, W/P, D) -> encoded tokens (B, N, D), after the class token if any.
+
+    With position embeddings that do not depend on the grid, (B, N, D) will do.
+    """
+    positions = Positions(self.position_embedding, grid=x.shape[1:-1])
+    x = x.reshape(x.shape[0], math.prod(positions.grid), self.width)
     if self.pool == 'token':
       token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
       x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)  # (B, N + 1, D)
-    block_fields = dict(
+    block_fields: dict[str, Any] = dict(
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
       dropout_rate=self.dropout_rate,
@@ -323,11 +219,22 @@ class VisionTransformer(nn.Module):
       numerics=self.numerics,
       attention=self.attention,
     )
+    if self.axial:
+      block_fields['grid'] = positions.grid
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
     key = self.make_rng('dropout') if is_random and not deterministic else None
-    execution = (self.remat, self.scan_blocks, self.constrain)
     return Encoder(
-      self.depth, block_fields, self.dropout_rate, self.numerics, *execution, name='Transformer'
+      self.depth,
+      AxialBlock if self.axial else EncoderBlock,
+      block_fields,
+      positions,
+      self.position_entry,
+      self.dropout_rate,
+      self.numerics,
+      self.remat,
+      self.scan_blocks,
+      self.constrain,
+      name='Transformer',
     )(x, key)
 
   def pool_tokens(self, x: Array) -> Array:

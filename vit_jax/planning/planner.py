@@ -10,7 +10,7 @@ from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import flops
 from vit_jax.models.build import count_parameters
-from vit_jax.models.variants import VARIANTS
+from vit_jax.models.variants import RESNET_VARIANTS
 from vit_jax.models.vit import REMAT
 from vit_jax.planning.collectives import Collective
 from vit_jax.planning.compile import Memory, argument_bytes, compile_program
@@ -48,7 +48,7 @@ class Plan:
   limit: int | None  # bytes of HBM that one device's program can use; None if unknown
   fits: bool | None  # None if no limit is known
   collectives: tuple[Collective, ...]  # of one device and step; empty if the step does not fit
-  train_flops: int  # forward and backward pass
+  train_flops: int  # of a step: forward and backward passes, two of each with SAM
   recomputed_flops: int  # what rematerialization adds
   min_step_seconds: float | None  # lower bound, at the chips' peak FLOP/s; None if unknown
   total_steps: int  # of the run
@@ -144,8 +144,9 @@ def make_plan(
   num_slices = 1 if topology.chip is None else config.mesh.num_slices
   num_chips = topology.num_chips * num_slices
   image_size = program.image_shape[:2]
-  train_flops = flops.train_flops(program.model, image_size) * config.batch_size
-  recomputed_flops = flops.recomputed_flops(program.model, image_size) * config.batch_size
+  num_images = config.batch_size * config.step.gradients_per_step  # that a step passes through
+  train_flops = flops.train_flops(program.model, image_size) * num_images
+  recomputed_flops = flops.recomputed_flops(program.model, image_size) * num_images
   peak = None if topology.chip is None else topology.chip.peak_flops * num_chips
   batch_sizes = sharding.batch_sizes(program.mesh, config.batch_size, config.accumulation_steps)
   devices = list(program.mesh.devices.flat)
@@ -195,7 +196,7 @@ def fallback_configs(
   if not meshes:
     return
   remats = [{}]  # a ResNet has none
-  if config.model.variant in VARIANTS:
+  if config.model.variant not in RESNET_VARIANTS:
     names = list(REMAT)  # in ascending order of recomputation
     remats = [{'model.remat': name} for name in names[names.index(config.model.remat) :]]
   candidates = [meshes[0] | remat for remat in remats]

@@ -1,5 +1,6 @@
-"""The runs of a sweep: real processes of vit_jax.main, and what became of them."""
+"""The runs of a sweep or an experiment: processes of vit_jax.main, and what became of them."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal
 
 from etils import epath
@@ -19,7 +21,9 @@ from vit_jax.prepare.file_lock import try_lock
 from vit_jax.text import printable, shortened
 
 Status = Literal['finished', 'diverged', 'failed', 'unfinished']
+StartProcess = Callable[..., subprocess.Popen]
 _POLL_SECONDS = 0.5
+_ELAPSED = 'elapsed.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +41,19 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of a run; the metrics are those of its last evaluation, once it is finished."""
+  """What became of a run.
+
+  Attributes:
+    status: 'unfinished' if it never ended, or was stopped.
+    metrics: of the test data after the last step, once it is finished: {'accuracy': 0.9, …}.
+    message: why it failed or diverged.
+    evals: the metrics of `config.evals` after the last step: {'fewshot/accuracy_10shot': 0.5, …}.
+  """
 
   status: Status
   metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
   message: str = ''
+  evals: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def is_final(self) -> bool:
@@ -50,7 +62,7 @@ class Outcome:
 
 
 def _last_metrics(run: Run) -> dict[str, Any] | None:
-  """The metrics of the test data after the last step: {'accuracy': 0.9, …}; None before."""
+  """All metrics of the evaluation after the last step: {'test/accuracy': 0.9, …}; None before."""
   folder = epath.Path(run.folder)
   if not (folder / 'model').exists():  # written last
     return None
@@ -58,17 +70,17 @@ def _last_metrics(run: Run) -> dict[str, Any] | None:
     total_steps = read_json_object(folder / 'config.json')['total_steps']
     lines = [parse_json(line) for line in read_text(folder / 'metrics.jsonl').splitlines()]
     last = next(line for line in reversed(lines) if 'test/accuracy' in line)
-    if last['step'] != total_steps:
-      return None
-    return {key.removeprefix('test/'): x for key, x in last.items() if key.startswith('test/')}
+    return last if last['step'] == total_steps else None
   except (OSError, ValueError, KeyError, TypeError, StopIteration):
     return None
 
 
 def read_outcome(run: Run) -> Outcome:
   """What the folder of a run tells."""
-  if metrics := _last_metrics(run):
-    return Outcome('finished', metrics)
+  if last := _last_metrics(run):
+    metrics = {key.removeprefix('test/'): x for key, x in last.items() if key.startswith('test/')}
+    others = {key: x for key, x in last.items() if '/' in key and not key.startswith('test/')}
+    return Outcome('finished', metrics, evals=others)
   try:
     record = read_json_object(epath.Path(run.folder) / 'exit.json')
     code, message = record['exit_code'], printable(record['message'])
@@ -87,12 +99,12 @@ def _wait_for_lock(file: BinaryIO, run: Run) -> None:
     time.sleep(_POLL_SECONDS)
 
 
-def _execute(run: Run, log: BinaryIO, lock: BinaryIO) -> int:
+def _execute(run: Run, log: BinaryIO, lock: BinaryIO, start: StartProcess) -> int:
   """Runs the command to its end; Ctrl-C and SIGTERM are passed on to it. Returns its exit code."""
   child = None
   try:
     with signals.delayed(signal.SIGINT):
-      child = subprocess.Popen(
+      child = start(
         run.command,
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -116,11 +128,33 @@ def _last_line(log: pathlib.Path, start: int) -> str:
   return printable(shortened(text.splitlines()[-1], 500)) if text else ''
 
 
-def run_to_end(run: Run) -> Outcome:
+def seconds_of(run: Run) -> float | None:
+  """How long a run took, all tries together; None if that is unknown."""
+  try:
+    return float(read_json_object(epath.Path(run.folder) / _ELAPSED)['seconds'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+@contextlib.contextmanager
+def _timed(run: Run) -> Iterator[None]:
+  start = time.monotonic()
+  try:
+    yield
+  finally:
+    seconds = (seconds_of(run) or 0) + time.monotonic() - start
+    write_text(epath.Path(run.folder) / _ELAPSED, json.dumps({'seconds': round(seconds, 1)}) + '\n')
+
+
+def run_to_end(run: Run, start: StartProcess = subprocess.Popen) -> Outcome:
   """Runs or resumes a run, in a process of its own, unless that would change nothing.
 
-  Its folder gets log.txt, all that it prints, and exit.json, why it failed. If another process
-  runs it already, waits for that one first.
+  Its folder gets log.txt, all that it prints, elapsed.json, how long it took, and exit.json, why it
+  failed. If another process runs it already, waits for that one first.
+
+  Args:
+    run: what to run.
+    start: starts its process, as `subprocess.Popen` does.
 
   Raises:
     KeyboardInterrupt: after Ctrl-C.
@@ -135,15 +169,16 @@ def run_to_end(run: Run) -> Outcome:
       if (outcome := read_outcome(run)).is_final:
         return outcome
       record.unlink(missing_ok=True)
-      start = os.fstat(log.fileno()).st_size
-      code = _execute(run, log, lock)
+      end_of_log = os.fstat(log.fileno()).st_size
+      with _timed(run):
+        code = _execute(run, log, lock, start)
       if code in (signals.INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
       if code in (PreemptedError.exit_code, -signal.SIGTERM):
         raise PreemptedError(f'{run.name} received SIGTERM; rerun the same command to resume.')
       if code:
         killed = f'killed by signal {-code}' if code < 0 else ''
-        message = killed or _last_line(path, start).removeprefix('error: ')
+        message = killed or _last_line(path, end_of_log).removeprefix('error: ')
         write_text(record, json.dumps({'exit_code': code, 'message': message}) + '\n')
   except OSError as error:
     reason = error.strerror or error

@@ -19,8 +19,11 @@ from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.evaluation.masked_patch_scores import make_masked_eval_step
 from vit_jax.models import build
 from vit_jax.models.masked_patches import with_prediction_head
+from vit_jax.models.mixer import MlpMixer
+from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.sharpness import make_rho
 from vit_jax.training.step import init_state, make_train_step
 
 
@@ -113,7 +116,7 @@ def build_program(
     abstract_state=sharding.with_shardings(abstract, shardings),
     init=jax.jit(init, out_shardings=shardings, donate_argnums=0),
     train_step=jax.jit(
-      make_train_step(model, optimizer, schedule, step),
+      make_train_step(model, optimizer, schedule, step, make_rho(step, schedule_config, schedule)),
       in_shardings=(shardings, batch_sharding, replicated),
       out_shardings=(shardings, replicated),
       donate_argnums=0,
@@ -139,8 +142,9 @@ def _check_mesh(
   shards = mesh.shape['tensor']
   if shards == 1:
     return
-  if not isinstance(model, VisionTransformer):
+  if isinstance(model, BiTResNet):
     raise UserError(f'mesh.tensor is {shards}, but a ResNet has no heads to split; set it to 1.')
-  for name, size in (('num_heads', model.num_heads), ('mlp_dim', model.mlp_dim)):
-    if size % shards:
+  names = ('token_mlp_dim', 'mlp_dim') if isinstance(model, MlpMixer) else ('num_heads', 'mlp_dim')
+  for name in names:
+    if (size := getattr(model, name)) % shards:
       raise UserError(f'model.{name} is {size}, which mesh.tensor={shards} does not divide.')

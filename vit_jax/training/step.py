@@ -15,6 +15,7 @@ from vit_jax.models.masked_patches import MaskedPatchPredictor, draw_corruptions
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.training.mixup import mix
 from vit_jax.training.optimizer import Schedule
+from vit_jax.training.sharpness import sharpness_aware_gradients
 
 Array = jax.Array
 Batch = dict[str, Any]  # of arrays, or of tuples of them
@@ -60,12 +61,17 @@ def _micro_batches(batch: Batch, count: int) -> Batch:
 
 
 def make_train_step(
-  model: Model, optimizer: optax.GradientTransformation, schedule: Schedule, config: StepConfig
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  schedule: Schedule,
+  config: StepConfig,
+  rho: Schedule | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns train_step(state, batch, key) -> (state, metrics).
 
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C)}; the key is the
-  run's, and each step folds its number in. Metrics are float32 scalars.
+  run's, and each step folds its number in. Metrics are float32 scalars. `rho` is the radius of
+  SAM's perturbation, by the number of the step; None: without SAM.
   """
   num_micro_batches = config.accumulation_steps
 
@@ -103,7 +109,12 @@ def make_train_step(
       # Of the whole batch, so that accumulation changes no patch.
       corruption = draw_corruptions(batch['image'], model.patch_size, corruption_key)
       batch = batch | {'corruption': corruption}
-    value, grads = gradients(state.params, batch, key)
+    arguments = (state.params, batch, key)
+    if rho is None:
+      value, grads = gradients(*arguments)
+    else:
+      radius, alpha = rho(state.step), config.gsam_alpha
+      value, grads = sharpness_aware_gradients(gradients, *arguments, radius, alpha)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params

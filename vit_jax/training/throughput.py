@@ -66,6 +66,7 @@ class ThroughputMeter:
     mesh = self._program.mesh
     if (peak := peak_flops(mesh.devices.flat[0].device_kind, mesh.size)) is not None:
       flops = train_flops(self._program.model, self._program.image_shape[:2])
+      flops *= self._program.step.gradients_per_step
       metrics['train/model_flops_utilization'] = num_images / elapsed * flops / peak
     for process, share in enumerate(waits):
       metrics[f'train/data_wait/process_{process}'] = float(share)

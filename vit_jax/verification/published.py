@@ -29,8 +29,8 @@ class Row:
     epochs: of pretraining; '' where the source does not say.
     target: cifar10, imagenet_real, …; pretraining, for what it costs.
     resolution: pixels of the published run.
-    metric: accuracy (top-1) and mean_accuracy (over the tasks of VTAB) in percent; exaflops,
-      tpu_v3_core_days.
+    metric: accuracy (top-1), accuracy_5shot (linear) and mean_accuracy (over the tasks of VTAB) in
+      percent; exaflops, tpu_v3_core_days.
     value: as published.
     spread: '', a standard deviation, or '83.22 to 83.33', the range of several runs.
     source: the paper and its table, or the repository and its file.

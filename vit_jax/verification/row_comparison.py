@@ -102,8 +102,9 @@ def _metric_of_row(measured: Measurements, row: Row) -> str:
   if row.target.startswith('vtab_'):  # the mean of a group of tasks
     last = (row.target.removeprefix('vtab_'),)
   else:
-    last = {'accuracy': ('accuracy',), 'mean_accuracy': ('mean_accuracy', 'mean')}[row.metric]
+    last = {'mean_accuracy': ('mean_accuracy', 'mean')}.get(row.metric, (row.metric,))
   kinds = {'real'} if row.target == 'imagenet_real' else set()
+  kinds |= {'fewshot'} if row.metric.endswith('shot') else set()
   found = []
   for name in measured.metrics:
     *parents, metric = name.split('/')

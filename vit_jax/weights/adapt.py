@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +15,13 @@ from vit_jax.config.schema import PositionResize
 from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.text import plural, printable
 from vit_jax.weights.formats.lazy_tensor import Tensor
-from vit_jax.weights.layouts.released import POSITIONS, flatten, unflatten
+from vit_jax.weights.layouts.released import flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
 from vit_jax.weights.metadata import ModelMetadata
+from vit_jax.weights.position_tables import is_position_table, resize_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,8 @@ def adapt_weights(
     position_resize: the method of `resize_position_embedding`.
 
   Raises:
-    UserError: naming the first tensors that differ, or for a size that the patches do not tile.
+    UserError: naming the first tensors that differ, or for a size that the patches do not tile, or
+      that a Mixer was not trained at.
   """
   methods = choices(PositionResize)
   if position_resize not in methods:
@@ -199,13 +203,22 @@ def adapt_weights(
     tensors[kernel] = old.map(shape, lambda x: adapt_channels(_float32(x), channels))
     resized[kernel] = f'{kernel} {old.shape} -> {shape}, for {channels} channels'
   old_grid, new_grid = weights.grid, build.patch_grid(image_size, model)
-  if POSITIONS in tensors and old_grid and new_grid and old_grid != new_grid:
-    old = tensors[POSITIONS]
-    shape = (1, params[POSITIONS].shape[1], old.shape[2])
-    tensors[POSITIONS] = old.map(
-      shape, lambda x: resize_position_embedding(_float32(x), old_grid, new_grid, position_resize)
+  if isinstance(model, MlpMixer) and old_grid != new_grid:
+    old_size, new_size = ('x'.join(map(str, size)) for size in (weights.image_size, image_size))
+    raise UserError(
+      f'{weights.name} is an MLP-Mixer, whose token-mixing MLPs fit images of {old_size} pixels '
+      f'only; it cannot be loaded for {new_size}.'
     )
-    resized[POSITIONS] = f'{POSITIONS} {old.shape} -> {shape}, {position_resize}'
+  if old_grid and new_grid and old_grid != new_grid:
+    old_params = flatten(build.abstract_params(model, weights.image_size, channels))
+    for name in filter(is_position_table, tensors):
+      old = tensors[name]
+      if name in params and old.shape == old_params[name].shape:
+        resize = functools.partial(
+          resize_table, name, old=old_grid, new=new_grid, method=position_resize
+        )
+        tensors[name] = old.map(params[name].shape, lambda x, resize=resize: resize(_float32(x)))
+        resized[name] = f'{name} {old.shape} -> {params[name].shape}, {position_resize}'
   _check_same_shapes(tensors, params, weights.name)
   dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()} - {'float32'})
   return tensors, LoadReport(
@@ -217,46 +230,6 @@ def adapt_weights(
     ignored=(*(f'{name} {x.shape}' for name, x in old_head.items()), *weights.ignored),
     notes=(*weights.notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
   )
-
-
-def _interpolation(old: int, new: int, method: str) -> np.ndarray:
-  """The (new, old) matrix of linear interpolation."""
-  if method == 'corners':
-    position = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
-  else:
-    position = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-  low = np.minimum(position.astype(int), max(old - 2, 0))
-  weights = np.zeros((new, old))
-  weights[np.arange(new), low] = 1 - (position - low)
-  weights[np.arange(new), np.minimum(low + 1, old - 1)] += position - low
-  return weights
-
-
-def resize_position_embedding(
-  embedding: np.ndarray,
-  old_grid: tuple[int, int],
-  new_grid: tuple[int, int],
-  method: str = 'corners',
-) -> np.ndarray:
-  """Resizes position embeddings by bilinear interpolation of their grid (Section 3.2).
-
-  Args:
-    embedding: (1, N, D), or (1, N + 1, D) with an entry for the class token, which is kept.
-    old_grid, new_grid: (rows, columns) of patches.
-    method: 'corners' aligns the corner entries, as the released code does
-      (`scipy.ndimage.zoom`); 'half_pixel' aligns the centres of patches, without antialiasing,
-      as `jax.image.resize` and PyTorch do.
-
-  Returns:
-    (1, N', D) or (1, N' + 1, D) in the same dtype.
-  """
-  tokens = embedding.shape[1] - old_grid[0] * old_grid[1]  # 1 with a class token, else 0
-  token, grid = np.split(np.asarray(embedding), [tokens], axis=1)
-  grid = grid.reshape(*old_grid, -1)
-  rows, columns = (_interpolation(*pair, method) for pair in zip(old_grid, new_grid, strict=True))
-  grid = np.einsum('ah,bw,hwd->abd', rows, columns, grid, optimize=True)
-  grid = grid.reshape(1, new_grid[0] * new_grid[1], -1)
-  return np.concatenate([token, grid.astype(embedding.dtype)], axis=1)
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

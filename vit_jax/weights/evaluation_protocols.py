@@ -37,6 +37,11 @@ PROTOCOLS = {
   'deit3': TORCHVISION,
   'imagenet21k': ORIGINAL,
   'imagenet21k+imagenet2012': ORIGINAL,
+  'lit': ORIGINAL,
+  'mixer/gsam': ORIGINAL,
+  'mixer/imagenet1k': ORIGINAL,
+  'mixer/imagenet21k': ORIGINAL,
+  'mixer/sam': ORIGINAL,
   'sam': ORIGINAL,
 }
 # (family, resolution) where it differs from the rest of the family.

@@ -10,14 +10,16 @@ from etils import epath
 from vit_jax.data.imagenet import class_names_of_head
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.models.from_tensors import model_from_tensors
+from vit_jax.models.from_tensors import TOKEN_MIXING, model_from_tensors
 from vit_jax.models.masked_patches import encoder_params
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
 from vit_jax.weights.layouts import families, hugging_face, pytorch, released, timm, timm_config
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model
+from vit_jax.weights.position_tables import grid_of_patches, trained_grid
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class SourceWeights:
   ignored: tuple[str, ...]  # names in the file that are not parameters of the model
   notes: tuple[str, ...]  # how tensors were changed
   model: build.Model
-  grid: tuple[int, int] | None  # (rows, columns) of the position embeddings; None for a ResNet
+  grid: tuple[int, int] | None  # (rows, columns) of the patches; None for a ResNet
   image_size: tuple[int, int]  # (height, width) in pixels
   metadata: ModelMetadata
 
@@ -93,19 +95,43 @@ def open_weights(
     metadata = dataclasses.replace(metadata, labels=list(names))
     if translator is not released:
       notes += ("the file names no classes: ImageNet's, by their number; pass labels= for others",)
+  if prefix.endswith(released.IMAGE_TOWER) and ignored:
+    metadata, note = _describe_image_tower(metadata, model.num_classes)
+    notes = (*notes, note)
   grid, size = None, metadata.image_size or image_size
-  if POSITIONS in tensors and isinstance(model, VisionTransformer):
-    if layout in ('timm', 'big_vision') and _lacks_class_position(
-      tensors[POSITIONS].shape, model, size if layout == 'timm' else None
+  if isinstance(model, VisionTransformer):
+    if model.position_embedding == 'none' and metadata.has_positions:
+      raise UserError(
+        f'{name} has no position embeddings, and no config.json of vit_jax that says '
+        'position_embedding=none.'
+      )
+    if (
+      POSITIONS in tensors
+      and layout in ('timm', 'big_vision')
+      and _lacks_class_position(tensors[POSITIONS].shape, model, size if layout == 'timm' else None)
     ):
       tensors[POSITIONS] = _prepend_zeros(tensors[POSITIONS])
       notes += ('the class token had no position embedding and was given zeros',)
-    shape = tensors[POSITIONS].shape
-    size, grid = _position_grid(shape, model, metadata.image_size, image_size, name)
+    size, grid = trained_grid(tensors, model, metadata.image_size, image_size, name)
+  elif isinstance(model, MlpMixer):
+    patches = tensors[TOKEN_MIXING].shape[0]
+    size, grid = grid_of_patches(
+      patches, model, metadata.image_size, image_size, f'{name} has token-mixing MLPs'
+    )
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
   )
+
+
+def _describe_image_tower(metadata: ModelMetadata, num_outputs: int) -> tuple[ModelMetadata, str]:
+  """Names the outputs of LiT's image tower, which are no classes; also returns a note on it."""
+  note = 'the image tower was taken; the text tower is left out, which vit_jax does not support'
+  if not num_outputs:
+    return metadata, note
+  labels = metadata.labels or [f'embedding {i}' for i in range(num_outputs)]
+  note += '; the head gives the embedding before its L2 normalization, not classes'
+  return dataclasses.replace(metadata, labels=labels), note
 
 
 def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
@@ -179,7 +205,7 @@ def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
     raise UserError(f'{file.path} holds {family}, which vit_jax does not support.')
   names = ', '.join(sorted(file.tensors)[:3])
   raise UserError(
-    f'{file.path} is not a Vision Transformer or BiT in a supported layout'
+    f'{file.path} is not a Vision Transformer, MLP-Mixer or BiT in a supported layout'
     + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
   )
 
@@ -206,28 +232,3 @@ def _prepend_zeros(positions: Tensor) -> Tensor:
   return positions.map(
     (batch, count + 1, width), lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1)
   )
-
-
-def _position_grid(
-  shape: tuple[int, ...],
-  model: VisionTransformer,
-  stored_size: tuple[int, int] | None,
-  requested_size: tuple[int, int] | None,
-  name: str,
-) -> tuple[tuple[int, int], tuple[int, int]]:
-  """(image size, (rows, columns)) of position embeddings of that shape."""
-  if len(shape) != 3 or shape[0] != 1:
-    raise UserError(f'{name} has position embeddings of shape {shape}, not (1, N, D).')
-  patches = shape[1] - (model.pool == 'token')
-  side = math.isqrt(max(patches, 0))
-  is_square = side * side == patches  # as in all published models
-  for size in (stored_size, None if is_square else requested_size):
-    grid = size and build.patch_grid(size, model)
-    if size and grid and grid[0] * grid[1] == patches:
-      return size, grid
-  if is_square and side and stored_size is None:
-    return (side * model.patch_size, side * model.patch_size), (side, side)
-  mismatch = 'is not a square; pass the image size that they were trained at'
-  if stored_size is not None:
-    mismatch = f'does not match its image_size {stored_size}'
-  raise UserError(f'{name} has position embeddings for {patches} patches, which {mismatch}.')

@@ -51,6 +51,7 @@ class ModelMetadata:
   std: tuple[float, ...] | None = None
   dtype: str | None = None  # of the matrix products, a key of DTYPES
   pool: str | None = None  # that the tensors must have: 'token', 'gap' or 'map'; not stored
+  has_positions: bool = True  # False: trained without position embeddings; stored with the model
   notes: tuple[str, ...] = ()  # what was assumed; not stored
   is_own: bool = False  # written by vit_jax, so that what it does not state does not exist
 
@@ -85,7 +86,7 @@ class ModelMetadata:
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> 'ModelMetadata':
     """The inverse of `to_json`, within `damage_explained`; absent keys take defaults."""
-    size = content.get('image_size')
+    size, model = content.get('image_size'), content.get('model') or {}
     rule = content.get('preprocessing')
     if rule is None and 'crop_fraction' in content:  # of older versions
       rule = {'crop_fraction': content['crop_fraction']}
@@ -95,7 +96,8 @@ class ModelMetadata:
     return cls(
       image_size=None if size is None else height_width(size),
       preprocessing=Preprocessing(**rule) if rule else None,
-      num_heads=(content.get('model') or {}).get('num_heads'),
+      num_heads=model.get('num_heads'),
+      has_positions=model.get('position_embedding') != 'none',
       mean=mean,
       std=std,
       is_own=bool(content),
@@ -107,7 +109,9 @@ class ModelMetadata:
     """From the config.json that a run writes at its start, within `damage_explained`."""
     # Without num_heads: 0 means the heads of the variant, and the tensors determine them.
     data = config.get('data') or {}
-    fields = {**config, **data, **(config.get('model') or {}), 'model': None}
+    model = config.get('model') or {}
+    positions = {'position_embedding': model.get('position_embedding')}
+    fields = {**config, **data, **model, 'model': positions}
     test = data.get('test') or {}
     names = [each.name for each in dataclasses.fields(Preprocessing) if each.name in test]
     fields['dtype'] = None  # 'auto' depends on the machine

@@ -32,6 +32,11 @@ FOLDERS = {  # family: its folder on storage.googleapis.com
   'deit3': 'big_vision/zoo/deit3',
   'imagenet21k': 'vit_models/imagenet21k',
   'imagenet21k+imagenet2012': 'vit_models/imagenet21k+imagenet2012',
+  'lit': 'vit_models/lit',
+  'mixer/gsam': 'mixer_models/gsam',
+  'mixer/imagenet1k': 'mixer_models/imagenet1k',
+  'mixer/imagenet21k': 'mixer_models/imagenet21k',
+  'mixer/sam': 'mixer_models/sam',
   'sam': 'vit_models/sam',
 }
 _AUGREG_FILE = re.compile(r'(R\d*_)?(Ti|S|B|L)_\d+-i(1|21)k[-_][A-Za-z0-9_.-]+')

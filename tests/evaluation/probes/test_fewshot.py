@@ -88,3 +88,14 @@ def test_too_few_examples_are_named():
     fewshot.evaluate(train, TEST, shots=[1, 5])
   with pytest.raises(UserError, match='drawn for 40 shots, so none are left to choose the L2'):
     fewshot.evaluate(TRAIN, TEST, shots=[40], l2=None)
+
+
+def test_no_other_features_are_needed_than_those_of_the_examples_that_are_drawn():
+  shots = (2, 5)
+  drawn = fewshot.draw(TRAIN.labels, TRAIN.num_classes, shots)
+  rows = drawn.rows
+  assert 15 < len(rows) <= 3 * 5 * TRAIN.num_classes
+  few = dataclasses.replace(TRAIN, values=TRAIN.values[rows], labels=TRAIN.labels[rows])
+  assert fewshot.evaluate(few, TEST, shots=shots, drawn=drawn) == fewshot.evaluate(
+    TRAIN, TEST, shots=shots
+  )

@@ -17,8 +17,8 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.variants import RESNET_VARIANTS
-from vit_jax.weights import adapt
 from vit_jax.weights.layouts import released
+from vit_jax.weights.position_tables import resize_position_embedding
 
 SPECIAL = {
   'hybrid_stem': dict(patch_size=32, resnet_width=64, resnet_blocks=()),
@@ -228,7 +228,7 @@ def test_keeping_pre_logits(tmp_path):
 def test_half_pixel_resizing_agrees_with_jax_image(old, new):
   rng = np.random.default_rng(0)
   embedding = rng.normal(size=(1, 1 + old[0] * old[1], 5)).astype(np.float32)
-  resized = adapt.resize_position_embedding(embedding, old, new, 'half_pixel')
+  resized = resize_position_embedding(embedding, old, new, 'half_pixel')
   grid = jax.image.resize(embedding[0, 1:].reshape(*old, 5), (*new, 5), 'linear', antialias=False)
   np.testing.assert_allclose(resized[0, 1:].reshape(*new, 5), grid, atol=1e-5)
   np.testing.assert_array_equal(resized[:, 0], embedding[:, 0])

@@ -51,17 +51,26 @@ class Stream:
   order: Order | None = None  # positions -> indices; None: every example once, in order
   config: ReadConfig | None = None  # of `reader`; worker processes need it
   max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
+  rows: tuple[int, ...] | None = None  # without an order: only these examples; None: all
+
+  @property
+  def size(self) -> int:
+    """The number of examples in a pass over all of them."""
+    return self.reader.source.size if self.rows is None else len(self.rows)
 
   @property
   def num_batches(self) -> int:
     """The number of batches that hold every example once."""
-    return -(-self.reader.source.size // self.batch_size)
+    return -(-self.size // self.batch_size)
 
   def example_indices(self, positions: np.ndarray) -> np.ndarray:
     """The (N,) indices of the examples at positions; -1 for the padding of the last test batch."""
-    if self.order is None:
-      return np.where(positions < self.reader.source.size, positions, -1)
-    return self.order(positions)
+    if self.order is not None:
+      return self.order(positions)
+    indices = positions
+    if self.rows is not None:
+      indices = np.asarray(self.rows)[np.minimum(positions, self.size - 1)]
+    return np.where(positions < self.size, indices, -1)
 
 
 def open_stream(

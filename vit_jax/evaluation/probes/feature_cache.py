@@ -36,13 +36,19 @@ def digest_params(params: Any) -> str:
   return digest.hexdigest()
 
 
-def key(params_digest: str, settings: Mapping[str, Any], source: Source) -> str:
+def key(
+  params_digest: str,
+  settings: Mapping[str, Any],
+  source: Source,
+  rows: tuple[int, ...] | None = None,
+) -> str:
   """The key of the features of a split.
 
   Args:
     params_digest: see `digest_params`.
     settings: JSON values: architecture, preprocessing, and so on.
     source: the open split.
+    rows: the examples of it that have features; None: all.
   """
   facts = {
     'version': _VERSION,
@@ -51,6 +57,8 @@ def key(params_digest: str, settings: Mapping[str, Any], source: Source) -> str:
     'source': [source.name, source.size, source.fingerprint, source.class_names],
     'files': hash_files(source.files(), times=True) if source.files else '',
   }
+  if rows is not None:
+    facts['rows'] = rows
   text = json.dumps(facts, sort_keys=True, default=dataclasses.asdict)
   return hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:32]
 

@@ -33,6 +33,7 @@ def evaluate(
   shots: Sequence[int] = (1, 5, 10, 25),
   seeds: Sequence[int] = (0, 1, 2),
   l2: float | None = 2.0**10,
+  drawn: 'Drawn | None' = None,
 ) -> dict[str, float]:
   """Scores classifiers of a few examples of each class.
 
@@ -43,6 +44,7 @@ def evaluate(
     seeds: of the draws; examples drawn for fewer shots are among those for more.
     l2: the penalty; None chooses the one of 2^6 to 2^10 that is best on train examples that are not
       drawn: equally many of each class where there are, 10,000 or fewer.
+    drawn: which examples of the split `train` has; None: all.
 
   Returns:
     For each number K of shots `accuracy_{K}shot`, the mean over the seeds; with several seeds
@@ -53,12 +55,15 @@ def evaluate(
       penalty on; and as `feature_splits.check_splits`.
   """
   feature_splits.check_splits(train, test)
-  check_shots(train.labels, train.num_classes, shots, train.name)
-  draws = [_shuffled_by_class(train, seed) for seed in seeds]
+  labels = train.labels if drawn is None else drawn.labels
+  check_shots(labels, train.num_classes, shots, train.name)
+  draws = [_shuffled_by_class(labels, train.num_classes, seed) for seed in seeds]
   unused = [_held_out(train, draw, max(shots)) for draw in draws] if l2 is None else []
   metrics = {}
   for count in shots:
     examples = [_first(draw, count) for draw in draws]
+    if drawn is not None:
+      examples = [np.searchsorted(drawn.rows, rows) for rows in examples]
     penalty = l2
     if penalty is None:
       means = [statistics.fmean(_accuracies(train, examples, value, unused)) for value in _L2_GRID]
@@ -121,10 +126,31 @@ def check_shots(labels: np.ndarray, num_classes: int, shots: Sequence[int], name
     )
 
 
-def _shuffled_by_class(train: Features, seed: int) -> list[np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """The examples that are drawn of a split, so that no others need features.
+
+  Attributes:
+    labels: (N,) of all its examples.
+    rows: which are drawn, ascending.
+  """
+
+  labels: np.ndarray
+  rows: np.ndarray
+
+
+def draw(
+  labels: np.ndarray, num_classes: int, shots: Sequence[int], seeds: Sequence[int] = (0, 1, 2)
+) -> Drawn:
+  """What `evaluate` draws of a split with these labels, (N,), for these shots and seeds."""
+  draws = [_first(_shuffled_by_class(labels, num_classes, seed), max(shots)) for seed in seeds]
+  return Drawn(labels, np.unique(np.concatenate(draws)))
+
+
+def _shuffled_by_class(labels: np.ndarray, num_classes: int, seed: int) -> list[np.ndarray]:
   """The indices of each class in the order in which big_vision draws them for a seed."""
   rng = np.random.default_rng(seed)
-  by_class = feature_splits.indices_by_class(train.labels, train.num_classes)
+  by_class = feature_splits.indices_by_class(labels, num_classes)
   return [rng.permutation(indices) for indices in by_class]
 
 

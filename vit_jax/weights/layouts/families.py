@@ -57,7 +57,7 @@ _FAMILIES = {
   'a NaFlexViT': r'^embeds\.proj\.',
   'a hybrid with another network than a BiT ResNet': r'^patch_embed\.backbone\..*running_mean$',
   # Without attention.
-  'an MLP-Mixer': r'(^|/)MixerBlock_\d+/|\.mlp_tokens\.|\.token_mixing\.',
+  'an MLP-Mixer': r'\.token_mixing\.',
   'a ResMLP or gMLP': r'\.linear_tokens\.|\.mlp_channels\.gate\.|\.spatial_proj\.',
   'a ConvNeXt or EdgeNeXt': r'(^|\.)convnext(v2)?\.|'
   r'stages\.\d+\.(blocks\.)?\d+\.(conv_dw|dwconv)\.|'

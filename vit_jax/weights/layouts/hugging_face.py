@@ -147,11 +147,15 @@ def unsupported_feature(params: Any) -> str | None:
   """What keeps a model from being a `ViTForImageClassification`: 'a ResNet', …, or None."""
   if {'conv_root', 'root_block'} & params.keys():
     return 'a ResNet'
+  if 'stem' in params:
+    return 'token-mixing MLPs'
   if 'cls' not in params:
     return 'no class token'
   if 'pre_logits' in params:
     return 'a pre_logits layer'
-  return None if 'head' in params else 'no head'
+  if 'head' not in params:
+    return 'no head'
+  return pytorch.unsupported_encoder(params)
 
 
 def from_linen(params: Any) -> dict[str, np.ndarray]:

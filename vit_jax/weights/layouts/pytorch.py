@@ -172,6 +172,16 @@ def _split_heads(
   }
 
 
+def unsupported_encoder(params: Any) -> str | None:
+  """What neither timm's nor Transformers' encoder of a model has: 'axial blocks', …, or None."""
+  names = flatten(params)
+  if any('/row/' in name for name in names):
+    return 'axial blocks'
+  if 'Transformer' in params and POSITIONS not in names:
+    return 'other positions than 1d embeddings in the stem'
+  return None
+
+
 def from_linen(
   params: Any, parameters: Mapping[str, str], layers: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
@@ -218,9 +228,10 @@ def fold_normalization(
       f'{source} normalizes pixels with mean {tuple(mean)}, which cannot be folded into the '
       'standardized first layer of a ResNet.'
     )
-  if not {'embedding/kernel', 'embedding/bias'} <= tensors.keys():
+  first = 'stem' if 'stem/kernel' in tensors else 'embedding'
+  if not {f'{first}/kernel', f'{first}/bias'} <= tensors.keys():
     return dict(tensors)  # not a supported model, as reading the architecture will report
-  kernel, bias = tensors['embedding/kernel'], tensors['embedding/bias']
+  kernel, bias = tensors[f'{first}/kernel'], tensors[f'{first}/bias']
   channels = kernel.shape[2] if len(kernel.shape) == 4 else 0
   for name, values in (('mean', mean), ('std', std)):
     if len(values) not in (1, channels):
@@ -240,6 +251,6 @@ def fold_normalization(
 
   return {
     **tensors,
-    'embedding/kernel': kernel.map(kernel.shape, fold_kernel),
-    'embedding/bias': bias.map(bias.shape, fold_bias),
+    f'{first}/kernel': kernel.map(kernel.shape, fold_kernel),
+    f'{first}/bias': bias.map(bias.shape, fold_bias),
   }

@@ -1,7 +1,8 @@
 """The layouts of Google's JAX code, and the names of parameters in memory.
 
 Reads google-research/vision_transformer (whose older linen numbered modules differently),
-big_vision (position embeddings outside `posembed_input`, stacked blocks) and BiT (`resnet/…`).
+big_vision (position embeddings outside `posembed_input`, stacked blocks), BiT (`resnet/…`), and the
+image tower of LiT (`img/…`).
 Writes the first, and the last for a BiT ResNet. In memory parameters have the names that current
 linen gives them.
 """
@@ -21,14 +22,17 @@ from vit_jax.weights.formats.npz_file import write_npz_file
 
 POSITIONS = 'Transformer/posembed_input/pos_embedding'
 ATTENTION = 'MultiHeadDotProductAttention_0'
+_BIG_VISION_POSITIONS = ('pos_embedding', 'Transformer/pos_embedding')
 _TO_LINEN = {
   'MultiHeadDotProductAttention_1': ATTENTION,
   'LayerNorm_2': 'LayerNorm_1',
   'MlpBlock_3': 'MlpBlock_0',
 }
 _FROM_LINEN = {linen: released for released, linen in _TO_LINEN.items()}
-# Where a checkpoint of a whole training state keeps the parameters of the image model.
-_PREFIXES = ('', 'params/', 'opt/target/', 'params/img/', 'opt/target/img/')
+IMAGE_TOWER = 'img/'  # of LiT (arXiv 2111.07991), beside the text tower txt/
+# Where a checkpoint keeps the parameters of the image model, among those of a training state.
+_STATES = ('', 'params/', 'opt/target/')
+_PREFIXES = (*_STATES, *(f'{state}{IMAGE_TOWER}' for state in _STATES))
 _STACK = 'Transformer/encoderblock/'
 _MAP_HEAD = ('probe', 'MlpBlock_0/', f'{ATTENTION}/', 'LayerNorm_0/')
 _GROUP_NORM = re.compile(r'(^|/)(gn\d|gn_root|gn_proj|norm-pre-head)/(scale|bias)$')
@@ -69,10 +73,13 @@ def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
   for prefix in _PREFIXES:
     if f'{prefix}resnet/root_block/standardized_conv2d/kernel' in names:
       return 'BiT', [prefix]
+    if f'{prefix}stem/kernel' in names:  # MLP-Mixer
+      return 'released', [prefix]
     if f'{prefix}root_block/conv_root/kernel' in names:
       return 'big_vision', [prefix]
     if f'{prefix}embedding/kernel' in names:
-      return 'released' if prefix + POSITIONS in names else 'big_vision', [prefix]
+      is_big_vision = any(prefix + name in names for name in _BIG_VISION_POSITIONS)
+      return 'big_vision' if is_big_vision else 'released', [prefix]
   return None
 
 
@@ -107,7 +114,7 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     ]
   if name.startswith(_MAP_HEAD):  # models from the time of ViT-G have no MAPHead_0
     return [(f'MAPHead_0/{name}', tensor)]
-  if name in ('pos_embedding', 'Transformer/pos_embedding'):
+  if name in _BIG_VISION_POSITIONS:
     return [(POSITIONS, tensor)]
   if _GROUP_NORM.search(name) and tensor.shape[:-1] == (1, 1, 1):
     return [(name, tensor.map(tensor.shape[-1:], np.ravel))]

@@ -1,4 +1,4 @@
-"""timm's layout: its `VisionTransformer`, hybrids of it with a ResNet, and BiT's `ResNetV2`."""
+"""timm's layout: its `VisionTransformer`, hybrids with a ResNet, `MlpMixer`, BiT's `ResNetV2`."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -33,6 +33,16 @@ _BLOCK = {
   'mlp.fc1': 'MlpBlock_0/Dense_0',
   'mlp.fc2': 'MlpBlock_0/Dense_1',
 }
+_MIXER = {'stem.proj': 'stem', 'norm': 'pre_head_layer_norm', 'head': 'head'}
+_MIXER_MARKER = 'blocks.0.mlp_tokens.fc1.weight'
+_MIXER_BLOCK = {
+  'norm1': 'LayerNorm_0',
+  'norm2': 'LayerNorm_1',
+  'mlp_tokens.fc1': 'token_mixing/Dense_0',
+  'mlp_tokens.fc2': 'token_mixing/Dense_1',
+  'mlp_channels.fc1': 'channel_mixing/Dense_0',
+  'mlp_channels.fc2': 'channel_mixing/Dense_1',
+}
 _BACKBONE = 'patch_embed.backbone.'  # the ResNet of a hybrid: only a stem, or with stages
 _STEM = {f'{_BACKBONE}conv': 'conv_root', f'{_BACKBONE}norm': 'gn_root'}
 _STEM_OF_STAGES = {f'{_BACKBONE}stem.conv': 'conv_root', f'{_BACKBONE}stem.norm': 'gn_root'}
@@ -49,7 +59,11 @@ _LAYER_SCALE = re.compile(r'blocks\.(\d+)\.(?:ls([12])\.gamma|gamma_([12]))')
 
 def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
   """('timm' or 'timm BiT', prefixes of all names, best first) for timm's names, else None."""
-  for layout, marker in (('timm', 'patch_embed.proj.weight'), ('timm BiT', 'stem.conv.weight')):
+  for layout, marker in (
+    ('timm', 'patch_embed.proj.weight'),
+    ('timm', _MIXER_MARKER),
+    ('timm BiT', 'stem.conv.weight'),
+  ):
     if prefixes := pytorch.find_prefixes(names, marker):
       return layout, prefixes
   return None
@@ -65,25 +79,26 @@ def to_linen(
   """
   if 'stem.conv.weight' in tensors:
     return pytorch.to_linen(tensors, {}, _bit_modules, 0, 'timm BiT', source), ()
+  if _MIXER_MARKER in tensors:
+    linen = pytorch.to_linen(tensors, {}, _mixer_module, 0, 'timm Mixer', source)
+    _refuse_gated_mlp(linen, 'MixerBlock_0/token_mixing', 'an MLP-Mixer', source)
+    return linen, ()
   tensors = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
   scales = {name: match for name in tensors if (match := _LAYER_SCALE.fullmatch(name))}
   layers = {name: x for name, x in tensors.items() if name not in scales}
   linen = pytorch.to_linen(layers, _PARAMETERS, _vit_modules, num_heads, 'timm', source)
-  _refuse_gated_mlp(linen, source)
+  _refuse_gated_mlp(linen, 'Transformer/encoderblock_0/MlpBlock_0', 'a Vision Transformer', source)
   for name, match in scales.items():
     _fold_layer_scale(linen, match, tensors[name], source)
   return linen, ('LayerScale is folded into layers',) if scales else ()
 
 
-def _refuse_gated_mlp(linen: Mapping[str, Tensor], source: str) -> None:
-  """Raises `UserError` for the MLP of timm's `SwiGLUPacked`, which has the same names."""
-  first, second = (
-    linen.get(f'Transformer/encoderblock_0/MlpBlock_0/Dense_{i}/kernel') for i in (0, 1)
-  )
+def _refuse_gated_mlp(linen: Mapping[str, Tensor], mlp: str, model: str, source: str) -> None:
+  """Raises `UserError` for timm's `SwiGLUPacked` or `GluMlp`, which have the names of an MLP."""
+  first, second = (linen.get(f'{mlp}/Dense_{i}/kernel') for i in (0, 1))
   if first and second and first.shape[-1:] == tuple(2 * side for side in second.shape[:1]):
     raise UserError(
-      f'{source} holds a Vision Transformer with a gated MLP (SwiGLU), which vit_jax does not '
-      'support.'
+      f'{source} holds {model} with a gated MLP (SwiGLU), which vit_jax does not support.'
     )
 
 
@@ -108,6 +123,13 @@ def _vit_modules(layer: str) -> str | None:
   return (_VIT | _STEM | _STEM_OF_STAGES).get(layer)
 
 
+def _mixer_module(layer: str) -> str | None:
+  if match := re.fullmatch(r'blocks\.(\d+)\.(.*)', layer):
+    module = _MIXER_BLOCK.get(match[2])
+    return module and f'MixerBlock_{int(match[1])}/{module}'
+  return _MIXER.get(layer)
+
+
 def _bit_modules(layer: str) -> str | None:
   return _unit_module(layer, 'block{}/unit{:02d}') or _BIT.get(layer)
 
@@ -130,6 +152,15 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
       'timm has no pre_logits layer; write an .npz, or replace the head (num_classes), which '
       'drops that layer.'
     )
+  if 'stem' in params:
+    layers = dict(_MIXER)
+    for i in range(sum(name.startswith('MixerBlock_') for name in params)):
+      layers |= {
+        f'blocks.{i}.{n}': f'MixerBlock_{i}/{module}' for n, module in _MIXER_BLOCK.items()
+      }
+    return pytorch.from_linen(params, {}, layers)
+  if feature := pytorch.unsupported_encoder(params):
+    raise UserError(f'The model has {feature}, which timm does not support; write an .npz.')
   stages = [name for name in params if name.startswith('block')]
   units = [f'{stage}/{unit}' for stage in stages for unit in params[stage]]
   is_bit = 'root_block' in params

@@ -8,6 +8,7 @@ from typing import Any
 from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.layouts import pytorch
@@ -147,12 +148,13 @@ def make_config(
   """The config.json with which timm builds the model (`local-dir:…`) and preprocesses images.
 
   Raises:
-    UserError: for a model with a ResNet, whose sizes no argument of timm describes.
+    UserError: for a model with a ResNet, whose sizes no argument of timm describes, or a Mixer.
   """
   if not isinstance(model, VisionTransformer) or model.resnet_width:
+    part = 'is an MLP-Mixer' if isinstance(model, MlpMixer) else 'has a ResNet'
     raise UserError(
-      'The model has a ResNet, which a folder of timm cannot describe; write X.safetensors, which '
-      'timm reads too.'
+      f'The model {part}, which a folder of timm cannot describe; write X.safetensors, which timm '
+      'reads too.'
     )
   arguments: dict[str, Any] = {
     'img_size': list(image_size),

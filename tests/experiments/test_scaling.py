@@ -1,0 +1,236 @@
+"""The scaling experiment: real runs, ended and continued; its files; mistakes."""
+
+import csv
+import importlib.util
+import json
+import pathlib
+import shlex
+import signal
+import sys
+import time
+import types
+
+import pytest
+from etils import epath
+
+from tests.helpers import TINY, start, write_finished_run
+from vit_jax import command_line
+from vit_jax.config import load_config
+from vit_jax.config.runs import write_config
+from vit_jax.errors import UserError
+from vit_jax.experiments import scaling, scaling_grid
+from vit_jax.hardware import num_cores
+from vit_jax.prepare.file_lock import try_lock
+from vit_jax.sweeps import parallel_runs
+from vit_jax.sweeps.point_runs import read_outcome
+
+# Two small ViTs on digits; the argument is that of configs/scaling.py.
+CONFIG = """
+from vit_jax.config import default_config, eval_config
+
+def get_config(argument):
+  model, fraction, *strong = argument.split(',')
+  config = default_config()
+  config.data.train.split = f'train[:{fraction}]'
+  config.model.depth = {'shallow': 1, 'deep': 2}[model]
+  config.mixup_alpha = 0.5 if strong else 0.0
+  config.data.workers = 0
+  config.evals.fewshot = eval_config('fewshot', shots=(10,), train_split='train', split='test')
+  return config
+"""
+FLAGS = [*(flag for flag in TINY if 'depth' not in flag), '--config.model.patch_size=4']
+SMALL = ('--models=shallow,deep', '--fractions=50%', '--seeds=1')
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory) -> str:
+  path = tmp_path_factory.mktemp('config') / 'small.py'
+  path.write_text(CONFIG)
+  return f'--config={path}'
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, config_file):
+  """Runs the command in this process; returns (exit code, stdout, stderr)."""
+
+  def run_here(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['scaling', config_file, *FLAGS, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+      command_line.run(scaling.main)
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+  return run_here
+
+
+@pytest.fixture
+def finish(monkeypatch):
+  """Replaces all runs by records of how they ended: accuracies by model, or exit codes."""
+
+  def set_results(**results):
+    def record(each, start):
+      result = results[each.name.split(',')[0]]
+      each.folder.mkdir(parents=True, exist_ok=True)
+      if isinstance(result, int):
+        text = json.dumps({'exit_code': result, 'message': 'it ended.'})
+        (each.folder / 'exit.json').write_text(text)
+      else:
+        write_finished_run(each.folder, accuracy=result)
+        source, *overrides = each.flags
+        config = load_config(source.removeprefix('--config='), overrides).resolve_steps(718)
+        write_config(config, epath.Path(each.folder) / 'config.json')
+      return read_outcome(each)
+
+    monkeypatch.setattr(parallel_runs, 'run_to_end', record)
+
+  return set_results
+
+
+def wait_for(process, *paths: pathlib.Path) -> None:
+  """Waits until an experiment has made one of the files."""
+  while not any(path.exists() for path in paths):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.02)
+
+
+def test_an_experiment_that_is_stopped_ends_its_runs_and_continues(tmp_path, config_file, command):
+  arguments = (*SMALL, f'--jobs={min(2, num_cores())}', f'--workdir={tmp_path}/all')
+  process = start('experiments.scaling', config_file, *FLAGS, *arguments)
+  folders = [tmp_path / 'all' / f'{model},50%,seed=0' for model in ('shallow', 'deep')]
+  wait_for(process, folders[0] / 'log.txt')
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 75, err
+  assert 'rerun the same command' in err
+  with (folders[0] / '.lock').open('ab') as lock:  # the run holds it, too
+    assert try_lock(lock) is not False
+
+  code, out, err = command(*arguments)
+  assert code == 0, err
+  with (tmp_path / 'all' / 'scaling.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row['model'] for row in rows] == ['shallow', 'deep']
+  for row, folder in zip(rows, folders, strict=True):
+    metrics = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    assert float(row['accuracy']) == metrics[-1]['test/accuracy']
+    assert float(row['accuracy_10shot']) == metrics[-1]['fewshot/accuracy_10shot']
+    assert (row['examples'], row['status']) == ('718', 'finished')
+    assert float(row['seconds']) > 0
+  assert int(rows[1]['parameters']) > int(rows[0]['parameters'])
+  assert (tmp_path / 'all' / 'scaling.md').read_text().rstrip() == out.rstrip()
+
+  logs = [(folder / 'log.txt').read_bytes() for folder in folders]
+  assert '2 runs of 2 finished before' in command(*arguments)[2]
+  assert [(folder / 'log.txt').read_bytes() for folder in folders] == logs
+  code, out, err = command(*arguments, '--config.batch_size=32')
+  assert (code, out) == (2, '')
+  assert 'holds a run with another config: batch_size (16 there, 32 now)' in err
+
+
+def test_results_of_unfinished_experiments_are_gathered(tmp_path, command, finish):
+  arguments = (*SMALL, '--seeds=2', f'--workdir={tmp_path}')
+  finish(shallow=0.5)
+  command(*arguments, '--models=shallow', '--strong')
+  code, out, _ = command(*arguments, '--strong', '--collect')
+  assert code == 0
+  assert '| shallow | from scratch | 3,' in out and '| 50.0 ± 0.0 |' in out
+  assert '| deep | strong augmentation |' in out and '| – |' in out
+  assert '3 of 6 runs are not finished.' in out
+
+
+def test_every_run_has_its_command(tmp_path, command, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  arguments = (*SMALL, '--seeds=2', '--strong', '--workdir=here', '--print_commands')
+  code, out, _ = command(*arguments)
+  assert code == 0
+  commands = [shlex.split(line) for line in out.splitlines()]
+  names = [line[-1].removeprefix(f'--workdir={tmp_path}/here/') for line in commands]
+  assert names == [
+    'shallow,50%,seed=0',
+    'deep,50%,seed=0',
+    'shallow,50%,strong,seed=0',
+    'deep,50%,strong,seed=0',
+    'shallow,50%,seed=1',
+    'deep,50%,seed=1',
+  ]
+  python, m, module, source, *overrides, _ = commands[3]
+  assert (python, m, module) == (sys.executable, '-m', 'vit_jax.main')
+  config = load_config(source.removeprefix('--config='), overrides)
+  assert (config.seed, config.mixup_alpha, config.model.depth) == (0, 0.5, 2)
+
+
+def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, finish, monkeypatch):
+  monkeypatch.setattr(scaling_grid, 'open_weights', lambda name: None)
+  finish(shallow=0.5, deep=0.5)
+  arguments = (*SMALL, '--init_from=runs/{model}/model', f'--workdir={tmp_path}')
+  code, out, _ = command(*arguments, '--print_commands')
+  command_of = {line.rpartition('/')[2].strip("'"): shlex.split(line) for line in out.splitlines()}
+  assert code == 0
+  assert '--config.init_from=runs/deep/model' in command_of['deep,50%,finetuned,seed=0']
+  assert not [flag for flag in command_of['deep,50%,seed=0'] if 'init_from' in flag]
+  code, out, _ = command(*arguments)
+  assert code == 0
+  assert '| deep | fine-tuned |' in out
+  assert 'shallow: from scratch and fine-tuned differ at no size' in out
+
+
+@pytest.mark.parametrize(
+  ('results', 'code', 'sentence'),
+  [
+    ({'shallow': 0.5, 'deep': 0.6}, 0, 'deep leads shallow at 718 examples.'),
+    ({'shallow': 3, 'deep': 0.6}, 0, '1 of 2 runs is not finished.'),
+    ({'shallow': 1, 'deep': 0.6}, 1, '1 run of 2 failed, first shallow,50%,seed=0 (it ended);'),
+  ],
+)
+def test_how_runs_end(tmp_path, command, finish, results, code, sentence):
+  finish(**results)
+  status, out, err = command(*SMALL, f'--workdir={tmp_path}')
+  assert status == code, err
+  assert sentence in out + err
+  assert '60.0' in out
+  assert '2/2 deep,50%,seed=0: accuracy 60.00%' in err
+  assert (tmp_path / 'scaling.png').exists() == bool(importlib.util.find_spec('matplotlib'))
+
+
+def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+  finish(shallow=0.5, deep=0.5)
+  code, out, err = command(*SMALL, f'--workdir={tmp_path}', '--json')
+  assert (code, err.count("pip install 'vit_jax[sweep]'")) == (0, 1)
+  result = json.loads(out)
+  assert [row['accuracy'] for row in result['runs']] == [0.5, 0.5]
+  assert 'differ at no size' in result['comparison'][0]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (('--models=shallow,vgg',), "KeyError: 'vgg'"),
+    (('--models=deep,deep',), '--models has deep twice.'),
+    (('--models=',), '--models is empty'),
+    (('--fractions=half',), 'half'),
+    (('--seeds=0',), '--seeds is 0; it must be from 1 to'),
+    (('--strong=-1',), '--strong is -1; it must be from 0 to'),
+    (('--jobs=0',), '--jobs is 0'),
+    (('--config.seed=3',), 'config.seed is set for each run by --seeds'),
+    (('--config.data.train.split=test',), 'config.data.train.split is set for each run by'),
+    (('--config.totalsteps=3',), "There is no config field 'totalsteps'"),
+    (('--config.data.train.source=folder:/none',), '/none'),
+    (('--config.init_from=x',), 'config.init_from is set for each run by --init_from'),
+    (('--init_from=/none/{model}',), 'There is no model at /none/'),
+    (('--workdir=gs://x/y',), 'an experiment needs a local or a mounted folder'),
+    (('--modles=vit',), 'There is no flag --modles'),
+  ],
+)
+def test_mistakes_are_one_sentence_and_start_nothing(tmp_path, command, arguments, sentence):
+  code, out, err = command(*SMALL, f'--workdir={tmp_path}/all', *arguments)
+  assert (code, out, err.count('\n')) == (2, '', 1), err
+  assert sentence in err
+  assert not (tmp_path / 'all').exists()
+
+
+def test_runs_at_a_time_need_the_cpu(monkeypatch):
+  backend = types.SimpleNamespace(stdout='tpu\n')
+  monkeypatch.setattr(parallel_runs.subprocess, 'run', lambda *args, **kwargs: backend)
+  with pytest.raises(UserError, match='--jobs must be 1 on a tpu'):
+    parallel_runs.check_no_accelerator()

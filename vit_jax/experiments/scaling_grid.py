@@ -1,0 +1,188 @@
+"""The runs of the scaling experiment: models x parts of the training data x seeds."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from vit_jax.config import Config, load_config
+from vit_jax.config.runs import check_same_run
+from vit_jax.errors import UserError
+from vit_jax.files import is_remote, real_path, user_path
+from vit_jax.models import build
+from vit_jax.models.flops import forward_flops, train_flops
+from vit_jax.sweeps.point_runs import Run
+from vit_jax.training.preflight import open_sources
+from vit_jax.weights.load import open_weights
+
+# field: the flag of the experiment that sets it
+_SET_HERE = {'seed': '--seeds', 'data.train.split': '--fractions', 'init_from': '--init_from'}
+# What a run may be, and how readers know it.
+KINDS = {'': 'from scratch', 'strong': 'strong augmentation', 'finetuned': 'fine-tuned'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A run of the experiment.
+
+  Attributes:
+    model: a key of MODELS in configs/scaling.py.
+    fraction: of the training split: '10%'.
+    kind: a key of KINDS.
+    seed: of the run.
+  """
+
+  model: str
+  fraction: str
+  kind: str
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """Of its folder: 'vit,10%,strong,seed=0'."""
+    kind = f',{self.kind}' if self.kind else ''
+    return f'{self.model},{self.fraction}{kind},seed={self.seed}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """All runs, and where they are.
+
+  Attributes:
+    source: the config file, without an argument.
+    overrides: the '--config.field=value' flags of all runs.
+    cells: the runs, in the order in which they start.
+    init_from: weights to fine-tune; '{model}' stands for the name of a model.
+    workdir: as the user names it; has a folder for each run.
+  """
+
+  source: str
+  overrides: tuple[str, ...]
+  cells: tuple[Cell, ...]
+  init_from: str
+  workdir: str
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """The workdir, absolute."""
+    return pathlib.Path(real_path(user_path(self.workdir)))
+
+  def _flags(self, cell: Cell) -> tuple[str, ...]:
+    strong = ',strong' if cell.kind == 'strong' else ''
+    flags = [f'--config={self.source}:{cell.model},{cell.fraction}{strong}']
+    flags.append(f'--config.seed={cell.seed}')
+    if cell.kind == 'finetuned':
+      flags.append(f'--config.init_from={self.init_from.replace("{model}", cell.model)}')
+    return (*flags, *self.overrides)
+
+  def run(self, cell: Cell) -> Run:
+    """The run of a cell."""
+    return Run(cell.name, self._flags(cell), self.folder / cell.name)
+
+  def command(self, cell: Cell) -> list[str]:
+    """What a reader types to repeat the run."""
+    workdir = f'--workdir={self.workdir.rstrip("/")}/{cell.name}'
+    return ['python', '-m', 'vit_jax.main', *self._flags(cell), workdir]
+
+  def config(self, cell: Cell) -> Config:
+    """The config of a run; raises `UserError` for a field or a value that it cannot have."""
+    config, *overrides = self._flags(cell)
+    return load_config(config.removeprefix('--config='), overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What is known of a run before it starts.
+
+  Attributes:
+    examples: to train on.
+    parameters: of the model.
+    forward_flops: of one image.
+    training_flops: of the whole run.
+  """
+
+  examples: int
+  parameters: int
+  forward_flops: int
+  training_flops: int
+
+
+def plan(
+  source: str,
+  overrides: Sequence[str],
+  models: Sequence[str],
+  fractions: Sequence[str],
+  seeds: Mapping[str, int],
+  init_from: str,
+  workdir: str,
+) -> Experiment:
+  """The experiment as a user describes it: all runs of the first seed first.
+
+  Args:
+    source: the config file, without an argument.
+    overrides: '--config.field=value' flags.
+    models, fractions: of the config file.
+    seeds: how many, from 0, for each of KINDS.
+    init_from: weights to fine-tune; '{model}' stands for the name of a model.
+    workdir: a local folder, which need not exist.
+
+  Raises:
+    UserError: for an unknown model, a fraction that is no percentage, names that come twice, a flag
+      that the experiment sets itself, or a workdir that is not local.
+  """
+  for name, values in (('--models', models), ('--fractions', fractions)):
+    if not values:
+      raise UserError(f'{name} is empty.')
+    if twice := [value for value in values if values.count(value) > 1]:
+      raise UserError(f'{name} has {twice[0]} twice.')
+  for field, instead in _SET_HERE.items():
+    if any(re.match(rf'--?config\.{re.escape(field)}(=|$)', flag) for flag in overrides):
+      raise UserError(f'config.{field} is set for each run by {instead}; leave the flag out.')
+  if is_remote(user_path(workdir)):
+    raise UserError(f'--workdir is {workdir}; an experiment needs a local or a mounted folder.')
+  cells = tuple(
+    Cell(model, fraction, kind, seed)
+    for seed in range(max(seeds.values()))
+    for kind in KINDS
+    if seed < seeds[kind]
+    for fraction in fractions
+    for model in models
+  )
+  experiment = Experiment(source, tuple(overrides), cells, init_from, workdir)
+  for cell in cells:
+    experiment.config(cell)
+  return experiment
+
+
+def check(experiment: Experiment) -> dict[Cell, Facts]:
+  """Opens all data and weights, and checks that the runs in the folder are those of the experiment.
+
+  Raises:
+    UserError: for data or weights that cannot be read, or a run in the folder with another config.
+  """
+  opened, facts = {}, {}
+  for name in {experiment.config(cell).init_from for cell in experiment.cells} - {''}:
+    open_weights(name)
+  for cell in experiment.cells:
+    config = experiment.config(cell)
+    key = config.data.train, config.data.test
+    if key not in opened:
+      opened[key], _ = open_sources(config.data)
+    train = opened[key]
+    config = config.resolve_steps(train.size)
+    path = epath.Path(experiment.run(cell).folder) / 'config.json'
+    if path.exists():
+      check_same_run(config, path)
+    facts[cell] = _facts(config, train.size, train.num_classes)
+  return facts
+
+
+def _facts(config: Config, examples: int, num_classes: int) -> Facts:
+  model: Any = build.model_from_config(config.model, num_classes, platform='cpu')
+  size, channels = config.data.height_width, config.data.channels
+  parameters = build.count_parameters(build.abstract_params(model, size, channels))
+  training = train_flops(model, size) * config.batch_size * config.total_steps
+  return Facts(examples, parameters, forward_flops(model, size), training)

@@ -1,0 +1,183 @@
+"""The block of a Transformer's encoder, and its parts (arXiv 2010.11929, Section 3.1, Appendix A).
+
+Shapes: B batch, N tokens, D width, K heads, M mlp_dim.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.positions import Positions, enter_block, relative_logits
+
+Array = jax.Array
+DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N, L)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+  """Options that change the outputs but not the parameters.
+
+  Attributes:
+    dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32.
+    approximate_gelu: use the tanh approximation, as the released JAX weights do; most PyTorch
+      weights were trained with the exact GELU.
+    layer_norm_epsilon: 1e-6 in the released JAX code and in timm, 1e-12 in Transformers.
+  """
+
+  dtype: Any = jnp.float32
+  approximate_gelu: bool = True
+  layer_norm_epsilon: float = 1e-6
+
+  def layer_norm(self, name: str | None = None) -> nn.LayerNorm:
+    """A LayerNorm with this epsilon and dtype."""
+    return nn.LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
+
+
+def dropout(
+  x: Array, rate: float | Array, key: Array | None, broadcast_dims: Sequence[int] = ()
+) -> Array:
+  """Zeroes a share `rate` of `x` and scales up the rest; without a key returns `x`.
+
+  The key is an argument, so that the draws do not depend on how blocks are executed.
+  """
+  if key is None or (isinstance(rate, float) and rate == 0):
+    return x
+  shape = [1 if i in broadcast_dims else size for i, size in enumerate(x.shape)]
+  keep = 1 - jnp.float32(rate)
+  return jnp.where(jax.random.bernoulli(key, keep, shape), x / keep, 0).astype(x.dtype)
+
+
+def split_key(key: Array | None, count: int) -> Array | list[None]:
+  return [None] * count if key is None else jax.random.split(key, count)
+
+
+class MlpBlock(nn.Module):
+  """Dense, GELU, dense: (B, N, D) -> (B, N, D)."""
+
+  mlp_dim: int
+  dropout_rate: float = 0.0
+  numerics: Numerics = Numerics()
+
+  @nn.compact
+  def __call__(self, x: Array, key: Array | None = None) -> Array:
+    width, keys = x.shape[-1], split_key(key, 2)
+    dense = dict(
+      dtype=self.numerics.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=nn.initializers.normal(stddev=1e-6),
+    )
+    x = nn.Dense(self.mlp_dim, **dense)(x)  # (B, N, M)
+    x = nn.gelu(x, approximate=self.numerics.approximate_gelu)
+    x = dropout(x, self.dropout_rate, keys[0])
+    x = nn.Dense(width, **dense)(x)  # (B, N, D)
+    return dropout(x, self.dropout_rate, keys[1])
+
+
+def _einsum_attention(
+  query: Array, key: Array, value: Array, drop: DropWeights, bias: Array | None = None
+) -> Array:
+  """Softmax in float32; heads before tokens, which is the faster order on a CPU."""
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # (B, K, N, D/K)
+  logits = jnp.einsum('bknd,bkld->bknl', query * query.shape[-1] ** -0.5, key)
+  logits = logits if bias is None else logits + bias
+  weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)  # (B, K, N, L)
+  return jnp.einsum('bknl,bkld->bnkd', drop(weights), value)
+
+
+def _xla_attention(
+  query: Array, key: Array, value: Array, drop: DropWeights, bias: Array | None = None
+) -> Array:
+  """The attention of jax.nn, which has no dropout."""
+  del drop
+  return jax.nn.dot_product_attention(query, key, value, bias, implementation='xla')
+
+
+# Query, key, value (B, N, K, D/K), dropout, addend of the logits (B, K, N, L) -> (B, N, K, D/K).
+ATTENTION = {'einsum': _einsum_attention, 'xla': _xla_attention}
+
+
+class MultiHeadDotProductAttention(nn.Module):
+  """Attention of `queries` (B, N, D) to `inputs` (B, L, D): (B, N, D) (Appendix A).
+
+  With a table of relative embeddings (`PositionEmbedding`; then N = L) they are further keys,
+  whose logits are added to those of the content (Appendix D.4).
+  """
+
+  num_heads: int
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+  attention: str = 'einsum'
+
+  @nn.compact
+  def __call__(
+    self, queries: Array, inputs: Array, key: Array | None = None, table: Array | None = None
+  ) -> Array:
+    width = queries.shape[-1]
+    xavier = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+
+    def project(x: Array, name: str) -> Array:  # -> (B, N, K, D/K)
+      return nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **xavier)(x)
+
+    query = project(queries, 'query')
+    x = ATTENTION[self.attention](
+      query,
+      project(inputs, 'key'),
+      project(inputs, 'value'),
+      lambda weights: dropout(weights, self.dropout_rate, key),
+      None if table is None else relative_logits(query * query.shape[-1] ** -0.5, table),
+    )
+    return nn.DenseGeneral(width, axis=(-2, -1), name='out', **xavier)(x)
+
+
+class EncoderBlock(nn.Module):
+  """Pre-norm attention and MLP, each with a residual (Equations 2 and 3): (B, N, D) -> same.
+
+  Stochastic depth (arXiv 1603.09382, Section 3) drops a branch of an example with probability
+  `relative_depth * stochastic_depth_rate`; `relative_depth` is 0 for the first block and 1 for
+  the last. Where an example is several sequences (B is a multiple of `sequences`), it drops the
+  branch of all of them.
+  """
+
+  mlp_dim: int
+  num_heads: int
+  dropout_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
+  stochastic_depth_rate: float = 0.0
+  numerics: Numerics = Numerics()
+  attention: str = 'einsum'
+  positions: Positions = Positions()  # that are learned in each block, or shared by them
+  sequences: int = 1
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    relative_depth: float | Array = 1.0,
+    key: Array | None = None,
+    shared: Array | None = None,
+  ) -> Array:
+    keys = split_key(key, 5)
+
+    def drop_branch(branch: Array, key: Array | None) -> Array:
+      if key is None:
+        return branch
+      rate = self.stochastic_depth_rate and self.stochastic_depth_rate * relative_depth
+      num_examples = branch.shape[0] // self.sequences
+      examples = branch.reshape(num_examples, self.sequences * branch.shape[1], branch.shape[2])
+      return dropout(examples, rate, key, broadcast_dims=(1, 2)).reshape(branch.shape)
+
+    x, table = enter_block(self.positions, self.num_heads, x, shared)
+    y = self.numerics.layer_norm()(x)
+    y = MultiHeadDotProductAttention(
+      self.num_heads, self.attention_dropout_rate, self.numerics.dtype, self.attention
+    )(y, y, keys[0], table)
+    y = dropout(y, self.dropout_rate, keys[1])
+    x = x + drop_branch(y, keys[2])
+
+    y = self.numerics.layer_norm()(x)
+    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, keys[3])
+    return x + drop_branch(y, keys[4])
