@@ -233,6 +233,10 @@ def test_table_4_is_one_flag(tmp_path, command, dataset, rates, train, held_out)
     (('--paper_grid',), 'quickstart.py has no function paper_grid()'),
     (('--grid', f'{RATE}=1', '--held_out=5'), "--held_out is '5'; it must be a share"),
     (('--grid', f'{RATE}=1', '--held_out=0.01%'), 'is empty'),
+    (
+      ('--grid', f'{RATE}=1', '--config.objective=masked_patches'),
+      'objective=masked_patches does not have',
+    ),
     (('--grid', f'{RATE}=1', '--workdir=gs://x/y'), 'a sweep needs a local or a mounted folder'),
     (('--grid', f'{RATE}=1', '--slurm=a=1'), '--slurm needs --launcher=slurm'),
     (('--grid', f'{RATE}=1', '--launcher=slurm', '--slurm=a'), "--slurm is 'a'; it takes NAME"),

@@ -47,7 +47,7 @@ def saved(tmp_path_factory):
   workdir = epath.Path(tmp_path_factory.mktemp('saved'))
   with Checkpointer(workdir, keep=3) as checkpointer:
     for step in (1, 2, 4, 6):
-      checkpointer.save(step, make_state(step), accuracy={1: 0.9, 4: 0.5}.get(step))
+      checkpointer.save(step, make_state(step), score={1: 0.9, 4: 0.5}.get(step))
   assert checkpointer.warnings == []
   return workdir
 
@@ -246,7 +246,7 @@ def test_the_state_of_an_older_version_is_restored(use_ema, tmp_path):
     state = state.replace(ema_params=jax.tree.map(lambda x: 2 * x, state.params))
   old_state = OldTrainState(state.step, state.params, state.opt_state, state.ema_params)
   with Checkpointer(epath.Path(tmp_path), keep=1) as checkpointer:
-    checkpointer.save(1, old_state, accuracy=None)
+    checkpointer.save(1, old_state, score=None)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   shardings = sharding.state_shardings(state, mesh)
   with Checkpointer(epath.Path(tmp_path), keep=1) as checkpointer:
@@ -256,3 +256,12 @@ def test_the_state_of_an_older_version_is_restored(use_ema, tmp_path):
   assert jax.tree.map(lambda x: x.sharding, restored) == shardings
   params = read_params(find_checkpoint(epath.Path(tmp_path)))
   np.testing.assert_array_equal(params['head/bias'], state.eval_params['head']['bias'])
+
+
+def test_the_accuracy_of_an_older_version_is_its_score(workdir):
+  path = workdir / 'checkpoints' / '1' / 'metrics' / 'metrics'
+  path.write_text(path.read_text().replace('score', 'accuracy'))
+  manifest.write_manifest(path.parent.parent)
+  with Checkpointer(workdir, keep=3) as checkpointer:
+    assert checkpointer.warnings == []
+    assert not checkpointer.is_best(0.89) and checkpointer.is_best(0.91)

@@ -79,6 +79,18 @@ def test_stopped_three_times_equals_uninterrupted(uninterrupted, tmp_path):
   assert curve(tmp_path) == curve(uninterrupted)
 
 
+def test_masked_patch_prediction_resumes_too(tmp_path):
+  flags = ('--config.objective=masked_patches', '--config.total_steps=20')
+  code, _, err = stop_after('step 14/20', tmp_path / 'stopped', flags=flags)
+  assert code == -signal.SIGKILL, err
+  for name in ('stopped', 'whole'):
+    result = run('main', *ARGUMENTS, *flags, f'--workdir={tmp_path / name}')
+    assert result.returncode == 0, result.stderr
+    assert ('resuming after step' in result.stdout) == (name == 'stopped')
+  chex.assert_trees_all_equal(params(tmp_path / 'stopped'), params(tmp_path / 'whole'))
+  assert curve(tmp_path / 'stopped') == curve(tmp_path / 'whole')
+
+
 def test_sigterm_ends_an_evaluation(tmp_path):
   many = '+'.join(['all'] * 5)  # 1,124 batches
   flags = ['--config.total_steps=2', '--config.log_every=1', '--config.eval_every=1']

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import operator
 from typing import Any
 
 import jax
@@ -19,7 +18,11 @@ from vit_jax.errors import PreemptedError, UserError, first_line, is_out_of_memo
 _ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
 _OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
-_accuracy = operator.itemgetter('accuracy')
+
+
+def _score(metrics: dict[str, float]) -> float:
+  """Of the best checkpoint; older versions call it accuracy."""
+  return metrics.get('score', metrics.get('accuracy', -math.inf))
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
@@ -72,7 +75,7 @@ def _rename_damaged(folder: epath.Path) -> list[str]:
 class Checkpointer:
   """Saves and restores the state of a run in `workdir/checkpoints`, one atomic folder per step.
 
-  It renames damaged checkpoints, and keeps the last `keep` and the one with the best accuracy. As a
+  It renames damaged checkpoints, and keeps the last `keep` and the one with the best score. As a
   context manager it waits for the save in progress.
 
   Attributes:
@@ -86,19 +89,19 @@ class Checkpointer:
     folder = workdir / 'checkpoints'
     self.warnings = _rename_damaged(folder) if jax.process_index() == 0 else []
     multihost_utils.sync_global_devices('damaged checkpoints are renamed')
-    best = BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
+    best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     self._saving_step: int | None = None
     self._manager = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(policies=[LatestN(n=keep), best]),
-        best_fn=_accuracy,  # without it metrics are not saved
+        best_fn=_score,  # without it metrics are not saved
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
       ),
     )
     metrics = [self._manager.metrics(step) for step in self._manager.all_steps()]
-    self._best = max(map(_accuracy, filter(None, metrics)), default=-1.0)
+    self._best = max(map(_score, filter(None, metrics)), default=-math.inf)
 
   def _write_manifest(self) -> None:
     """Orbax calls it on process 0 when all files are written, before it renames the folder."""
@@ -129,18 +132,18 @@ class Checkpointer:
     """The step of the newest complete checkpoint; None without one."""
     return self._manager.latest_step()
 
-  def is_best(self, accuracy: float) -> bool:
-    """Returns True if no checkpoint has reached this accuracy."""
-    return accuracy > self._best
+  def is_best(self, score: float) -> bool:
+    """Returns True if no checkpoint has reached this score, such as the test accuracy."""
+    return score > self._best
 
-  def save(self, step: int, state: Any, accuracy: float | None) -> None:
+  def save(self, step: int, state: Any, score: float | None) -> None:
     """Starts to save; returns once the arrays are copied, and writes them in the background.
 
     Raises:
       UserError: when this or an earlier checkpoint cannot be written.
     """
-    metrics = None if accuracy is None else {'accuracy': accuracy}
-    self._best = max(self._best, -1.0 if accuracy is None else accuracy)
+    metrics = None if score is None else {'score': score}
+    self._best = max(self._best, -math.inf if score is None else score)
     try:
       self._manager.wait_until_finished()
       self._saving_step = step

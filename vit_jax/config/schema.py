@@ -23,6 +23,7 @@ from vit_jax.config.fields import (
   field,
   interval,
   section,
+  walk_fields,
 )
 from vit_jax.errors import UserError
 
@@ -33,6 +34,7 @@ ResNet = Literal[
 Mixer = Literal['Mixer-S', 'Mixer-B', 'Mixer-L', 'Mixer-H']
 Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
+MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
 PositionResize = Literal['corners', 'half_pixel']
 OnBadExample = Literal['error', 'skip']
 ResizeRule = Literal['crop', 'squash', 'border']
@@ -388,6 +390,14 @@ class StepConfig(Section):
   total_steps: int = field(10_000, 'optimizer updates; 0: set by epochs', NOT_NEGATIVE)
   batch_size: int = field(512, 'examples in each step, over all devices and processes', POSITIVE)
   accumulation_steps: int = field(1, 'micro-batches in each step', POSITIVE, execution=True)
+  objective: Literal['supervised', 'masked_patches'] = field(
+    'supervised', 'the labels, or the colors of corrupted patches (Appendix B.1.2), without labels'
+  )
+  masked_target: MaskedTarget = field(
+    'mean_color',
+    'masked_patches: the 3-bit mean color of a patch, the 3-bit colors of the patch downsized to '
+    '4 x 4, or its pixels',
+  )
   loss: Loss = field('softmax', 'softmax, or sigmoid (multi-label)')
   label_smoothing: float = field(0.0, 'share of the target that is spread over all classes', RATE)
   mixup_alpha: float = field(
@@ -423,6 +433,12 @@ class StepConfig(Section):
     return 2 if self.sam_rho else 1
 
 
+_SUPERVISED_ONLY = frozenset(
+  'loss label_smoothing mixup_alpha cutmix_alpha init_from model.pre_logits '
+  'model.head_bias_init'.split()
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(StepConfig):
   """The run: its length, its batches, its loss, its initial weights."""
@@ -456,6 +472,21 @@ class Config(StepConfig):
         f'config.total_steps is {self.total_steps} and config.epochs {self.epochs}; one of '
         'them must be positive, the other 0.'
       )
+    if self.objective == 'masked_patches':
+      self._check_masked_patches()
+
+  def _check_masked_patches(self) -> None:
+    """Raises `UserError` for what has no meaning where nothing is classified."""
+    rule = 'objective=masked_patches classifies nothing and starts from the seed; set it to '
+    for name, holder, each in walk_fields(self):
+      if name in _SUPERVISED_ONLY and getattr(holder, each.name) != each.default:
+        holder.refuse(each.name, f'{rule}{each.default!r}')
+      if name.startswith('evals.') and getattr(holder, each.name) in ('classification', 'real'):
+        holder.refuse(each.name, f'{rule}knn, linear_probe or fewshot')
+    if self.model.pool == 'map':
+      self.model.refuse('pool', 'objective=masked_patches does not train it; use token or gap')
+    if self.model.variant not in choices(Transformer):
+      self.model.refuse('variant', 'objective=masked_patches needs a Vision Transformer')
 
   @property
   def eval_configs(self) -> dict[str, EvalConfig]:

@@ -82,6 +82,11 @@ class Result:
     return self.correct / self.examples
 
   @property
+  def score(self) -> float:
+    """What the best checkpoint has the largest of."""
+    return self.accuracy
+
+  @property
   def class_scores(self) -> dict[int, tuple[int, int]]:
     """Class -> (correct, examples), for classes that have examples."""
     examples: collections.Counter[int] = collections.Counter()

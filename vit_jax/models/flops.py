@@ -8,6 +8,7 @@ import math
 
 from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import Model
+from vit_jax.models.masked_patches import MaskedPatchPredictor, num_corrupted
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.resnet_flops import bit_flops, detr_flops, resnet_flops
@@ -32,6 +33,9 @@ def forward_flops(model: Model, image_size: tuple[int, int]) -> int:
   features = model.width
   if model.pre_logits:
     flops, features = flops + 2 * features * model.pre_logits, model.pre_logits
+  if isinstance(model, MaskedPatchPredictor):
+    corrupted = num_corrupted(_num_patches(model, image_size))
+    return flops + 2 * corrupted * model.width * model.num_outputs(channels=3)
   return flops + 2 * features * model.num_classes
 
 

@@ -103,6 +103,8 @@ def plan_sweep(
   points = make_points(source, overrides, grid)  # checks the overrides, too
   if not grid:
     raise UserError('There is no grid; name fields and values with --grid, or use --paper_grid.')
+  if any(point.config.objective != 'supervised' for point in points):
+    raise UserError('A sweep chooses by accuracy, which objective=masked_patches does not have.')
   split = points[0].config.data.train.split
   has_own_split = any(flag.startswith('--config.data.train.split') for flag in overrides)
   if parts is None or held_out is not None or has_own_split:

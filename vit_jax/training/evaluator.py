@@ -7,10 +7,14 @@ from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, Stream
 from vit_jax.data.sources import Source
 from vit_jax.evaluation import classification
+from vit_jax.evaluation.masked_patch_scores import MaskedPatchResult, evaluate_masked_patches
 from vit_jax.evaluation.subject import Subject
 from vit_jax.evaluation.suite import Evaluation, open_evaluations, run_evaluations
+from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder
 from vit_jax.training.program import Program
 from vit_jax.training.same_data import check_same_on_all_processes
+
+Result = classification.Result | MaskedPatchResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Evaluator:
 
   def run(
     self, step: int, params: Any, loader: DataLoader, only_test: bool = False
-  ) -> tuple[classification.Result | None, dict[str, float]]:
+  ) -> tuple[Result | None, dict[str, float]]:
     """Runs the evaluations that are due after a step.
 
     Args:
@@ -57,7 +61,9 @@ class Evaluator:
     """
     result, metrics = None, {}
     if self._is_due(self.config.eval_every, step):
-      result = classification.evaluate(self.program.eval_step, params, loader.batches('test'))
+      is_masked = isinstance(self.program.model, MaskedPatchPredictor)
+      evaluate = evaluate_masked_patches if is_masked else classification.evaluate
+      result = evaluate(self.program.eval_step, params, loader.batches('test'))
       metrics = {f'test/{name}': value for name, value in result.metrics.items()}
     if not only_test:
       due = [each for each in self.evaluations if self._is_due(each.every, step)]
@@ -78,9 +84,9 @@ def open_evaluator(config: Config, program: Program, train: Source) -> Evaluator
     UserError: for data that cannot be read, that an evaluation cannot use, or that differs
       between processes.
   """
-  data = config.data
+  data, model = config.data, program.model
   subject = Subject(
-    program.model,
+    encoder(model) if isinstance(model, MaskedPatchPredictor) else model,
     program.mesh,
     program.state_shardings.params,
     train.class_names,

@@ -22,8 +22,8 @@ from vit_jax.errors import (
   UserError,
   memory_explained,
 )
-from vit_jax.evaluation import classification
-from vit_jax.training.evaluator import open_evaluator
+from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
+from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.program import Program, build_program
@@ -48,6 +48,9 @@ def _fetch_finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:
 
 def _export(vit: Classifier, workdir: epath.Path) -> None:
   """Writes `workdir/model/`, which every other command takes as --model."""
+  if isinstance(vit.model, MaskedPatchPredictor):
+    model, params = encoder(vit.model), encoder_params(vit.params)
+    vit = dataclasses.replace(vit, model=model, params=params, labels=None)
   params = vit.params
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)
@@ -89,7 +92,8 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/.
 
   Returns:
-    The metrics of the last evaluation: {'accuracy', 'loss', 'examples', …}.
+    The metrics of the last evaluation: {'accuracy', 'loss', 'examples', …}, of masked patch
+    prediction {'masked_patch_accuracy', 'loss', 'examples'}.
 
   Raises:
     UserError: for a config, data or workdir that cannot work.
@@ -140,7 +144,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   loader = DataLoader(streams | evaluator.streams, mesh, num_workers(data), data.threads)
   with checkpointer, writer, progress, loader:
 
-    def evaluate(step: int, is_new: bool = True) -> classification.Result | None:
+    def evaluate(step: int, is_new: bool = True) -> Result | None:
       """Returns the result of the test data; reports it and others, if they are new."""
       with meter.paused():
         result, metrics = evaluator.run(step, state.eval_params, loader, only_test=not is_new)
@@ -180,11 +184,11 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
           result = evaluate(step)
         except StoppedError:
           stopping = True
-      is_best = result is not None and checkpointer.is_best(result.accuracy)
+      is_best = result is not None and checkpointer.is_best(result.score)
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         _fetch_finite(step, metrics)  # only sound states are saved
         with meter.paused():
-          checkpointer.save(step, state, None if result is None else result.accuracy)
+          checkpointer.save(step, state, None if result is None else result.score)
       if stopping:
         raise _preempted(step)
     assert result is not None  # of the last step

@@ -16,9 +16,12 @@ from vit_jax.config import ModelConfig, OptimizerConfig, ScheduleConfig, StepCon
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation.eval_step import make_eval_step
+from vit_jax.evaluation.masked_patch_scores import make_masked_eval_step
 from vit_jax.models import build
+from vit_jax.models.masked_patches import with_prediction_head
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.optimizer import make_optimizer, make_schedule
 from vit_jax.training.sharpness import make_rho
 from vit_jax.training.step import init_state, make_train_step
@@ -76,7 +79,8 @@ def build_program(
   Raises:
     UserError: for values that do not go together, or that the mesh does not divide.
   """
-  if multi_label and step.loss == 'softmax':
+  is_supervised = step.objective == 'supervised'
+  if is_supervised and multi_label and step.loss == 'softmax':
     raise UserError(
       'The data has several labels per image, but config.loss=softmax expects one; set '
       '--config.loss=sigmoid.'
@@ -86,11 +90,15 @@ def build_program(
   replicated, batch_sharding = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   model = build.model_from_config(
     model_config,
-    num_classes,
+    num_classes if is_supervised else 0,
     constrain=lambda tokens: jax.lax.with_sharding_constraint(tokens, batch_sharding),
     platform=mesh.devices.flat[0].platform,
   )
   _check_mesh(mesh, model, step, image_shape)
+  eval_step = make_eval_step(model, step.loss)
+  if not is_supervised and isinstance(model, VisionTransformer):
+    model = with_prediction_head(model, step.masked_target, image_shape)
+    eval_step = make_masked_eval_step(model)
   init = functools.partial(
     init_state, model, optimizer, image_shape, step.seed, use_ema=step.ema_decay > 0
   )
@@ -114,9 +122,7 @@ def build_program(
       donate_argnums=0,
     ),
     eval_step=jax.jit(
-      make_eval_step(model, step.loss),
-      in_shardings=(shardings.params, batch_sharding),
-      out_shardings=replicated,
+      eval_step, in_shardings=(shardings.params, batch_sharding), out_shardings=replicated
     ),
     abstract_batch={
       name: jax.ShapeDtypeStruct((step.batch_size, *shape), dtype, sharding=batch_sharding)

@@ -14,10 +14,11 @@ from vit_jax.config import DataConfig
 from vit_jax.data.loading.loader import DataLoader
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
-from vit_jax.evaluation.classification import Result
+from vit_jax.evaluation.masked_patch_scores import MaskedPatchResult
 from vit_jax.hardware import num_cores
 from vit_jax.models.build import count_parameters
 from vit_jax.text import format_bytes, format_metric, plural, printable, printable_lines
+from vit_jax.training.evaluator import Result
 from vit_jax.training.program import Program
 from vit_jax.training.throughput import data_wait
 
@@ -44,10 +45,15 @@ def describe(program: Program) -> list[str]:
 
 
 def _accuracy(result: Result) -> str:
-  """'97.22% on 360 examples', with the mean per class where that is another number."""
+  """'accuracy 97.22% on 360 examples', with the mean per class where that is another number."""
+  examples = plural(result.examples, 'example')
+  if isinstance(result, MaskedPatchResult):
+    error = f'squared error {result.loss:.4f}'
+    score = error if result.accuracy is None else f'accuracy {result.accuracy:.2%}'
+    return f'{score} on the corrupted patches of {examples}'
   mean = result.metrics.get('mean_per_class_accuracy', result.accuracy)
   per_class = '' if f'{mean:.2%}' == f'{result.accuracy:.2%}' else f' ({mean:.2%} mean per class)'
-  return f'{result.accuracy:.2%}{per_class} on {plural(result.examples, "example")}'
+  return f'accuracy {result.accuracy:.2%}{per_class} on {examples}'
 
 
 class Progress:
@@ -166,7 +172,7 @@ class Progress:
     if result is not None:
       num_bad = len(loader.bad_examples['test'])
       skipped = f' ({num_bad:,} more cannot be read)' if num_bad else ''
-      text = f'test accuracy {_accuracy(result)}{skipped}, test loss {result.loss:.4f}'
+      text = f'test {_accuracy(result)}{skipped}, test loss {result.loss:.4f}'
       self.print(start + text)
     groups: dict[str, list[str]] = {}
     for key, value in metrics.items():
@@ -184,11 +190,16 @@ class Progress:
     flags += ' --on_bad_example=skip' if data.on_bad_example == 'skip' else ''
     source, name = shlex.quote(data.test_source) + flags, shlex.quote(str(model))
     seconds = tqdm.tqdm.format_interval(time.monotonic() - self._start)
-    mistakes = ''.join(f'{line}\n' for line in result.mistakes(class_names))
+    done = f'\ndone: test {_accuracy(result)}'
+    if isinstance(result, MaskedPatchResult):
+      done += f', test loss {result.loss:.4f}'
+      mistakes, after = '', f'python -m vit_jax.evaluate --eval=knn --model={name} --data={source}'
+      other = f'python -m vit_jax.main --config=… --config.init_from={name}'
+    else:
+      mistakes = ''.join(f'{line}\n' for line in result.mistakes(class_names))
+      after = f'python -m vit_jax.evaluate --model={name} --data={source}'
+      other = f'python -m vit_jax.predict --model={name} IMAGE…'
     self.print(
-      f'\ndone: test accuracy {_accuracy(result)} after '
-      f'{self._total_steps:,} steps ({seconds} in this run)\n{mistakes}'
-      f'model: {model}\n'
-      f'next: python -m vit_jax.evaluate --model={name} --data={source}\n'
-      f'  or: python -m vit_jax.predict --model={name} IMAGE…'
+      f'{done} after {self._total_steps:,} steps ({seconds} in this run)\n{mistakes}'
+      f'model: {model}\nnext: {after}\n  or: {other}'
     )

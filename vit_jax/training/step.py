@@ -11,13 +11,14 @@ import optax
 from vit_jax.config import StepConfig
 from vit_jax.models.build import Model
 from vit_jax.models.losses import LOSSES, targets
+from vit_jax.models.masked_patches import MaskedPatchPredictor, draw_corruptions, score_patches
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.training.mixup import mix
 from vit_jax.training.optimizer import Schedule
 from vit_jax.training.sharpness import sharpness_aware_gradients
 
 Array = jax.Array
-Batch = dict[str, Array]
+Batch = dict[str, Any]  # of arrays, or of tuples of them
 Metrics = dict[str, Array]
 
 
@@ -75,9 +76,13 @@ def make_train_step(
   num_micro_batches = config.accumulation_steps
 
   def loss_fn(params: Any, batch: Batch, key: Array) -> Array:
-    logits: Any = model.apply(
-      {'params': params}, scale_pixels(batch['image']), deterministic=False, rngs={'dropout': key}
-    )
+    images: Array = scale_pixels(batch['image'])
+    options: Any = {'deterministic': False, 'rngs': {'dropout': key}}
+    if isinstance(model, MaskedPatchPredictor):
+      corruption = batch['corruption']
+      predictions: Any = model.apply({'params': params}, images, corruption, **options)
+      return score_patches(model, predictions, batch['image'], corruption)[0].mean()
+    logits: Any = model.apply({'params': params}, images, **options)
     labels = targets(batch['label'], model.num_classes, config.label_smoothing)
     return LOSSES[config.loss](logits, labels).mean()
 
@@ -99,6 +104,11 @@ def make_train_step(
       # Of the whole batch, so that accumulation changes no partner.
       key, mix_key = jax.random.split(key)
       batch = mix(batch, model.num_classes, config.mixup_alpha, config.cutmix_alpha, mix_key)
+    if isinstance(model, MaskedPatchPredictor):
+      key, corruption_key = jax.random.split(key)
+      # Of the whole batch, so that accumulation changes no patch.
+      corruption = draw_corruptions(batch['image'], model.patch_size, corruption_key)
+      batch = batch | {'corruption': corruption}
     arguments = (state.params, batch, key)
     if rho is None:
       value, grads = gradients(*arguments)

@@ -11,6 +11,7 @@ from vit_jax.data.imagenet import class_names_of_head
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.from_tensors import TOKEN_MIXING, model_from_tensors
+from vit_jax.models.masked_patches import encoder_params
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
@@ -68,6 +69,9 @@ def open_weights(
   if translator is not released and (family := families.describe(inside)):
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
   tensors, changes = translator.to_linen(inside, metadata.num_heads or num_heads, name)
+  encoder_tensors = encoder_params(tensors)  # all of them, except of a masked-patch checkpoint
+  ignored += tuple(name for name in tensors if name not in encoder_tensors)
+  tensors = encoder_tensors
   metadata, assumptions = _assume(layout, metadata, gelu, mean, 'cls' in tensors)
   notes = (*notes, *assumptions, *changes)
   mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
