@@ -15,8 +15,9 @@ model was trained on, and the other half is scored.
 Some of the classes only: --config.data.train.source='folder:data/cifar10?pattern=^(cat|dog)/'.
 
 The learning rates of ViT, hybrid and ResNet are the better ones of 0.001 and 0.003 in runs of 600
-steps on all training images of CIFAR-10; the other models take those of their kind. The recipe is our own, in the manner of Section 4.3 (Figures 3 and
-4), which varies JFT-300M from 9 million images to all, with fixed hyperparameters.
+steps on all training images of CIFAR-10; the other models take those of their kind. The recipe is
+our own, in the manner of Section 4.3 (Figures 3 and 4), which varies JFT-300M from 9 million images
+to all, with fixed hyperparameters.
 """
 
 import re
