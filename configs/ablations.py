@@ -7,9 +7,9 @@ The argument is NAME[,data]. ABLATIONS has the names: a model of recipes.MODELS 
 
 With data of recipes.PRETRAINING (jft, imagenet21k, imagenet) the rest is that of
 configs/pretrain.py, and for jft and imagenet21k config.evals.imagenet_5shot measures what Table 8
-and Figures 8, 9 and 13 do. With any other source it is that of configs/small_images.py: 128 wide,
-6 deep, patches of a quarter of the pixels; shapes are an eighth of the paper's in width, MLP and
-patches, ResNets half as wide. All fields can be set on top: --config.total_steps=200,
+and Figures 8, 9 and 13 do. With any other source it is that of configs/small_images.py:vit, 128
+wide, 6 deep, patches of a quarter of the pixels; shapes are an eighth of the paper's in width, MLP
+and patches, ResNets half as wide. All fields can be set on top: --config.total_steps=200,
 --config.model.depth=2. docs/ablations.md says what each name is.
 
 What the paper does not state, and is ours: the learning rate and the heads (64 wide) of the shapes,
@@ -96,7 +96,7 @@ def _published(model, data):
 
 def _small(model, changes, source):
   """(config, changes) of a small model of the same kind."""
-  config = small_images.get_config(source)
+  config = small_images.get_config(f'vit,{source}')
   variant, patch_size, _ = recipes.MODELS[model]
   config.model.pool = 'token'
   if variant.startswith('R'):

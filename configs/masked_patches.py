@@ -5,11 +5,11 @@
   python -m vit_jax.main --config=configs/masked_patches.py:mean_color,folder:/path/to/cifar10
 
 The argument is target[,source]: the target one of mean_color (the paper's choice), downsized and
-pixels; with a source the model and the data are those of configs/small_images.py, at 32 px. What
+pixels; with a source model and data are those of configs/small_images.py:vit, at 32 px. What
 the run leaves in model/ is fine-tuned through config.init_from, by the same config as a model from
 scratch:
 
-  python -m vit_jax.main --config=configs/small_images.py:folder:/path/to/cifar10 \\
+  python -m vit_jax.main --config=configs/small_images.py:vit,folder:/path/to/cifar10 \\
     --config.init_from=runs/masked_patches-mean_color-folder-path-to-cifar10/model
 
 Published (Section 4.6): fine-tuned on ImageNet B/16 reaches 79.9 %, 2 points more than from scratch
@@ -51,7 +51,7 @@ def _paper_config():
 
 
 def _small_config(source):
-  config = small_images.get_config(source)
+  config = small_images.get_config(f'vit,{source}')
   # What only the labels need.
   config.label_smoothing = config.mixup_alpha = config.cutmix_alpha = 0.0
   return config

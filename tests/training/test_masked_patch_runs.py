@@ -127,7 +127,7 @@ def test_the_paper_and_the_small_config():
   schedule = config.schedule
   assert (schedule.learning_rate, schedule.decay, schedule.warmup_steps) == (2e-4, 'cosine', 10_000)
   small = load_config('configs/masked_patches.py:pixels,folder:/x', [])
-  other = load_config('configs/small_images.py:folder:/x', [])
+  other = load_config('configs/small_images.py:vit,folder:/x', [])
   assert (small.masked_target, small.model, small.data) == ('pixels', other.model, other.data)
   with pytest.raises(UserError, match="mean_color, downsized, pixels, not 'color'"):
     load_config('configs/masked_patches.py:color', [])
