@@ -138,6 +138,15 @@ def test_results_of_unfinished_experiments_are_gathered(tmp_path, command, finis
   assert '3 of 6 runs are not finished.' in out
 
 
+def test_a_lead_needs_two_seeds(tmp_path, command, finish):
+  finish(shallow=0.5, deep=0.6)
+  arguments = (*SMALL, '--seeds=2', '--strong', f'--workdir={tmp_path}')
+  out = command(*arguments)[1]
+  assert 'training from scratch: deep leads shallow at 718 examples.' in out
+  assert 'strong augmentation: shallow minus deep in percentage points: -10.0 at 718' in out
+  assert out.count(' leads shallow ') == 1
+
+
 def test_every_run_has_its_command(tmp_path, command, monkeypatch):
   monkeypatch.chdir(tmp_path)
   arguments = (*SMALL, '--seeds=2', '--strong', '--workdir=here', '--print_commands')
@@ -171,13 +180,13 @@ def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, f
   code, out, _ = command(*arguments)
   assert code == 0
   assert '| deep | fine-tuning |' in out
-  assert 'shallow: training from scratch and fine-tuning differ at no size' in out
+  assert 'shallow: training from scratch minus fine-tuning in percentage points: +0.0 at' in out
 
 
 @pytest.mark.parametrize(
   ('results', 'code', 'sentence'),
   [
-    ({'shallow': 0.5, 'deep': 0.6}, 0, 'deep leads shallow at 718 examples.'),
+    ({'shallow': 0.5, 'deep': 0.6}, 0, '-10.0 at 718 examples (one seed).'),
     ({'shallow': 3, 'deep': 0.6}, 0, '1 of 2 runs is not finished.'),
     ({'shallow': 1, 'deep': 0.6}, 1, '1 run of 2 failed, first shallow,50%,seed=0 (it ended);'),
   ],
@@ -199,7 +208,7 @@ def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypat
   assert (code, err.count("pip install 'vit_jax[sweep]'")) == (0, 1)
   result = json.loads(out)
   assert [row['accuracy'] for row in result['runs']] == [0.5, 0.5]
-  assert 'differ at no size' in result['comparison'][0]
+  assert '+0.0 at 718 examples (one seed)' in result['comparison'][0]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,11 @@ from vit_jax.sweeps.point_runs import read_outcome, seconds_of
 
 METRICS = {'accuracy': 'Accuracy', 'accuracy_10shot': '10-shot accuracy'}  # columns, titles
 _SHOTS = 'fewshot/accuracy_10shot'
+_FOOTNOTE = (
+  'With two or more seeds each, a side leads where its worst seed is better than the best one of '
+  'the other; of two equal models with three seeds each, one does so by chance at one size in ten. '
+  'One seed shows no lead: its difference may be chance.'
+)
 
 Row = dict[str, Any]
 Curves = dict[str, dict[str, dict[int, list[float]]]]
@@ -112,13 +117,13 @@ def as_markdown(rows: Sequence[Row]) -> str:
   parts = ['# Accuracy by the number of training examples']
   for metric, title in METRICS.items():
     parts += [
-      f'{title} in percent, mean ± standard deviation over the seeds:',
+      f'{title} in percent, mean ± standard deviation over the seeds (no ±: one seed):',
       _table(rows, metric),
     ]
   parts.append('MFLOPs: of the forward pass of an image.')
   if lines := sentences(rows):
     parts.append('\n'.join(f'- {line}' for line in lines))
-    parts.append('A model leads where its worst seed is better than the best one of the other.')
+    parts.append(_FOOTNOTE)
   if unfinished:
     be = 'is' if unfinished == 1 else 'are'
     parts.append(f'{unfinished} of {len(rows)} runs {be} not finished.')
