@@ -13,7 +13,7 @@ import types
 import pytest
 from etils import epath
 
-from tests.helpers import TINY, start, write_finished_run
+from tests.helpers import GOLDEN, TINY, start, write_finished_run
 from vit_jax import command_line
 from vit_jax.config import load_config
 from vit_jax.config.runs import write_config
@@ -169,7 +169,7 @@ def test_every_run_has_its_command(tmp_path, command, monkeypatch):
 
 
 def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, finish, monkeypatch):
-  monkeypatch.setattr(scaling_grid, 'open_weights', lambda name: None)
+  monkeypatch.setattr(scaling_grid, 'check_source', lambda *unused: None)
   finish(shallow=0.5, deep=0.5)
   arguments = (*SMALL, '--init_from=runs/{model}/model', f'--workdir={tmp_path}')
   code, out, _ = command(*arguments, '--print_commands')
@@ -227,6 +227,8 @@ def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypat
     (('--config.data.train.source=folder:/none',), '/none'),
     (('--config.init_from=x',), 'config.init_from is set for each run by --init_from'),
     (('--init_from=/none/{model}',), 'There is no model at /none/'),
+    ((f'--init_from={GOLDEN}/vit_gap.npz',), 'shallow cannot be fine-tuned: '),
+    ((f'--init_from={GOLDEN}/vit_gap.npz',), 'vit_gap.npz has another architecture: '),
     (('--workdir=gs://x/y',), 'an experiment needs a local or a mounted folder'),
     (('--modles=vit',), 'There is no flag --modles'),
   ],

@@ -16,7 +16,7 @@ from vit_jax.models import build
 from vit_jax.models.flops import forward_flops, train_flops
 from vit_jax.sweeps.point_runs import Run
 from vit_jax.training.preflight import open_sources
-from vit_jax.weights.load import open_weights
+from vit_jax.weights.adapt import check_source
 
 # field: the flag of the experiment that sets it
 _SET_HERE = {'seed': '--seeds', 'data.train.split': '--fractions', 'init_from': '--init_from'}
@@ -163,9 +163,7 @@ def check(experiment: Experiment) -> dict[Cell, Facts]:
   Raises:
     UserError: for data or weights that cannot be read, or a run in the folder with another config.
   """
-  opened, facts = {}, {}
-  for name in {experiment.config(cell).init_from for cell in experiment.cells} - {''}:
-    open_weights(name)
+  opened, facts, checked = {}, {}, set()
   for cell in experiment.cells:
     config = experiment.config(cell)
     key = config.data.train, config.data.test
@@ -176,12 +174,24 @@ def check(experiment: Experiment) -> dict[Cell, Facts]:
     path = epath.Path(experiment.run(cell).folder) / 'config.json'
     if path.exists():
       check_same_run(config, path)
-    facts[cell] = _facts(config, train.size, train.num_classes)
+    model = build.model_from_config(config.model, train.num_classes, platform='cpu')
+    weights = config.init_from, model, config.data.height_width, config.data.channels
+    if config.init_from and weights not in checked:
+      _check_weights(cell, config, model)
+      checked.add(weights)
+    facts[cell] = _facts(config, train.size, model)
   return facts
 
 
-def _facts(config: Config, examples: int, num_classes: int) -> Facts:
-  model: Any = build.model_from_config(config.model, num_classes, platform='cpu')
+def _check_weights(cell: Cell, config: Config, model: Any) -> None:
+  shape = (*config.data.height_width, config.data.channels)
+  try:
+    check_source(config.init_from, model, shape, config.position_resize)
+  except UserError as error:
+    raise UserError(f'{cell.model} cannot be fine-tuned: {error}') from None
+
+
+def _facts(config: Config, examples: int, model: Any) -> Facts:
   size, channels = config.data.height_width, config.data.channels
   parameters = build.count_parameters(build.abstract_params(model, size, channels))
   training = train_flops(model, size) * config.batch_size * config.total_steps
