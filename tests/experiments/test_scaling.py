@@ -217,6 +217,8 @@ def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypat
     (('--models=shallow,vgg',), "KeyError: 'vgg'"),
     (('--models=deep,deep',), '--models has deep twice.'),
     (('--models=',), '--models is empty'),
+    (('--fractions=1%,1.0%',), '--fractions has 1% twice.'),
+    (('--fractions=10%,10.001%',), '10% and 10.001% of the training split are both 14'),
     (('--fractions=half',), 'half'),
     (('--seeds=0',), '--seeds is 0; it must be from 1 to'),
     (('--strong=-1',), '--strong is -1; it must be from 0 to'),
@@ -238,6 +240,48 @@ def test_mistakes_are_one_sentence_and_start_nothing(tmp_path, command, argument
   assert (code, out, err.count('\n')) == (2, '', 1), err
   assert sentence in err
   assert not (tmp_path / 'all').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (
+      ('--models=a', '--fractions=1%,10%'),
+      "does not follow the fraction: config.data.train.split is 'train'",
+    ),
+    (('--models=a,b',), 'has the same config for a,50%,seed=0 and b,50%,seed=0'),
+    (('--models=a', '--strong'), 'for a,50%,seed=0 and a,50%,strong,seed=0'),
+  ],
+)
+def test_a_config_file_must_follow_its_argument(tmp_path, command, arguments, sentence):
+  file = '--config=configs/small_images.py'
+  data = '--config.data.train.source=digits'
+  code, out, err = command(*SMALL, file, data, f'--workdir={tmp_path}', *arguments)
+  assert (code, out, err.count('\n')) == (2, '', 1), err
+  assert sentence in err
+
+
+@pytest.mark.parametrize(
+  ('name', 'sentence'),
+  [
+    ('config.json', 'holds a run, not an experiment'),
+    ('sweep.json', 'holds a sweep, not an experiment'),
+    ('', 'is a file; an experiment needs a folder'),
+  ],
+)
+@pytest.mark.parametrize('flag', ['--print_commands', '--collect', '--jobs=1'])
+def test_a_folder_of_something_else_is_refused(tmp_path, command, name, sentence, flag):
+  (tmp_path / (name or 'file')).write_text('{}')
+  workdir = tmp_path if name else tmp_path / 'file'
+  code, out, err = command(*SMALL, f'--workdir={workdir}', flag)
+  assert (code, out, err.count('\n')) == (2, '', 1), err
+  assert sentence in err
+
+
+def test_printing_commands_checks_the_data(tmp_path, command):
+  missing = '--config.data.train.source=folder:/none'
+  code, out, err = command(*SMALL, f'--workdir={tmp_path}', '--print_commands', missing)
+  assert (code, out) == (2, '') and '/none' in err
 
 
 def test_runs_at_a_time_need_the_cpu(monkeypatch):

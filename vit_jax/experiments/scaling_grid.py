@@ -1,6 +1,7 @@
 """The runs of the scaling experiment: models x parts of the training data x seeds."""
 
 import dataclasses
+import decimal
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.config import Config, load_config
+from vit_jax.checkpoints.manager import has_checkpoint
+from vit_jax.config import Config, flatten, load_config
 from vit_jax.config.runs import check_same_run
 from vit_jax.errors import UserError
 from vit_jax.files import is_remote, real_path, user_path
@@ -133,6 +135,7 @@ def plan(
     UserError: for an unknown model, a fraction that is no percentage, names that come twice, a flag
       that the experiment sets itself, or a workdir that is not local.
   """
+  fractions = [_simplify(fraction) for fraction in fractions]
   for name, values in (('--models', models), ('--fractions', fractions)):
     if not values:
       raise UserError(f'{name} is empty.')
@@ -152,9 +155,44 @@ def plan(
     for model in models
   )
   experiment = Experiment(source, tuple(overrides), cells, init_from, workdir)
-  for cell in cells:
-    experiment.config(cell)
+  _check_folder(experiment.folder)
+  _check_distinct(experiment)
   return experiment
+
+
+def _simplify(fraction: str) -> str:
+  """'1.0%' -> '1%'; what is no percentage is left to the config file."""
+  match = re.fullmatch(r'(\d{1,9}(?:\.\d{1,9})?)%', fraction)
+  return f'{decimal.Decimal(match[1]).normalize():f}%' if match else fraction
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f'The workdir {folder} is a file; an experiment needs a folder.')
+  if (folder / 'config.json').exists() or has_checkpoint(epath.Path(folder)):
+    raise UserError(f'{folder} holds a run, not an experiment; choose another --workdir.')
+  if (folder / 'sweep.json').exists():
+    raise UserError(f'{folder} holds a sweep, not an experiment; choose another --workdir.')
+
+
+def _check_distinct(experiment: Experiment) -> None:
+  """Raises `UserError` unless model, fraction and kind make a difference to the config."""
+  splits, configs = {}, {}
+  for cell in experiment.cells:
+    config = experiment.config(cell)
+    split = config.data.train.split
+    other = splits.setdefault((cell.model, cell.kind, cell.seed, split), cell)
+    if other != cell:
+      raise UserError(
+        f'{experiment.source} does not follow the fraction: config.data.train.split is {split!r} '
+        f'for both {other.fraction} and {cell.fraction}; configs/scaling.py shows how to.'
+      )
+    other = configs.setdefault(repr(flatten(config)), cell)
+    if other != cell:
+      raise UserError(
+        f'{experiment.source} has the same config for {other.name} and {cell.name}; '
+        'configs/scaling.py shows how they can differ.'
+      )
 
 
 def check(experiment: Experiment) -> dict[Cell, Facts]:
@@ -163,13 +201,19 @@ def check(experiment: Experiment) -> dict[Cell, Facts]:
   Raises:
     UserError: for data or weights that cannot be read, or a run in the folder with another config.
   """
-  opened, facts, checked = {}, {}, set()
+  opened, facts, checked, sizes = {}, {}, set(), {}
   for cell in experiment.cells:
     config = experiment.config(cell)
     key = config.data.train, config.data.test
     if key not in opened:
       opened[key], _ = open_sources(config.data)
     train = opened[key]
+    other = sizes.setdefault((cell.model, cell.kind, cell.seed, train.size), cell)
+    if other != cell:
+      raise UserError(
+        f'{other.fraction} and {cell.fraction} of the training split are both {train.size:,} '
+        'examples; leave one of them out of --fractions.'
+      )
     config = config.resolve_steps(train.size)
     path = epath.Path(experiment.run(cell).folder) / 'config.json'
     if path.exists():
