@@ -133,7 +133,7 @@ def test_results_of_unfinished_experiments_are_gathered(tmp_path, command, finis
   command(*arguments, '--models=shallow', '--strong')
   code, out, _ = command(*arguments, '--strong', '--collect')
   assert code == 0
-  assert '| shallow | training from scratch | 3,' in out and '| 50.0 ± 0.0 |' in out
+  assert '| shallow | crop and flip | 3,' in out and '| 50.0 ± 0.0 |' in out
   assert '| deep | strong augmentation |' in out and '| – |' in out
   assert '3 of 6 runs are not finished.' in out
 
@@ -142,7 +142,7 @@ def test_a_lead_needs_two_seeds(tmp_path, command, finish):
   finish(shallow=0.5, deep=0.6)
   arguments = (*SMALL, '--seeds=2', '--strong', f'--workdir={tmp_path}')
   out = command(*arguments)[1]
-  assert 'training from scratch: deep leads shallow at 718 examples.' in out
+  assert 'crop and flip: deep leads shallow at 718 examples.' in out
   assert 'strong augmentation: shallow minus deep in percentage points: -10.0 at 718' in out
   assert out.count(' leads shallow ') == 1
 
@@ -179,15 +179,15 @@ def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, f
   assert not [flag for flag in command_of['deep,50%,seed=0'] if 'init_from' in flag]
   code, out, _ = command(*arguments)
   assert code == 0
-  assert '| deep | fine-tuning |' in out
-  assert 'shallow: training from scratch minus fine-tuning in percentage points: +0.0 at' in out
+  assert '| deep | fine-tuned |' in out
+  assert 'shallow: from scratch minus fine-tuned in percentage points: +0.0 at' in out
 
 
 @pytest.mark.parametrize(
   ('results', 'code', 'sentence'),
   [
     ({'shallow': 0.5, 'deep': 0.6}, 0, '-10.0 at 718 examples (one seed).'),
-    ({'shallow': 3, 'deep': 0.6}, 0, '1 of 2 runs is not finished.'),
+    ({'shallow': 3, 'deep': 0.6}, 0, '- shallow,50%,seed=0 diverged: it ended.'),
     ({'shallow': 1, 'deep': 0.6}, 1, '1 run of 2 failed, first shallow,50%,seed=0 (it ended);'),
   ],
 )
@@ -197,6 +197,9 @@ def test_how_runs_end(tmp_path, command, finish, results, code, sentence):
   assert status == code, err
   assert sentence in out + err
   assert '60.0' in out
+  assert out.count('1 of 2 runs is not finished.') == (results['shallow'] != 0.5)
+  assert out.count('- shallow,50%,seed=0 failed: it ended.') == (results['shallow'] == 1)
+  assert out.rstrip() == (tmp_path / 'scaling.md').read_text().rstrip()
   assert '2/2 deep,50%,seed=0: accuracy 60.00%' in err
   assert (tmp_path / 'scaling.png').exists() == bool(importlib.util.find_spec('matplotlib'))
 

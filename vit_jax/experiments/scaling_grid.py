@@ -22,8 +22,7 @@ from vit_jax.weights.adapt import check_source
 
 # field: the flag of the experiment that sets it
 _SET_HERE = {'seed': '--seeds', 'data.train.split': '--fractions', 'init_from': '--init_from'}
-# What a run may be, and how readers know it.
-KINDS = {'': 'training from scratch', 'strong': 'strong augmentation', 'finetuned': 'fine-tuning'}
+KINDS = ('', 'strong', 'finetuned')  # what a run may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Cell:
   Attributes:
     model: a key of MODELS in configs/scaling.py.
     fraction: of the training split: '10%'.
-    kind: a key of KINDS.
+    kind: one of KINDS.
     seed: of the run.
   """
 
@@ -71,6 +70,17 @@ class Experiment:
   def folder(self) -> pathlib.Path:
     """The workdir, absolute."""
     return pathlib.Path(real_path(user_path(self.workdir)))
+
+  @property
+  def kind_names(self) -> dict[str, str]:
+    """How readers know KINDS; the name of '' tells it from the other kinds of the experiment."""
+    kinds = {cell.kind for cell in self.cells}
+    names = ['from scratch'] if 'finetuned' in kinds or 'strong' not in kinds else []
+    if 'strong' in kinds:
+      augment = self.config(self.cells[0]).data.augment
+      is_crop = augment.crop in ('inception', 'random') and augment.randaugment == 'none'
+      names.append('crop and flip' if is_crop and augment.flip else 'standard augmentation')
+    return {'': ', '.join(names), 'strong': 'strong augmentation', 'finetuned': 'fine-tuned'}
 
   def _flags(self, cell: Cell) -> tuple[str, ...]:
     strong = ',strong' if cell.kind == 'strong' else ''
