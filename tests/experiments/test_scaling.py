@@ -10,19 +10,22 @@ import sys
 import time
 import types
 
+import numpy as np
 import pytest
 from etils import epath
 
-from tests.helpers import GOLDEN, TINY, start, write_finished_run
+from tests.helpers import TINY, start, write_finished_run
 from vit_jax import command_line
 from vit_jax.config import load_config
 from vit_jax.config.runs import write_config
-from vit_jax.errors import UserError
-from vit_jax.experiments import scaling, scaling_grid
+from vit_jax.errors import PreemptedError, UserError
+from vit_jax.experiments import scaling
 from vit_jax.hardware import num_cores
+from vit_jax.models import build
 from vit_jax.prepare.file_lock import try_lock
 from vit_jax.sweeps import parallel_runs
 from vit_jax.sweeps.point_runs import read_outcome
+from vit_jax.weights.layouts.released import flatten
 
 # Two small ViTs on digits; the argument is that of configs/scaling.py.
 CONFIG = """
@@ -168,15 +171,34 @@ def test_every_run_has_its_command(tmp_path, command, monkeypatch):
   assert (config.seed, config.mixup_alpha, config.model.depth) == (0, 0.5, 2)
 
 
-def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, finish, monkeypatch):
-  monkeypatch.setattr(scaling_grid, 'check_source', lambda *unused: None)
+def write_weights(path, config):
+  model = build.model_from_config(config.model, 10, platform='cpu')
+  params = build.abstract_params(model, config.data.height_width, config.data.channels)
+  path.parent.mkdir(parents=True)
+  np.savez(path, **{name: np.zeros(x.shape, x.dtype) for name, x in flatten(params).items()})
+
+
+def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, finish, config_file):
+  for model in ('shallow', 'deep'):
+    config = load_config(f'{config_file.removeprefix("--config=")}:{model},50%', FLAGS)
+    write_weights(tmp_path / 'runs' / model / 'model.npz', config)
   finish(shallow=0.5, deep=0.5)
-  arguments = (*SMALL, '--init_from=runs/{model}/model', f'--workdir={tmp_path}')
+  arguments = (
+    *SMALL,
+    f'--init_from={tmp_path}/runs/{{model}}/model.npz',
+    f'--workdir={tmp_path}/all',
+  )
   code, out, _ = command(*arguments, '--print_commands')
   command_of = {line.rpartition('/')[2].strip("'"): shlex.split(line) for line in out.splitlines()}
   assert code == 0
-  assert '--config.init_from=runs/deep/model' in command_of['deep,50%,finetuned,seed=0']
+  assert (
+    f'--config.init_from={tmp_path}/runs/deep/model.npz' in command_of['deep,50%,finetuned,seed=0']
+  )
   assert not [flag for flag in command_of['deep,50%,seed=0'] if 'init_from' in flag]
+  only_deep = [each.replace('{model}', 'deep') for each in arguments]
+  code, _, err = command(*only_deep, '--print_commands')
+  assert (code, err.count('\n')) == (2, 1)
+  assert 'shallow cannot be fine-tuned: ' in err and 'depth is 2 in the file, 1 in' in err
   code, out, _ = command(*arguments)
   assert code == 0
   assert '| deep | fine-tuned |' in out
@@ -232,8 +254,6 @@ def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypat
     (('--config.data.train.source=folder:/none',), '/none'),
     (('--config.init_from=x',), 'config.init_from is set for each run by --init_from'),
     (('--init_from=/none/{model}',), 'There is no model at /none/'),
-    ((f'--init_from={GOLDEN}/vit_gap.npz',), 'shallow cannot be fine-tuned: '),
-    ((f'--init_from={GOLDEN}/vit_gap.npz',), 'vit_gap.npz has another architecture: '),
     (('--workdir=gs://x/y',), 'an experiment needs a local or a mounted folder'),
     (('--modles=vit',), 'There is no flag --modles'),
   ],
@@ -285,6 +305,13 @@ def test_printing_commands_checks_the_data(tmp_path, command):
   missing = '--config.data.train.source=folder:/none'
   code, out, err = command(*SMALL, f'--workdir={tmp_path}', '--print_commands', missing)
   assert (code, out) == (2, '') and '/none' in err
+
+
+def test_after_sigterm_no_run_starts():
+  children = parallel_runs._Children({})
+  children.stop(signal.SIGTERM)
+  with pytest.raises(PreemptedError, match='rerun the same command'):
+    children.start(['true'])
 
 
 def test_runs_at_a_time_need_the_cpu(monkeypatch):
