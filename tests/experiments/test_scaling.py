@@ -10,6 +10,7 @@ import sys
 import time
 import types
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -17,12 +18,14 @@ from tests.helpers import TINY, start, write_finished_run
 from vit_jax import command_line
 from vit_jax.config import load_config
 from vit_jax.config.runs import write_config
-from vit_jax.errors import UserError
-from vit_jax.experiments import scaling, scaling_grid
+from vit_jax.errors import PreemptedError, UserError
+from vit_jax.experiments import scaling
 from vit_jax.hardware import num_cores
+from vit_jax.models import build
 from vit_jax.prepare.file_lock import try_lock
 from vit_jax.sweeps import parallel_runs
 from vit_jax.sweeps.point_runs import read_outcome
+from vit_jax.weights.layouts.released import flatten
 
 # Two small ViTs on digits; the argument is that of configs/scaling.py.
 CONFIG = """
@@ -133,9 +136,18 @@ def test_results_of_unfinished_experiments_are_gathered(tmp_path, command, finis
   command(*arguments, '--models=shallow', '--strong')
   code, out, _ = command(*arguments, '--strong', '--collect')
   assert code == 0
-  assert '| shallow | training from scratch | 3,' in out and '| 50.0 ± 0.0 |' in out
+  assert '| shallow | crop and flip | 3,' in out and '| 50.0 ± 0.0 |' in out
   assert '| deep | strong augmentation |' in out and '| – |' in out
   assert '3 of 6 runs are not finished.' in out
+
+
+def test_a_lead_needs_two_seeds(tmp_path, command, finish):
+  finish(shallow=0.5, deep=0.6)
+  arguments = (*SMALL, '--seeds=2', '--strong', f'--workdir={tmp_path}')
+  out = command(*arguments)[1]
+  assert 'crop and flip: deep leads shallow at 718 examples.' in out
+  assert 'strong augmentation: shallow minus deep in percentage points: -10.0 at 718' in out
+  assert out.count(' leads shallow ') == 1
 
 
 def test_every_run_has_its_command(tmp_path, command, monkeypatch):
@@ -159,26 +171,45 @@ def test_every_run_has_its_command(tmp_path, command, monkeypatch):
   assert (config.seed, config.mixup_alpha, config.model.depth) == (0, 0.5, 2)
 
 
-def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, finish, monkeypatch):
-  monkeypatch.setattr(scaling_grid, 'open_weights', lambda name: None)
+def write_weights(path, config):
+  model = build.model_from_config(config.model, 10, platform='cpu')
+  params = build.abstract_params(model, config.data.height_width, config.data.channels)
+  path.parent.mkdir(parents=True)
+  np.savez(path, **{name: np.zeros(x.shape, x.dtype) for name, x in flatten(params).items()})
+
+
+def test_fine_tuning_is_compared_with_training_from_scratch(tmp_path, command, finish, config_file):
+  for model in ('shallow', 'deep'):
+    config = load_config(f'{config_file.removeprefix("--config=")}:{model},50%', FLAGS)
+    write_weights(tmp_path / 'runs' / model / 'model.npz', config)
   finish(shallow=0.5, deep=0.5)
-  arguments = (*SMALL, '--init_from=runs/{model}/model', f'--workdir={tmp_path}')
+  arguments = (
+    *SMALL,
+    f'--init_from={tmp_path}/runs/{{model}}/model.npz',
+    f'--workdir={tmp_path}/all',
+  )
   code, out, _ = command(*arguments, '--print_commands')
   command_of = {line.rpartition('/')[2].strip("'"): shlex.split(line) for line in out.splitlines()}
   assert code == 0
-  assert '--config.init_from=runs/deep/model' in command_of['deep,50%,finetuned,seed=0']
+  assert (
+    f'--config.init_from={tmp_path}/runs/deep/model.npz' in command_of['deep,50%,finetuned,seed=0']
+  )
   assert not [flag for flag in command_of['deep,50%,seed=0'] if 'init_from' in flag]
+  only_deep = [each.replace('{model}', 'deep') for each in arguments]
+  code, _, err = command(*only_deep, '--print_commands')
+  assert (code, err.count('\n')) == (2, 1)
+  assert 'shallow cannot be fine-tuned: ' in err and 'depth is 2 in the file, 1 in' in err
   code, out, _ = command(*arguments)
   assert code == 0
-  assert '| deep | fine-tuning |' in out
-  assert 'shallow: training from scratch and fine-tuning differ at no size' in out
+  assert '| deep | fine-tuned |' in out
+  assert 'shallow: from scratch minus fine-tuned in percentage points: +0.0 at' in out
 
 
 @pytest.mark.parametrize(
   ('results', 'code', 'sentence'),
   [
-    ({'shallow': 0.5, 'deep': 0.6}, 0, 'deep leads shallow at 718 examples.'),
-    ({'shallow': 3, 'deep': 0.6}, 0, '1 of 2 runs is not finished.'),
+    ({'shallow': 0.5, 'deep': 0.6}, 0, '-10.0 at 718 examples (one seed).'),
+    ({'shallow': 3, 'deep': 0.6}, 0, '- shallow,50%,seed=0 diverged: it ended.'),
     ({'shallow': 1, 'deep': 0.6}, 1, '1 run of 2 failed, first shallow,50%,seed=0 (it ended);'),
   ],
 )
@@ -188,6 +219,9 @@ def test_how_runs_end(tmp_path, command, finish, results, code, sentence):
   assert status == code, err
   assert sentence in out + err
   assert '60.0' in out
+  assert out.count('1 of 2 runs is not finished.') == (results['shallow'] != 0.5)
+  assert out.count('- shallow,50%,seed=0 failed: it ended.') == (results['shallow'] == 1)
+  assert out.rstrip() == (tmp_path / 'scaling.md').read_text().rstrip()
   assert '2/2 deep,50%,seed=0: accuracy 60.00%' in err
   assert (tmp_path / 'scaling.png').exists() == bool(importlib.util.find_spec('matplotlib'))
 
@@ -199,7 +233,7 @@ def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypat
   assert (code, err.count("pip install 'vit_jax[sweep]'")) == (0, 1)
   result = json.loads(out)
   assert [row['accuracy'] for row in result['runs']] == [0.5, 0.5]
-  assert 'differ at no size' in result['comparison'][0]
+  assert '+0.0 at 718 examples (one seed)' in result['comparison'][0]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +242,8 @@ def test_without_matplotlib_there_is_a_note(tmp_path, command, finish, monkeypat
     (('--models=shallow,vgg',), "KeyError: 'vgg'"),
     (('--models=deep,deep',), '--models has deep twice.'),
     (('--models=',), '--models is empty'),
+    (('--fractions=1%,1.0%',), '--fractions has 1% twice.'),
+    (('--fractions=10%,10.001%',), '10% and 10.001% of the training split are both 14'),
     (('--fractions=half',), 'half'),
     (('--seeds=0',), '--seeds is 0; it must be from 1 to'),
     (('--strong=-1',), '--strong is -1; it must be from 0 to'),
@@ -227,6 +263,55 @@ def test_mistakes_are_one_sentence_and_start_nothing(tmp_path, command, argument
   assert (code, out, err.count('\n')) == (2, '', 1), err
   assert sentence in err
   assert not (tmp_path / 'all').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (
+      ('--models=a', '--fractions=1%,10%'),
+      "does not follow the fraction: config.data.train.split is 'train'",
+    ),
+    (('--models=a,b',), 'has the same config for a,50%,seed=0 and b,50%,seed=0'),
+    (('--models=a', '--strong'), 'for a,50%,seed=0 and a,50%,strong,seed=0'),
+  ],
+)
+def test_a_config_file_must_follow_its_argument(tmp_path, command, arguments, sentence):
+  file = '--config=configs/small_images.py'
+  data = '--config.data.train.source=digits'
+  code, out, err = command(*SMALL, file, data, f'--workdir={tmp_path}', *arguments)
+  assert (code, out, err.count('\n')) == (2, '', 1), err
+  assert sentence in err
+
+
+@pytest.mark.parametrize(
+  ('name', 'sentence'),
+  [
+    ('config.json', 'holds a run, not an experiment'),
+    ('sweep.json', 'holds a sweep, not an experiment'),
+    ('', 'is a file; an experiment needs a folder'),
+  ],
+)
+@pytest.mark.parametrize('flag', ['--print_commands', '--collect', '--jobs=1'])
+def test_a_folder_of_something_else_is_refused(tmp_path, command, name, sentence, flag):
+  (tmp_path / (name or 'file')).write_text('{}')
+  workdir = tmp_path if name else tmp_path / 'file'
+  code, out, err = command(*SMALL, f'--workdir={workdir}', flag)
+  assert (code, out, err.count('\n')) == (2, '', 1), err
+  assert sentence in err
+
+
+def test_printing_commands_checks_the_data(tmp_path, command):
+  missing = '--config.data.train.source=folder:/none'
+  code, out, err = command(*SMALL, f'--workdir={tmp_path}', '--print_commands', missing)
+  assert (code, out) == (2, '') and '/none' in err
+
+
+def test_after_sigterm_no_run_starts():
+  children = parallel_runs._Children({})
+  children.stop(signal.SIGTERM)
+  with pytest.raises(PreemptedError, match='rerun the same command'):
+    children.start(['true'])
 
 
 def test_runs_at_a_time_need_the_cpu(monkeypatch):

@@ -12,45 +12,62 @@ def leader(one: Sequence[float], other: Sequence[float]) -> int:
   return int(min(one) > max(other)) - int(max(one) < min(other))
 
 
-def _join(sizes: Sequence[int]) -> str:
-  texts = [f'{size:,}' for size in sizes]
+def _join(texts: Sequence[str]) -> str:
   return texts[0] if len(texts) == 1 else f'{", ".join(texts[:-1])} and {texts[-1]}'
 
 
+def _where(sizes: Sequence[int], shared: Sequence[int]) -> str:
+  """'at 5 and 50 examples'; 'at all sizes' for all of several."""
+  if list(sizes) == list(shared) and len(sizes) > 1:
+    return 'at all sizes'
+  return f'at {_join([f"{size:,}" for size in sizes])} examples'
+
+
 def compare_pair(name: str, curve: Curve, other_name: str, other: Curve) -> str:
-  """One sentence: who leads at which sizes, and where one passes the other.
+  """Who leads at which sizes, and where one passes the other; plain differences for one seed.
 
   Args:
     name, other_name: of the models.
-    curve, other: of them; the sizes that both have are compared.
+    curve, other: of them, shares in [0, 1]; the sizes that both have are compared.
 
   Returns:
-    '' where they share no size.
+    One or two sentences; '' where they share no size.
   """
-  sizes = sorted(curve.keys() & other.keys())
-  if not sizes:
-    return ''
-  signs = {size: leader(curve[size], other[size]) for size in sizes}
-  decided = [size for size in sizes if signs[size]]
-  names = {1: name, -1: other_name}
+  shared = sorted(curve.keys() & other.keys())
+  signs, differences = {}, []
+  for size in shared:
+    if min(len(curve[size]), len(other[size])) > 1:
+      signs[size] = leader(curve[size], other[size])
+    else:
+      points = 100 * (statistics.fmean(curve[size]) - statistics.fmean(other[size]))
+      differences.append(f'{round(points, 1) + 0.0:+.1f} at {size:,}')  # no -0.0
+  texts = [_describe_leads(name, other_name, signs, shared)] if signs else []
+  if differences:
+    texts.append(
+      f'{name} minus {other_name} in percentage points: {", ".join(differences)} examples '
+      '(one seed).'
+    )
+  return ' '.join(texts)
+
+
+def _describe_leads(
+  name: str, other_name: str, signs: Mapping[int, int], shared: Sequence[int]
+) -> str:
+  """A sentence on who leads, or who passes whom: {size: sign of `leader`}, of sizes in `shared`."""
+  decided, rest = ([size for size in signs if bool(signs[size]) == each] for each in (True, False))
   if not decided:
-    return f'{name} and {other_name} differ at no size by more than their seeds do.'
+    return f'{name} and {other_name} differ by no more than their seeds do {_where(rest, shared)}.'
+  names = {1: name, -1: other_name}
   passes = [
     f'{names[signs[after]]} passes {names[signs[before]]} between {before:,} and {after:,} examples'
     for before, after in itertools.pairwise(decided)
     if signs[before] != signs[after]
   ]
-  if passes:
-    return ', '.join(passes) + '.'
-  ahead, behind = names[signs[decided[0]]], names[-signs[decided[0]]]
-  if decided == sizes:
-    where = 'at all sizes' if len(sizes) > 1 else f'at {sizes[0]:,} examples'
-    return f'{ahead} leads {behind} {where}.'
-  rest = [size for size in sizes if size not in decided]
-  return (
-    f'{ahead} leads {behind} at {_join(decided)} examples; at {_join(rest)} they differ by no more '
-    'than their seeds do.'
-  )
+  sign = signs[decided[0]]
+  text = ', '.join(passes) or f'{names[sign]} leads {names[-sign]} {_where(decided, shared)}'
+  if rest:
+    text += f'; {_where(rest, shared)} they differ by no more than their seeds do'
+  return f'{text}.'
 
 
 def compare_curves(curves: Mapping[str, Curve]) -> list[str]:

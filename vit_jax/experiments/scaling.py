@@ -77,7 +77,7 @@ def _parser() -> command_line.Parser:
   add('--workdir', default='runs/scaling', help='folder of all runs (default: %(default)s)')
   add('--json', action='store_true', help='print the results as JSON')
   instead = parser.add_mutually_exclusive_group()
-  print_help = 'only print the commands that remain, one a line, for any scheduler'
+  print_help = 'check the data and the weights, and print the commands that remain, one a line'
   instead.add_argument('--print_commands', action='store_true', help=print_help)
   instead.add_argument('--collect', action='store_true', help='run nothing, gather the results')
   return parser
@@ -148,13 +148,13 @@ def main() -> None:
   experiment = scaling_grid.plan(
     args.config, overrides, models, fractions, seeds, args.init_from, args.workdir
   )
+  share_cores(args.jobs)
+  if args.jobs > 1 and not (args.collect or args.print_commands):
+    check_no_accelerator()
+  facts = scaling_grid.check(experiment)
   if args.print_commands:
     _print_commands(experiment)
     return
-  share_cores(args.jobs)
-  if args.jobs > 1 and not args.collect:
-    check_no_accelerator()
-  facts = scaling_grid.check(experiment)
   if not args.collect:
     _run_all(experiment, facts, args.jobs)
   rows, note = _report(experiment, facts)

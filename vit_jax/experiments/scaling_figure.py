@@ -1,7 +1,7 @@
 """The picture of the scaling experiment, in the manner of Figures 3 and 4 (arXiv 2010.11929)."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,13 +12,14 @@ from vit_jax.files import write_atomically
 # {title of a panel: {kind of runs: {model: curve}}}
 Series = Mapping[str, Mapping[str, Mapping[str, Curve]]]
 
-_STYLES = ('-', '--', ':')
+# Of the kinds, in turn: (dashes, marker, is it filled).
+_STYLES = (('-', 'o', True), ((0, (7, 3)), 'o', False), ((0, (2, 2)), 's', False))
 
 
 def draw(series: Series, path: epath.Path) -> str:
   """Draws accuracy over the number of examples, a panel for each title, a line for each model.
 
-  The range of the seeds is shaded; a color is a model, and the style of the line tells the kind.
+  The range of the seeds is shaded; a color is a model, and dashes and markers tell the kind.
 
   Returns:
     A note for the user when matplotlib is missing, else ''.
@@ -30,31 +31,53 @@ def draw(series: Series, path: epath.Path) -> str:
     figures = importlib.import_module('matplotlib.figure')
   except ImportError:
     return f"{path.name} is not drawn; pip install 'vit_jax[sweep]' installs what it needs."
-  figure = figures.Figure(figsize=(10, 4.2), layout='constrained')
+  figure = figures.Figure(figsize=(10, 4.8), layout='constrained')
+  names = list(dict.fromkeys(kind for of_kinds in series.values() for kind in of_kinds))
+  models = list(
+    dict.fromkeys(m for kinds in series.values() for curves in kinds.values() for m in curves)
+  )
+  lines = {}
   for axes, (title, kinds) in zip(figure.subplots(1, len(series)), series.items(), strict=True):
-    _draw_panel(axes, title, kinds)
+    lines |= _draw_panel(axes, title, kinds, names, models)
+  if lines:
+    order = sorted(lines, key=lambda key: (names.index(key[0]), models.index(key[1])))
+    figure.legend(
+      [lines[key] for key in order],
+      [f'{model}, {kind}' if len(names) > 1 else model for kind, model in order],
+      loc='outside lower center',
+      ncols=len(names) if len(names) > 1 else min(6, len(order)),
+      handlelength=4,
+      frameon=False,
+    )
   write_atomically(path, lambda scratch: figure.savefig(scratch, format='png', dpi=150))
   return ''
 
 
-def _draw_panel(axes: Any, title: str, kinds: Mapping[str, Mapping[str, Curve]]) -> None:
-  models = list(dict.fromkeys(model for curves in kinds.values() for model in curves))
-  all_sizes = set()
-  for number, (kind, curves) in enumerate(kinds.items()):
+def _draw_panel(
+  axes: Any,
+  title: str,
+  kinds: Mapping[str, Mapping[str, Curve]],
+  names: Sequence[str],
+  models: Sequence[str],
+) -> dict[tuple[str, str], Any]:
+  """Draws a panel; the order of `names` of kinds and `models` sets their looks; returns lines."""
+  all_sizes, lines = set(), {}
+  for kind, curves in kinds.items():
+    dashes, marker, is_filled = _STYLES[names.index(kind) % len(_STYLES)]
     for model, curve in curves.items():
       color = f'C{models.index(model) % 10}'
       sizes, means, low, high = mean_and_range(curve)
-      style, label = _STYLES[number % len(_STYLES)], f'{model}, {kind}' if number else model
-      axes.plot(sizes, means, f'o{style}', color=color, markersize=4, label=label)
+      face = color if is_filled else 'white'
+      look = {'linestyle': dashes, 'marker': marker, 'markersize': 5, 'markerfacecolor': face}
+      (lines[kind, model],) = axes.plot(sizes, means, color=color, **look)
       axes.fill_between(sizes, low, high, color=color, alpha=0.2, linewidth=0)
       all_sizes.update(sizes)
   if all_sizes:
     axes.set_xscale('log')
     axes.set_xticks(sorted(all_sizes), [f'{size:,}' for size in sorted(all_sizes)])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize='small')
   axes.set_title(title)
   axes.set_xlabel('training examples')
-  axes.set_ylabel(title.lower())
   axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
   axes.grid(alpha=0.3)
+  return lines

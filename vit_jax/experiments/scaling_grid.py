@@ -1,6 +1,7 @@
 """The runs of the scaling experiment: models x parts of the training data x seeds."""
 
 import dataclasses
+import decimal
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.config import Config, load_config
+from vit_jax.checkpoints.manager import has_checkpoint
+from vit_jax.config import Config, flatten, load_config
 from vit_jax.config.runs import check_same_run
 from vit_jax.errors import UserError
 from vit_jax.files import is_remote, real_path, user_path
@@ -16,12 +18,11 @@ from vit_jax.models import build
 from vit_jax.models.flops import forward_flops, train_flops
 from vit_jax.sweeps.point_runs import Run
 from vit_jax.training.preflight import open_sources
-from vit_jax.weights.load import open_weights
+from vit_jax.weights.adapt import check_source
 
 # field: the flag of the experiment that sets it
 _SET_HERE = {'seed': '--seeds', 'data.train.split': '--fractions', 'init_from': '--init_from'}
-# What a run may be, and how readers know it.
-KINDS = {'': 'training from scratch', 'strong': 'strong augmentation', 'finetuned': 'fine-tuning'}
+KINDS = ('', 'strong', 'finetuned')  # what a run may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Cell:
   Attributes:
     model: a key of MODELS in configs/scaling.py.
     fraction: of the training split: '10%'.
-    kind: a key of KINDS.
+    kind: one of KINDS.
     seed: of the run.
   """
 
@@ -69,6 +70,17 @@ class Experiment:
   def folder(self) -> pathlib.Path:
     """The workdir, absolute."""
     return pathlib.Path(real_path(user_path(self.workdir)))
+
+  @property
+  def kind_names(self) -> dict[str, str]:
+    """How readers know KINDS; the name of '' tells it from the other kinds of the experiment."""
+    kinds = {cell.kind for cell in self.cells}
+    names = ['from scratch'] if 'finetuned' in kinds or 'strong' not in kinds else []
+    if 'strong' in kinds:
+      augment = self.config(self.cells[0]).data.augment
+      is_crop = augment.crop in ('inception', 'random') and augment.randaugment == 'none'
+      names.append('crop and flip' if is_crop and augment.flip else 'standard augmentation')
+    return {'': ', '.join(names), 'strong': 'strong augmentation', 'finetuned': 'fine-tuned'}
 
   def _flags(self, cell: Cell) -> tuple[str, ...]:
     strong = ',strong' if cell.kind == 'strong' else ''
@@ -133,6 +145,7 @@ def plan(
     UserError: for an unknown model, a fraction that is no percentage, names that come twice, a flag
       that the experiment sets itself, or a workdir that is not local.
   """
+  fractions = [_simplify(fraction) for fraction in fractions]
   for name, values in (('--models', models), ('--fractions', fractions)):
     if not values:
       raise UserError(f'{name} is empty.')
@@ -152,9 +165,44 @@ def plan(
     for model in models
   )
   experiment = Experiment(source, tuple(overrides), cells, init_from, workdir)
-  for cell in cells:
-    experiment.config(cell)
+  _check_folder(experiment.folder)
+  _check_distinct(experiment)
   return experiment
+
+
+def _simplify(fraction: str) -> str:
+  """'1.0%' -> '1%'; what is no percentage is left to the config file."""
+  match = re.fullmatch(r'(\d{1,9}(?:\.\d{1,9})?)%', fraction)
+  return f'{decimal.Decimal(match[1]).normalize():f}%' if match else fraction
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f'The workdir {folder} is a file; an experiment needs a folder.')
+  if (folder / 'config.json').exists() or has_checkpoint(epath.Path(folder)):
+    raise UserError(f'{folder} holds a run, not an experiment; choose another --workdir.')
+  if (folder / 'sweep.json').exists():
+    raise UserError(f'{folder} holds a sweep, not an experiment; choose another --workdir.')
+
+
+def _check_distinct(experiment: Experiment) -> None:
+  """Raises `UserError` unless model, fraction and kind make a difference to the config."""
+  splits, configs = {}, {}
+  for cell in experiment.cells:
+    config = experiment.config(cell)
+    split = config.data.train.split
+    other = splits.setdefault((cell.model, cell.kind, cell.seed, split), cell)
+    if other != cell:
+      raise UserError(
+        f'{experiment.source} does not follow the fraction: config.data.train.split is {split!r} '
+        f'for both {other.fraction} and {cell.fraction}; configs/scaling.py shows how to.'
+      )
+    other = configs.setdefault(repr(flatten(config)), cell)
+    if other != cell:
+      raise UserError(
+        f'{experiment.source} has the same config for {other.name} and {cell.name}; '
+        'configs/scaling.py shows how they can differ.'
+      )
 
 
 def check(experiment: Experiment) -> dict[Cell, Facts]:
@@ -163,25 +211,41 @@ def check(experiment: Experiment) -> dict[Cell, Facts]:
   Raises:
     UserError: for data or weights that cannot be read, or a run in the folder with another config.
   """
-  opened, facts = {}, {}
-  for name in {experiment.config(cell).init_from for cell in experiment.cells} - {''}:
-    open_weights(name)
+  opened, facts, checked, sizes = {}, {}, set(), {}
   for cell in experiment.cells:
     config = experiment.config(cell)
     key = config.data.train, config.data.test
     if key not in opened:
       opened[key], _ = open_sources(config.data)
     train = opened[key]
+    other = sizes.setdefault((cell.model, cell.kind, cell.seed, train.size), cell)
+    if other != cell:
+      raise UserError(
+        f'{other.fraction} and {cell.fraction} of the training split are both {train.size:,} '
+        'examples; leave one of them out of --fractions.'
+      )
     config = config.resolve_steps(train.size)
     path = epath.Path(experiment.run(cell).folder) / 'config.json'
     if path.exists():
       check_same_run(config, path)
-    facts[cell] = _facts(config, train.size, train.num_classes)
+    model = build.model_from_config(config.model, train.num_classes, platform='cpu')
+    weights = config.init_from, model, config.data.height_width, config.data.channels
+    if config.init_from and weights not in checked:
+      _check_weights(cell, config, model)
+      checked.add(weights)
+    facts[cell] = _facts(config, train.size, model)
   return facts
 
 
-def _facts(config: Config, examples: int, num_classes: int) -> Facts:
-  model: Any = build.model_from_config(config.model, num_classes, platform='cpu')
+def _check_weights(cell: Cell, config: Config, model: Any) -> None:
+  shape = (*config.data.height_width, config.data.channels)
+  try:
+    check_source(config.init_from, model, shape, config.position_resize)
+  except UserError as error:
+    raise UserError(f'{cell.model} cannot be fine-tuned: {error}') from None
+
+
+def _facts(config: Config, examples: int, model: Any) -> Facts:
   size, channels = config.data.height_width, config.data.channels
   parameters = build.count_parameters(build.abstract_params(model, size, channels))
   training = train_flops(model, size) * config.batch_size * config.total_steps

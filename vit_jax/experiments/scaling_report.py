@@ -13,12 +13,17 @@ from etils import epath
 from vit_jax.errors import UserError
 from vit_jax.experiments.curve_comparison import compare_curves
 from vit_jax.experiments.scaling_figure import draw
-from vit_jax.experiments.scaling_grid import KINDS, Cell, Experiment, Facts
+from vit_jax.experiments.scaling_grid import Cell, Experiment, Facts
 from vit_jax.files import write_text
 from vit_jax.sweeps.point_runs import read_outcome, seconds_of
 
 METRICS = {'accuracy': 'Accuracy', 'accuracy_10shot': '10-shot accuracy'}  # columns, titles
 _SHOTS = 'fewshot/accuracy_10shot'
+_FOOTNOTE = (
+  'With two or more seeds each, a side leads where its worst seed is better than the best one of '
+  'the other; of two equal models with three seeds each, one does so by chance at one size in ten. '
+  'One seed shows no lead: its difference may be chance.'
+)
 
 Row = dict[str, Any]
 Curves = dict[str, dict[str, dict[int, list[float]]]]
@@ -26,7 +31,7 @@ Curves = dict[str, dict[str, dict[int, list[float]]]]
 
 def read_rows(experiment: Experiment, facts: Mapping[Cell, Facts]) -> list[Row]:
   """A row for each run, finished or not: shares in [0, 1], None for what is unknown."""
-  rows = []
+  rows, kind_names = [], experiment.kind_names
   for cell in experiment.cells:
     run, known = experiment.run(cell), facts[cell]
     outcome = read_outcome(run)
@@ -36,7 +41,7 @@ def read_rows(experiment: Experiment, facts: Mapping[Cell, Facts]) -> list[Row]:
         'model': cell.model,
         'fraction': cell.fraction,
         'examples': known.examples,
-        'kind': KINDS[cell.kind],
+        'kind': kind_names[cell.kind],
         'seed': cell.seed,
         'status': outcome.status,
         'message': outcome.message,
@@ -112,16 +117,19 @@ def as_markdown(rows: Sequence[Row]) -> str:
   parts = ['# Accuracy by the number of training examples']
   for metric, title in METRICS.items():
     parts += [
-      f'{title} in percent, mean ± standard deviation over the seeds:',
+      f'{title} in percent, mean ± standard deviation over the seeds (no ±: one seed):',
       _table(rows, metric),
     ]
-  parts.append('MFLOPs: of the forward pass of an image.')
+  parts.append('MFLOPs: of the forward pass of an image; a multiply-add counts as two.')
   if lines := sentences(rows):
     parts.append('\n'.join(f'- {line}' for line in lines))
-    parts.append('A model leads where its worst seed is better than the best one of the other.')
+    parts.append(_FOOTNOTE)
   if unfinished:
     be = 'is' if unfinished == 1 else 'are'
     parts.append(f'{unfinished} of {len(rows)} runs {be} not finished.')
+  ended = [row for row in rows if row['status'] in ('failed', 'diverged')]
+  if ended:
+    parts.append('\n'.join(f'- {row["run"]} {row["status"]}: {row["message"]}' for row in ended))
   return '\n\n'.join(parts) + '\n'
 
 

@@ -12,7 +12,7 @@ from concurrent import futures
 from typing import Any
 
 from vit_jax import signals
-from vit_jax.errors import UserError
+from vit_jax.errors import PreemptedError, UserError
 from vit_jax.hardware import num_cores
 from vit_jax.sweeps.point_runs import Outcome, Run, run_to_end
 
@@ -26,12 +26,14 @@ class _Children:
     self._environment = {**os.environ, **environment}
     self._lock = threading.RLock()
     self._running: list[subprocess.Popen] = []
-    self._stopped = False
+    self._stopped_by = 0  # number of a signal
 
   def start(self, *args: Any, **kwargs: Any) -> subprocess.Popen:
-    """As `subprocess.Popen`; raises `KeyboardInterrupt` once they are to stop."""
+    """As `subprocess.Popen`; raises `KeyboardInterrupt` or `PreemptedError` once they stop."""
     with self._lock:
-      if self._stopped:
+      if self._stopped_by == signal.SIGTERM:
+        raise PreemptedError('received SIGTERM; rerun the same command to resume.')
+      if self._stopped_by:
         raise KeyboardInterrupt
       child = subprocess.Popen(*args, env=self._environment, **kwargs)
       self._running = [each for each in self._running if each.poll() is None] + [child]
@@ -40,7 +42,7 @@ class _Children:
   def stop(self, number: int) -> None:
     """Sends a signal to all; none is started after it."""
     with self._lock:
-      self._stopped = True
+      self._stopped_by = number
       for child in self._running:
         child.send_signal(number)
 

@@ -77,13 +77,32 @@ def load_params(
   Raises:
     UserError: for a source that is missing or damaged, or has another architecture.
   """
-  weights = open_weights(source, image_shape[:2], getattr(model, 'num_heads', 0) or None)
-  _check_architecture(weights, model)
-  tensors, report = adapt_weights(weights, model, image_shape, True, position_resize)
+  weights, tensors, report = _open_adapted(source, model, image_shape, position_resize)
   if differences := _differences(weights, model, preprocessing):
     note = f'the source has {", ".join(differences)}'
     report = dataclasses.replace(report, notes=(*report.notes, note))
   return read_params(tensors, weights.name, shardings), report
+
+
+def check_source(
+  source: epath.PathLike,
+  model: build.Model,
+  image_shape: tuple[int, int, int],
+  position_resize: str = 'corners',
+) -> None:
+  """Raises the `UserError` of `load_params` without reading the tensors."""
+  _open_adapted(source, model, image_shape, position_resize)
+
+
+def _open_adapted(
+  source: epath.PathLike,
+  model: build.Model,
+  image_shape: tuple[int, int, int],
+  position_resize: str,
+) -> tuple[SourceWeights, dict[str, Tensor], LoadReport]:
+  weights = open_weights(source, image_shape[:2], getattr(model, 'num_heads', 0) or None)
+  _check_architecture(weights, model)
+  return weights, *adapt_weights(weights, model, image_shape, True, position_resize)
 
 
 def _differences(
