@@ -26,7 +26,7 @@ is 1e-3.
 """
 
 from configs import pretrain, recipes, small_images
-from vit_jax.config import eval_config
+from vit_jax.config import default_config, eval_config
 
 _SHAPE = {'model.depth': 8, 'model.width': 1024, 'model.mlp_dim': 2048, 'model.num_heads': 16}
 _SGD = {
@@ -100,9 +100,10 @@ def _small(model, changes, source):
   variant, patch_size, _ = recipes.MODELS[model]
   config.model.pool = 'token'
   if variant.startswith('R'):
-    config.model.variant = variant
-    config.model.resnet_width = 32 * int(variant[-1])
-  config.model.patch_size = patch_size // (8 if 'model.width' in changes else 4)
+    config.model.update(default_config().model)
+    config.model.update(variant=variant, resnet_width=32 * int(variant[-1]))
+  else:
+    config.model.patch_size = patch_size // (8 if 'model.width' in changes else 4)
   eighths = ('model.width', 'model.mlp_dim', 'model.patch_size')
   changes = {name: x // 8 if name in eighths else x for name, x in changes.items()}
   if 'model.width' in changes:

@@ -124,21 +124,6 @@ def test_published_sizes(variant, patch_size, millions):
   assert round(count / 1e6) == millions
 
 
-@pytest.mark.parametrize(
-  ('fields', 'sentence'),
-  [
-    ({'scan_blocks': True}, 'model.scan_blocks=True is not for an MLP-Mixer; set it to False'),
-    ({'num_heads': 3}, 'model.num_heads=3 is not for an MLP-Mixer; set it to 0'),
-    ({'pool': 'map'}, 'model.pool=map is not for an MLP-Mixer; set it to token'),
-    ({'dropout_rate': 0.1}, 'model.dropout_rate=0.1 is not for'),
-    ({'variant': 'S', 'token_mlp_dim': 8}, 'token_mlp_dim=8 is for a Mixer, which S is not'),
-  ],
-)
-def test_options_of_other_models_are_refused(fields, sentence):
-  with pytest.raises(UserError, match=sentence):
-    build.model_from_config(ModelConfig(**{'variant': 'Mixer-S', **fields}), 3)
-
-
 def test_stochastic_depth_drops_whole_branches_of_the_last_block():
   model = MlpMixer(**SMALL | {'num_classes': 0}, stochastic_depth_rate=0.999)
   params = random_params(model, (8, 8))
