@@ -112,12 +112,18 @@ def _small(model, changes, source):
 
 
 def get_config(argument='positions_2d'):
-  name, _, data = argument.partition(',')
+  name, comma, data = argument.partition(',')
   if name not in ABLATIONS:
     raise ValueError(f'the ablation is {name!r}; choose one of {", ".join(ABLATIONS)}')
-  data = data or 'jft'
+  if not comma:
+    data = 'jft'
   model, changes = ABLATIONS[name]
   if data in recipes.PRETRAINING:
+    if model not in recipes.PRETRAINING[data]:
+      raise ValueError(
+        f'{name} is a row for jft, because the paper trains its model, {model}, on nothing else; '
+        f'use {name} alone, or a source of your own such as {name},folder:/path'
+      )
     config = _published(model, data)
     config.model.pre_logits = changes.get('model.width', config.model.pre_logits)
   elif ':' in data or data == 'digits':
