@@ -26,7 +26,7 @@ is 1e-3.
 """
 
 from configs import pretrain, recipes, small_images
-from vit_jax.config import eval_config
+from vit_jax.config import default_config, eval_config
 
 _SHAPE = {'model.depth': 8, 'model.width': 1024, 'model.mlp_dim': 2048, 'model.num_heads': 16}
 _SGD = {
@@ -100,9 +100,10 @@ def _small(model, changes, source):
   variant, patch_size, _ = recipes.MODELS[model]
   config.model.pool = 'token'
   if variant.startswith('R'):
-    config.model.variant = variant
-    config.model.resnet_width = 32 * int(variant[-1])
-  config.model.patch_size = patch_size // (8 if 'model.width' in changes else 4)
+    config.model.update(default_config().model)
+    config.model.update(variant=variant, resnet_width=32 * int(variant[-1]))
+  else:
+    config.model.patch_size = patch_size // (8 if 'model.width' in changes else 4)
   eighths = ('model.width', 'model.mlp_dim', 'model.patch_size')
   changes = {name: x // 8 if name in eighths else x for name, x in changes.items()}
   if 'model.width' in changes:
@@ -111,12 +112,18 @@ def _small(model, changes, source):
 
 
 def get_config(argument='positions_2d'):
-  name, _, data = argument.partition(',')
+  name, comma, data = argument.partition(',')
   if name not in ABLATIONS:
     raise ValueError(f'the ablation is {name!r}; choose one of {", ".join(ABLATIONS)}')
-  data = data or 'jft'
+  if not comma:
+    data = 'jft'
   model, changes = ABLATIONS[name]
   if data in recipes.PRETRAINING:
+    if model not in recipes.PRETRAINING[data]:
+      raise ValueError(
+        f'{name} is a row for jft, because the paper trains its model, {model}, on nothing else; '
+        f'use {name} alone, or a source of your own such as {name},folder:/path'
+      )
     config = _published(model, data)
     config.model.pre_logits = changes.get('model.width', config.model.pre_logits)
   elif ':' in data or data == 'digits':

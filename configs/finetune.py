@@ -55,7 +55,9 @@ def start_from(model):
   """A config that starts from the released weights of a model."""
   config = default_config()
   variant, patch_size, resnet_blocks = recipes.MODELS[model]
-  config.model.variant, config.model.patch_size = variant, patch_size
+  config.model.variant = variant
+  if not variant.startswith('R'):  # a ResNet has no patches
+    config.model.patch_size = patch_size
   if resnet_blocks is not None:
     config.model.resnet_width, config.model.resnet_blocks = 64, resnet_blocks
   config.init_from = RELEASED.get(model, f'runs/pretrain-{model}-jft/model')

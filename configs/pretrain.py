@@ -48,8 +48,10 @@ def get_config(argument='b16,imagenet21k'):
   config.eval_every = 5000
   config.checkpoint.every = 1000
 
-  variant, config.model.patch_size, resnet_blocks = recipes.MODELS[model]
+  variant, patch_size, resnet_blocks = recipes.MODELS[model]
   config.model.variant = variant
+  if not variant.startswith('R'):  # a ResNet has no patches
+    config.model.patch_size = patch_size
   if resnet_blocks is not None:
     config.model.resnet_width, config.model.resnet_blocks = 64, resnet_blocks
   # In pretraining the head of a Transformer has one hidden layer (Section 3.1), as wide as in the

@@ -31,6 +31,15 @@ GOLDEN = ROOT / 'tests' / 'golden'
 # The current folder of all tests: it has configs/, and nothing of the user's (conftest.py).
 SANDBOX = pathlib.Path(os.environ['VIT_JAX_TEST_SANDBOX'])
 # A run of seconds: two blocks of width 16 on digits of 8 x 8 pixels.
+# What a ResNet does not read, as it is by default.
+NO_TRANSFORMER = (
+  '--config.model.patch_size=16',
+  '--config.model.width=0',
+  '--config.model.depth=0',
+  '--config.model.mlp_dim=0',
+  '--config.model.num_heads=0',
+  '--config.model.dropout_rate=0.0',
+)
 TINY = (
   '--config.total_steps=6',
   '--config.batch_size=16',

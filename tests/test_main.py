@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import vit_jax
-from tests.helpers import GOLDEN, ROOT, SANDBOX, TINY, run, write_images
+from tests.helpers import GOLDEN, NO_TRANSFORMER, ROOT, SANDBOX, TINY, run, write_images
 from vit_jax import command_line, evaluate, main
 from vit_jax.config import Config, load_config
 from vit_jax.config.fields import walk_fields
@@ -152,7 +152,9 @@ GOLDEN_SIZES = (
       'bit_resnet',
       'npz',
       [
+        *NO_TRANSFORMER,
         '--config.model.variant=R50x1',
+        '--config.model.pool=gap',
         '--config.model.resnet_width=32',
         '--config.model.resnet_blocks=(1,2)',
       ],
@@ -369,8 +371,13 @@ BAD = {
     'choose one of none, dots, full',
   ),
   'remat of a ResNet': (
-    lambda path: [*QUICKSTART, '--config.model.variant=R50x1', '--config.model.remat=full'],
-    'remat=full is for the blocks of a ViT, which a ResNet does not have',
+    lambda path: [
+      *QUICKSTART,
+      *NO_TRANSFORMER,
+      '--config.model.variant=R50x1',
+      '--config.model.remat=full',
+    ],
+    'config.model.remat=full is not for a ResNet; set remat=none.',
   ),
   'weights of another architecture': (
     lambda path: [*QUICKSTART, f'--config.init_from={GOLDEN}/vit_gap.npz'],

@@ -5,12 +5,19 @@ in a log or on a page, passes through `printable`.
 """
 
 import unicodedata
+from collections.abc import Iterable
 
 
 def plural(count: int, noun: str) -> str:
   """'1 image', '1,234 images', '2 processes'."""
   suffix = '' if count == 1 else 'es' if noun.endswith(('s', 'ch', 'x')) else 's'
   return f'{count:,} {noun}{suffix}'
+
+
+def join_words(words: Iterable[str]) -> str:
+  """'a', 'a and b', 'a, b and c'."""
+  *first, last = words
+  return f'{", ".join(first)} and {last}' if first else last
 
 
 def printable(text: str) -> str:

@@ -56,7 +56,8 @@ def test_other_data_of_the_recipes_and_other_names():
   for argument, message in (
     ('positions_3d', 'choose one of head_token'),
     ('positions_2d,mnist', 'or a source such as'),
-    ('optimizer_sgd_r152x2,imagenet21k', 'on imagenet21k the model is one of'),
+    ('positions_2d,', "the data is ''; choose one of"),
+    ('optimizer_sgd_r152x2,imagenet21k', 'optimizer_sgd_r152x2 is a row for jft, .*r152x2,folder'),
   ):
     with pytest.raises(UserError, match=message):
       load(argument)

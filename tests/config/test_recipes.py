@@ -139,3 +139,13 @@ def test_models_without_published_weights_start_from_our_pretraining():
 def test_a_wrong_argument_names_the_choices(name, message):
   with pytest.raises(UserError, match=message):
     load(name)
+
+
+def test_a_config_json_of_a_resnet_with_a_patch_size_resumes(tmp_path):
+  """As pretrain.py and finetune.py once wrote them."""
+  config = config_lib.load_config('configs/finetune.py:r50x1,pets')
+  path = tmp_path / 'config.json'
+  old = config_lib.replace_fields(config, {'model.patch_size': 32})
+  config_lib.write_config(old, path)
+  assert config_lib.load_config(str(path)) == config
+  config_lib.check_same_run(config, path)

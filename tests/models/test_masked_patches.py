@@ -76,7 +76,7 @@ def test_colors_have_three_bits_a_channel():
 @pytest.mark.parametrize('num_patches', [2, 9, 16])
 def test_half_of_the_patches_are_corrupted_in_these_shares(num_patches):
   count, draws = num_patches // 2, 3000
-  draw = jit(jax.vmap(lambda key: masked_patches.draw_corruption(key, num_patches)))
+  draw = jit(lambda keys: masked_patches.draw_corruption(keys, num_patches))
   indices, source = (np.asarray(x) for x in draw(jax.random.split(jax.random.key(3), draws)))
   assert indices.shape == (draws, count) and source.shape == (draws, num_patches)
   assert all(len(set(row)) == count for row in indices.tolist())
@@ -108,6 +108,14 @@ def test_corruptions_are_a_function_of_the_key_or_of_the_pixels():
   changed = images.copy()
   changed[0, 5, 5, 1] ^= 1
   assert not np.array_equal(draw(changed, 4, None).source[0], whole.source[0])
+
+
+def test_corruptions_are_drawn_and_sorted_once():
+  """Each draw and each sort takes long to compile on a CPU."""
+  images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.uint8)
+  draw = jax.make_jaxpr(lambda x: masked_patches.draw_corruptions(x, 4, jax.random.key(0)))
+  text = str(draw(images))
+  assert (text.count('random_bits['), text.count(' sort[')) == (1, 1)
 
 
 # Of the six patches, 0 is masked, 1 has the embedding of 5, 2 is kept; 3, 4, 5 are not corrupted.

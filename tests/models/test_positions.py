@@ -171,8 +171,6 @@ def test_relative_positions_are_a_third_product_of_the_attention():
       },
       'rows and of columns',
     ),
-    ({'variant': 'R50x1', 'axial': True}, 'which a ResNet does not have'),
-    ({'variant': 'R50x1', 'position_embedding': '2d'}, 'which a ResNet does not have'),
   ],
 )
 def test_options_that_do_not_fit_are_refused_in_one_sentence(fields, message):

@@ -10,7 +10,7 @@ import re
 import jax
 import pytest
 
-from tests.helpers import TINY, run, start
+from tests.helpers import NO_TRANSFORMER, TINY, run, start
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.models import flops
@@ -177,7 +177,7 @@ class TestFallbackConfigs:
     assert self.changes(arguments(8), *SHARDED) == []  # eight devices are too few
 
   def test_a_resnet_has_no_remat(self):
-    candidates = self.changes(2**40, '--config.model.variant=R50x1', '--config.model.width=0')
+    candidates = self.changes(2**40, *NO_TRANSFORMER, '--config.model.variant=R50x1')
     assert candidates[0] == {'mesh.fsdp': 2}
     assert not any('model.remat' in changes for changes in candidates)
 

@@ -13,8 +13,9 @@ import pytest
 
 import vit_jax
 from tests.helpers import BATCH, IMAGES, KEY, TINY, assert_close, jit, make_model, make_program
-from vit_jax.config import Config, StepConfig, load_config, replace_fields
+from vit_jax.config import Config, EvalConfig, StepConfig, load_config, replace_fields
 from vit_jax.errors import UserError
+from vit_jax.evaluation.score import score
 from vit_jax.models import build
 from vit_jax.models.masked_patches import with_prediction_head
 from vit_jax.training.loop import train_and_evaluate
@@ -92,14 +93,14 @@ def test_the_loss_falls(target):
   ('fields', 'message'),
   [
     ({'loss': 'sigmoid'}, "config.loss is 'sigmoid'; .* set it to 'softmax'"),
-    ({'label_smoothing': 0.1}, 'config.label_smoothing is 0.1; .* set it to 0.0'),
-    (
-      {'mixup_alpha': 0.2},
-      'config.mixup_alpha is 0.2; objective=masked_patches classifies nothing',
-    ),
+    ({'label_smoothing': 0.1}, '0.1; objective=masked_patches uses no labels; set it to 0.0'),
+    ({'mixup_alpha': 0.2}, 'config.mixup_alpha is 0.2; .* uses no labels'),
     ({'cutmix_alpha': 1.0}, 'config.cutmix_alpha is 1; '),
-    ({'init_from': 'x.npz'}, "config.init_from is 'x.npz'; .* starts from the seed"),
-    ({'model.pre_logits': 8}, 'config.model.pre_logits is 8; '),
+    (
+      {'init_from': 'x.npz'},
+      "config.init_from is 'x.npz'; .* starts from random weights; set it to ''",
+    ),
+    ({'model.pre_logits': 8}, 'config.model.pre_logits is 8; .* has no classification head'),
     ({'model.head_bias_init': -10.0}, 'config.model.head_bias_init is -10; '),
     ({'model.pool': 'map'}, "config.model.pool is 'map'; .* use token or gap"),
     ({'model.variant': 'R50x1'}, "model.variant is 'R50x1'; .* needs a Vision Transformer"),
@@ -176,6 +177,9 @@ def test_the_encoder_is_exported_and_fine_tuned(pretrained, tmp_path):
   assert vit.params.keys() == {'embedding', 'Transformer'}
   with pytest.raises(UserError, match='The model has no head, so it predicts no classes'):
     vit.predict(IMAGES[0])
+  configs = {'classification': EvalConfig(source='digits', split='test', batch_size=8)}
+  with pytest.raises(UserError, match='no head, .* with --eval=knn,linear_probe'):
+    score(vit, configs)
   flags = ('--config.objective=supervised', '--config.data.train.split=train[:10%]')
   flags += ('--config.schedule.learning_rate=1e-9', f'--config.init_from={workdir}/model')
   assert 'done: test accuracy' in run_here(tmp_path, *flags)

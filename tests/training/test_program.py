@@ -23,10 +23,9 @@ def check(fields: dict) -> None:
     ({'model.num_heads': 6, 'mesh.tensor': 4}, 'num_heads is 6, .*tensor=4'),
     ({'model.mlp_dim': 1026, 'mesh.tensor': 4}, 'mlp_dim is 1026, .*tensor=4'),
     ({'model.variant': 'R50x1', 'mesh.tensor': 2}, 'a ResNet has no heads'),
-    ({'model.variant': 'R50x1', 'model.remat': 'full'}, 'remat=full .* a ResNet does not have'),
     (
-      {'model.variant': 'R50x1', 'model.scan_blocks': True},
-      'scan_blocks=True .* a ResNet does not have',
+      {'model.variant': 'R50x1', 'model.remat': 'full', 'model.scan_blocks': True},
+      'remat=full and config.model.scan_blocks=True are not for a ResNet',
     ),
     ({'model.attention': 'flash'}, 'choose one of einsum, xla'),
     ({'model.attention': 'xla', 'model.attention_dropout_rate': 0.1}, 'has no dropout'),

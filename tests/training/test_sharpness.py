@@ -147,7 +147,7 @@ def test_the_same_curve_on_every_mesh_and_with_accumulation():
 @pytest.mark.parametrize(
   ('fields', 'sentence'),
   [
-    ({'gsam_alpha': 0.5}, 'gsam_alpha is 0.5; sam_rho is 0 .off.'),
+    ({'gsam_alpha': 0.5}, 'gsam_alpha is 0.5; sam_rho is 0 .no SAM.; set sam_rho, or this field'),
     ({'sam_rho_min': 0.1}, 'sam_rho_min is 0.1; sam_rho is 0'),
     ({'sam_rho': 0.1, 'sam_rho_min': 0.2}, 'sam_rho_min is 0.2; it must be at most sam_rho=0.1'),
     ({'sam_rho': -1}, 'sam_rho is -1; it must be 0 or positive'),

@@ -197,9 +197,17 @@ def read_json(path: epath.Path) -> Config:
   except (OSError, ValueError, AttributeError, RecursionError) as error:
     raise UserError(f'{path} is not a JSON object: {first_line(error)}.') from None
   try:
-    return from_fields({_RENAMED.get(name, name): value for name, value in values.items()})
+    return from_fields(_translate(values))
   except UserError as error:
     raise UserError(f'{path}: {error}') from None
+
+
+def _translate(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of a config.json as they are now: those of ResNets once had a patch size, too."""
+  values = {_RENAMED.get(name, name): value for name, value in values.items()}
+  if str(values.get('model.variant')).startswith('R'):
+    values.pop('model.patch_size', None)
+  return values
 
 
 def _value_error(message: str) -> str:

@@ -423,7 +423,7 @@ class StepConfig(Section):
       self.refuse('batch_size', f'accumulation_steps={self.accumulation_steps} must divide it')
     for name in ('sam_rho_min', 'gsam_alpha'):
       if getattr(self, name) and not self.sam_rho:
-        self.refuse(name, 'sam_rho is 0 (off)')
+        self.refuse(name, 'sam_rho is 0 (no SAM); set sam_rho, or this field to 0')
     if self.sam_rho_min > self.sam_rho:
       self.refuse('sam_rho_min', f'it must be at most sam_rho={self.sam_rho}')
 
@@ -433,10 +433,17 @@ class StepConfig(Section):
     return 2 if self.sam_rho else 1
 
 
-_SUPERVISED_ONLY = frozenset(
-  'loss label_smoothing mixup_alpha cutmix_alpha init_from model.pre_logits '
-  'model.head_bias_init'.split()
-)
+_NO_LABELS, _NO_CLASSES = 'uses no labels', 'has no classification head'
+# Fields of supervised training alone: why objective=masked_patches does not have them.
+_SUPERVISED_ONLY = {
+  'loss': 'has the loss of masked_target',
+  'label_smoothing': _NO_LABELS,
+  'mixup_alpha': _NO_LABELS,
+  'cutmix_alpha': _NO_LABELS,
+  'init_from': 'starts from random weights',
+  'model.pre_logits': _NO_CLASSES,
+  'model.head_bias_init': _NO_CLASSES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,12 +484,13 @@ class Config(StepConfig):
 
   def _check_masked_patches(self) -> None:
     """Raises `UserError` for what has no meaning where nothing is classified."""
-    rule = 'objective=masked_patches classifies nothing and starts from the seed; set it to '
     for name, holder, each in walk_fields(self):
       if name in _SUPERVISED_ONLY and getattr(holder, each.name) != each.default:
-        holder.refuse(each.name, f'{rule}{each.default!r}')
+        reason = _SUPERVISED_ONLY[name]
+        holder.refuse(each.name, f'objective=masked_patches {reason}; set it to {each.default!r}')
       if name.startswith('evals.') and getattr(holder, each.name) in ('classification', 'real'):
-        holder.refuse(each.name, f'{rule}knn, linear_probe or fewshot')
+        rule = f'objective=masked_patches {_NO_CLASSES}; use knn, linear_probe or fewshot'
+        holder.refuse(each.name, rule)
     if self.model.pool == 'map':
       self.model.refuse('pool', 'objective=masked_patches does not train it; use token or gap')
     if self.model.variant not in choices(Transformer):

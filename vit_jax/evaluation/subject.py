@@ -13,6 +13,7 @@ from vit_jax.data.loading.loader import Stream, open_stream
 from vit_jax.data.loading.reader import ReadConfig
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
+from vit_jax.errors import UserError
 from vit_jax.evaluation import class_subset
 from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.evaluation.probes import frozen_features
@@ -59,7 +60,12 @@ class Subject:
     return self._eval_steps[outputs]
 
   def find_outputs(self, source: Source) -> tuple[int, ...]:
-    """Those of the classes of a source; raises `UserError` if it has others."""
+    """Those of the classes of a source; raises `UserError` if it has others, or no head."""
+    if not self.model.num_classes:
+      raise UserError(
+        'The model has no head, so it cannot be scored by classes; evaluate its features with '
+        '--eval=knn,linear_probe.'
+      )
     return class_subset.find_outputs(self.class_names, self.model.num_classes, source)
 
   @functools.cached_property

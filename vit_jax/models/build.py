@@ -13,11 +13,11 @@ from vit_jax.errors import UserError
 from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build_resnet import (
   check_attention_dropout,
-  check_fields_of_bit,
   detr_from_config,
   resnet_from_config,
 )
 from vit_jax.models.mixer import MlpMixer, mixer_from_config
+from vit_jax.models.model_options import check_fields
 from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
@@ -89,17 +89,12 @@ def model_from_config(
   Raises:
     UserError: for incompatible sizes or options.
   """
+  check_fields(config)
   dtype = resolve_dtype(config.dtype, platform)
   if config.variant in RESNET_VARIANTS:
     return resnet_from_config(config, num_classes, constrain, dtype)
-  check_fields_of_bit(config)
   if config.variant in MIXER_VARIANTS:
     return mixer_from_config(config, num_classes, constrain, dtype)
-  if config.token_mlp_dim:
-    raise UserError(
-      f'token_mlp_dim={config.token_mlp_dim} is for a Mixer, which {config.variant} is not; set it '
-      'to 0.'
-    )
   if config.variant in DETR_VARIANTS:
     return detr_from_config(config, num_classes, constrain, dtype)
   variant = VARIANTS[config.variant]
@@ -133,40 +128,49 @@ def model_from_config(
 
 def _check_sizes(model: VisionTransformer) -> None:
   if model.width % model.num_heads:
-    raise UserError(f'width={model.width} is not a multiple of num_heads={model.num_heads}.')
+    raise UserError(
+      f'config.model.width={model.width} is not a multiple of num_heads={model.num_heads}.'
+    )
   if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
     raise UserError(
-      f'resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of 32.'
+      f'config.model.resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of '
+      '32.'
     )
   check_attention_dropout(model)
   _check_positions(model)
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:
     raise UserError(
-      f'patch_size is {model.patch_size}; with {len(model.resnet_blocks)} resnet_blocks it must be '
-      f'a multiple of {stride} pixels.'
+      f'config.model.patch_size is {model.patch_size}; with {len(model.resnet_blocks)} '
+      f'resnet_blocks it must be a multiple of {stride} pixels.'
     )
 
 
 def _check_positions(model: VisionTransformer) -> None:
   kind, entry = model.position_embedding, model.position_entry
   if kind == '2d' and model.width % 2:
-    raise UserError(f'width={model.width} is odd; position_embedding=2d needs an even one.')
+    raise UserError(
+      f'config.model.width={model.width} is odd; position_embedding=2d needs an even one.'
+    )
   if kind == 'none' and entry != 'stem':
     raise UserError(
-      f'position_entry={entry} needs positions, but position_embedding is none; set it to stem.'
+      f'config.model.position_entry={entry} needs positions, but position_embedding is none; set '
+      'it to stem.'
     )
   if kind == 'relative' and entry == 'layers':
     raise UserError(
-      'position_entry=layers adds embeddings to the input of blocks, but position_embedding is '
-      'relative, which is in their attention; set it to stem or layers_shared.'
+      'config.model.position_entry=layers adds embeddings to the input of blocks, but '
+      'position_embedding is relative, which is in their attention; set it to stem or '
+      'layers_shared.'
     )
   if model.axial and model.pool == 'token':
-    raise UserError('axial=True needs pool gap or map: a class token has no row and no column.')
+    raise UserError(
+      'config.model.axial=True needs pool gap or map: a class token has no row and no column.'
+    )
   if model.axial and kind == 'relative' and entry == 'layers_shared':
     raise UserError(
-      'axial=True has relative positions of rows and of columns in each block, not shared ones; '
-      'set position_entry to stem.'
+      'config.model.axial=True has relative positions of rows and of columns in each block, not '
+      'shared ones; set position_entry to stem.'
     )
 
 

@@ -21,14 +21,11 @@ def resnet_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> BiTResNet:
   """A ResNet of a row of `RESNET_VARIANTS`; arguments and errors as `build.model_from_config`."""
-  _check_no_block_fields(config, 'a ResNet')
   variant = RESNET_VARIANTS[config.variant]
   window, num_heads = 0, 0
   if config.resnet_spatial != 'conv':
     default = {'local': LOCAL_WINDOW, 'axial': AXIAL_WINDOW}[config.resnet_spatial]
     window, num_heads = config.resnet_window or default, config.num_heads or _NUM_HEADS
-  elif config.resnet_window:
-    config.refuse('resnet_window', 'a ResNet with resnet_spatial=conv has no window; set it to 0')
   model = BiTResNet(
     width=config.resnet_width or variant.width,
     blocks=config.resnet_blocks or variant.blocks,
@@ -40,14 +37,14 @@ def resnet_from_config(
     window=window,
     num_heads=num_heads,
     non_local_stages=tuple(sorted(set(config.non_local_stages))),
-    non_local_subsample=config.non_local_subsample and bool(config.non_local_stages),
+    non_local_subsample=config.non_local_subsample,
   )
   if model.width % 32:
     config.refuse('resnet_width', 'a ResNet needs a multiple of 32 features')
   if num_heads and model.width % (2 * num_heads):
     raise UserError(
-      f'resnet_width={model.width} is not a multiple of 2 num_heads={2 * num_heads}, as '
-      f'resnet_spatial={model.spatial} needs it.'
+      f'config.model.resnet_width={model.width} is not a multiple of 2 num_heads='
+      f'{2 * num_heads}, as resnet_spatial={model.spatial} needs it.'
     )
   stages = range(1, len(model.blocks) + 1)
   if not set(model.non_local_stages) <= set(stages):
@@ -59,7 +56,6 @@ def detr_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> DETR:
   """A DETR of a row of `DETR_VARIANTS`; arguments and errors as `build.model_from_config`."""
-  _check_no_block_fields(config, 'a DETR')
   variant = DETR_VARIANTS[config.variant]
   sizes = {name: getattr(config, name) or default for name, default in vars(variant).items()}
   model = DETR(
@@ -76,34 +72,16 @@ def detr_from_config(
     config.refuse('resnet_width', 'a ResNet needs a multiple of 32 features')
   if model.width % 4 or model.width % model.num_heads:
     raise UserError(
-      f'width={model.width} is not a multiple of num_heads={model.num_heads} and of 4.'
+      f'config.model.width={model.width} is not a multiple of num_heads={model.num_heads} and of 4.'
     )
   check_attention_dropout(model)
   return model
-
-
-def _check_no_block_fields(config: ModelConfig, name: str) -> None:
-  """Raises `UserError` for a field of the blocks of a ViT, which the model `name` does not have."""
-  defaults = ModelConfig()
-  for field in ('remat', 'scan_blocks', 'position_embedding', 'position_entry', 'axial'):
-    if (value := getattr(config, field)) != (default := getattr(defaults, field)):
-      raise UserError(
-        f'{field}={value} is for the blocks of a ViT, which {name} does not have; set it to '
-        f'{default}.'
-      )
-
-
-def check_fields_of_bit(config: ModelConfig) -> None:
-  """Raises `UserError` if a config of another model has an option of BiT alone."""
-  for name in ('resnet_spatial', 'resnet_window', 'non_local_stages', 'non_local_subsample'):
-    if getattr(config, name) != getattr(ModelConfig(), name):
-      config.refuse(name, f'only ResNets have it (model.variant=R50x1, …), not {config.variant}')
 
 
 def check_attention_dropout(model: VisionTransformer | DETR) -> None:
   """Raises `UserError` for an implementation of attention without the dropout that is set."""
   if model.attention != 'einsum' and model.attention_dropout_rate:
     raise UserError(
-      f'attention={model.attention} has no dropout; set attention_dropout_rate to 0, or attention '
-      'to einsum.'
+      f'config.model.attention={model.attention} has no dropout; set attention_dropout_rate to 0, '
+      'or attention to einsum.'
     )

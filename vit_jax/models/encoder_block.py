@@ -103,6 +103,7 @@ ATTENTION = {'einsum': _einsum_attention, 'xla': _xla_attention}
 class MultiHeadDotProductAttention(nn.Module):
   """Attention of `queries` (B, N, D) to `inputs` (B, L, D): (B, N, D) (Appendix A).
 
+  The values are those of `values` (B, L, D), or of `inputs`, as the keys are.
   With a table of relative embeddings (`PositionEmbedding`; then N = L) they are further keys,
   whose logits are added to those of the content (Appendix D.4).
   """
@@ -114,7 +115,12 @@ class MultiHeadDotProductAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, queries: Array, inputs: Array, key: Array | None = None, table: Array | None = None
+    self,
+    queries: Array,
+    inputs: Array,
+    key: Array | None = None,
+    table: Array | None = None,
+    values: Array | None = None,
   ) -> Array:
     width = queries.shape[-1]
     xavier = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
@@ -126,7 +132,7 @@ class MultiHeadDotProductAttention(nn.Module):
     x = ATTENTION[self.attention](
       query,
       project(inputs, 'key'),
-      project(inputs, 'value'),
+      project(inputs if values is None else values, 'value'),
       lambda weights: dropout(weights, self.dropout_rate, key),
       None if table is None else relative_logits(query * query.shape[-1] ** -0.5, table),
     )

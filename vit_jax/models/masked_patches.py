@@ -49,17 +49,25 @@ def num_corrupted(num_patches: int) -> int:
   return int(num_patches * CORRUPTED_SHARE)
 
 
-def draw_corruption(key: Array, num_patches: int) -> Corruption:
-  """Draws the corruption of one image of at least two patches; a pure function of the key."""
-  order_key, kind_key, other_key = jax.random.split(key, 3)
+def draw_corruption(keys: Array, num_patches: int) -> Corruption:
+  """Draws the corruption of each image, of at least two patches.
+
+  Args:
+    keys: (B,); an image's corruption is a pure function of its key.
+    num_patches: N.
+  """
   count = num_corrupted(num_patches)
-  indices = jax.random.permutation(order_key, num_patches)[:count].astype(jnp.int32)
-  kind = jax.random.uniform(kind_key, (count,))
-  distance = jax.random.randint(other_key, (count,), 1, num_patches)
+  # Of the numbers of an image, N order its patches, and the others are for the first K of these.
+  draws = jax.vmap(lambda key: jax.random.bits(key, (num_patches + 2 * count,)))(keys)
+  order, kind, other = jnp.split(draws, (num_patches, num_patches + count), axis=1)
+  indices = jnp.argsort(order, axis=1)[:, :count].astype(jnp.int32)  # (B, K)
+  kind = kind.astype(jnp.float32) / 2.0**32  # in [0, 1]
+  distance = 1 + (other % (num_patches - 1)).astype(jnp.int32)
   other = (indices + distance) % num_patches  # never the patch itself
   is_kept = kind >= MASK_PROBABILITY + OTHER_PATCH_PROBABILITY
   source = jnp.where(kind < MASK_PROBABILITY, _MASK, jnp.where(is_kept, indices, other))
-  return Corruption(indices, jnp.arange(num_patches, dtype=jnp.int32).at[indices].set(source))
+  own = jnp.broadcast_to(jnp.arange(num_patches, dtype=jnp.int32), order.shape)
+  return Corruption(indices, jnp.put_along_axis(own, indices, source, axis=1, inplace=False))
 
 
 def draw_corruptions(images: Array, patch_size: int, key: Array | None) -> Corruption:
@@ -74,7 +82,7 @@ def draw_corruptions(images: Array, patch_size: int, key: Array | None) -> Corru
   batch_size, height, width, _ = images.shape
   keys = _image_keys(images) if key is None else jax.random.split(key, batch_size)
   num_patches = height // patch_size * (width // patch_size)
-  return jax.vmap(lambda each: draw_corruption(each, num_patches))(keys)
+  return draw_corruption(keys, num_patches)
 
 
 def _image_keys(images: Array) -> Array:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config import ModelConfig
-from vit_jax.errors import UserError
 from vit_jax.models.encoder_block import Numerics, dropout
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import identity
@@ -112,31 +111,10 @@ class MlpMixer(nn.Module):
     return classify(x.mean(axis=1, dtype=jnp.float32), self.num_classes, self.head_bias_init)
 
 
-# Fields of a Transformer's config that a Mixer does not have.
-_NOT_OF_A_MIXER = (
-  'num_heads pre_logits dropout_rate attention_dropout_rate resnet_width resnet_blocks scan_blocks '
-  'attention position_embedding position_entry axial'
-).split()
-
-
 def mixer_from_config(
   config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
 ) -> MlpMixer:
-  """Builds the variant that the config names; see `model_from_config`.
-
-  Raises:
-    UserError: for options that a Mixer does not have.
-  """
-  values = {name: getattr(config, name) for name in _NOT_OF_A_MIXER}
-  unused = [name for name, value in values.items() if value != getattr(ModelConfig(), name)]
-  if config.pool == 'map':  # it has average pooling only, which a config need not say
-    unused.append('pool')
-  if unused:
-    name = unused[0]
-    raise UserError(
-      f'model.{name}={getattr(config, name)} is not for an MLP-Mixer; set it to '
-      f'{getattr(ModelConfig(), name)}.'
-    )
+  """Builds the variant that the config names; see `build.model_from_config`."""
   variant = MIXER_VARIANTS[config.variant]
   return MlpMixer(
     patch_size=config.patch_size,

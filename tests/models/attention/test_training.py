@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vit_jax
-from tests.helpers import TINY
+from tests.helpers import NO_TRANSFORMER, TINY
 from vit_jax import command_line, main
 from vit_jax.models import build
 from vit_jax.weights.layouts.released import flatten
@@ -16,11 +16,17 @@ from vit_jax.weights.layouts.released import flatten
   ('fields', 'expected'),
   [
     (
-      'variant=R50x1 resnet_spatial=local resnet_window=3 non_local_stages=(1,)',
+      'variant=R50x1 resnet_spatial=local resnet_window=3 num_heads=2 non_local_stages=(1,)',
       dict(spatial='local', window=3, num_heads=2, non_local_stages=(1,)),
     ),
-    ('variant=R50x1 resnet_spatial=axial', dict(spatial='axial', window=111, num_heads=2)),
-    ('variant=DETR-R50', dict(width=16, depth=2, mlp_dim=32, num_heads=2)),
+    (
+      'variant=R50x1 resnet_spatial=axial num_heads=2',
+      dict(spatial='axial', window=111, num_heads=2),
+    ),
+    (
+      'variant=DETR-R50 width=16 depth=2 mlp_dim=32 num_heads=2',
+      dict(width=16, depth=2, mlp_dim=32, num_heads=2),
+    ),
   ],
 )
 def test_a_run_trains_and_its_model_loads(fields, expected, tmp_path, monkeypatch):
@@ -28,6 +34,7 @@ def test_a_run_trains_and_its_model_loads(fields, expected, tmp_path, monkeypatc
     'vit_jax.main',
     '--config=configs/quickstart.py',
     *TINY,
+    *NO_TRANSFORMER,
     f'--workdir={tmp_path}',
     '--config.total_steps=2',
     '--config.schedule.warmup_steps=0',

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models.encoder_block import ATTENTION, dropout
+from vit_jax.models.encoder_block import MultiHeadDotProductAttention, dropout
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import hybrid_features, identity
 
@@ -43,32 +43,6 @@ def sine_positions(height: int, width: int, dim: int) -> np.ndarray:
   size = (height, width, dim // 2)
   both = [np.broadcast_to(rows, size), np.broadcast_to(columns, size)]
   return np.concatenate(both, axis=-1).astype(np.float32)
-
-
-class PositionedAttention(nn.Module):
-  """Self-attention, with positions in queries and keys: (B, N, D), (1, N, D) -> (B, N, D)."""
-
-  num_heads: int
-  dropout_rate: float = 0.0
-  dtype: Any = jnp.float32
-  attention: str = 'einsum'
-
-  @nn.compact
-  def __call__(self, x: Array, positions: Array, key: Array | None = None) -> Array:
-    width = x.shape[-1]
-    xavier = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
-
-    def project(x: Array, name: str) -> Array:  # -> (B, N, K, D/K)
-      return nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **xavier)(x)
-
-    positioned = x + positions
-    x = ATTENTION[self.attention](
-      project(positioned, 'query'),
-      project(positioned, 'key'),
-      project(x, 'value'),
-      lambda weights: dropout(weights, self.dropout_rate, key),
-    )
-    return nn.DenseGeneral(width, axis=(-2, -1), name='out', **xavier)(x)
 
 
 class DetrMlp(nn.Module):
@@ -99,14 +73,11 @@ class DetrEncoderLayer(nn.Module):
   @nn.compact
   def __call__(self, x: Array, positions: Array, key: Array | None = None) -> Array:
     keys = [None] * 4 if key is None else jax.random.split(key, 4)
-    attend = PositionedAttention(
-      self.num_heads,
-      self.attention_dropout_rate,
-      self.dtype,
-      self.attention,
-      name='MultiHeadDotProductAttention_0',
+    attend = MultiHeadDotProductAttention(
+      self.num_heads, self.attention_dropout_rate, self.dtype, self.attention
     )
-    y = dropout(attend(x, positions, keys[0]), self.dropout_rate, keys[1])
+    positioned = x + positions
+    y = dropout(attend(positioned, positioned, keys[0], values=x), self.dropout_rate, keys[1])
     x = nn.LayerNorm(1e-5, dtype=self.dtype, name='LayerNorm_0')(x + y)
     mlp = DetrMlp(self.mlp_dim, self.dropout_rate, self.dtype, name='MlpBlock_0')
     y = dropout(mlp(x, keys[2]), self.dropout_rate, keys[3])

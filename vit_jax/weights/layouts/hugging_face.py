@@ -160,6 +160,11 @@ def unsupported_feature(params: Any) -> str | None:
 
 def from_linen(params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of Transformers' `ViTForImageClassification`."""
+  if 'stem' in params:
+    raise UserError(
+      'Transformers has no MLP-Mixer; write an .npz, timm.safetensors, or a vit_jax folder '
+      '(--layout=model).'
+    )
   if feature := unsupported_feature(params):
     raise UserError(
       f'The model has {feature}, which ViTForImageClassification does not support; write an '

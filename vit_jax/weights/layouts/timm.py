@@ -174,7 +174,10 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
   if feature := _unsupported_feature(params):
     raise UserError(f'timm has no {feature}; write an .npz, or a vit_jax folder (--layout=model).')
   if feature := pytorch.unsupported_encoder(params):
-    raise UserError(f'The model has {feature}, which timm does not support; write an .npz.')
+    raise UserError(
+      f'The model has {feature}, which timm does not support; write an .npz, or a vit_jax folder '
+      '(--layout=model).'
+    )
   stages = [name for name in params if name.startswith('block')]
   units = [f'{stage}/{unit}' for stage in stages for unit in params[stage]]
   is_bit = 'root_block' in params
