@@ -40,6 +40,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 against golden numbers
 
 from tests.helpers import TINY, run  # noqa: E402, after the devices are configured
+from vit_jax import command_line  # noqa: E402
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -54,3 +55,17 @@ def tiny_run(tmp_path_factory) -> pathlib.Path:
   result = run('main', '--config=configs/quickstart.py', f'--workdir={workdir}', *TINY)
   assert result.returncode == 0, result.stderr
   return workdir
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Runs a command in this process; returns (exit code, stdout, stderr)."""
+
+  def run_here(module, *arguments):
+    monkeypatch.setattr(sys, 'argv', [module.__name__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+      command_line.run(module.main)
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+  return run_here

@@ -246,18 +246,24 @@ def clustered_features(name: str, size: int, width: int = 12, num_classes: int =
   return Features(values, labels, num_classes, name)
 
 
+# A ViT whose heads and MLP two devices can share.
+SHARDED_MODEL = {
+  'data.image_size': 8,
+  'model.patch_size': 4,
+  'model.width': 64,
+  'model.depth': 1,
+  'model.mlp_dim': 256,
+  'model.num_heads': 4,
+}
+
+
 def make_sharded_program() -> Program:
   """A small program on eight devices, sharded along all axes, with two micro-batches."""
   fields = {
+    **SHARDED_MODEL,
     'total_steps': 10,
     'batch_size': 64,
     'accumulation_steps': 2,
-    'data.image_size': 8,
-    'model.patch_size': 4,
-    'model.width': 64,
-    'model.depth': 1,
-    'model.mlp_dim': 256,
-    'model.num_heads': 4,
     'mesh.data': 2,
     'mesh.fsdp': 2,
     'mesh.tensor': 2,

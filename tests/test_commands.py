@@ -15,22 +15,8 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN, ROOT, write_images
-from vit_jax import command_line, evaluate, predict
+from vit_jax import evaluate, predict
 from vit_jax.evaluation.reports.predictions import predict_files, read_list
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-  """Runs a command in this process; returns (exit code, stdout, stderr)."""
-
-  def run(module, *arguments):
-    monkeypatch.setattr(sys, 'argv', [module.__name__, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-      command_line.run(module.main)
-    captured = capsys.readouterr()
-    return stopped.value.code, captured.out, captured.err
-
-  return run
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 """The command `vit_jax.verify`, on real runs and results."""
 
+import functools
 import json
 import re
 import shutil
-import sys
 
 import pytest
 
 from tests.helpers import ROOT
-from vit_jax import command_line, verify
+from vit_jax import verify
 from vit_jax.config import default_config, from_config_dict, load_config, write_config
 
 RUN = ROOT / 'results' / 'quickstart_seed0'  # 1,200 steps
@@ -16,15 +16,8 @@ OTHER = ROOT / 'results' / 'quickstart_seed1'
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-  def run(*arguments):
-    monkeypatch.setattr(sys, 'argv', ['vit_jax.verify', *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-      command_line.run(verify.main)
-    captured = capsys.readouterr()
-    return stopped.value.code, captured.out, captured.err
-
-  return run
+def run(command):
+  return functools.partial(command, verify)
 
 
 def copy_of_run(folder, change=lambda line: line, lines=slice(None)):

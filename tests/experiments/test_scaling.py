@@ -1,6 +1,7 @@
 """The scaling experiment: real runs, ended and continued; its files; mistakes."""
 
 import csv
+import functools
 import importlib.util
 import json
 import pathlib
@@ -15,7 +16,6 @@ import pytest
 from etils import epath
 
 from tests.helpers import TINY, start, write_finished_run
-from vit_jax import command_line
 from vit_jax.config import load_config
 from vit_jax.config.runs import write_config
 from vit_jax.errors import PreemptedError, UserError
@@ -53,17 +53,9 @@ def config_file(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, config_file):
-  """Runs the command in this process; returns (exit code, stdout, stderr)."""
-
-  def run_here(*arguments):
-    monkeypatch.setattr(sys, 'argv', ['scaling', config_file, *FLAGS, *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-      command_line.run(scaling.main)
-    captured = capsys.readouterr()
-    return stopped.value.code, captured.out, captured.err
-
-  return run_here
+def command(command, config_file):
+  """Runs the experiment in this process; returns (exit code, stdout, stderr)."""
+  return functools.partial(command, scaling, config_file, *FLAGS)
 
 
 @pytest.fixture

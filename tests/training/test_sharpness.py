@@ -10,6 +10,7 @@ from tests.helpers import (
   BATCH,
   IMAGES,
   KEY,
+  SHARDED_MODEL,
   assert_close,
   first_state,
   jit,
@@ -25,17 +26,12 @@ from vit_jax.training.sharpness import make_rho
 
 RHO = 0.5
 CURVE = {
+  **SHARDED_MODEL,
   'total_steps': 3,
   'batch_size': 16,
   'sam_rho': 0.3,
   'sam_rho_min': 0.1,
   'gsam_alpha': 0.6,
-  'data.image_size': 8,
-  'model.patch_size': 4,
-  'model.width': 64,
-  'model.depth': 1,
-  'model.mlp_dim': 256,
-  'model.num_heads': 4,
   'model.dtype': 'float32',
   'optimizer.weight_decay': 0.1,
   'schedule.learning_rate': 0.01,

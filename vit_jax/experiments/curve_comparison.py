@@ -4,6 +4,8 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 
+from vit_jax.text import join_words
+
 Curve = Mapping[int, Sequence[float]]  # {number of examples: values of the seeds}
 
 
@@ -12,15 +14,11 @@ def leader(one: Sequence[float], other: Sequence[float]) -> int:
   return int(min(one) > max(other)) - int(max(one) < min(other))
 
 
-def _join(texts: Sequence[str]) -> str:
-  return texts[0] if len(texts) == 1 else f'{", ".join(texts[:-1])} and {texts[-1]}'
-
-
 def _where(sizes: Sequence[int], shared: Sequence[int]) -> str:
   """'at 5 and 50 examples'; 'at all sizes' for all of several."""
   if list(sizes) == list(shared) and len(sizes) > 1:
     return 'at all sizes'
-  return f'at {_join([f"{size:,}" for size in sizes])} examples'
+  return f'at {join_words(f"{size:,}" for size in sizes)} examples'
 
 
 def compare_pair(name: str, curve: Curve, other_name: str, other: Curve) -> str:

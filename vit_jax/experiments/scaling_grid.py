@@ -142,7 +142,7 @@ def plan(
     workdir: a local folder, which need not exist.
 
   Raises:
-    UserError: for an unknown model, a fraction that is no percentage, names that come twice, a flag
+    UserError: for an unknown model, an invalid percentage, a repeated model or fraction, a flag
       that the experiment sets itself, or a workdir that is not local.
   """
   fractions = [_simplify(fraction) for fraction in fractions]
@@ -171,7 +171,7 @@ def plan(
 
 
 def _simplify(fraction: str) -> str:
-  """'1.0%' -> '1%'; what is no percentage is left to the config file."""
+  """'1.0%' -> '1%'; anything but a percentage is left to the config file."""
   match = re.fullmatch(r'(\d{1,9}(?:\.\d{1,9})?)%', fraction)
   return f'{decimal.Decimal(match[1]).normalize():f}%' if match else fraction
 

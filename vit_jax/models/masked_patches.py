@@ -21,7 +21,7 @@ from vit_jax.models.vit import VisionTransformer
 Array = jax.Array
 
 CORRUPTED_SHARE = 0.5  # of an image's patches
-# What becomes of the embedding of a corrupted patch; otherwise it is kept as it is.
+# What replaces the embedding of a corrupted patch; otherwise it is left unchanged.
 MASK_PROBABILITY = 0.8  # the learned mask token replaces it
 OTHER_PATCH_PROBABILITY = 0.1  # that of another patch of the image does
 COLOR_LEVELS = 8  # of a channel: 3 bits

@@ -91,10 +91,10 @@ def relative_logits(query: Array, table: Array) -> Array:
 
   Args:
     query: (B, N, K, D/K).
-    table: (2 P - 1, K, D/K), of `PositionEmbedding`; the first N - P tokens are no patches.
+    table: (2 P - 1, K, D/K), of `PositionEmbedding`; the first N - P tokens are not patches.
 
   Returns:
-    (B, K, N, N), where [:, :, q, k] is of the offset q - k; 0 for tokens that are no patches.
+    (B, K, N, N), at [:, :, q, k] for the offset q - k; 0 where a token is not a patch.
   """
   num_patches = (len(table) + 1) // 2
   others = query.shape[1] - num_patches

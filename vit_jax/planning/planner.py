@@ -10,7 +10,7 @@ from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import flops
 from vit_jax.models.build import count_parameters
-from vit_jax.models.variants import RESNET_VARIANTS
+from vit_jax.models.model_options import READ_FIELDS, kind_of
 from vit_jax.models.vit import REMAT
 from vit_jax.planning.collectives import Collective
 from vit_jax.planning.compile import Memory, argument_bytes, compile_program
@@ -195,8 +195,8 @@ def fallback_configs(
   meshes = [mesh for mesh in _doubled_fsdp(config.mesh) if can_run(mesh)]
   if not meshes:
     return
-  remats = [{}]  # a ResNet has none
-  if config.model.variant not in RESNET_VARIANTS:
+  remats = [{}]
+  if 'remat' in READ_FIELDS[kind_of(config.model.variant)]:
     names = list(REMAT)  # in ascending order of recomputation
     remats = [{'model.remat': name} for name in names[names.index(config.model.remat) :]]
   candidates = [meshes[0] | remat for remat in remats]

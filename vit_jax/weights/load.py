@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import types
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
@@ -98,34 +99,46 @@ def open_weights(
   if prefix.endswith(released.IMAGE_TOWER) and ignored:
     metadata, note = _describe_image_tower(metadata, model.num_classes)
     notes = (*notes, note)
-  grid, size = None, metadata.image_size or image_size
   if isinstance(model, VisionTransformer):
     if model.position_embedding == 'none' and metadata.has_positions:
       raise UserError(
         f'{name} has no position embeddings, and no config.json of vit_jax that says '
         'position_embedding=none.'
       )
+    known_size = (metadata.image_size or image_size) if layout == 'timm' else None
     if (
       POSITIONS in tensors
       and layout in ('timm', 'big_vision')
-      and _lacks_class_position(tensors[POSITIONS].shape, model, size if layout == 'timm' else None)
+      and _lacks_class_position(tensors[POSITIONS].shape, model, known_size)
     ):
       tensors[POSITIONS] = _prepend_zeros(tensors[POSITIONS])
       notes += ('the class token had no position embedding and was given zeros',)
-    size, grid = trained_grid(tensors, model, metadata.image_size, image_size, name)
-  elif isinstance(model, MlpMixer):
-    patches = tensors[TOKEN_MIXING].shape[0]
-    size, grid = grid_of_patches(
-      patches, model, metadata.image_size, image_size, f'{name} has token-mixing MLPs'
-    )
+  size, grid = _trained_size(tensors, model, metadata.image_size, image_size, name)
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
   )
 
 
+def _trained_size(
+  tensors: Mapping[str, Tensor],
+  model: build.Model,
+  stored_size: tuple[int, int] | None,
+  requested_size: tuple[int, int] | None,
+  source: str,
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+  """The (image size, grid of patches) that a model was trained at; None for what is unknown."""
+  sizes = stored_size, requested_size
+  if isinstance(model, VisionTransformer):
+    return trained_grid(tensors, model, *sizes, source)
+  if isinstance(model, MlpMixer):
+    beginning = f'{source} has token-mixing MLPs'
+    return grid_of_patches(tensors[TOKEN_MIXING].shape[0], model, *sizes, beginning)
+  return stored_size or requested_size, None
+
+
 def _describe_image_tower(metadata: ModelMetadata, num_outputs: int) -> tuple[ModelMetadata, str]:
-  """Names the outputs of LiT's image tower, which are no classes; also returns a note on it."""
+  """Labels the outputs of LiT's image tower, which are not classes; also returns a note."""
   note = 'the image tower was taken; the text tower is left out, which vit_jax does not support'
   if not num_outputs:
     return metadata, note

@@ -50,7 +50,7 @@ def trained_grid(
     source: of the tensors, for error messages.
 
   Raises:
-    UserError: for embeddings of no grid, or of another one than that of `stored_size`.
+    UserError: if the embeddings do not form a grid, or not that of `stored_size`.
   """
   counts = {
     _part(name, (2, 2)): _count(name, tensors[name].shape, model, source)
@@ -99,7 +99,7 @@ def grid_of_patches(
     beginning: of the error message, '<source> has <parameters>'.
 
   Raises:
-    UserError: for a number that is no grid, or another one than that of `stored_size`.
+    UserError: if that many patches do not form a grid, or not that of `stored_size`.
   """
   side = math.isqrt(max(patches, 0))
   is_square = side * side == patches  # as in all published models

@@ -1,7 +1,7 @@
 """Tables and pictures are written on request; what cannot be written is refused before."""
 
 import csv
-import sys
+import functools
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from PIL import Image
 
 import vit_jax
 from tests.helpers import GOLDEN, write_images
-from vit_jax import command_line, evaluate
+from vit_jax import evaluate
 from vit_jax.data import imagenet
 from vit_jax.evaluation import classification, score
 from vit_jax.evaluation.reports import confusion_picture
@@ -35,18 +35,10 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def command(model, data, monkeypatch, capsys):
+def command(command, model, data):
   """Runs evaluate on the data; returns (exit code, stdout, stderr)."""
-
-  def run(*arguments):
-    flags = [f'--model={model}', f'--data=folder:{data}', '--on_bad_example=skip', *arguments]
-    monkeypatch.setattr(sys, 'argv', ['evaluate', *flags])
-    with pytest.raises(SystemExit) as stopped:
-      command_line.run(evaluate.main)
-    captured = capsys.readouterr()
-    return stopped.value.code, captured.out, captured.err
-
-  return run
+  flags = (f'--model={model}', f'--data=folder:{data}', '--on_bad_example=skip')
+  return functools.partial(command, evaluate, *flags)
 
 
 def read_table(path) -> list[dict[str, str]]:
