@@ -20,7 +20,7 @@ def get_config(argument='folder:data/cifar10'):
   if model not in MODELS:
     model, source = 'hybrid', argument
   config = default_config()
-  config.total_steps = 6000
+  config.total_steps = 5500
   config.batch_size = 128
   config.eval_every = 1000
   config.checkpoint.every = 500
