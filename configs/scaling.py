@@ -7,7 +7,8 @@ The argument is MODEL,FRACTION[,strong]: one of MODELS, and the percentage of th
 train on. Slices of a folder are taken of one random order, so smaller parts are in larger ones.
 All models see the same number of examples, 64 in each of 4,000 steps at 32 px, and need 8.6 to 10
 MFLOPs for the forward pass of an image. By default the images are padded by 4 pixels, cropped and
-mirrored; `strong` adds RandAugment and mixup, the preset medium1 of AugReg (arXiv 2106.10270).
+mirrored; `strong` adds mixup and the RandAugment of DeiT (arXiv 2012.12877, Table 9). That of
+AugReg moves images by up to 150 pixels, whatever their size.
 
 10-shot accuracy (Section 4.1): the examples are drawn from one half of the test split, which no
 model was trained on, and the other half is scored.
@@ -22,7 +23,6 @@ which varies JFT-300M from 9 million images to all, with fixed hyperparameters.
 
 import re
 
-from configs import augreg
 from vit_jax.config import default_config, eval_config
 
 _TRANSFORMER = {'variant': 'Ti', 'patch_size': 8, 'num_heads': 4, 'pool': 'gap', 'depth': 2}
@@ -103,4 +103,9 @@ def get_config(argument='vit,100%'):
   config.evals.fewshot = eval_config(
     'fewshot', shots=(10,), train_split='test[:50%]', split='test[50%:]'
   )
-  return augreg.apply(config, 'medium1') if augmentation else config
+  if augmentation:
+    config.data.augment.update(
+      randaugment='timm_increasing', randaugment_magnitude=9.0, randaugment_std=0.5
+    )
+    config.mixup_alpha = 0.2
+  return config

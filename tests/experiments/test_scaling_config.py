@@ -36,7 +36,7 @@ def test_a_fraction_is_a_slice_of_the_training_split(fraction, split):
 
 def test_strong_augmentation_changes_nothing_else():
   plain, strong = load('resnet,10%'), load('resnet,10%,strong')
-  assert (strong.data.augment.randaugment, strong.mixup_alpha) == ('augreg', 0.2)
+  assert (strong.data.augment.randaugment, strong.mixup_alpha) == ('timm_increasing', 0.2)
   assert (plain.data.augment.randaugment, plain.mixup_alpha) == ('none', 0)
   assert plain.model == strong.model and plain.schedule == strong.schedule
 

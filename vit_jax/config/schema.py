@@ -155,7 +155,7 @@ class AugmentConfig(Section, path='data.augment'):
   rotate: float = field(0.0, 'largest rotation, in degrees', between(0, 360))
   flip: bool = field(True, 'mirror left and right with probability 1/2')
   randaugment: Literal['none', 'augreg', 'timm', 'timm_increasing'] = field(
-    'none', 'a published variant of RandAugment (arXiv 1909.13719)'
+    'none', 'a published variant of RandAugment (arXiv 1909.13719); augreg is for 224 px'
   )
   randaugment_layers: int = field(2, 'operations for each image', between(0, 100))
   randaugment_magnitude: float = field(10.0, '0 to 10; AugReg: up to 20', between(0, 2**10))

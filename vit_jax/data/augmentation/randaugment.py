@@ -2,7 +2,8 @@
 
 Two published variants. 'augreg' trained the released AugReg models (arXiv 2106.10270;
 google-research/big_vision, pp/autoaugment.py): every operation is applied, magnitudes above 10 are
-allowed, pixels are the nearest ones. 'timm' (huggingface/pytorch-image-models,
+allowed, pixels are the nearest ones; translations and cutouts are in pixels of 224-px images, so a
+small image can leave the frame. 'timm' (huggingface/pytorch-image-models,
 data/auto_augment.py) skips each operation with probability 1/2, draws the magnitude from a normal
 distribution clipped to [0, 10], translates by a share of the image and interpolates;
 'timm_increasing' (its inc1) reverses the operations that weaken with the magnitude.
