@@ -119,7 +119,7 @@ def test_a_warmup_longer_than_the_run_is_refused():
   [
     ('quickstart.py', 1200, 100),
     ('quickstart_finetune.py', 500, 50),
-    ('small_images.py', 6000, 300),
+    ('small_images.py', 5500, 275),
     ('finetune.py:b16,cifar10', 10_000, 500),
     ('finetune.py:b16,imagenet', 20_000, 500),
     ('finetune.py:b16,pets', 500, 100),
