@@ -9,7 +9,6 @@ import shlex
 import signal
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from etils import epath
 from tests.helpers import TINY, start, write_finished_run
 from vit_jax.config import load_config
 from vit_jax.config.runs import write_config
-from vit_jax.errors import PreemptedError, UserError
 from vit_jax.experiments import scaling
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
@@ -297,17 +295,3 @@ def test_printing_commands_checks_the_data(tmp_path, command):
   missing = '--config.data.train.source=folder:/none'
   code, out, err = command(*SMALL, f'--workdir={tmp_path}', '--print_commands', missing)
   assert (code, out) == (2, '') and '/none' in err
-
-
-def test_after_sigterm_no_run_starts():
-  children = parallel_runs._Children({})
-  children.stop(signal.SIGTERM)
-  with pytest.raises(PreemptedError, match='rerun the same command'):
-    children.start(['true'])
-
-
-def test_runs_at_a_time_need_the_cpu(monkeypatch):
-  backend = types.SimpleNamespace(stdout='tpu\n')
-  monkeypatch.setattr(parallel_runs.subprocess, 'run', lambda *args, **kwargs: backend)
-  with pytest.raises(UserError, match='--jobs must be 1 on a tpu'):
-    parallel_runs.check_no_accelerator()

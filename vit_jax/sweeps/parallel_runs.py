@@ -16,6 +16,7 @@ from vit_jax.errors import PreemptedError, UserError
 from vit_jax.hardware import num_cores
 from vit_jax.sweeps.point_runs import Outcome, Run, run_to_end
 
+_POLL_SECONDS = 0.5
 _BACKEND = 'import jax; print(jax.default_backend())'
 
 
@@ -109,10 +110,13 @@ def run_in_parallel(
   with contextlib.ExitStack() as stack:
     pool = stack.enter_context(futures.ThreadPoolExecutor(jobs, initializer=take_share))
     stack.enter_context(signals.handled(signal.SIGTERM, lambda *_: children.stop(signal.SIGTERM)))
-    pending = [pool.submit(run_one, run) for run in runs]
+    pending = {pool.submit(run_one, run) for run in runs}
     try:
-      for each in futures.as_completed(pending):
-        each.result()
+      while pending:
+        # Wakes up often: Python handles a signal that arrives as a wait begins only at its end.
+        ended, pending = futures.wait(pending, _POLL_SECONDS, futures.FIRST_COMPLETED)
+        for each in ended:
+          each.result()
     except BaseException as error:
       if isinstance(error, KeyboardInterrupt):
         children.stop(signal.SIGINT)

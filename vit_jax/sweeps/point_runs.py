@@ -99,6 +99,13 @@ def _wait_for_lock(file: BinaryIO, run: Run) -> None:
     time.sleep(_POLL_SECONDS)
 
 
+def _wait_for(child: subprocess.Popen) -> int:
+  """Returns its exit code; handles a signal that arrives as a wait begins at the next one."""
+  while True:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      return child.wait(_POLL_SECONDS)
+
+
 def _execute(run: Run, log: BinaryIO, lock: BinaryIO, start: StartProcess) -> int:
   """Runs the command to its end; Ctrl-C and SIGTERM are passed on to it. Returns its exit code."""
   child = None
@@ -113,7 +120,7 @@ def _execute(run: Run, log: BinaryIO, lock: BinaryIO, start: StartProcess) -> in
         start_new_session=True,  # so that the terminal sends Ctrl-C to the sweep only
       )
     with signals.handled(signal.SIGTERM, lambda *_: child.terminate()):
-      return child.wait()
+      return _wait_for(child)
   except KeyboardInterrupt:
     if child:
       child.send_signal(signal.SIGINT)
