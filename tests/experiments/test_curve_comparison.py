@@ -69,3 +69,8 @@ def test_all_pairs_are_compared():
     'c leads a at 5 examples.',
     'c leads b at 5 examples.',
   ]
+
+
+def test_many_are_compared_with_the_first():
+  curves = {name: {5: (0.1 * i, 0.1 * i)} for i, name in enumerate('abcde')}
+  assert compare_curves(curves) == [f'{name} leads a at 5 examples.' for name in 'bcde']

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from vit_jax.text import join_words
 
 Curve = Mapping[int, Sequence[float]]  # {number of examples: values of the seeds}
+_MAX_TO_PAIR = 4  # models
 
 
 def leader(one: Sequence[float], other: Sequence[float]) -> int:
@@ -69,8 +70,11 @@ def _describe_leads(
 
 
 def compare_curves(curves: Mapping[str, Curve]) -> list[str]:
-  """The sentences of all pairs of models, those that share a size."""
-  pairs = itertools.combinations(curves, 2)
+  """The sentences of the pairs of models that share a size; of many, of pairs with the first."""
+  names = list(curves)
+  pairs = itertools.combinations(names, 2)
+  if len(names) > _MAX_TO_PAIR:
+    pairs = itertools.product(names[:1], names[1:])
   texts = (compare_pair(a, curves[a], b, curves[b]) for a, b in pairs)
   return [text for text in texts if text]
 

@@ -1,6 +1,7 @@
 """The picture of the scaling experiment, in the manner of Figures 3 and 4 (arXiv 2010.11929)."""
 
 import importlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ _STYLES = (('-', 'o', True), ((0, (7, 3)), 'o', False), ((0, (2, 2)), 's', False
 def draw(series: Series, path: epath.Path) -> str:
   """Draws accuracy over the number of examples, a panel for each title, a line for each model.
 
-  The range of the seeds is shaded; a color is a model, and dashes and markers tell the kind.
+  The range of the seeds is shaded; a color is a model, and dashes and markers tell the kind. If all
+  runs have the same number of examples, bars take the place of the lines.
 
   Returns:
     A note for the user when matplotlib is missing, else ''.
@@ -31,6 +33,52 @@ def draw(series: Series, path: epath.Path) -> str:
     figures = importlib.import_module('matplotlib.figure')
   except ImportError:
     return f"{path.name} is not drawn; pip install 'vit_jax[sweep]' installs what it needs."
+  all_curves = [
+    c for kinds in series.values() for curves in kinds.values() for c in curves.values()
+  ]
+  if len({size for curve in all_curves for size in curve}) == 1:
+    figure = _draw_bars(figures, series)
+  else:
+    figure = _draw_lines(figures, series)
+  write_atomically(path, lambda scratch: figure.savefig(scratch, format='png', dpi=150))
+  return ''
+
+
+def _percent(value: float, _: Any = None) -> str:
+  return f'{value:.0%}'
+
+
+def _draw_bars(figures: Any, series: Series) -> Any:
+  """A bar for each model and kind, from the top down; a line is the range of the seeds."""
+  bars = list(
+    dict.fromkeys(
+      (kind, model) for kinds in series.values() for kind in kinds for model in kinds[kind]
+    )
+  )
+  kind_names, models = (list(dict.fromkeys(names)) for names in zip(*bars, strict=True))
+  labels = [f'{model}, {kind}' if len(kind_names) > 1 else model for kind, model in bars]
+  figure = figures.Figure(figsize=(10, 1.2 + 0.35 * len(bars)), layout='constrained')
+  panels = figure.subplots(1, len(series), sharey=True)
+  for axes, (title, kinds) in zip(panels, series.items(), strict=True):
+    for row, (kind, model) in enumerate(bars):
+      values = [x for of_size in kinds.get(kind, {}).get(model, {}).values() for x in of_size]
+      if not values:
+        continue
+      mean = statistics.fmean(values)
+      axes.barh(row, mean, color=f'C{models.index(model) % 10}', alpha=0.8)
+      axes.plot([min(values), max(values)], [row, row], color='black', linewidth=1)
+      axes.annotate(f'{mean:.1%}', (mean, row), (4, 0), textcoords='offset points', va='center')
+    axes.set_yticks(range(len(bars)), labels)
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.08)  # room for the numbers
+    axes.set_title(title)
+    axes.xaxis.set_major_formatter(_percent)
+    axes.spines[['top', 'right']].set_visible(False)
+  panels[0].invert_yaxis()
+  return figure
+
+
+def _draw_lines(figures: Any, series: Series) -> Any:
+  """A line for each model and kind."""
   figure = figures.Figure(figsize=(10, 4.8), layout='constrained')
   names = list(dict.fromkeys(kind for of_kinds in series.values() for kind in of_kinds))
   models = list(
@@ -49,8 +97,7 @@ def draw(series: Series, path: epath.Path) -> str:
       handlelength=4,
       frameon=False,
     )
-  write_atomically(path, lambda scratch: figure.savefig(scratch, format='png', dpi=150))
-  return ''
+  return figure
 
 
 def _draw_panel(
@@ -78,6 +125,6 @@ def _draw_panel(
     axes.minorticks_off()
   axes.set_title(title)
   axes.set_xlabel('training examples')
-  axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
+  axes.yaxis.set_major_formatter(_percent)
   axes.grid(alpha=0.3)
   return lines
