@@ -44,7 +44,7 @@ def draw(series: Series, path: epath.Path) -> str:
   return ''
 
 
-def _percent(value: float, _: Any = None) -> str:
+def _percent(value: float, _: Any) -> str:
   return f'{value:.0%}'
 
 
