@@ -1,4 +1,4 @@
-"""Plots accuracies.png beside this file: from scratch and fine-tuned, a dot a seed and their mean."""
+"""Plots accuracies.png beside this file: from scratch and fine-tuned, a dot a seed, and means."""
 
 import csv
 import pathlib
