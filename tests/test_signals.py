@@ -63,8 +63,9 @@ def test_other_threads_change_no_handler():
 
 LOST = """
 import gc, signal
-def interrupt(*unused):
-  signal.raise_signal(signal.SIGINT)  # the exception is discarded
+def interrupt(phase, info):
+  if phase == 'start':
+    signal.raise_signal(signal.SIGINT)  # the exception is discarded
 def main():
   gc.callbacks.append(interrupt)
   gc.collect()
@@ -72,6 +73,14 @@ def main():
   print('lost')
   while True:
     signals.check_interrupted()
+"""
+# The second thread ends the process while the main one waits for a reader of its output.
+SLOW = """
+import signal, sys, time, types
+def main():
+  signals._GRACE_SECONDS = 0.1
+  sys.stdout = types.SimpleNamespace(flush=lambda: time.sleep(60))
+  signal.raise_signal(signal.SIGINT)
 """
 SWALLOWED = """
 import signal
@@ -103,8 +112,8 @@ def start_command(code: str, **kwargs) -> subprocess.Popen:
   )
 
 
-@pytest.mark.parametrize('code', [LOST, SWALLOWED])
-def test_an_interrupt_that_is_discarded_ends_the_command(code):
+@pytest.mark.parametrize('code', [LOST, SWALLOWED, SLOW])
+def test_an_interrupt_ends_the_command_and_is_reported_once(code):
   process = start_command(code)
   _, err = process.communicate(timeout=60)
   assert process.returncode == 130

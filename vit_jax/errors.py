@@ -8,6 +8,7 @@ import contextlib
 import errno
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -15,6 +16,10 @@ from vit_jax.text import printable, shortened
 
 # Of a place that the user must change: no bugs of the code.
 _USERS_ERRORS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
+
+# An interrupt is reported once, by the main thread or by the one that ends a busy process.
+interrupt_lock = threading.RLock()
+interrupt_reported = threading.Event()
 
 
 class RunError(Exception):
@@ -119,7 +124,9 @@ def report(error: BaseException) -> tuple[int, str]:
     return error.exit_code, str(error)
   if isinstance(error, KeyboardInterrupt):
     message = f'{": ".join(filter(None, ("interrupted by the keyboard", str(error))))}.'
-    print(message, file=sys.stderr, flush=True)
+    with interrupt_lock:
+      print(message, file=sys.stderr, flush=True)
+      interrupt_reported.set()
     return 130, message
   traceback.print_exception(error)
   return 1, f'{type(error).__name__}: {first_line(error)}'

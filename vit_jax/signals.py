@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from vit_jax import errors
+
 INTERRUPTED = 130  # exit code after Ctrl-C
 _GRACE_SECONDS = 5  # between Ctrl-C and the end of the process, whatever it is doing
 _interrupted = threading.Event()
@@ -32,8 +34,11 @@ def check_interrupted() -> None:
 
 
 def _exit_now(*unused: Any) -> NoReturn:
-  with contextlib.suppress(OSError):
-    os.write(2, b'interrupted by the keyboard.\n')
+  # Without the lock after a second, the main thread is writing to a stream that nobody reads.
+  if errors.interrupt_lock.acquire(timeout=1) and not errors.interrupt_reported.is_set():
+    with contextlib.suppress(OSError):
+      os.write(2, b'interrupted by the keyboard.\n')
+    errors.interrupt_reported.set()
   os._exit(INTERRUPTED)
 
 
@@ -86,6 +91,8 @@ def _discarded_silently() -> Iterator[None]:
 
 
 def _interrupt(*unused: Any) -> NoReturn:
+  if _interrupted.is_set():
+    _exit_now()
   _interrupted.set()
   raise KeyboardInterrupt
 
