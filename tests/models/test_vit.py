@@ -12,6 +12,7 @@ from tests.helpers import jit, random_params
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.dot_product_attention import choose_attention
 from vit_jax.models.vit import (
   EncoderBlock,
   MultiHeadDotProductAttention,
@@ -273,11 +274,12 @@ def test_bfloat16_agrees_with_float32_to_its_precision(params):
   assert 0 < np.abs(exact - rounded).max() < 0.1
 
 
-@pytest.mark.parametrize('attention', ['einsum', 'xla'])
+@pytest.mark.parametrize('attention', ['einsum', 'xla', 'fused'])
 def test_attention_is_its_formula(attention):
   rng = np.random.default_rng(0)
   queries, keys = rng.normal(size=(2, 3, 16)), rng.normal(size=(2, 5, 16))
-  layer = MultiHeadDotProductAttention(num_heads=2, attention=attention)
+  attend = choose_attention(attention, 'cpu')
+  layer = MultiHeadDotProductAttention(num_heads=2, attention=attend)
   shapes = jax.eval_shape(layer.init, jax.random.key(0), queries, keys)
   params = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape), shapes)
   p = params['params']

@@ -122,8 +122,11 @@ class ModelConfig(Section, path='model'):
   scan_blocks: bool = field(
     False, 'compile one block for all: compiles faster, runs slower', execution=True
   )
-  attention: Literal['einsum', 'xla'] = field(
-    'einsum', "einsum, or xla: jax.nn's, without attention dropout", execution=True
+  attention: Literal['auto', 'einsum', 'xla', 'cudnn', 'fused'] = field(
+    'auto',
+    "einsum; xla or cudnn: jax.nn's, without attention dropout; fused: a kernel for TPUs; auto: "
+    'fused on TPUs, else einsum',
+    execution=True,
   )
   dtype: Literal['auto', 'float32', 'bfloat16'] = field(
     'auto', 'of matrix products; auto: bfloat16 on accelerators', execution=True

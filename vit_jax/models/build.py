@@ -7,15 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models.attention.detr import DETR
-from vit_jax.models.build_resnet import (
-  check_attention_dropout,
-  detr_from_config,
-  resnet_from_config,
-)
+from vit_jax.models.build_resnet import detr_from_config, resnet_from_config
+from vit_jax.models.dot_product_attention import choose_attention
 from vit_jax.models.mixer import MlpMixer, mixer_from_config
 from vit_jax.models.model_options import check_fields
 from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
@@ -77,6 +75,7 @@ def model_from_config(
   num_classes: int,
   constrain: Callable[[jax.Array], jax.Array] = identity,
   platform: str | None = None,
+  mesh: Mesh | None = None,
 ) -> Model:
   """Builds the variant that the config names, with the fields that the config overrides.
 
@@ -85,18 +84,21 @@ def model_from_config(
     num_classes: outputs of the head; 0: no head.
     constrain: applied to the tokens at block boundaries, to shard them.
     platform: as in `resolve_dtype`.
+    mesh: over which batch and heads are sharded; None: one device.
 
   Raises:
     UserError: for incompatible sizes or options.
   """
   check_fields(config)
   dtype = resolve_dtype(config.dtype, platform)
+  _check_attention_dropout(config)
+  attention = choose_attention(config.attention, platform or jax.default_backend(), mesh)
   if config.variant in RESNET_VARIANTS:
     return resnet_from_config(config, num_classes, constrain, dtype)
   if config.variant in MIXER_VARIANTS:
     return mixer_from_config(config, num_classes, constrain, dtype)
   if config.variant in DETR_VARIANTS:
-    return detr_from_config(config, num_classes, constrain, dtype)
+    return detr_from_config(config, num_classes, constrain, dtype, attention)
   variant = VARIANTS[config.variant]
   model = VisionTransformer(
     patch_size=config.patch_size,
@@ -117,13 +119,21 @@ def model_from_config(
     position_entry=config.position_entry,
     axial=config.axial,
     numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
-    attention=config.attention,
+    attention=attention,
     remat=config.remat,
     scan_blocks=config.scan_blocks,
     constrain=constrain,
   )
   _check_sizes(model)
   return model
+
+
+def _check_attention_dropout(config: ModelConfig) -> None:
+  if config.attention in ('xla', 'cudnn') and config.attention_dropout_rate:
+    raise UserError(
+      f'config.model.attention={config.attention} has no dropout; set attention_dropout_rate to 0, '
+      'or attention to einsum.'
+    )
 
 
 def _check_sizes(model: VisionTransformer) -> None:
@@ -136,7 +146,6 @@ def _check_sizes(model: VisionTransformer) -> None:
       f'config.model.resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of '
       '32.'
     )
-  check_attention_dropout(model)
   _check_positions(model)
   stride = hybrid_stride(model.resnet_blocks)
   if model.resnet_width and model.patch_size % stride:

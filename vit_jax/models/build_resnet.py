@@ -10,9 +10,9 @@ from vit_jax.errors import UserError
 from vit_jax.models.attention.axial_attention import AXIAL_WINDOW
 from vit_jax.models.attention.detr import DETR
 from vit_jax.models.attention.local_attention import LOCAL_WINDOW
+from vit_jax.models.dot_product_attention import Attend
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.variants import DETR_VARIANTS, RESNET_VARIANTS
-from vit_jax.models.vit import VisionTransformer
 
 _NUM_HEADS = 8  # of the attention in a ResNet, as in both papers
 
@@ -53,7 +53,11 @@ def resnet_from_config(
 
 
 def detr_from_config(
-  config: ModelConfig, num_classes: int, constrain: Callable[[jax.Array], jax.Array], dtype: Any
+  config: ModelConfig,
+  num_classes: int,
+  constrain: Callable[[jax.Array], jax.Array],
+  dtype: Any,
+  attention: Attend,
 ) -> DETR:
   """A DETR of a row of `DETR_VARIANTS`; arguments and errors as `build.model_from_config`."""
   variant = DETR_VARIANTS[config.variant]
@@ -65,7 +69,7 @@ def detr_from_config(
     attention_dropout_rate=config.attention_dropout_rate,
     head_bias_init=config.head_bias_init,
     dtype=dtype,
-    attention=config.attention,
+    attention=attention,
     constrain=constrain,
   )
   if model.resnet_width % 32:
@@ -74,14 +78,4 @@ def detr_from_config(
     raise UserError(
       f'config.model.width={model.width} is not a multiple of num_heads={model.num_heads} and of 4.'
     )
-  check_attention_dropout(model)
   return model
-
-
-def check_attention_dropout(model: VisionTransformer | DETR) -> None:
-  """Raises `UserError` for an implementation of attention without the dropout that is set."""
-  if model.attention != 'einsum' and model.attention_dropout_rate:
-    raise UserError(
-      f'config.model.attention={model.attention} has no dropout; set attention_dropout_rate to 0, '
-      'or attention to einsum.'
-    )

@@ -4,17 +4,17 @@ Shapes: B batch, N tokens, D width, K heads, M mlp_dim.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.dot_product_attention import Attend, einsum_attention
 from vit_jax.models.positions import Positions, enter_block, relative_logits
 
 Array = jax.Array
-DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N, L)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,29 +77,6 @@ class MlpBlock(nn.Module):
     return dropout(x, self.dropout_rate, keys[1])
 
 
-def _einsum_attention(
-  query: Array, key: Array, value: Array, drop: DropWeights, bias: Array | None = None
-) -> Array:
-  """Softmax in float32; heads before tokens, which is the faster order on a CPU."""
-  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # (B, K, N, D/K)
-  logits = jnp.einsum('bknd,bkld->bknl', query * query.shape[-1] ** -0.5, key)
-  logits = logits if bias is None else logits + bias
-  weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(value.dtype)  # (B, K, N, L)
-  return jnp.einsum('bknl,bkld->bnkd', drop(weights), value)
-
-
-def _xla_attention(
-  query: Array, key: Array, value: Array, drop: DropWeights, bias: Array | None = None
-) -> Array:
-  """The attention of jax.nn, which has no dropout."""
-  del drop
-  return jax.nn.dot_product_attention(query, key, value, bias, implementation='xla')
-
-
-# Query, key, value (B, N, K, D/K), dropout, addend of the logits (B, K, N, L) -> (B, N, K, D/K).
-ATTENTION = {'einsum': _einsum_attention, 'xla': _xla_attention}
-
-
 class MultiHeadDotProductAttention(nn.Module):
   """Attention of `queries` (B, N, D) to `inputs` (B, L, D): (B, N, D) (Appendix A).
 
@@ -111,7 +88,7 @@ class MultiHeadDotProductAttention(nn.Module):
   num_heads: int
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
-  attention: str = 'einsum'
+  attention: Attend = einsum_attention
 
   @nn.compact
   def __call__(
@@ -129,11 +106,12 @@ class MultiHeadDotProductAttention(nn.Module):
       return nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **xavier)(x)
 
     query = project(queries, 'query')
-    x = ATTENTION[self.attention](
+    is_dropped = key is not None and self.dropout_rate > 0
+    x = self.attention(
       query,
       project(inputs, 'key'),
       project(inputs if values is None else values, 'value'),
-      lambda weights: dropout(weights, self.dropout_rate, key),
+      (lambda weights: dropout(weights, self.dropout_rate, key)) if is_dropped else None,
       None if table is None else relative_logits(query * query.shape[-1] ** -0.5, table),
     )
     return nn.DenseGeneral(width, axis=(-2, -1), name='out', **xavier)(x)
@@ -154,7 +132,7 @@ class EncoderBlock(nn.Module):
   attention_dropout_rate: float = 0.0
   stochastic_depth_rate: float = 0.0
   numerics: Numerics = Numerics()
-  attention: str = 'einsum'
+  attention: Attend = einsum_attention
   positions: Positions = Positions()  # that are learned in each block, or shared by them
   sequences: int = 1
 

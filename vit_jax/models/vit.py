@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models.attention.axial_block import AxialBlock
+from vit_jax.models.dot_product_attention import Attend, einsum_attention
 from vit_jax.models.encoder_block import (
   EncoderBlock,
   MlpBlock,
@@ -34,7 +35,10 @@ Array = jax.Array
 # are recomputed.
 REMAT = {
   'none': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the dense layers
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the dense layers
+    jax.checkpoint_policies.save_only_these_names('fused_attention'),
+  ),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -148,7 +152,7 @@ class VisionTransformer(nn.Module):
       block: their own by 'stem', the same ones by 'layers_shared'.
     axial: attention along rows, then along columns (`AxialBlock`); needs pool gap or map.
     numerics: dtype, GELU and LayerNorm epsilon.
-    attention: a key of ATTENTION. Like remat and scan_blocks, it changes memory and time, and
+    attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
       results only by rounding.
     remat: a key of REMAT.
     scan_blocks: run the blocks as a loop, which compiles one block instead of all.
@@ -173,7 +177,7 @@ class VisionTransformer(nn.Module):
   position_entry: str = 'stem'
   axial: bool = False
   numerics: Numerics = Numerics()
-  attention: str = 'einsum'
+  attention: Attend = einsum_attention
   remat: str = 'none'
   scan_blocks: bool = False
   constrain: Callable[[Array], Array] = identity

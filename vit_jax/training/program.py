@@ -93,6 +93,7 @@ def build_program(
     num_classes if is_supervised else 0,
     constrain=lambda tokens: jax.lax.with_sharding_constraint(tokens, batch_sharding),
     platform=mesh.devices.flat[0].platform,
+    mesh=mesh,
   )
   _check_mesh(mesh, model, step, image_shape)
   eval_step = make_eval_step(model, step.loss)

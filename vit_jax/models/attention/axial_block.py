@@ -6,6 +6,7 @@ Shapes: B batch, h w grid of patches, N = h w tokens, D width.
 import flax.linen as nn
 import jax
 
+from vit_jax.models.dot_product_attention import Attend, einsum_attention
 from vit_jax.models.encoder_block import EncoderBlock, Numerics, split_key
 from vit_jax.models.positions import Positions, enter_block
 
@@ -31,7 +32,7 @@ class AxialBlock(nn.Module):
   attention_dropout_rate: float = 0.0
   stochastic_depth_rate: float = 0.0
   numerics: Numerics = Numerics()
-  attention: str = 'einsum'
+  attention: Attend = einsum_attention
   positions: Positions = Positions()
 
   @nn.compact

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models.dot_product_attention import Attend, einsum_attention
 from vit_jax.models.encoder_block import MultiHeadDotProductAttention, dropout
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import hybrid_features, identity
@@ -68,7 +69,7 @@ class DetrEncoderLayer(nn.Module):
   dropout_rate: float = 0.0
   attention_dropout_rate: float = 0.0
   dtype: Any = jnp.float32
-  attention: str = 'einsum'
+  attention: Attend = einsum_attention
 
   @nn.compact
   def __call__(self, x: Array, positions: Array, key: Array | None = None) -> Array:
@@ -110,7 +111,7 @@ class DETR(nn.Module):
     dropout_rate, attention_dropout_rate: in [0, 1); for training.
     head_bias_init: initial value of the head's bias.
     dtype: of the matrix products; softmax, normalization statistics and the head stay float32.
-    attention: a key of `encoder_block.ATTENTION`.
+    attention: of `choose_attention`.
     constrain: applied to the tokens (B, N, D) before and after each layer, to shard them.
   """
 
@@ -125,7 +126,7 @@ class DETR(nn.Module):
   attention_dropout_rate: float = 0.0
   head_bias_init: float = 0.0
   dtype: Any = jnp.float32
-  attention: str = 'einsum'
+  attention: Attend = einsum_attention
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
