@@ -38,6 +38,7 @@ class Chip:
     bandwidth: bytes per second between a chip and its HBM.
     clock_hz: of the matrix units.
     num_devices: JAX devices of a chip.
+    vector_memory_mib: of a device, from which its vector and matrix units read.
   """
 
   device_kinds: tuple[str, ...]
@@ -46,21 +47,23 @@ class Chip:
   bandwidth: float | None = None
   clock_hz: float | None = None
   num_devices: int = 1
+  vector_memory_mib: int | None = None
 
 
 # TPUs: the section "System architecture" of docs.cloud.google.com/tpu/docs/{v2,…,tpu7x}; v2's peak
 # is that of its announcement, 180 TFLOP/s for a board of four chips. Clock: the peak of a core
 # divided by its matrix units times 2 x 128 x 128 FLOP. A v4 chip is one device ("megacore"), as on
-# Cloud TPU VMs. GPUs: NVIDIA's data sheets of A100, H100 (SXM) and H200 (SXM).
+# Cloud TPU VMs. Vector memory: jax/_src/tpu_info.py of
+# JAX 0.12. GPUs: NVIDIA's data sheets of A100, H100 (SXM) and H200 (SXM).
 _A100_40GB = ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB')
 CHIPS = {
-  'v2': Chip(('TPU v2',), 45e12, 16, num_devices=2),
-  'v3': Chip(('TPU v3',), 123e12, 32, 900e9, 0.94e9, num_devices=2),
-  'v4': Chip(('TPU v4',), 275e12, 32, 1200e9),
-  'v5e': Chip(('TPU v5 lite',), 197e12, 16, 819e9, 1.5e9),
-  'v5p': Chip(('TPU v5',), 459e12, 95, 2765e9),
-  'v6e': Chip(('TPU v6 lite',), 918e12, 32, 1638e9),
-  'tpu7x': Chip(('TPU7x',), 2307e12, 192, num_devices=2),
+  'v2': Chip(('TPU v2',), 45e12, 16, num_devices=2, vector_memory_mib=16),
+  'v3': Chip(('TPU v3',), 123e12, 32, 900e9, 0.94e9, num_devices=2, vector_memory_mib=16),
+  'v4': Chip(('TPU v4',), 275e12, 32, 1200e9, vector_memory_mib=16),
+  'v5e': Chip(('TPU v5 lite',), 197e12, 16, 819e9, 1.5e9, vector_memory_mib=128),
+  'v5p': Chip(('TPU v5',), 459e12, 95, 2765e9, vector_memory_mib=64),
+  'v6e': Chip(('TPU v6 lite',), 918e12, 32, 1638e9, vector_memory_mib=128),
+  'tpu7x': Chip(('TPU7x',), 2307e12, 192, num_devices=2, vector_memory_mib=64),
   'A100 40GB': Chip(_A100_40GB, 312e12, 40, 1555e9),
   'A100 80GB SXM': Chip(('NVIDIA A100-SXM4-80GB',), 312e12, 80, 2039e9),
   'A100 80GB PCIe': Chip(('NVIDIA A100 80GB PCIe',), 312e12, 80, 1935e9),
@@ -75,3 +78,9 @@ def peak_flops(device_kind: str, num_devices: int) -> float | None:
     if device_kind in chip.device_kinds:
       return num_devices * chip.peak_flops / chip.num_devices
   return None
+
+
+def vector_memory(device_kind: str) -> int:
+  """Bytes of vector memory of a device that a kernel may use: 7/8 of it, or of 16 MiB."""
+  sizes = (x.vector_memory_mib for x in CHIPS.values() if device_kind in x.device_kinds)
+  return (next(sizes, None) or 16) * 7 * 2**17

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vit_jax.hardware import vector_memory
+
 Array = jax.Array
 DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N, L)
 # Query (B, N, K, D), key and value (B, L, K, D), dropout or None, addend of the logits (B, K, N, L)
@@ -53,9 +55,10 @@ def _fused_attention(
   from vit_jax.models.attention import fused_attention  # Pallas takes a second to import
 
   is_plain = query.shape == key.shape and drop is None and bias is None
-  if not is_plain or not fused_attention.supports(query.shape[1]):
-    return einsum_attention(query, key, value, drop, bias)
-  return fused_attention.fused_attention(query, key, value, mesh)
+  memory = vector_memory((mesh.devices.flat if mesh else jax.devices())[0].device_kind)
+  if is_plain and fused_attention.supports(query, mesh, memory):
+    return fused_attention.fused_attention(query, key, value, mesh, memory)
+  return einsum_attention(query, key, value, drop, bias)
 
 
 def choose_attention(name: str, platform: str, mesh: Mesh | None = None) -> Attend:

@@ -69,6 +69,17 @@ def test_batch_and_heads_are_sharded():
     np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(('tokens', 'fits'), [(197, True), (577, True), (1025, False)])
-def test_up_to_about_900_tokens_fit(tokens, fits):
-  assert supports(tokens) == fits
+@pytest.mark.parametrize(
+  ('shape', 'tensor', 'mebibytes', 'fits'),
+  [
+    ((8, 197, 12, 64), 1, 14, True),
+    ((8, 577, 16, 64), 1, 14, False),
+    ((8, 577, 16, 64), 1, 112, True),
+    ((8, 257, 16, 88), 1, 112, False),  # a block of all heads
+    ((8, 257, 16, 88), 2, 112, True),
+  ],
+)
+def test_what_fits_into_vector_memory(shape, tensor, mebibytes, fits):
+  mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=tensor), jax.devices()[:tensor])
+  query = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  assert supports(query, mesh, mebibytes * 2**20) == fits
