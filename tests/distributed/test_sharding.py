@@ -81,9 +81,8 @@ def test_training_on_a_mesh_gives_the_same_numbers_with_all_of_the_state_sharded
   assert expected[-1] != expected[0]
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
   # Parameters, their moments and their moving average are sharded, and have the same numbers.
-  shards = sizes[1] * sizes[2]
   adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=has_moments) if has_moments(s))
-  for tree in (state.params, state.ema_params, adam.mu, adam.nu):
+  for tree, shards in ((state.params, 4), (state.ema_params, 8), (adam.mu, 8), (adam.nu, 8)):
     kernel = released.flatten(tree)[DENSE]
     assert kernel.addressable_shards[0].data.size * shards == kernel.size
   kernel, expected = (released.flatten(s.ema_params)[DENSE] for s in (state, expected_state))
@@ -233,6 +232,16 @@ FACTORED = {
 }
 
 
+def over_data(spec, shape):
+  """The spec of a parameter's moment on a mesh of 2 x 2 x 2."""
+  return P(
+    *(
+      ('fsdp', 'data') if axis == 'fsdp' and size % 4 == 0 else axis
+      for axis, size in zip(spec, shape, strict=True)
+    )
+  )
+
+
 @pytest.mark.parametrize('optimizer', ['adamw', 'sgd', 'adafactor'])
 def test_sharding_of_every_parameter_and_its_moments(optimizer):
   model = VisionTransformer(14, 132, 1, 256, 4, num_classes=7, pool='map', pre_logits=134)
@@ -241,8 +250,12 @@ def test_sharding_of_every_parameter_and_its_moments(optimizer):
   shardings = sharding.state_shardings(abstract, make_mesh(2, 2, 2))
   specs = released.flatten(jax.tree.map(lambda x: x.spec, shardings.params))
   assert specs == released.flatten(PARAMETERS)
-  assert shardings.ema_params == shardings.params
   shapes = {name: x.shape for name, x in released.flatten(abstract.params).items()}
+  moment_specs = {name: over_data(spec, shapes[name]) for name, spec in specs.items()}
+  averages = released.flatten(jax.tree.map(lambda x: x.spec, shardings.ema_params))
+  assert averages == moment_specs
+  assert moment_specs['embedding/kernel'] == P(None, None, None, ('fsdp', 'data'))
+  assert moment_specs['pre_logits/kernel'] == P(None, 'fsdp')  # 134 units
   moments, factored = [], {}
   for (path, leaf), leaf_sharding in zip(
     jax.tree_util.tree_leaves_with_path(abstract.opt_state),
@@ -253,7 +266,7 @@ def test_sharding_of_every_parameter_and_its_moments(optimizer):
     if not name:  # a count of steps
       assert leaf_sharding.spec == P()
     elif leaf.shape == shapes[name[0]]:
-      assert leaf_sharding.spec == specs[name[0]]
+      assert leaf_sharding.spec == moment_specs[name[0]]
       moments += name
     else:
       factored[f'{moment}/{name[0]}'] = leaf_sharding.spec

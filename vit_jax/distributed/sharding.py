@@ -32,6 +32,7 @@ TENSOR_RULES = (
   (rf'/{_MLP}/Dense_0/bias', -1),  # (M,)
   (rf'/{_MLP}/Dense_1/kernel', 0),  # (M, D)
 )
+_ONLY_FOR_UPDATES = re.compile(r'/(opt_state|ema_params)/')  # paths in the state
 # Elements of an array below which sharding it over `fsdp` is not worth the communication.
 MIN_SIZE_TO_SHARD = 2**14
 MAX_BATCH_SIZE = 2**20  # examples, over all devices
@@ -114,27 +115,51 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str) -> None:
 
 
 def _partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  """Shards by `TENSOR_RULES`, then the largest other axis that `fsdp` divides."""
-  axes: list[str | None] = [None] * len(shape)
+  """Shards by `TENSOR_RULES`, then the largest other axis that `fsdp` divides.
+
+  What only the update of the parameters needs is divided over `data`, too, where that is possible:
+  the first stage of ZeRO (arXiv 1910.02054, Section 5.1).
+  """
+  axes: list[Any] = [None] * len(shape)
   for pattern, axis in TENSOR_RULES:
     if re.search(f'{pattern}$', path) and -len(shape) <= axis < len(shape):
       if shape[axis] % mesh.shape['tensor'] == 0:
         axes[axis] = 'tensor'
-  if math.prod(shape) >= MIN_SIZE_TO_SHARD:
-    free = [i for i, axis in enumerate(axes) if not axis and shape[i] % mesh.shape['fsdp'] == 0]
-    if free:
-      axes[max(free, key=lambda i: shape[i])] = 'fsdp'
+  if math.prod(shape) < MIN_SIZE_TO_SHARD:
+    return P(*axes)
+  free = [i for i, axis in enumerate(axes) if not axis]
+  fsdp, data = mesh.shape['fsdp'], mesh.shape['data']
+  axis = _largest_axis(shape, free, fsdp)
+  if _ONLY_FOR_UPDATES.match(path):
+    # As the parameter, so that a shard of it is further divided.
+    both = _largest_axis(shape, free if fsdp == 1 else [axis], fsdp * data)
+    if both is not None:
+      axes[both] = ('fsdp', 'data')
+      return P(*axes)
+  if axis is not None:
+    axes[axis] = 'fsdp'
   return P(*axes)
 
 
+def _largest_axis(shape: tuple[int, ...], axes: Sequence[int | None], divisor: int) -> int | None:
+  """The largest of these axes that is a multiple of `divisor`."""
+  divided = [i for i in axes if i is not None and shape[i] % divisor == 0]
+  return max(divided, key=lambda i: shape[i], default=None)
+
+
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
-  """A tree of `NamedSharding`s; optimizer moments are sharded as their parameters are."""
+  """A tree of `NamedSharding`s: of a `TrainState`, or of a tree of parameters."""
 
   def sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
     path = '/' + jax.tree_util.keystr(keys, simple=True, separator='/')
     return NamedSharding(mesh, _partition_spec(path, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def update_shardings(abstract_params: Any, mesh: Mesh) -> Any:
+  """A tree of `NamedSharding`s of the gradients, as those of the optimizer's moments."""
+  return state_shardings({'ema_params': abstract_params}, mesh)['ema_params']
 
 
 def with_shardings(abstract_state: Any, shardings: Any) -> Any:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config import ModelConfig
-from vit_jax.models.encoder_block import Numerics, dropout
+from vit_jax.models.dropout import dropout, example_keys, split_keys
+from vit_jax.models.encoder_block import Numerics
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import identity
 from vit_jax.models.variants import MIXER_VARIANTS
@@ -50,17 +51,17 @@ class MixerBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, relative_depth: float | Array = 1.0, key: Array | None = None
+    self, x: Array, relative_depth: float | Array = 1.0, keys: Array | None = None
   ) -> Array:
-    keys = [None, None] if key is None else jax.random.split(key)
+    token_keys, channel_keys = split_keys(keys, 2)
     rate = self.stochastic_depth_rate and self.stochastic_depth_rate * relative_depth
 
     y = jnp.swapaxes(self.numerics.layer_norm()(x), 1, 2)  # (B, D, N)
     y = MixingMlp(self.token_mlp_dim, self.numerics, name='token_mixing')(y)
-    x = x + dropout(jnp.swapaxes(y, 1, 2), rate, keys[0], broadcast_dims=(1, 2))
+    x = x + dropout(jnp.swapaxes(y, 1, 2), rate, token_keys, broadcast_dims=(1, 2))
 
     y = MixingMlp(self.mlp_dim, self.numerics, name='channel_mixing')(self.numerics.layer_norm()(x))
-    return x + dropout(y, rate, keys[1], broadcast_dims=(1, 2))
+    return x + dropout(y, rate, channel_keys, broadcast_dims=(1, 2))
 
 
 class MlpMixer(nn.Module):
@@ -100,13 +101,13 @@ class MlpMixer(nn.Module):
     x = nn.Conv(self.width, patch, patch, padding='VALID', dtype=dtype, name='stem')(images)
     x = self.constrain(x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width))
     is_random = self.stochastic_depth_rate and not deterministic
-    keys = jax.random.split(self.make_rng('dropout'), self.depth) if is_random else None
+    keys = example_keys(self.make_rng('dropout'), x.shape[0]) if is_random else None
+    keys = split_keys(keys, self.depth)
     block = MixerBlock if policy is None else nn.remat(MixerBlock, policy=policy)
     fields = (self.token_mlp_dim, self.mlp_dim, self.stochastic_depth_rate, self.numerics)
     depths: Any = np.linspace(0, 1, self.depth, dtype=np.float32)
     for i, relative_depth in enumerate(depths):
-      key = None if keys is None else keys[i]
-      x = self.constrain(block(*fields, name=f'MixerBlock_{i}')(x, relative_depth, key))
+      x = self.constrain(block(*fields, name=f'MixerBlock_{i}')(x, relative_depth, keys[i]))
     x = self.numerics.layer_norm('pre_head_layer_norm')(x)
     return classify(x.mean(axis=1, dtype=jnp.float32), self.num_classes, self.head_bias_init)
 

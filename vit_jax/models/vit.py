@@ -17,13 +17,12 @@ import numpy as np
 
 from vit_jax.models.attention.axial_block import AxialBlock
 from vit_jax.models.dot_product_attention import Attend, einsum_attention
+from vit_jax.models.dropout import dropout, example_keys, split_keys
 from vit_jax.models.encoder_block import (
   EncoderBlock,
   MlpBlock,
   MultiHeadDotProductAttention,
   Numerics,
-  dropout,
-  split_key,
 )
 from vit_jax.models.head import classify
 from vit_jax.models.positions import ADDED, PositionEmbedding, Positions
@@ -66,8 +65,8 @@ class Encoder(nn.Module):
   constrain: Callable[[Array], Array]
 
   @nn.compact
-  def __call__(self, x: Array, key: Array | None = None) -> Array:
-    embedding_key, block_key = split_key(key, 2)
+  def __call__(self, x: Array, keys: Array | None = None) -> Array:
+    embedding_keys, block_keys = split_keys(keys, 2)
     shared, block_fields = None, dict(self.block_fields)
     embedding = functools.partial(PositionEmbedding, self.positions, block_fields['num_heads'])
     if self.position_entry == 'layers_shared':
@@ -76,8 +75,8 @@ class Encoder(nn.Module):
       x = x + embedding(name='posembed_input')(x)
     else:
       block_fields['positions'] = self.positions
-    x = self.constrain(dropout(x, self.dropout_rate, embedding_key))
-    keys = split_key(block_key, self.depth)
+    x = self.constrain(dropout(x, self.dropout_rate, embedding_keys))
+    keys = split_keys(block_keys, self.depth)
     depths = np.linspace(0, 1, self.depth, dtype=np.float32)  # relative
     if self.scan_blocks and not self.is_initializing():
       x = self._scan(self.block(**block_fields, parent=None), x, depths, keys, shared)
@@ -226,7 +225,8 @@ class VisionTransformer(nn.Module):
     if self.axial:
       block_fields['grid'] = positions.grid
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
-    key = self.make_rng('dropout') if is_random and not deterministic else None
+    is_random = is_random and not deterministic
+    keys = example_keys(self.make_rng('dropout'), x.shape[0]) if is_random else None
     return Encoder(
       self.depth,
       AxialBlock if self.axial else EncoderBlock,
@@ -239,7 +239,7 @@ class VisionTransformer(nn.Module):
       self.scan_blocks,
       self.constrain,
       name='Transformer',
-    )(x, key)
+    )(x, keys)
 
   def pool_tokens(self, x: Array) -> Array:
     """Encoded tokens (B, N, D) or (B, N + 1, D) -> one feature vector an image, (B, D) float32."""

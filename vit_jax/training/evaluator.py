@@ -1,7 +1,6 @@
 """The evaluations of a run: that of the test data, and those of `config.evals`."""
 
 import dataclasses
-from typing import Any
 
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, Stream
@@ -13,6 +12,7 @@ from vit_jax.evaluation.suite import Evaluation, open_evaluations, run_evaluatio
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder
 from vit_jax.training.program import Program
 from vit_jax.training.same_data import check_same_on_all_processes
+from vit_jax.training.step import TrainState
 
 Result = classification.Result | MaskedPatchResult
 
@@ -42,13 +42,13 @@ class Evaluator:
     return step % every == 0 or step == self.config.total_steps
 
   def run(
-    self, step: int, params: Any, loader: DataLoader, only_test: bool = False
+    self, step: int, state: TrainState, loader: DataLoader, only_test: bool = False
   ) -> tuple[Result | None, dict[str, float]]:
     """Runs the evaluations that are due after a step.
 
     Args:
       step: number of the step.
-      params: the parameter tree to evaluate.
+      state: after the step.
       loader: with the streams 'test' and those of the evaluations.
       only_test: whether the evaluations of `config.evals` are left out.
 
@@ -60,15 +60,18 @@ class Evaluator:
       StoppedError: when the run must stop.
     """
     result, metrics = None, {}
-    if self._is_due(self.config.eval_every, step):
+    due = [] if only_test else [each for each in self.evaluations if self._is_due(each.every, step)]
+    is_test_due = self._is_due(self.config.eval_every, step)
+    if not due and not is_test_due:
+      return result, metrics
+    params = self.program.eval_params(state)
+    if is_test_due:
       is_masked = isinstance(self.program.model, MaskedPatchPredictor)
       evaluate = evaluate_masked_patches if is_masked else classification.evaluate
       result = evaluate(self.program.eval_step, params, loader.batches('test'))
       metrics = {f'test/{name}': value for name, value in result.metrics.items()}
-    if not only_test:
-      due = [each for each in self.evaluations if self._is_due(each.every, step)]
-      for name, outcome in run_evaluations(due, self.subject, params, loader.batches).items():
-        metrics |= {f'{name}/{metric}': value for metric, value in outcome.metrics.items()}
+    for name, outcome in run_evaluations(due, self.subject, params, loader.batches).items():
+      metrics |= {f'{name}/{metric}': value for metric, value in outcome.metrics.items()}
     return result, metrics
 
 

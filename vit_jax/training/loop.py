@@ -147,7 +147,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     def evaluate(step: int, is_new: bool = True) -> Result | None:
       """Returns the result of the test data; reports it and others, if they are new."""
       with meter.paused():
-        result, metrics = evaluator.run(step, state.eval_params, loader, only_test=not is_new)
+        result, metrics = evaluator.run(step, state, loader, only_test=not is_new)
       if is_new and metrics:
         writer.write(step, metrics)
         progress.print_result(step, result, metrics, loader)
@@ -193,7 +193,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         raise _preempted(step)
     assert result is not None  # of the last step
     image_size, names = data.height_width, list(test.class_names)
-    params, preprocessing = state.eval_params, data.test.preprocessing
+    params, preprocessing = program.eval_params(state), data.test.preprocessing
     vit = Classifier(program.model, params, image_size, names, preprocessing, config.loss)
     _export(vit, workdir)
   progress.print_end(result, names, workdir / 'model', data)

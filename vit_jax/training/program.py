@@ -24,7 +24,7 @@ from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.optimizer import make_optimizer, make_schedule
 from vit_jax.training.sharpness import make_rho
-from vit_jax.training.step import init_state, make_train_step
+from vit_jax.training.step import TrainState, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Program:
   def state_shardings(self) -> Any:
     """A `TrainState` of `NamedSharding`s."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+  def eval_params(self, state: TrainState) -> Any:
+    """`state.eval_params`, sharded as parameters are."""
+    if state.ema_params is None:
+      return state.params
+    return jax.jit(lambda x: x, out_shardings=self.state_shardings.params)(state.ema_params)
 
   def random_key(self) -> jax.Array:
     """The key of the run, which each step folds its number into; on all devices."""
@@ -117,7 +123,14 @@ def build_program(
     abstract_state=sharding.with_shardings(abstract, shardings),
     init=jax.jit(init, out_shardings=shardings, donate_argnums=0),
     train_step=jax.jit(
-      make_train_step(model, optimizer, schedule, step, make_rho(step, schedule_config, schedule)),
+      make_train_step(
+        model,
+        optimizer,
+        schedule,
+        step,
+        make_rho(step, schedule_config, schedule),
+        sharding.update_shardings(abstract.params, mesh),
+      ),
       in_shardings=(shardings, batch_sharding, replicated),
       out_shardings=(shardings, replicated),
       donate_argnums=0,

@@ -66,12 +66,14 @@ def make_train_step(
   schedule: Schedule,
   config: StepConfig,
   rho: Schedule | None = None,
+  gradient_shardings: Any = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns train_step(state, batch, key) -> (state, metrics).
 
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C)}; the key is the
   run's, and each step folds its number in. Metrics are float32 scalars. `rho` is the radius of
-  SAM's perturbation, by the number of the step; None: without SAM.
+  SAM's perturbation, by the number of the step; None: without SAM. With `gradient_shardings`, those
+  of the optimizer's moments, each device updates its share of the parameters only.
   """
   num_micro_batches = config.accumulation_steps
 
@@ -115,6 +117,8 @@ def make_train_step(
     else:
       radius, alpha = rho(state.step), config.gsam_alpha
       value, grads = sharpness_aware_gradients(gradients, *arguments, radius, alpha)
+    if gradient_shardings is not None:
+      grads = jax.lax.with_sharding_constraint(grads, gradient_shardings)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 
 from vit_jax.models.dot_product_attention import Attend, einsum_attention
-from vit_jax.models.encoder_block import EncoderBlock, Numerics, split_key
+from vit_jax.models.dropout import split_keys
+from vit_jax.models.encoder_block import EncoderBlock, Numerics
 from vit_jax.models.positions import Positions, enter_block
 
 Array = jax.Array
@@ -40,16 +41,16 @@ class AxialBlock(nn.Module):
     self,
     x: Array,
     relative_depth: float | Array = 1.0,
-    key: Array | None = None,
+    keys: Array | None = None,
     shared: Array | None = None,
   ) -> Array:
     (rows, columns), (batch, num_tokens, width) = self.grid, x.shape
-    row_key, column_key = split_key(key, 2)
+    row_keys, column_keys = split_keys(keys, 2)
     is_relative = self.positions.kind == 'relative'
     if not is_relative:
       x, _ = enter_block(self.positions, self.num_heads, x, shared)
 
-    def encode(x: Array, sequences: int, name: str, key: Array | None) -> Array:
+    def encode(x: Array, name: str, keys: Array | None) -> Array:
       """`EncoderBlock` on (B sequences, tokens, D), from (B, sequences, tokens, D) and back."""
       positions = Positions('relative', x.shape[2:3]) if is_relative else Positions()
       block = EncoderBlock(
@@ -61,13 +62,11 @@ class AxialBlock(nn.Module):
         self.numerics,
         self.attention,
         positions,
-        sequences,
         name=name,
       )
-      return block(x.reshape(x.shape[0] * sequences, *x.shape[2:]), relative_depth, key).reshape(
-        x.shape
-      )
+      sequences = x.reshape(-1, *x.shape[2:])
+      return block(sequences, relative_depth, keys).reshape(x.shape)
 
-    x = encode(x.reshape(batch, rows, columns, width), rows, 'row', row_key)
-    x = encode(x.swapaxes(1, 2), columns, 'column', column_key)
+    x = encode(x.reshape(batch, rows, columns, width), 'row', row_keys)
+    x = encode(x.swapaxes(1, 2), 'column', column_keys)
     return x.swapaxes(1, 2).reshape(batch, num_tokens, width)

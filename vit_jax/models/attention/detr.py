@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models.dot_product_attention import Attend, einsum_attention
-from vit_jax.models.encoder_block import MultiHeadDotProductAttention, dropout
+from vit_jax.models.dropout import dropout, example_keys, split_keys
+from vit_jax.models.encoder_block import MultiHeadDotProductAttention
 from vit_jax.models.head import classify
 from vit_jax.models.resnet import hybrid_features, identity
 
@@ -54,11 +55,11 @@ class DetrMlp(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, key: Array | None = None) -> Array:
+  def __call__(self, x: Array, keys: Array | None = None) -> Array:
     width = x.shape[-1]
     dense = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
     x = nn.relu(nn.Dense(self.mlp_dim, name='Dense_0', **dense)(x))  # (B, N, M)
-    return nn.Dense(width, name='Dense_1', **dense)(dropout(x, self.dropout_rate, key))
+    return nn.Dense(width, name='Dense_1', **dense)(dropout(x, self.dropout_rate, keys))
 
 
 class DetrEncoderLayer(nn.Module):
@@ -72,8 +73,8 @@ class DetrEncoderLayer(nn.Module):
   attention: Attend = einsum_attention
 
   @nn.compact
-  def __call__(self, x: Array, positions: Array, key: Array | None = None) -> Array:
-    keys = [None] * 4 if key is None else jax.random.split(key, 4)
+  def __call__(self, x: Array, positions: Array, keys: Array | None = None) -> Array:
+    keys = split_keys(keys, 4)
     attend = MultiHeadDotProductAttention(
       self.num_heads, self.attention_dropout_rate, self.dtype, self.attention
     )
@@ -93,8 +94,8 @@ class DetrEncoder(nn.Module):
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
-  def __call__(self, x: Array, positions: Array, key: Array | None = None) -> Array:
-    keys = [None] * self.depth if key is None else jax.random.split(key, self.depth)
+  def __call__(self, x: Array, positions: Array, keys: Array | None = None) -> Array:
+    keys = split_keys(keys, self.depth)
     for i in range(self.depth):
       layer = DetrEncoderLayer(**self.layer_fields, name=f'encoderblock_{i}')
       x = self.constrain(layer(x, positions, keys[i]))
@@ -144,9 +145,9 @@ class DETR(nn.Module):
       attention=self.attention,
     )
     is_random = (self.dropout_rate or self.attention_dropout_rate) and not deterministic
-    key = self.make_rng('dropout') if is_random else None
+    keys = example_keys(self.make_rng('dropout'), batch) if is_random else None
     x = self.constrain(x.reshape(batch, height * width, self.width))  # (B, N, D)
     encoder = DetrEncoder(self.depth, layer_fields, self.constrain, name='Transformer')
-    x = encoder(x, jnp.asarray(positions, self.dtype), key)
+    x = encoder(x, jnp.asarray(positions, self.dtype), keys)
     x = x.mean(axis=1, dtype=jnp.float32)  # (B, D)
     return classify(x, self.num_classes, self.head_bias_init)  # (B, C)

@@ -1,0 +1,56 @@
+"""Dropout: shares, independence, and draws that depend on the example's key alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models.dropout import dropout, example_keys, split_keys
+
+KEYS = example_keys(jax.random.key(0), 64)
+
+
+@pytest.mark.parametrize('shape', [(64, 1000), (64, 13, 77), (64, 5, 7, 29)])
+@pytest.mark.parametrize('rate', [0.1, 0.003, jnp.float32(0.75)])
+def test_the_share_of_zeros_is_the_rate_and_the_mean_is_kept(shape, rate):
+  x = dropout(jnp.ones(shape), rate, KEYS)
+  count = x.size
+  expected_zeros, deviation = rate * count, np.sqrt(rate * (1 - rate) * count)
+  assert abs((x == 0).sum() - expected_zeros) < 4 * deviation
+  np.testing.assert_allclose(x[x != 0], 1 / (1 - rate), rtol=2e-5)
+
+
+def test_draws_of_one_hash_and_of_neighbors_are_independent():
+  kept = np.asarray(dropout(jnp.ones((64, 64, 32)), 0.5, KEYS) > 0, float) - 0.5
+  for axis, shift in [(0, 1), (1, 1), (1, 16), (1, 32), (1, 48), (2, 1)]:
+    correlation = 4 * (kept * np.roll(kept, shift, axis)).mean()
+    assert abs(correlation) < 4 / np.sqrt(kept.size)
+
+
+def test_an_example_depends_on_its_own_key_alone():
+  x = jnp.ones((64, 9, 10))
+  whole = dropout(x, 0.5, KEYS)
+  part = dropout(x[20:30], 0.5, KEYS[20:30])
+  np.testing.assert_array_equal(whole[20:30], part)
+  assert not np.array_equal(whole[0], whole[1])
+
+
+def test_several_sequences_of_an_example():
+  keys = KEYS[:2]
+  x = dropout(jnp.ones((6, 5, 8)), 0.5, keys)  # three sequences each
+  assert len({np.asarray(each).tobytes() for each in x}) == 6
+  branches = dropout(jnp.ones((6, 5, 8)), 0.5, example_keys(jax.random.key(1), 2), (1, 2))
+  for each in branches.reshape(2, 15, 8):
+    assert len(np.unique(each)) == 1
+
+
+def test_split_keys_of_an_example_depend_on_its_own_key_alone():
+  parts = jax.random.key_data(split_keys(KEYS, 3))
+  np.testing.assert_array_equal(parts[:, 5:6], jax.random.key_data(split_keys(KEYS[5:6], 3)))
+  assert len(np.unique(parts.reshape(-1, parts.shape[-1]), axis=0)) == 3 * 64
+
+
+def test_without_keys_or_at_rate_zero_nothing_is_dropped():
+  x = jnp.ones((2, 3))
+  assert dropout(x, 0.5, None) is x and dropout(x, 0.0, KEYS[:2]) is x
+  np.testing.assert_array_equal(dropout(x, jnp.float32(0), KEYS[:2]), x)
