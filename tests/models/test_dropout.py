@@ -7,7 +7,7 @@ import pytest
 
 from vit_jax.models.dropout import dropout, example_keys, split_keys
 
-KEYS = example_keys(jax.random.key(0), 64)
+KEYS = example_keys(jax.random.key(0), None, 64)
 
 
 @pytest.mark.parametrize('shape', [(64, 1000), (64, 13, 77), (64, 5, 7, 29)])
@@ -39,7 +39,7 @@ def test_several_sequences_of_an_example():
   keys = KEYS[:2]
   x = dropout(jnp.ones((6, 5, 8)), 0.5, keys)  # three sequences each
   assert len({np.asarray(each).tobytes() for each in x}) == 6
-  branches = dropout(jnp.ones((6, 5, 8)), 0.5, example_keys(jax.random.key(1), 2), (1, 2))
+  branches = dropout(jnp.ones((6, 5, 8)), 0.5, example_keys(jax.random.key(1), None, 2), (1, 2))
   for each in branches.reshape(2, 15, 8):
     assert len(np.unique(each)) == 1
 

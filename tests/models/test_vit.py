@@ -13,6 +13,7 @@ from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.dot_product_attention import choose_attention
+from vit_jax.models.dropout import example_keys
 from vit_jax.models.vit import (
   EncoderBlock,
   MultiHeadDotProductAttention,
@@ -219,7 +220,7 @@ def test_stochastic_depth_drops_whole_examples_and_scales_the_others():
   last_layer = params['params']['MlpBlock_0']['Dense_1']
   last_layer.update(jax.tree.map(jnp.zeros_like, last_layer))  # only attention changes x
   branch = np.asarray(block.apply(params, x)) - x
-  dropped = block.apply(params, x, 1.0, jax.random.key(1)) - x
+  dropped = block.apply(params, x, 1.0, example_keys(jax.random.key(1), None, 200)) - x
   kept = np.abs(dropped).max(axis=(1, 2)) > 0
   assert 0.6 < kept.mean() < 0.9
   np.testing.assert_allclose(dropped, kept[:, None, None] * branch / 0.75, atol=1e-5)

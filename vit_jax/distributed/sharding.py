@@ -1,5 +1,6 @@
 """The device mesh, how parameters and optimizer state are sharded over it, and global batches."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -157,9 +158,27 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
-def update_shardings(abstract_params: Any, mesh: Mesh) -> Any:
-  """A tree of `NamedSharding`s of the gradients, as those of the optimizer's moments."""
-  return state_shardings({'ema_params': abstract_params}, mesh)['ema_params']
+@dataclasses.dataclass(frozen=True)
+class GradientShardings:
+  """How gradients are divided over a mesh.
+
+  Attributes:
+    num_parts: of a batch, each with gradients of its own: the size of the axis `data`.
+    parts: a tree of `NamedSharding`s of these, (num_parts, …).
+    sum: of their sum, as the optimizer's moments are: each device updates its share.
+  """
+
+  num_parts: int
+  parts: Any
+  sum: Any
+
+
+def gradient_shardings(abstract_params: Any, mesh: Mesh) -> GradientShardings:
+  """Those of a tree of parameters."""
+  params = state_shardings(abstract_params, mesh)
+  parts = jax.tree.map(lambda x: NamedSharding(mesh, P('data', *x.spec)), params)
+  moments = state_shardings({'ema_params': abstract_params}, mesh)['ema_params']
+  return GradientShardings(mesh.shape['data'], parts, moments)
 
 
 def with_shardings(abstract_state: Any, shardings: Any) -> Any:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
@@ -73,18 +74,18 @@ def with_dtype(model: Model, name: str) -> Model:
 def model_from_config(
   config: ModelConfig,
   num_classes: int,
-  constrain: Callable[[jax.Array], jax.Array] = identity,
   platform: str | None = None,
   mesh: Mesh | None = None,
+  batch_axes: Sequence[str] = (),
 ) -> Model:
   """Builds the variant that the config names, with the fields that the config overrides.
 
   Args:
     config: the model section.
     num_classes: outputs of the head; 0: no head.
-    constrain: applied to the tokens at block boundaries, to shard them.
     platform: as in `resolve_dtype`.
-    mesh: over which batch and heads are sharded; None: one device.
+    mesh: of the devices, whose axis `tensor` divides the heads; None: one device.
+    batch_axes: those that divide the batch, and the tokens at block boundaries.
 
   Raises:
     UserError: for incompatible sizes or options.
@@ -92,7 +93,12 @@ def model_from_config(
   check_fields(config)
   dtype = resolve_dtype(config.dtype, platform)
   _check_attention_dropout(config)
-  attention = choose_attention(config.attention, platform or jax.default_backend(), mesh)
+  platform = platform or jax.default_backend()
+  attention = choose_attention(config.attention, platform, mesh, batch_axes)
+  constrain = identity
+  if mesh is not None:
+    tokens = NamedSharding(mesh, P(tuple(batch_axes)))
+    constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=tokens)
   if config.variant in RESNET_VARIANTS:
     return resnet_from_config(config, num_classes, constrain, dtype)
   if config.variant in MIXER_VARIANTS:

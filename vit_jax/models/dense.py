@@ -15,16 +15,19 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+def _apply(x: Array, kernel: Array, bias: Array) -> Array:
+  y = x @ kernel.astype(x.dtype)
+  return y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
+
+
 @jax.custom_vjp
 def linear(x: Array, kernel: Array, bias: Array) -> Array:
   """x kernel + bias, in the dtype of `x`: (…, D), (D, M) float32, (M,) float32 -> (…, M)."""
-  return x @ kernel.astype(x.dtype) + jnp.broadcast_to(
-    bias.astype(x.dtype), (*x.shape[:-1], len(bias))
-  )
+  return _apply(x, kernel, bias)
 
 
 def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
-  return linear(x, kernel, bias), (x, kernel)
+  return _apply(x, kernel, bias), (x, kernel)
 
 
 def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:

@@ -4,7 +4,8 @@ Shapes: B batch, N queries, L keys, K heads, D features of a head.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def einsum_attention(
 
 
 def _jax_attention(
-  implementation: str,
+  implementation: Literal['xla', 'cudnn'],
   query: Array,
   key: Array,
   value: Array,
@@ -45,6 +46,7 @@ def _jax_attention(
 
 def _fused_attention(
   mesh: Mesh | None,
+  batch_axes: Sequence[str],
   query: Array,
   key: Array,
   value: Array,
@@ -57,22 +59,25 @@ def _fused_attention(
   is_plain = query.shape == key.shape and drop is None and bias is None
   memory = vector_memory((mesh.devices.flat if mesh else jax.devices())[0].device_kind)
   if is_plain and fused_attention.supports(query, mesh, memory):
-    return fused_attention.fused_attention(query, key, value, mesh, memory)
+    return fused_attention.fused_attention(query, key, value, mesh, batch_axes, memory)
   return einsum_attention(query, key, value, drop, bias)
 
 
-def choose_attention(name: str, platform: str, mesh: Mesh | None = None) -> Attend:
+def choose_attention(
+  name: str, platform: str, mesh: Mesh | None = None, batch_axes: Sequence[str] = ()
+) -> Attend:
   """The function of `config.model.attention`.
 
   Args:
     name: auto (fused on a TPU, else einsum), einsum, xla, cudnn or fused.
     platform: of the devices, 'cpu', 'gpu' or 'tpu'.
     mesh: of these devices; None: one device.
+    batch_axes: of the mesh, which divide the batch.
   """
   if name == 'auto':
     name = 'fused' if platform == 'tpu' else 'einsum'
   if name == 'einsum':
     return einsum_attention
   if name == 'fused':
-    return functools.partial(_fused_attention, mesh)
-  return functools.partial(_jax_attention, name)
+    return functools.partial(_fused_attention, mesh, batch_axes)
+  return functools.partial(_jax_attention, 'cudnn' if name == 'cudnn' else 'xla')

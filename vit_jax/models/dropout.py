@@ -18,9 +18,10 @@ _LEVELS = 2**16  # of a draw
 _DRAWS = 4  # of a hash, two words of 32 bits
 
 
-def example_keys(key: Array, count: int) -> Array:
-  """A key for each example of a batch: (count,)."""
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count, dtype=jnp.uint32))
+def example_keys(key: Array, examples: Array | None, count: int) -> Array:
+  """A key for each example of a batch, (count,), from their numbers (count,) or 0, 1, 2, …."""
+  numbers = jnp.arange(count) if examples is None else examples
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def split_keys(keys: Array | None, count: int) -> Array | list[None]:

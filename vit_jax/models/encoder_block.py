@@ -123,7 +123,7 @@ class EncoderBlock(nn.Module):
     keys: Array | None = None,
     shared: Array | None = None,
   ) -> Array:
-    keys = split_keys(keys, 5)
+    weight_keys, output_keys, branch_keys, mlp_keys, mlp_branch_keys = split_keys(keys, 5)
     depth_rate = self.stochastic_depth_rate and self.stochastic_depth_rate * relative_depth
 
     def drop_branch(branch: Array, keys: Array | None) -> Array:
@@ -133,10 +133,10 @@ class EncoderBlock(nn.Module):
     y = self.numerics.layer_norm()(x)
     y = MultiHeadDotProductAttention(
       self.num_heads, self.attention_dropout_rate, self.numerics.dtype, self.attention
-    )(y, y, keys[0], table)
-    y = dropout(y, self.dropout_rate, keys[1])
-    x = x + drop_branch(y, keys[2])
+    )(y, y, weight_keys, table)
+    y = dropout(y, self.dropout_rate, output_keys)
+    x = x + drop_branch(y, branch_keys)
 
     y = self.numerics.layer_norm()(x)
-    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, keys[3])
-    return x + drop_branch(y, keys[4])
+    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, mlp_keys)
+    return x + drop_branch(y, mlp_branch_keys)

@@ -145,7 +145,12 @@ class MaskedPatchPredictor(VisionTransformer):
 
   @nn.compact
   def __call__(
-    self, images: Array, corruption: Corruption | None = None, *, deterministic: bool = True
+    self,
+    images: Array,
+    corruption: Corruption | None = None,
+    *,
+    deterministic: bool = True,
+    examples: Array | None = None,
   ) -> Array:
     """Without a corruption, no patch is corrupted, and the predictions are for all N of them."""
     embeddings = self.embed_patches(images)  # (B, H/P, W/P, D)
@@ -156,7 +161,7 @@ class MaskedPatchPredictor(VisionTransformer):
       others = jnp.take_along_axis(x, jnp.maximum(source, 0), axis=1)
       x = jnp.where(source == _MASK, mask.astype(x.dtype), others)
     num_patches = x.shape[1]
-    x = self.encode(x.reshape(embeddings.shape), deterministic)[:, -num_patches:]
+    x = self.encode(x.reshape(embeddings.shape), deterministic, examples)[:, -num_patches:]
     if corruption is not None:
       x = jnp.take_along_axis(x, corruption.indices[..., None], axis=1)  # (B, K, D)
     head = nn.Dense(

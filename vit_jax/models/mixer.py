@@ -95,13 +95,15 @@ class MlpMixer(nn.Module):
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
-  def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
+  def __call__(
+    self, images: Array, *, deterministic: bool = True, examples: Array | None = None
+  ) -> Array:
     patch, policy = (self.patch_size, self.patch_size), REMAT[self.remat]
     dtype: Any = self.numerics.dtype
     x = nn.Conv(self.width, patch, patch, padding='VALID', dtype=dtype, name='stem')(images)
     x = self.constrain(x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width))
     is_random = self.stochastic_depth_rate and not deterministic
-    keys = example_keys(self.make_rng('dropout'), x.shape[0]) if is_random else None
+    keys = example_keys(self.make_rng('dropout'), examples, x.shape[0]) if is_random else None
     keys = split_keys(keys, self.depth)
     block = MixerBlock if policy is None else nn.remat(MixerBlock, policy=policy)
     fields = (self.token_mlp_dim, self.mlp_dim, self.stochastic_depth_rate, self.numerics)

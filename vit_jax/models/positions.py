@@ -37,7 +37,8 @@ class PositionEmbedding(nn.Module):
   """The parameters of `Positions`; the tokens (B, N, D) determine only their sizes.
 
   Returns:
-    (1, N, D) to add to the tokens; relative: (2 P - 1, K, D/K), from offset 1 - P to P - 1.
+    (1, N, D) float32, for `add_positions`; relative: (2 P - 1, K, D/K), from offset 1 - P to P - 1,
+    in the dtype of the tokens.
   """
 
   positions: Positions
@@ -49,13 +50,13 @@ class PositionEmbedding(nn.Module):
     num_patches = math.prod(self.positions.grid)
 
     def table(name: str, *shape: int) -> Array:
-      return self.param(name, nn.initializers.normal(stddev=0.02), shape).astype(x.dtype)
+      return self.param(name, nn.initializers.normal(stddev=0.02), shape)
 
     if kind == '1d':
       return table('pos_embedding', 1, num_tokens, width)
     if kind == 'relative':
       heads = (self.num_heads, width // self.num_heads)
-      return table('relative_embedding', 2 * num_patches - 1, *heads)
+      return table('relative_embedding', 2 * num_patches - 1, *heads).astype(x.dtype)
     rows, columns = self.positions.grid
     of_columns = jnp.tile(table('x_embedding', 1, columns, width // 2), (1, rows, 1))
     of_rows = jnp.repeat(table('y_embedding', 1, rows, width // 2), columns, axis=1)
@@ -80,7 +81,12 @@ def enter_block(
     return x, None
   if shared is None:
     shared = PositionEmbedding(positions, num_heads, name='posembed_input')(x)
-  return (x, shared) if positions.kind == 'relative' else (x + shared, None)
+  return (x, shared) if positions.kind == 'relative' else (add_positions(x, shared), None)
+
+
+def add_positions(x: Array, embedding: Array) -> Array:
+  """(B, N, D) plus (1, N, D) float32, in float32: so are the sums of its gradient over images."""
+  return (x + embedding).astype(x.dtype)
 
 
 def relative_logits(query: Array, table: Array) -> Array:

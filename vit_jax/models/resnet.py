@@ -221,8 +221,10 @@ class BiTResNet(nn.Module):
   non_local_subsample: bool = False
 
   @nn.compact
-  def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
-    del deterministic  # the model has no dropout
+  def __call__(
+    self, images: Array, *, deterministic: bool = True, examples: Array | None = None
+  ) -> Array:
+    del deterministic, examples  # the model has no dropout
     unit = functools.partial(
       BiTUnit, spatial=self.spatial, window=self.window, num_heads=self.num_heads
     )

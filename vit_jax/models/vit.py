@@ -25,7 +25,7 @@ from vit_jax.models.encoder_block import (
   Numerics,
 )
 from vit_jax.models.head import classify
-from vit_jax.models.positions import ADDED, PositionEmbedding, Positions
+from vit_jax.models.positions import ADDED, PositionEmbedding, Positions, add_positions
 from vit_jax.models.resnet import hybrid_features, hybrid_stride, identity
 
 Array = jax.Array
@@ -66,26 +66,26 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, keys: Array | None = None) -> Array:
-    embedding_keys, block_keys = split_keys(keys, 2)
+    embedding_keys, encoder_keys = split_keys(keys, 2)
     shared, block_fields = None, dict(self.block_fields)
     embedding = functools.partial(PositionEmbedding, self.positions, block_fields['num_heads'])
     if self.position_entry == 'layers_shared':
       shared = embedding(name='posembed_layers')(x)
     if self.position_entry == 'stem' and self.positions.kind in ADDED:
-      x = x + embedding(name='posembed_input')(x)
+      x = add_positions(x, embedding(name='posembed_input')(x))
     else:
       block_fields['positions'] = self.positions
     x = self.constrain(dropout(x, self.dropout_rate, embedding_keys))
-    keys = split_keys(block_keys, self.depth)
+    block_keys = split_keys(encoder_keys, self.depth)
     depths = np.linspace(0, 1, self.depth, dtype=np.float32)  # relative
     if self.scan_blocks and not self.is_initializing():
-      x = self._scan(self.block(**block_fields, parent=None), x, depths, keys, shared)
+      x = self._scan(self.block(**block_fields, parent=None), x, depths, block_keys, shared)
     else:
       block, policy = self.block, REMAT[self.remat]
       if policy is not None:
         block = nn.remat(block, policy=policy)
       for i in range(self.depth):
-        x = block(**block_fields, name=f'encoderblock_{i}')(x, depths[i], keys[i], shared)
+        x = block(**block_fields, name=f'encoderblock_{i}')(x, depths[i], block_keys[i], shared)
         x = self.constrain(x)
     return self.numerics.layer_norm('encoder_norm')(x)
 
@@ -182,9 +182,11 @@ class VisionTransformer(nn.Module):
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
-  def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
+  def __call__(
+    self, images: Array, *, deterministic: bool = True, examples: Array | None = None
+  ) -> Array:
     x = self.embed_patches(images)  # (B, H/P, W/P, D)
-    x = self.encode(x, deterministic)
+    x = self.encode(x, deterministic, examples)
     x = self.pool_tokens(x)  # (B, D)
     if self.pre_logits:
       x = nn.tanh(nn.Dense(self.pre_logits, name='pre_logits')(x))
@@ -203,16 +205,18 @@ class VisionTransformer(nn.Module):
     )
     return conv(x)
 
-  def encode(self, x: Array, deterministic: bool) -> Array:
+  def encode(self, x: Array, deterministic: bool, examples: Array | None = None) -> Array:
     """Patch embeddings (B, H/P, W/P, D) -> encoded tokens (B, N, D), after the class token if any.
 
-    With position embeddings that do not depend on the grid, (B, N, D) will do.
+    With position embeddings that do not depend on the grid, (B, N, D) will do. What is dropped of
+    an example depends on its number in `examples`, (B,); by default on its place in the batch.
     """
     positions = Positions(self.position_embedding, grid=x.shape[1:-1])
     x = x.reshape(x.shape[0], math.prod(positions.grid), self.width)
     if self.pool == 'token':
-      token = self.param('cls', nn.initializers.zeros, (1, 1, self.width)).astype(x.dtype)
-      x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)  # (B, N + 1, D)
+      token = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
+      tokens = jnp.tile(token, (x.shape[0], 1, 1)).astype(x.dtype)
+      x = jnp.concatenate([tokens, x], axis=1)  # (B, N + 1, D)
     block_fields: dict[str, Any] = dict(
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
@@ -226,7 +230,7 @@ class VisionTransformer(nn.Module):
       block_fields['grid'] = positions.grid
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
     is_random = is_random and not deterministic
-    keys = example_keys(self.make_rng('dropout'), x.shape[0]) if is_random else None
+    keys = example_keys(self.make_rng('dropout'), examples, x.shape[0]) if is_random else None
     return Encoder(
       self.depth,
       AxialBlock if self.axial else EncoderBlock,

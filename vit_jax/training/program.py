@@ -6,6 +6,7 @@ Nothing is allocated or compiled here, so the same program runs on the devices o
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.evaluation.masked_patch_scores import make_masked_eval_step
 from vit_jax.models import build
-from vit_jax.models.masked_patches import with_prediction_head
+from vit_jax.models.masked_patches import MaskedPatchPredictor, with_prediction_head
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
@@ -94,18 +95,12 @@ def build_program(
   schedule = make_schedule(schedule_config, step.total_steps)
   optimizer = make_optimizer(optimizer_config, schedule)
   replicated, batch_sharding = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  model = build.model_from_config(
-    model_config,
-    num_classes if is_supervised else 0,
-    constrain=lambda tokens: jax.lax.with_sharding_constraint(tokens, batch_sharding),
-    platform=mesh.devices.flat[0].platform,
-    mesh=mesh,
+  model, train_model = _build_models(mesh, model_config, step, image_shape, num_classes)
+  eval_step = (
+    make_masked_eval_step(model)
+    if isinstance(model, MaskedPatchPredictor)
+    else make_eval_step(model, step.loss)
   )
-  _check_mesh(mesh, model, step, image_shape)
-  eval_step = make_eval_step(model, step.loss)
-  if not is_supervised and isinstance(model, VisionTransformer):
-    model = with_prediction_head(model, step.masked_target, image_shape)
-    eval_step = make_masked_eval_step(model)
   init = functools.partial(
     init_state, model, optimizer, image_shape, step.seed, use_ema=step.ema_decay > 0
   )
@@ -124,12 +119,12 @@ def build_program(
     init=jax.jit(init, out_shardings=shardings, donate_argnums=0),
     train_step=jax.jit(
       make_train_step(
-        model,
+        train_model,
         optimizer,
         schedule,
         step,
         make_rho(step, schedule_config, schedule),
-        sharding.update_shardings(abstract.params, mesh),
+        sharding.gradient_shardings(abstract.params, mesh),
       ),
       in_shardings=(shardings, batch_sharding, replicated),
       out_shardings=(shardings, replicated),
@@ -143,6 +138,29 @@ def build_program(
       for name, (shape, dtype) in batch.items()
     },
   )
+
+
+def _build_models(
+  mesh: Mesh,
+  config: ModelConfig,
+  step: StepConfig,
+  image_shape: tuple[int, int, int],
+  num_classes: int,
+) -> tuple[build.Model, build.Model]:
+  """The model, and how `train_step` runs it: with accumulation, on one part of `data` at a time."""
+  is_supervised = step.objective == 'supervised'
+
+  def build_model(batch_axes: Sequence[str]) -> build.Model:
+    platform = mesh.devices.flat[0].platform
+    classes = num_classes if is_supervised else 0
+    model = build.model_from_config(config, classes, platform, mesh, batch_axes)
+    _check_mesh(mesh, model, step, image_shape)
+    if is_supervised or not isinstance(model, VisionTransformer):
+      return model
+    return with_prediction_head(model, step.masked_target, image_shape)
+
+  model = build_model(sharding.BATCH_AXES)
+  return model, model if step.accumulation_steps == 1 else build_model(('fsdp',))
 
 
 def _check_mesh(

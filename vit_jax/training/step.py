@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.config import StepConfig
+from vit_jax.distributed.sharding import GradientShardings
 from vit_jax.models.build import Model
 from vit_jax.models.losses import LOSSES, targets
 from vit_jax.models.masked_patches import MaskedPatchPredictor, draw_corruptions, score_patches
@@ -53,10 +54,10 @@ def init_state(
   return TrainState(jnp.int32(0), params, optimizer.init(params), ema_params)
 
 
-def _micro_batches(batch: Batch, count: int) -> Batch:
-  """(B, …) -> (count, B / count, …); strided, so that each device keeps its own rows."""
+def _micro_batches(batch: Batch, count: int, num_parts: int) -> Batch:
+  """(B, …) -> (count, parts, B / count / parts, …); strided, so that devices keep their rows."""
   return jax.tree.map(
-    lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch
+    lambda x: jnp.moveaxis(x.reshape(num_parts, -1, count, *x.shape[1:]), 2, 0), batch
   )
 
 
@@ -66,20 +67,21 @@ def make_train_step(
   schedule: Schedule,
   config: StepConfig,
   rho: Schedule | None = None,
-  gradient_shardings: Any = None,
+  shardings: GradientShardings | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns train_step(state, batch, key) -> (state, metrics).
 
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C)}; the key is the
   run's, and each step folds its number in. Metrics are float32 scalars. `rho` is the radius of
-  SAM's perturbation, by the number of the step; None: without SAM. With `gradient_shardings`, those
-  of the optimizer's moments, each device updates its share of the parameters only.
+  SAM's perturbation, by the number of the step; None: without SAM. `shardings` are those of the
+  gradients; None: on one device.
   """
   num_micro_batches = config.accumulation_steps
 
   def loss_fn(params: Any, batch: Batch, key: Array) -> Array:
     images: Array = scale_pixels(batch['image'])
     options: Any = {'deterministic': False, 'rngs': {'dropout': key}}
+    options['examples'] = batch['example']
     if isinstance(model, MaskedPatchPredictor):
       corruption = batch['corruption']
       predictions: Any = model.apply({'params': params}, images, corruption, **options)
@@ -92,13 +94,20 @@ def make_train_step(
     if num_micro_batches == 1:
       return jax.value_and_grad(loss_fn)(params, batch, key)
 
-    def add(total: Any, micro_batch: tuple[Batch, Array]) -> tuple[Any, None]:
-      return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, *micro_batch)), None
+    # Each part of the batch, on other devices, sums gradients of its own, so that they are added up
+    # over the devices once.
+    num_parts = 1 if shardings is None else shardings.num_parts
+    of_parts = jax.vmap(jax.value_and_grad(loss_fn), (None, 0, None), spmd_axis_name='data')
 
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-    keys = jax.random.split(key, num_micro_batches)
-    total, _ = jax.lax.scan(add, zeros, (_micro_batches(batch, num_micro_batches), keys))
-    return jax.tree.map(lambda x: x / num_micro_batches, total)
+    def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+      loss, grads = jax.tree.map(jnp.add, total, of_parts(params, micro_batch, key))
+      if shardings is not None:
+        grads = jax.lax.with_sharding_constraint(grads, shardings.parts)
+      return (loss, grads), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros((num_parts, *x.shape)), (jnp.float32(0), params))
+    total, _ = jax.lax.scan(add, zeros, _micro_batches(batch, num_micro_batches, num_parts))
+    return jax.tree.map(lambda x: x.mean(axis=0) / num_micro_batches, total)
 
   def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
@@ -111,14 +120,15 @@ def make_train_step(
       # Of the whole batch, so that accumulation changes no patch.
       corruption = draw_corruptions(batch['image'], model.patch_size, corruption_key)
       batch = batch | {'corruption': corruption}
-    arguments = (state.params, batch, key)
+    numbers = jnp.arange(batch['image'].shape[0])
+    arguments = (state.params, batch | {'example': numbers}, key)
     if rho is None:
       value, grads = gradients(*arguments)
     else:
       radius, alpha = rho(state.step), config.gsam_alpha
       value, grads = sharpness_aware_gradients(gradients, *arguments, radius, alpha)
-    if gradient_shardings is not None:
-      grads = jax.lax.with_sharding_constraint(grads, gradient_shardings)
+    if shardings is not None:
+      grads = jax.lax.with_sharding_constraint(grads, shardings.sum)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers import jit, random_params
 from vit_jax.models import build, features
 from vit_jax.models.attention.axial_block import AxialBlock
+from vit_jax.models.dropout import example_keys
 from vit_jax.models.flops import forward_flops, recomputed_flops
 from vit_jax.models.from_tensors import model_from_tensors
 from vit_jax.models.vit import VisionTransformer
@@ -61,7 +62,8 @@ def test_stochastic_depth_drops_a_branch_of_a_whole_example():
   for part in params.values():
     part['MlpBlock_0']['Dense_1'] = jax.tree.map(np.zeros_like, part['MlpBlock_0']['Dense_1'])
   x = np.random.default_rng(0).normal(size=(40, 12, 8)).astype(np.float32)
-  kept = np.abs(block.apply({'params': params}, x, 1.0, jax.random.key(0)) - x).max(axis=-1) > 0
+  keys = example_keys(jax.random.key(0), None, 40)
+  kept = np.abs(block.apply({'params': params}, x, 1.0, keys) - x).max(axis=-1) > 0
   assert 0.2 < kept.mean() < 0.8
   np.testing.assert_array_equal(kept, np.repeat(kept[:, :1], 12, axis=1))
 

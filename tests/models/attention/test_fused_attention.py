@@ -62,7 +62,9 @@ def test_batch_and_heads_are_sharded():
   mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])
   inputs = arrays((2, 7, 4, 64))
   sharded = jax.jit(
-    lambda *x: output_and_gradients(lambda *y: fused_attention(*y, mesh=mesh, interpret=True), *x)
+    lambda *x: output_and_gradients(
+      lambda *y: fused_attention(*y, mesh, ('data', 'fsdp'), interpret=True), *x
+    )
   )(*inputs)
   single = output_and_gradients(lambda *x: fused_attention(*x, interpret=True), *inputs)
   for actual, desired in zip(sharded, single, strict=True):

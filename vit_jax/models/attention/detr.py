@@ -74,15 +74,16 @@ class DetrEncoderLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, positions: Array, keys: Array | None = None) -> Array:
-    keys = split_keys(keys, 4)
+    weight_keys, output_keys, hidden_keys, mlp_keys = split_keys(keys, 4)
     attend = MultiHeadDotProductAttention(
       self.num_heads, self.attention_dropout_rate, self.dtype, self.attention
     )
     positioned = x + positions
-    y = dropout(attend(positioned, positioned, keys[0], values=x), self.dropout_rate, keys[1])
+    y = attend(positioned, positioned, weight_keys, values=x)
+    y = dropout(y, self.dropout_rate, output_keys)
     x = nn.LayerNorm(1e-5, dtype=self.dtype, name='LayerNorm_0')(x + y)
     mlp = DetrMlp(self.mlp_dim, self.dropout_rate, self.dtype, name='MlpBlock_0')
-    y = dropout(mlp(x, keys[2]), self.dropout_rate, keys[3])
+    y = dropout(mlp(x, hidden_keys), self.dropout_rate, mlp_keys)
     return nn.LayerNorm(1e-5, dtype=self.dtype, name='LayerNorm_1')(x + y)
 
 
@@ -95,10 +96,10 @@ class DetrEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, positions: Array, keys: Array | None = None) -> Array:
-    keys = split_keys(keys, self.depth)
+    layer_keys = split_keys(keys, self.depth)
     for i in range(self.depth):
       layer = DetrEncoderLayer(**self.layer_fields, name=f'encoderblock_{i}')
-      x = self.constrain(layer(x, positions, keys[i]))
+      x = self.constrain(layer(x, positions, layer_keys[i]))
     return x
 
 
@@ -131,7 +132,9 @@ class DETR(nn.Module):
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
-  def __call__(self, images: Array, *, deterministic: bool = True) -> Array:
+  def __call__(
+    self, images: Array, *, deterministic: bool = True, examples: Array | None = None
+  ) -> Array:
     x = hybrid_features(images, self.resnet_width, self.resnet_blocks, self.dtype)
     x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name='input_projection')(x)
     batch, height, width, _ = x.shape  # (B, H', W', D)
@@ -145,7 +148,7 @@ class DETR(nn.Module):
       attention=self.attention,
     )
     is_random = (self.dropout_rate or self.attention_dropout_rate) and not deterministic
-    keys = example_keys(self.make_rng('dropout'), batch) if is_random else None
+    keys = example_keys(self.make_rng('dropout'), examples, batch) if is_random else None
     x = self.constrain(x.reshape(batch, height * width, self.width))  # (B, N, D)
     encoder = DetrEncoder(self.depth, layer_fields, self.constrain, name='Transformer')
     x = encoder(x, jnp.asarray(positions, self.dtype), keys)

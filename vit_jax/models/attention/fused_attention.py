@@ -60,6 +60,7 @@ def fused_attention(
   key: Array,
   value: Array,
   mesh: Mesh | None = None,
+  batch_axes: Sequence[str] = (),
   vector_memory: int | None = None,
   interpret: bool = False,
 ) -> Array:
@@ -67,13 +68,14 @@ def fused_attention(
 
   Args:
     query, key, value: of one dtype, bfloat16 or float32.
-    mesh: the batch is sharded over its axes data and fsdp, and the heads over tensor.
+    mesh: the batch is sharded over its `batch_axes`, and the heads over its axis tensor.
+    batch_axes: names.
     vector_memory: bytes that the kernel may use; None: the compiler's default.
     interpret: run the kernel on any device, slowly, to test it.
   """
   attend = functools.partial(_attend, options=(vector_memory, interpret))
   if mesh is not None:
-    spec = P(('data', 'fsdp'), None, 'tensor', None)
+    spec = P(tuple(batch_axes), None, 'tensor', None)
     attend = jax.shard_map(attend, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
   return attend(query, key, value)
 
@@ -149,8 +151,9 @@ def _layout(
 
 
 def _transposed(block: pl.BlockSpec, dtype: Any) -> Any:
-  tokens, images, lanes = block.block_shape
-  return pltpu.VMEM((images, tokens, lanes), dtype)
+  """Scratch for (N, I, L) as (I, N, L)."""
+  shape: Any = block.block_shape
+  return pltpu.VMEM((shape[1], shape[0], shape[2]), dtype)
 
 
 def _heads_of_block(num_heads: int, head_dim: int) -> int:
