@@ -38,7 +38,8 @@ class Chip:
     bandwidth: bytes per second between a chip and its HBM.
     clock_hz: of the matrix units.
     num_devices: JAX devices of a chip.
-    vector_memory_mib: of a device, from which its vector and matrix units read.
+    vector_memory_mib: of a device, from which its vector and matrix units read; None where kernels
+      of our own cannot multiply bfloat16 matrices (v2, v3).
   """
 
   device_kinds: tuple[str, ...]
@@ -57,8 +58,8 @@ class Chip:
 # JAX 0.12. GPUs: NVIDIA's data sheets of A100, H100 (SXM) and H200 (SXM).
 _A100_40GB = ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB')
 CHIPS = {
-  'v2': Chip(('TPU v2',), 45e12, 16, num_devices=2, vector_memory_mib=16),
-  'v3': Chip(('TPU v3',), 123e12, 32, 900e9, 0.94e9, num_devices=2, vector_memory_mib=16),
+  'v2': Chip(('TPU v2',), 45e12, 16, num_devices=2),
+  'v3': Chip(('TPU v3',), 123e12, 32, 900e9, 0.94e9, num_devices=2),
   'v4': Chip(('TPU v4',), 275e12, 32, 1200e9, vector_memory_mib=16),
   'v5e': Chip(('TPU v5 lite',), 197e12, 16, 819e9, 1.5e9, vector_memory_mib=128),
   'v5p': Chip(('TPU v5',), 459e12, 95, 2765e9, vector_memory_mib=64),
@@ -81,6 +82,6 @@ def peak_flops(device_kind: str, num_devices: int) -> float | None:
 
 
 def vector_memory(device_kind: str) -> int:
-  """Bytes of vector memory of a device that a kernel may use: 7/8 of it, or of 16 MiB."""
+  """Bytes of vector memory that a kernel of our own may use: 7/8 of it; 0 where it cannot run."""
   sizes = (x.vector_memory_mib for x in CHIPS.values() if device_kind in x.device_kinds)
-  return (next(sizes, None) or 16) * 7 * 2**17
+  return (next(sizes, None) or 0) * 7 * 2**17
