@@ -43,6 +43,17 @@ def names(text: str) -> list[str]:
   return [name for name in text.split(',') if name]
 
 
+def chosen(text: str, known: Iterable[str], flag: str) -> list[str]:
+  """The names of a flag that are among `known`.
+
+  Raises:
+    UserError: for another one.
+  """
+  if unknown := [name for name in names(text) if name not in known]:
+    raise UserError(f'{flag}: {unknown[0][:40]!r} is not one of {", ".join(known)}.')
+  return names(text)
+
+
 def positive(text: str) -> int:
   """The type of a flag that takes a positive integer."""
   if not re.fullmatch('[0-9]{1,9}', text) or not int(text):

@@ -252,10 +252,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
   args, overrides = parser.parse_known_args()
   args.models = measurement.names(args.models)
   for name, known in (('peers', request.PEERS), ('passes', FLOPS), ('dtypes', _DTYPES)):
-    values = measurement.names(getattr(args, name))
-    if unknown := [value for value in values if value not in known]:
-      raise UserError(f'--{name}: {unknown[0][:40]!r} is not one of {", ".join(known)}.')
-    setattr(args, name, values)
+    setattr(args, name, measurement.chosen(getattr(args, name), known, f'--{name}'))
   request.check_flags(args)
   return args, overrides
 
