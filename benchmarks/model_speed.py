@@ -33,26 +33,14 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from benchmarks import measurement, programs
+from benchmarks import measurement, programs, speed_columns
 from benchmarks.peers import process, request
 from vit_jax import command_line
 from vit_jax.config import Config, load_config
 from vit_jax.errors import UserError
-from vit_jax.hardware import peak_flops
 from vit_jax.models import build
-from vit_jax.models.flops import forward_flops, train_flops
 from vit_jax.training.program import Program
 
-FLOPS = {'forward': forward_flops, 'step': train_flops}
-COLUMNS = (
-  *measurement.MACHINE,
-  *('torch', 'timm', 'transformers', 'implementation', 'variant', 'model', 'image_size', 'dtype'),
-  *('batch_size', 'pass', 'images_per_second', 'images_per_second_lowest'),
-  *('images_per_second_highest', 'times_vit_jax', 'milliseconds', 'tflops_per_second'),
-  *('share_of_peak', 'share_of_matmul', 'matmul_tflops_per_second', 'rounds', 'calls_per_round'),
-  *('arguments_gib', 'temporaries_gib', 'compile_seconds', 'loss', 'parameters', 'optimizer'),
-  'note',
-)
 Name = tuple[str, str]  # implementation, variant
 OURS = ('vit_jax', '')  # what all others are compared with
 
@@ -92,17 +80,23 @@ def measure(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
       if key in measured and key[:2] not in failures:
         batch_size = case.configs[key[1]].batch_size
         rates[key] = [batch_size / seconds for seconds in measured[key]]
+    parameters = build.count_parameters(case.programs[''].abstract_state.params)
     for name in dict.fromkeys([*runners, *failures]):
       row = {'model': case.model, 'implementation': name[0], 'variant': name[1]}
-      row |= settings(case.configs[name[1]], case.programs[name[1]])
+      row |= speed_columns.settings(case.configs[name[1]], case.programs[name[1]])
       if name in failures:
         yield row | {'note': failures[name]}
         continue
       for kind in args.passes:
-        row |= {'pass': kind, 'rounds': args.rounds, 'calls_per_round': calls[*name, kind]}
-        row |= details(runners[name], kind)
+        columns = {'pass': kind, 'rounds': args.rounds, 'calls_per_round': calls[*name, kind]}
+        columns |= speed_columns.details(runners[name], kind)
+        if name[0] != 'vit_jax' and columns['parameters'] != parameters:
+          columns['note'] = f'not the {parameters:,} parameters of vit_jax'
         program, base = case.programs[name[1]], rates.get((*OURS, kind))
-        yield row | speed(program, kind, rates[*name, kind], base, ceiling, args.peak_tflops)
+        columns |= speed_columns.speed(
+          program, kind, rates[*name, kind], base, ceiling, args.peak_tflops
+        )
+        yield row | columns
 
 
 def warm_up(
@@ -145,77 +139,6 @@ def matmul_timer(size: int, dtype: str, seconds: float) -> Callable[[], float]:
   return lambda: measure(calls)
 
 
-# --- columns --------------------------------------------------------------------------------
-
-
-def settings(config: Config, program: Program) -> dict[str, Any]:
-  (height, width), clip = config.data.height_width, config.optimizer.clip_norm
-  return {
-    **measurement.machine(program.mesh.size),
-    'image_size': height if height == width else f'{height}x{width}',
-    'dtype': build.dtype_name(program.model),
-    'batch_size': config.batch_size,
-    'optimizer': config.optimizer.name + (f', clipped to {clip:g}' if clip else ''),
-  }
-
-
-def speed(
-  program: Program,
-  kind: str,
-  rates: list[float],
-  base: list[float] | None,
-  ceiling: float,
-  peak_tflops: float | None,
-) -> dict[str, Any]:
-  """Images/s, and its shares of the device's peak and of the measured matrix product.
-
-  Args:
-    program: whose arithmetic is counted, without recomputation.
-    kind: the pass.
-    rates: images/s of each round.
-    base: those of our own code without a variant.
-    ceiling: FLOP/s of a matrix product on one device; 0: not measured.
-    peak_tflops: of one device; None: that of bfloat16, where it is known.
-  """
-  rate, count = statistics.median(rates), program.mesh.size
-  device = program.mesh.devices.flat[0]
-  flops = FLOPS[kind](program.model, program.image_shape[:2]) * rate
-  columns: dict[str, Any] = measurement.summary(rates, 'images_per_second')
-  columns['milliseconds'] = round(1e3 * program.step.batch_size / rate, 3)
-  columns['tflops_per_second'] = round(flops / 1e12, 4)
-  if base:
-    columns['times_vit_jax'] = round(rate / statistics.median(base), 3)
-  peak = 1e12 * count * peak_tflops if peak_tflops else None
-  if not peak and build.dtype_name(program.model) == 'bfloat16':
-    peak = peak_flops(device.device_kind, count)
-  if peak:
-    columns['share_of_peak'] = round(flops / peak, 4)
-  if ceiling:
-    ceiling *= 1 if device.platform == 'cpu' else count  # the devices of a CPU share its cores
-    columns['matmul_tflops_per_second'] = round(ceiling / 1e12, 4)
-    columns['share_of_matmul'] = round(flops / ceiling, 4)
-  return columns
-
-
-def details(runner: programs.Runner | process.PeerProcess, kind: str) -> dict[str, Any]:
-  """What a runner tells about itself."""
-  columns: dict[str, Any] = {}
-  if kind == 'step' and runner.loss is not None:
-    columns['loss'] = round(runner.loss, 4)
-  if isinstance(runner, process.PeerProcess):
-    described = runner.description
-    columns |= {'jax': '', **described['versions']}
-    if described['device'] == 'cpu' != jax.default_backend():
-      columns['device'] = 'cpu'
-    return columns | {name: described[name] for name in ('python', 'parameters', 'optimizer')}
-  memory = runner.compiled[kind].memory_analysis()
-  if memory:
-    columns['arguments_gib'] = round(memory.argument_size_in_bytes / 2**30, 3)
-    columns['temporaries_gib'] = round(memory.temp_size_in_bytes / 2**30, 3)
-  columns['compile_seconds'] = round(runner.compile_seconds[kind], 1)
-  return columns | {'parameters': build.count_parameters(runner.state.params)}
-
-
 # --- flags ----------------------------------------------------------------------------------
 
 
@@ -251,7 +174,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
   request.add_flags(parser)
   args, overrides = parser.parse_known_args()
   args.models = measurement.names(args.models)
-  for name, known in (('peers', request.PEERS), ('passes', FLOPS), ('dtypes', _DTYPES)):
+  for name, known in (
+    ('peers', request.PEERS),
+    ('passes', speed_columns.FLOPS),
+    ('dtypes', _DTYPES),
+  ):
     setattr(args, name, measurement.chosen(getattr(args, name), known, f'--{name}'))
   request.check_flags(args)
   return args, overrides
@@ -295,7 +222,7 @@ def main() -> None:
     for dtype in args.dtypes
     for batch_size in args.batch_sizes
   ]
-  table = measurement.Table(args.out, 'model_speed', COLUMNS)
+  table = measurement.Table(args.out, 'model_speed', speed_columns.COLUMNS)
   for case in cases:
     for row in measure(case, args):
       table.add(row)

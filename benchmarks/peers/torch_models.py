@@ -143,7 +143,7 @@ class Workload:
     self.synchronize()
     answer = {'seconds': time.perf_counter() - start}
     if kind == 'step':
-      answer['loss'] = float(result)
+      answer['loss'] = float(result.detach())
     del result
     if self.device == 'cuda':
       torch.cuda.empty_cache()  # leaves the memory to the others whose turn is next

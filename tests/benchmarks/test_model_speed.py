@@ -85,6 +85,7 @@ def test_variants_and_a_peer_are_rows_of_one_table(command, tmp_path, fake):
   assert float(peer['images_per_second']) == 8 / 0.5
   assert float(peer_step['images_per_second_lowest']) == 8 / 2.0
   assert (peer['torch'], peer['jax'], peer_step['loss']) == ('1.2', '', '1.25')
+  assert (base['note'], peer['note'][:7]) == ('', 'not the')  # it has 16 parameters
   ratio = float(peer['images_per_second']) / float(base['images_per_second'])
   assert float(peer['times_vit_jax']) == pytest.approx(ratio, abs=1e-3)
   assert all(row['date'] and row['cores'] and row['share_of_matmul'] for row in table)
