@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vit_jax.compiler import compiler_options
 from vit_jax.config import Config
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
@@ -96,7 +97,11 @@ def open_runner(program: Program, num_classes: int, passes: Sequence[str]) -> Ru
   def forward(params: Any, images: jax.Array) -> Any:
     return program.model.apply({'params': params}, scale_pixels(images))
 
-  jitted = jax.jit(forward, in_shardings=(program.state_shardings.params, batch_sharding))
+  jitted = jax.jit(
+    forward,
+    in_shardings=(program.state_shardings.params, batch_sharding),
+    compiler_options=compiler_options(program.mesh.devices.flat[0].platform),
+  )
   params, images = program.abstract_state.params, program.abstract_batch['image']
   lower = {'forward': lambda: jitted.lower(params, images), 'step': program.lower}
   compiled, seconds = {}, {}

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
+from typing import Any
 
 _CGROUP = pathlib.Path('/sys/fs/cgroup')
 
@@ -85,3 +87,9 @@ def vector_memory(device_kind: str) -> int:
   """Bytes of vector memory that a kernel of our own may use: 7/8 of it; 0 where it cannot run."""
   sizes = (x.vector_memory_mib for x in CHIPS.values() if device_kind in x.device_kinds)
   return (next(sizes, None) or 0) * 7 * 2**17
+
+
+def has_flash_attention(device: Any) -> bool:
+  """Whether cuDNN's flash attention runs on a JAX device: on NVIDIA's from Ampere on."""
+  capability = getattr(device, 'compute_capability', '')  # '9.0'; AMD's are no numbers
+  return re.fullmatch(r'\d+\.\d+', capability) is not None and float(capability) >= 8

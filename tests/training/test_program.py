@@ -27,7 +27,7 @@ def check(fields: dict) -> None:
       {'model.variant': 'R50x1', 'model.remat': 'full', 'model.scan_blocks': True},
       'remat=full and config.model.scan_blocks=True are not for a ResNet',
     ),
-    ({'model.attention': 'flash'}, 'choose one of einsum, xla'),
+    ({'model.attention': 'flash'}, 'choose one of auto, einsum, xla, cudnn, fused'),
     ({'model.attention': 'xla', 'model.attention_dropout_rate': 0.1}, 'has no dropout'),
     ({'model.remat': 'some'}, 'choose one of none, dots, full'),
     ({'batch_size': 12}, 'batch_size is 12, which the 8 '),

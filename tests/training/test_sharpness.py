@@ -44,7 +44,7 @@ class SoftmaxRegression(nn.Module):
   num_classes: int = 3
 
   @nn.compact
-  def __call__(self, images, deterministic=True):
+  def __call__(self, images, deterministic=True, examples=None):
     return nn.Dense(self.num_classes, name='head')(images.reshape(len(images), -1))
 
 

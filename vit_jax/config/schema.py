@@ -124,8 +124,8 @@ class ModelConfig(Section, path='model'):
   )
   attention: Literal['auto', 'einsum', 'xla', 'cudnn', 'fused'] = field(
     'auto',
-    "einsum; xla or cudnn: jax.nn's, without attention dropout; fused: a kernel for TPUs; auto: "
-    'fused on TPUs, else einsum',
+    "einsum; xla: jax.nn's; cudnn: flash attention on NVIDIA GPUs; fused: a kernel for TPUs; auto: "
+    'fused on TPUs, cudnn on NVIDIA GPUs from A100 on, else einsum. xla and cudnn have no dropout',
     execution=True,
   )
   dtype: Literal['auto', 'float32', 'bfloat16'] = field(

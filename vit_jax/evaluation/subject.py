@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
+from vit_jax.compiler import compiler_options
 from vit_jax.config import OnBadExample, Preprocessing
 from vit_jax.data.loading.loader import Stream, open_stream
 from vit_jax.data.loading.reader import ReadConfig
@@ -45,8 +46,12 @@ class Subject:
   max_bad_fraction: float = 1.0
 
   def _jit(self, step: Callable[..., Any]) -> Any:
-    shardings = self.param_shardings, sharding.batch_sharding(self.mesh)
-    return jax.jit(step, in_shardings=shardings, out_shardings=sharding.replicated(self.mesh))
+    return jax.jit(
+      step,
+      in_shardings=(self.param_shardings, sharding.batch_sharding(self.mesh)),
+      out_shardings=sharding.replicated(self.mesh),
+      compiler_options=compiler_options(self.mesh.devices.flat[0].platform),
+    )
 
   @functools.cached_property
   def _eval_steps(self) -> dict[tuple[int, ...], Any]:

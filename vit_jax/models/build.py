@@ -92,8 +92,8 @@ def model_from_config(
   """
   check_fields(config)
   dtype = resolve_dtype(config.dtype, platform)
-  _check_attention_dropout(config)
   platform = platform or jax.default_backend()
+  _check_attention(config, platform)
   attention = choose_attention(config.attention, platform, mesh, batch_axes)
   constrain = identity
   if mesh is not None:
@@ -134,7 +134,11 @@ def model_from_config(
   return model
 
 
-def _check_attention_dropout(config: ModelConfig) -> None:
+def _check_attention(config: ModelConfig, platform: str) -> None:
+  if config.attention == 'cudnn' and platform != 'gpu':
+    raise UserError(
+      f'config.model.attention=cudnn needs an NVIDIA GPU, not a {platform.upper()}; set it to auto.'
+    )
   if config.attention in ('xla', 'cudnn') and config.attention_dropout_rate:
     raise UserError(
       f'config.model.attention={config.attention} has no dropout; set attention_dropout_rate to 0, '

@@ -1,8 +1,8 @@
 """The dense layer of the Transformer: one matrix product each way, parameters of `nn.DenseGeneral`.
 
 Its gradients are those of a plain product, computed otherwise: those of the parameters are float32
-sums, also over devices, whatever the dtype of the product; and that of the bias is a product with
-ones, because a reduction costs forty times as much by the TPU compiler's estimates.
+sums, also over devices, whatever the dtype of the product; and on a TPU that of the bias is a
+product with ones, because a reduction costs forty times as much by the compiler's estimates.
 """
 
 import math
@@ -32,9 +32,18 @@ def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, 
 
 def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
   x, kernel = residuals
+  bias_grad = jax.lax.platform_dependent(grad, tpu=_sum_by_product, default=_sum)
+  return grad @ kernel.astype(grad.dtype).T, _sum_of_products(x, grad), bias_grad
+
+
+def _sum(grad: Array) -> Array:
+  """(…, M) -> (M,) float32."""
+  return grad.sum(tuple(range(grad.ndim - 1)), dtype=jnp.float32)
+
+
+def _sum_by_product(grad: Array) -> Array:
   # The barrier hides the ones from XLA, which would make the product a reduction.
-  ones = jax.lax.optimization_barrier(jnp.ones(grad.shape[:-1], grad.dtype))
-  return grad @ kernel.astype(grad.dtype).T, _sum_of_products(x, grad), _sum_of_products(ones, grad)
+  return _sum_of_products(jax.lax.optimization_barrier(jnp.ones(grad.shape[:-1], grad.dtype)), grad)
 
 
 def _sum_of_products(a: Array, b: Array) -> Array:

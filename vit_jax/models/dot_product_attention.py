@@ -5,13 +5,12 @@ Shapes: B batch, N queries, L keys, K heads, D features of a head.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vit_jax.hardware import vector_memory
+from vit_jax.hardware import has_flash_attention, vector_memory
 
 Array = jax.Array
 DropWeights = Callable[[Array], Array]  # dropout of attention weights (B, K, N, L)
@@ -31,17 +30,55 @@ def einsum_attention(
   return jnp.einsum('bknl,bkld->bnkd', weights if drop is None else drop(weights), value)
 
 
-def _jax_attention(
-  implementation: Literal['xla', 'cudnn'],
+def _xla_attention(
+  query: Array, key: Array, value: Array, drop: DropWeights | None = None, bias: Array | None = None
+) -> Array:
+  """The attention of jax.nn, which has no dropout."""
+  assert drop is None
+  return jax.nn.dot_product_attention(query, key, value, bias, implementation='xla')
+
+
+def cudnn_attention(
   query: Array,
   key: Array,
   value: Array,
   drop: DropWeights | None = None,
   bias: Array | None = None,
+  num_keys: int | None = None,
 ) -> Array:
-  """The attention of jax.nn, which has no dropout."""
-  assert drop is None
-  return jax.nn.dot_product_attention(query, key, value, bias, implementation=implementation)
+  """cuDNN's flash attention; einsum for what it does not compute: dropout, addends, float32.
+
+  Only the first `num_keys` keys are attended to; None: all.
+  """
+  num_queries, head_dim = query.shape[1], query.shape[-1]
+  num_keys = num_keys or key.shape[1]
+  is_plain = drop is None and bias is None and query.dtype.itemsize == 2
+  if not is_plain or head_dim > 128 or head_dim % 8:
+    return einsum_attention(query, key[:, :num_keys], value[:, :num_keys], drop, bias)
+  # JAX 0.10 to 0.12 refuse to differentiate with an odd number of tokens.
+  query, key, value = (_pad_tokens(x, x.shape[1] + x.shape[1] % 2) for x in (query, key, value))
+  lengths = None if num_keys == key.shape[1] else jnp.full(key.shape[:1], num_keys, jnp.int32)
+  outputs = jax.nn.dot_product_attention(
+    query, key, value, key_value_seq_lengths=lengths, implementation='cudnn'
+  )
+  return outputs[:, :num_queries]
+
+
+def pad_for_cudnn(x: Array, attend: Attend) -> tuple[Array, Attend]:
+  """Adds tokens that nobody attends to, once rather than in each block: (B, N, D) -> (B, L, D).
+
+  L is a multiple of 8. On an H100 a train step of B/16 is 9 % faster than with one more token in
+  each block's queries, keys and values.
+  """
+  if attend is not cudnn_attention or x.dtype.itemsize != 2:
+    return x, attend
+  num_tokens = x.shape[1]
+  x = _pad_tokens(x, -(-num_tokens // 8) * 8)
+  return x, functools.partial(cudnn_attention, num_keys=num_tokens)
+
+
+def _pad_tokens(x: Array, count: int) -> Array:
+  return jnp.pad(x, ((0, 0), (0, count - x.shape[1]), *((0, 0) for _ in x.shape[2:])))
 
 
 def _fused_attention(
@@ -69,15 +106,18 @@ def choose_attention(
   """The function of `config.model.attention`.
 
   Args:
-    name: auto (fused on a TPU, else einsum), einsum, xla, cudnn or fused.
+    name: auto (fused on a TPU, cudnn on an NVIDIA GPU that has it, else einsum), einsum, xla, cudnn
+      or fused.
     platform: of the devices, 'cpu', 'gpu' or 'tpu'.
     mesh: of these devices; None: one device.
     batch_axes: of the mesh, which divide the batch.
   """
   if name == 'auto':
-    name = 'fused' if platform == 'tpu' else 'einsum'
+    device = (mesh.devices.flat if mesh else jax.devices())[0]
+    is_cudnn = platform == 'gpu' and has_flash_attention(device)
+    name = 'fused' if platform == 'tpu' else 'cudnn' if is_cudnn else 'einsum'
   if name == 'einsum':
     return einsum_attention
   if name == 'fused':
     return functools.partial(_fused_attention, mesh, batch_axes)
-  return functools.partial(_jax_attention, 'cudnn' if name == 'cudnn' else 'xla')
+  return cudnn_attention if name == 'cudnn' else _xla_attention

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models.attention.axial_block import AxialBlock
-from vit_jax.models.dot_product_attention import Attend, einsum_attention
+from vit_jax.models.dot_product_attention import Attend, einsum_attention, pad_for_cudnn
 from vit_jax.models.dropout import dropout, example_keys, split_keys
 from vit_jax.models.encoder_block import (
   EncoderBlock,
@@ -75,6 +75,9 @@ class Encoder(nn.Module):
       x = add_positions(x, embedding(name='posembed_input')(x))
     else:
       block_fields['positions'] = self.positions
+    num_tokens = x.shape[1]
+    if not {'grid', 'positions'} & block_fields.keys():  # blocks that take any number of tokens
+      x, block_fields['attention'] = pad_for_cudnn(x, block_fields['attention'])
     x = self.constrain(dropout(x, self.dropout_rate, embedding_keys))
     block_keys = split_keys(encoder_keys, self.depth)
     depths = np.linspace(0, 1, self.depth, dtype=np.float32)  # relative
@@ -87,7 +90,7 @@ class Encoder(nn.Module):
       for i in range(self.depth):
         x = block(**block_fields, name=f'encoderblock_{i}')(x, depths[i], block_keys[i], shared)
         x = self.constrain(x)
-    return self.numerics.layer_norm('encoder_norm')(x)
+    return self.numerics.layer_norm('encoder_norm')(x[:, :num_tokens])
 
   def _scan(
     self,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vit_jax.compiler import compiler_options
 from vit_jax.config import ModelConfig, OptimizerConfig, ScheduleConfig, StepConfig
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
@@ -106,6 +107,7 @@ def build_program(
   )
   abstract = jax.eval_shape(init)
   shardings = sharding.state_shardings(abstract, mesh)
+  options = compiler_options(mesh.devices.flat[0].platform)
   batch = {
     'image': (image_shape, jnp.uint8),
     'label': ((num_classes,), jnp.uint8) if multi_label else ((), jnp.int32),
@@ -129,9 +131,13 @@ def build_program(
       in_shardings=(shardings, batch_sharding, replicated),
       out_shardings=(shardings, replicated),
       donate_argnums=0,
+      compiler_options=options,
     ),
     eval_step=jax.jit(
-      eval_step, in_shardings=(shardings.params, batch_sharding), out_shardings=replicated
+      eval_step,
+      in_shardings=(shardings.params, batch_sharding),
+      out_shardings=replicated,
+      compiler_options=options,
     ),
     abstract_batch={
       name: jax.ShapeDtypeStruct((step.batch_size, *shape), dtype, sharding=batch_sharding)

