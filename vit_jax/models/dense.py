@@ -1,8 +1,8 @@
-"""The dense layer of the Transformer: one matrix product each way, parameters of `nn.DenseGeneral`.
+"""The dense layers of a Transformer, and its patch embedding: each is one matrix product.
 
-Its gradients are those of a plain product, computed otherwise: those of the parameters are float32
-sums, also over devices, whatever the dtype of the product; and on a TPU that of the bias is a
-product with ones, because a reduction costs forty times as much by the compiler's estimates.
+Their gradients are those of a plain product, computed otherwise: those of the parameters are
+float32 sums, also over devices, whatever the dtype of the product; and on a TPU that of the bias is
+a product with ones, because a reduction costs forty times as much by the compiler's estimates.
 """
 
 import math
@@ -84,3 +84,27 @@ class Dense(nn.Module):
     kernel = self.param('kernel', init_kernel)
     bias = self.param('bias', self.bias_init, self.outputs)
     return linear(x.astype(self.dtype), kernel.reshape(flat_shape), bias.reshape(-1))
+
+
+class PatchEmbedding(nn.Module):
+  """A convolution with a stride of its kernel's size: (B, H, W, C) -> (B, H/P, W/P, D).
+
+  Its parameters are those of an `nn.Conv`: kernel (P, P, C, D) and bias (D,). Rows and columns that
+  fill no patch are left out.
+  """
+
+  patch_size: int
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    patch, channels = self.patch_size, x.shape[-1]
+    batch, height, width = x.shape[0], x.shape[1] // patch, x.shape[2] // patch
+    init = nn.initializers.lecun_normal()
+    kernel = self.param('kernel', init, (patch, patch, channels, self.features))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    x = x[:, : height * patch, : width * patch].astype(self.dtype)
+    x = x.reshape(batch, height, patch, width, patch, channels).swapaxes(2, 3)
+    x = x.reshape(batch, height, width, -1)  # the pixels of a patch
+    return linear(x, kernel.reshape(-1, self.features), bias)

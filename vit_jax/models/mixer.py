@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.config import ModelConfig
+from vit_jax.models.dense import PatchEmbedding
 from vit_jax.models.dropout import dropout, example_keys, split_keys
 from vit_jax.models.encoder_block import Numerics
 from vit_jax.models.head import classify
@@ -98,9 +99,8 @@ class MlpMixer(nn.Module):
   def __call__(
     self, images: Array, *, deterministic: bool = True, examples: Array | None = None
   ) -> Array:
-    patch, policy = (self.patch_size, self.patch_size), REMAT[self.remat]
-    dtype: Any = self.numerics.dtype
-    x = nn.Conv(self.width, patch, patch, padding='VALID', dtype=dtype, name='stem')(images)
+    policy = REMAT[self.remat]
+    x = PatchEmbedding(self.patch_size, self.width, self.numerics.dtype, name='stem')(images)
     x = self.constrain(x.reshape(x.shape[0], x.shape[1] * x.shape[2], self.width))
     is_random = self.stochastic_depth_rate and not deterministic
     keys = example_keys(self.make_rng('dropout'), examples, x.shape[0]) if is_random else None

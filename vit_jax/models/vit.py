@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models.attention.axial_block import AxialBlock
+from vit_jax.models.dense import PatchEmbedding
 from vit_jax.models.dot_product_attention import Attend, einsum_attention, pad_for_cudnn
 from vit_jax.models.dropout import dropout, example_keys, split_keys
 from vit_jax.models.encoder_block import (
@@ -203,10 +204,7 @@ class VisionTransformer(nn.Module):
     if self.resnet_width:
       x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)
       patch //= hybrid_stride(self.resnet_blocks)
-    conv = nn.Conv(
-      self.width, (patch, patch), (patch, patch), padding='VALID', dtype=dtype, name='embedding'
-    )
-    return conv(x)
+    return PatchEmbedding(patch, self.width, dtype, name='embedding')(x)
 
   def encode(self, x: Array, deterministic: bool, examples: Array | None = None) -> Array:
     """Patch embeddings (B, H/P, W/P, D) -> encoded tokens (B, N, D), after the class token if any.
