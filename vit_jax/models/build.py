@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -97,8 +98,8 @@ def model_from_config(
   attention = choose_attention(config.attention, platform, mesh, batch_axes)
   constrain = identity
   if mesh is not None:
-    tokens = NamedSharding(mesh, P(tuple(batch_axes)))
-    constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=tokens)
+    sharding = NamedSharding(mesh, P(tuple(batch_axes)))
+    constrain = functools.partial(_constrain_tokens, sharding, platform)
   if config.variant in RESNET_VARIANTS:
     return resnet_from_config(config, num_classes, constrain, dtype)
   if config.variant in MIXER_VARIANTS:
@@ -132,6 +133,16 @@ def model_from_config(
   )
   _check_sizes(model)
   return model
+
+
+def _constrain_tokens(sharding: NamedSharding, platform: str, x: jax.Array) -> jax.Array:
+  """Shards tokens (B, …); on a GPU also keeps them in row-major order.
+
+  Without it XLA may transpose them in each LayerNorm: on an H100 a train step of B/16 takes 15 %
+  longer (2026-11-26).
+  """
+  x = jax.lax.with_sharding_constraint(x, sharding)
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if platform == 'gpu' else x
 
 
 def _check_attention(config: ModelConfig, platform: str) -> None:

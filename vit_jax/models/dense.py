@@ -38,6 +38,8 @@ def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array
 
 def _sum(grad: Array) -> Array:
   """(…, M) -> (M,) float32."""
+  # The barrier keeps XLA from computing the gradient a second time inside of the sum.
+  grad = jax.lax.optimization_barrier(grad)
   return grad.sum(tuple(range(grad.ndim - 1)), dtype=jnp.float32)
 
 
@@ -106,5 +108,6 @@ class PatchEmbedding(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = x[:, : height * patch, : width * patch].astype(self.dtype)
     x = x.reshape(batch, height, patch, width, patch, channels).swapaxes(2, 3)
-    x = x.reshape(batch, height, width, -1)  # the pixels of a patch
-    return linear(x, kernel.reshape(-1, self.features), bias)
+    x = x.reshape(batch, height * width, -1)  # the pixels of each patch
+    x = linear(x, kernel.reshape(-1, self.features), bias)
+    return x.reshape(batch, height, width, self.features)
