@@ -42,6 +42,7 @@ class Chip:
     num_devices: JAX devices of a chip.
     vector_memory_mib: of a device, from which its vector and matrix units read; None where kernels
       of our own cannot multiply bfloat16 matrices (v2, v3).
+    interconnect: bytes per second that a chip can receive from other chips, over all its links.
   """
 
   device_kinds: tuple[str, ...]
@@ -50,23 +51,26 @@ class Chip:
   bandwidth: float | None = None
   clock_hz: float | None = None
   num_devices: int = 1
+  interconnect: float | None = None
   vector_memory_mib: int | None = None
 
 
 # TPUs: the section "System architecture" of docs.cloud.google.com/tpu/docs/{v2,…,tpu7x}; v2's peak
 # is that of its announcement, 180 TFLOP/s for a board of four chips. Clock: the peak of a core
-# divided by its matrix units times 2 x 128 x 128 FLOP. A v4 chip is one device ("megacore"), as on
-# Cloud TPU VMs. Vector memory: jax/_src/tpu_info.py of
-# JAX 0.12. GPUs: NVIDIA's data sheets of A100, H100 (SXM) and H200 (SXM).
+# divided by its matrix units (v2 1, v3 2, v4, v5e and v5p 4) times 2 x 128 x 128 FLOP; for v6e and
+# tpu7x the published units do not give the published peak. Interconnect: half of what is published
+# as bidirectional; v2 arXiv 1909.09756 (four links of 496 Gbit/s each way), v3 and v4 Table 4 of
+# arXiv 2304.01433 (4 links of 70 GB/s, 6 of 50 GB/s). A v4 chip is one device ("megacore"), as on
+# Cloud TPU VMs. Vector memory: jax/_src/tpu_info.py of JAX 0.12. GPUs: NVIDIA's data sheets of A100, H100 (SXM) and H200 (SXM).
 _A100_40GB = ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB')
 CHIPS = {
-  'v2': Chip(('TPU v2',), 45e12, 16, num_devices=2),
-  'v3': Chip(('TPU v3',), 123e12, 32, 900e9, 0.94e9, num_devices=2),
-  'v4': Chip(('TPU v4',), 275e12, 32, 1200e9, vector_memory_mib=16),
-  'v5e': Chip(('TPU v5 lite',), 197e12, 16, 819e9, 1.5e9, vector_memory_mib=128),
-  'v5p': Chip(('TPU v5',), 459e12, 95, 2765e9, vector_memory_mib=64),
-  'v6e': Chip(('TPU v6 lite',), 918e12, 32, 1638e9, vector_memory_mib=128),
-  'tpu7x': Chip(('TPU7x',), 2307e12, 192, num_devices=2, vector_memory_mib=64),
+  'v2': Chip(('TPU v2',), 45e12, 16, None, 0.7e9, 2, 248e9),
+  'v3': Chip(('TPU v3',), 123e12, 32, 900e9, 0.94e9, 2, 280e9),
+  'v4': Chip(('TPU v4',), 275e12, 32, 1200e9, 1.05e9, 1, 300e9, vector_memory_mib=16),
+  'v5e': Chip(('TPU v5 lite',), 197e12, 16, 819e9, 1.5e9, 1, 200e9, vector_memory_mib=128),
+  'v5p': Chip(('TPU v5',), 459e12, 95, 2765e9, 1.75e9, 1, 600e9, vector_memory_mib=64),
+  'v6e': Chip(('TPU v6 lite',), 918e12, 32, 1638e9, None, 1, 400e9, vector_memory_mib=128),
+  'tpu7x': Chip(('TPU7x',), 2307e12, 192, None, None, 2, 600e9, vector_memory_mib=64),
   'A100 40GB': Chip(_A100_40GB, 312e12, 40, 1555e9),
   'A100 80GB SXM': Chip(('NVIDIA A100-SXM4-80GB',), 312e12, 80, 2039e9),
   'A100 80GB PCIe': Chip(('NVIDIA A100 80GB PCIe',), 312e12, 80, 1935e9),

@@ -8,6 +8,9 @@ v6e or tpu7x, by their chips along each dimension (v5e:16x16, v4:4x4x4) or as Go
 (v5e-256, v4-128: TensorCores), config.mesh.num_slices of them; or cpu:8. Without the training
 data, set config.data.num_classes; an example then has one label. The exit code is 4 when a run
 does not fit.
+
+On a TPU topology it predicts the time of a step from the compiler's own cycle estimates;
+--profile=FILE.html or FILE.csv writes where the cycles go.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from typing import Any
 from vit_jax import command_line
 from vit_jax.config import Config, load_config
 from vit_jax.errors import DeviceMemoryError, UserError
-from vit_jax.planning import planner, report, topologies
+from vit_jax.planning import fallback, planner, profile_page, report, topologies
 from vit_jax.planning.planner import Plan
 from vit_jax.planning.topologies import Topology
 
@@ -35,16 +38,18 @@ def _plan_one(config: Config, topology: Topology, args: argparse.Namespace) -> N
   plan = planner.make_plan(config, topology, labels)
   if not args.json:
     print(report.page(plan))
+  if args.profile:
+    profile_page.write(plan, args.profile)
   tried: list[Plan] = []
   if plan.fits is False and plan.limit is not None and not args.no_fallback:
     _log('it does not fit; compiling fallback configs …')
-    for fallback in planner.fallback_plans(config, topology, labels, plan.limit):
-      tried.append(fallback)
+    for candidate in fallback.fallback_plans(config, topology, labels, plan.limit):
+      tried.append(candidate)
       if not args.json:
-        print(f'tried {report.fallback_line(fallback)}', flush=True)
+        print(f'tried {report.fallback_line(candidate)}', flush=True)
   flags = tried[-1].flags if tried and tried[-1].fits else None
   if args.json:
-    fallbacks = [report.as_json(fallback) for fallback in tried]
+    fallbacks = [report.as_json(candidate) for candidate in tried]
     fields = report.as_json(plan) | {'tried': fallbacks, 'fits_with': flags}
     print(json.dumps(fields, indent=2))
   if plan.fits is False:
@@ -95,14 +100,21 @@ def main() -> None:
   parser.add_argument('--json', action='store_true', help='print JSON')
   parser.add_argument('--out', metavar='FILE.csv', help='write the table of a sweep to this file')
   parser.add_argument(
+    '--profile', metavar='FILE', help='write where the cycles go to FILE.html or FILE.csv'
+  )
+  parser.add_argument(
     '--no_fallback', action='store_true', help='try no other config when the run does not fit'
   )
   args, overrides = parser.parse_known_args()
   if args.out is not None and args.sweep is None:
     raise UserError('--out needs --sweep.')
+  if args.profile is not None and args.topology is None:
+    raise UserError('--profile needs --topology.')
   config = planner.resolve_steps(load_config(args.config, overrides))
   names = [args.topology] if args.sweep is None else args.sweep.split(',')
   parsed = [topologies.parse_topology(name) for name in names]
+  if args.profile is not None:
+    profile_page.check_path(args.profile, parsed[0])
   topologies.prepare_backend(parsed)
   if args.sweep is None:
     _plan_one(config, parsed[0], args)

@@ -11,6 +11,7 @@ from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.planning.collectives import Collective, count_collectives
 from vit_jax.planning.compile import argument_bytes, compile_program
+from vit_jax.planning.hlo import parse
 from vit_jax.planning.topologies import get_devices, parse_topology
 from vit_jax.training.program import build_program
 
@@ -75,7 +76,7 @@ def test_cpu_topologies_use_the_devices_of_this_process():
   assert get_devices(parse_topology('cpu:3')) == jax.devices()[:3]
 
 
-def compiled_text(function, *shapes):
+def compiled(function, *shapes):
   """The optimized HLO of `function`, which maps over the rows of (8, …) arrays, one a device."""
   mesh = jax.make_mesh((2, 4), ('a', 'b'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
   by_row = NamedSharding(mesh, P(('a', 'b')))
@@ -83,7 +84,7 @@ def compiled_text(function, *shapes):
     function, mesh=mesh, in_specs=P(('a', 'b')), out_specs=P(('a', 'b')), check_vma=False
   )
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=by_row) for shape in shapes]
-  return jax.jit(mapped).lower(*arrays).compile().as_text()
+  return parse(jax.jit(mapped).lower(*arrays).compile().as_text())
 
 
 def test_each_kind_of_collective_is_counted_with_its_bytes():
@@ -93,7 +94,7 @@ def test_each_kind_of_collective_is_counted_with_its_bytes():
     permuted = jax.lax.ppermute(scattered, 'a', [(0, 1), (1, 0)])
     return jax.lax.psum(permuted, 'a')
 
-  rows = {row.kind: row for row in count_collectives(compiled_text(function, (8, 1000)), 8)}
+  rows = {row.kind: row for row in count_collectives(compiled(function, (8, 1000)), 8)}
   assert rows == {
     'all-gather': Collective('all-gather', 1, 7 * 4000),
     'reduce-scatter': Collective('reduce-scatter', 1, 32_000 * 3 // 4),
@@ -113,13 +114,13 @@ def test_collectives_in_loops_count_once_an_iteration():
   def function(x):
     return jax.lax.scan(outer, x, length=3)[0]
 
-  (row,) = count_collectives(compiled_text(function, (8, 1000)), 8)
+  (row,) = count_collectives(compiled(function, (8, 1000)), 8)
   assert row.count == 3 * (5 + 1)
   assert row.bytes == 3 * (5 * 2 * 4000 * 3 // 4 + 2 * 4000 * 7 // 8)
 
 
 def test_a_program_without_collectives_has_no_rows():
-  assert count_collectives(compiled_text(jnp.sin, (8, 1000)), 8) == ()
+  assert count_collectives(compiled(jnp.sin, (8, 1000)), 8) == ()
 
 
 # Collectives as the TPU compiler (libtpu 0.0.42.1) prints them: an asynchronous all-gather that is
@@ -186,7 +187,7 @@ ENTRY %main (p.6: bf16[4,8]) -> bf16[4,8] {
 
 
 def test_collectives_of_a_tpu_program():
-  assert count_collectives(TPU_TEXT, 64) == (
+  assert count_collectives(parse(TPU_TEXT), 64) == (
     Collective('reduce-scatter', 12, 12 * (256 + 64) * 15 // 16),
     Collective('all-gather', 13, 13 * 3 * 64),
     Collective('all-reduce', 1, 4),

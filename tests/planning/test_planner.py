@@ -14,9 +14,10 @@ from tests.helpers import NO_TRANSFORMER, TINY, run, start
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.models import flops
-from vit_jax.planning import planner, report
+from vit_jax.planning import fallback, planner, report
 from vit_jax.planning.compile import CompiledStep, Memory, argument_bytes
 from vit_jax.planning.planner import Labels
+from vit_jax.planning.step_time import StepTime
 from vit_jax.planning.topologies import parse_topology
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason='written for eight devices')
@@ -145,7 +146,7 @@ def test_a_missing_libtpu_is_one_sentence(tmp_path):
 
 class TestFallbackConfigs:
   def changes(self, limit: int, *overrides: str):
-    return list(planner.fallback_configs(tiny_config(*overrides), CPU_8, LABELS, limit))
+    return list(fallback.fallback_configs(tiny_config(*overrides), CPU_8, LABELS, limit))
 
   def test_the_cheapest_come_first(self):
     assert self.changes(2**40, '--config.batch_size=32') == [
@@ -191,12 +192,12 @@ class TestFallbackConfigs:
     plan = planner.make_plan(config, CPU_8, LABELS, limit)
     assert plan.fits is False and plan.bytes_over_limit == 1
     assert 'does not fit by 0.00 MiB' in report.page(plan)
-    *others, fallback = planner.fallback_plans(config, CPU_8, LABELS, limit)
+    *others, last = fallback.fallback_plans(config, CPU_8, LABELS, limit)
     assert not any(plan.fits for plan in others)
-    assert fallback.fits and fallback.memory.needed <= limit
-    assert fallback.flags == '--config.accumulation_steps=2'
-    assert fallback.micro_batch == plan.micro_batch // 2
-    assert fallback.flags in report.fallback_line(fallback)
+    assert last.fits and last.memory.needed <= limit
+    assert last.flags == '--config.accumulation_steps=2'
+    assert last.micro_batch == plan.micro_batch // 2
+    assert last.flags in report.fallback_line(last)
 
 
 def test_classes_are_counted_or_set_by_the_user():
@@ -233,7 +234,9 @@ def test_minimum_step_time_and_chip_hours():
     collectives=(),
     train_flops=3 * int(forward) * 4096,
     recomputed_flops=0,
-    min_step_seconds=min_step_seconds,
+    step_time=StepTime(min_step_seconds, None, None, None),
+    cycles=None,
+    hbm_bytes=None,
     total_steps=config.total_steps,
     compile_seconds=1.0,
   )

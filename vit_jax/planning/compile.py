@@ -9,6 +9,9 @@ import jax
 from vit_jax.distributed.sharding import sharded_bytes
 from vit_jax.errors import UserError, first_line
 from vit_jax.planning.collectives import Collective, count_collectives
+from vit_jax.planning.cycles import CycleEstimate, estimate_cycles
+from vit_jax.planning.hlo import parse
+from vit_jax.planning.traffic import hbm_bytes
 from vit_jax.training.program import Program
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -43,6 +46,8 @@ class CompiledStep:
   collectives: tuple[Collective, ...]  # of one device and step, one row a kind; empty if refused
   refusal: str | None  # the compiler's message if the program does not fit
   seconds: float  # spent on lowering and compiling
+  cycles: CycleEstimate | None = None  # of one device and step; None if the compiler gives none
+  hbm_bytes: int | None = None  # moved by one device in a step; None if refused
 
 
 def compile_program(program: Program) -> CompiledStep:
@@ -72,8 +77,11 @@ def compile_program(program: Program) -> CompiledStep:
     aliased=stats.alias_size_in_bytes,
     peak=getattr(stats, 'peak_memory_in_bytes', None),
   )
-  collectives = count_collectives(hlo, program.mesh.size)
-  return CompiledStep(lowered.as_text(), hlo, memory, collectives, None, seconds)
+  parsed = parse(hlo)
+  collectives = count_collectives(parsed, program.mesh.size)
+  texts = lowered.as_text(), hlo
+  analyses = estimate_cycles(parsed), hbm_bytes(parsed)
+  return CompiledStep(*texts, memory, collectives, None, seconds, *analyses)
 
 
 def argument_bytes(program: Program) -> int:

@@ -1,24 +1,21 @@
-"""What a run needs on a topology: its train step compiled for those devices, and its FLOPs."""
+"""What a run needs on a topology: its train step compiled for those devices, FLOPs and time."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from vit_jax.config import Config, MeshConfig, flatten, replace_fields
+from vit_jax.config import Config, replace_fields
 from vit_jax.data.sources import open_source
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import flops
 from vit_jax.models.build import count_parameters
-from vit_jax.models.model_options import READ_FIELDS, kind_of
-from vit_jax.models.vit import REMAT
 from vit_jax.planning.collectives import Collective
-from vit_jax.planning.compile import Memory, argument_bytes, compile_program
+from vit_jax.planning.compile import Memory, compile_program
+from vit_jax.planning.cycles import CycleEstimate
+from vit_jax.planning.step_time import StepTime, step_time
 from vit_jax.planning.topologies import Topology, get_devices
 from vit_jax.training.preflight import check_num_classes
 from vit_jax.training.program import Program, build_program
-
-_MAX_DOUBLINGS = 4  # of fsdp and of accumulation_steps
 
 
 class Labels(NamedTuple):
@@ -50,7 +47,9 @@ class Plan:
   collectives: tuple[Collective, ...]  # of one device and step; empty if the step does not fit
   train_flops: int  # of a step: forward and backward passes, two of each with SAM
   recomputed_flops: int  # what rematerialization adds
-  min_step_seconds: float | None  # lower bound, at the chips' peak FLOP/s; None if unknown
+  step_time: StepTime  # predicted, and lower bounds
+  cycles: CycleEstimate | None  # of one device and step, by part; None if the compiler gives none
+  hbm_bytes: int | None  # that one device moves in a step; None if the step does not fit
   total_steps: int  # of the run
   compile_seconds: float  # spent on lowering and compiling
 
@@ -61,14 +60,40 @@ class Plan:
     return None if needed is None or self.limit is None else needed - self.limit
 
   @property
+  def min_step_seconds(self) -> float | None:
+    """Lower bound, at the chips' peak FLOP/s; None if no peak is known."""
+    return self.step_time.arithmetic
+
+  @property
   def hours(self) -> float | None:
     """Lower bound of the run's time, in hours; None if no peak is known."""
-    return self.min_step_seconds and self.min_step_seconds * self.total_steps / 3600
+    return self._hours(self.min_step_seconds)
 
   @property
   def chip_hours(self) -> float | None:
     """`hours` times the number of chips."""
     return self.hours and self.hours * self.num_chips
+
+  @property
+  def expected_hours(self) -> float | None:
+    """The run's time by the compiler's cycles and what published runs take beyond them."""
+    return self._hours(self.step_time.expected)
+
+  @property
+  def expected_chip_hours(self) -> float | None:
+    """`expected_hours` times the number of chips."""
+    return self.expected_hours and self.expected_hours * self.num_chips
+
+  @property
+  def mfu(self) -> float | None:
+    """Share of the chips' peak FLOP/s in the predicted step, without recomputation."""
+    if self.topology.chip is None or self.step_time.predicted is None:
+      return None
+    peak = self.topology.chip.peak_flops * self.num_chips
+    return self.train_flops / peak / self.step_time.predicted
+
+  def _hours(self, step_seconds: float | None) -> float | None:
+    return step_seconds and step_seconds * self.total_steps / 3600
 
   @property
   def flags(self) -> str:
@@ -147,7 +172,14 @@ def make_plan(
   num_images = config.batch_size * config.step.gradients_per_step  # that a step passes through
   train_flops = flops.train_flops(program.model, image_size) * num_images
   recomputed_flops = flops.recomputed_flops(program.model, image_size) * num_images
-  peak = None if topology.chip is None else topology.chip.peak_flops * num_chips
+  times = step_time(
+    topology.chip,
+    num_chips,
+    train_flops + recomputed_flops,
+    step.hbm_bytes,
+    sum(collective.bytes for collective in step.collectives),
+    step.cycles,
+  )
   batch_sizes = sharding.batch_sizes(program.mesh, config.batch_size, config.accumulation_steps)
   devices = list(program.mesh.devices.flat)
   return Plan(
@@ -169,64 +201,9 @@ def make_plan(
     collectives=step.collectives,
     train_flops=train_flops,
     recomputed_flops=recomputed_flops,
-    min_step_seconds=None if peak is None else (train_flops + recomputed_flops) / peak,
+    step_time=times,
+    cycles=step.cycles,
+    hbm_bytes=step.hbm_bytes,
     total_steps=config.total_steps,
     compile_seconds=step.seconds,
   )
-
-
-def fallback_configs(
-  config: Config, topology: Topology, labels: Labels, limit: int
-) -> Iterator[dict[str, Any]]:
-  """Yields changes to `config` that need less memory, in ascending order of their cost.
-
-  More rematerialization; then more shards of the parameters (fsdp); then smaller micro-batches.
-  Where the arguments alone exceed `limit`, they are sharded first. Changes that cannot run are
-  left out.
-  """
-
-  def can_run(changes: dict[str, Any]) -> bool:
-    try:
-      program = build_for(replace_fields(config, changes), topology, labels)
-    except UserError:
-      return False
-    return argument_bytes(program) < limit
-
-  meshes = [mesh for mesh in _doubled_fsdp(config.mesh) if can_run(mesh)]
-  if not meshes:
-    return
-  remats = [{}]
-  if 'remat' in READ_FIELDS[kind_of(config.model.variant)]:
-    names = list(REMAT)  # in ascending order of recomputation
-    remats = [{'model.remat': name} for name in names[names.index(config.model.remat) :]]
-  candidates = [meshes[0] | remat for remat in remats]
-  candidates += [mesh | remats[-1] for mesh in meshes[1:]]
-  for i in range(1, _MAX_DOUBLINGS + 1):
-    candidates.append(candidates[-1] | {'accumulation_steps': config.accumulation_steps * 2**i})
-  fields = flatten(config)
-  for candidate in candidates:
-    changes = {name: value for name, value in candidate.items() if value != fields[name]}
-    if changes and can_run(changes):
-      yield changes
-
-
-def fallback_plans(
-  config: Config, topology: Topology, labels: Labels, limit: int
-) -> Iterator[Plan]:
-  """Yields the plans of the fallback configs, up to the first that fits; see `make_plan`."""
-  for changes in fallback_configs(config, topology, labels, limit):
-    plan = make_plan(config, topology, labels, limit, changes)
-    yield plan
-    if plan.fits:
-      return
-
-
-def _doubled_fsdp(mesh: MeshConfig) -> Iterator[dict[str, int]]:
-  """Yields fsdp as it is, doubled, doubled again, …, at the expense of the data axis."""
-  for i in range(_MAX_DOUBLINGS + 1):
-    changes = {'mesh.fsdp': mesh.fsdp * 2**i}
-    if mesh.data > 0:
-      if mesh.data % 2**i:
-        return
-      changes['mesh.data'] = mesh.data // 2**i
-    yield changes

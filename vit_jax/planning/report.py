@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any
 
+from vit_jax.planning.cycles import PARTS, CycleEstimate
 from vit_jax.planning.planner import Plan
-from vit_jax.text import plural
+from vit_jax.planning.step_time import FACTOR_REASON, PUBLISHED_FACTOR
+from vit_jax.text import join_words, plural
 
 
 def page(plan: Plan) -> str:
@@ -26,7 +28,8 @@ def page(plan: Plan) -> str:
     ('  sum', _verdict(plan)),
     *_collectives(plan, unit),
     ('FLOPs', f'{plan.train_flops:.4g} a step{remat if plan.recomputed_flops else ""}'),
-    *_lower_bounds(plan),
+    *_times(plan),
+    *_cycles(plan, unit),
     ('compiled in', f'{plan.compile_seconds:.1f} s'),
   ]
   width = max(len(name) for name, _ in lines)
@@ -43,10 +46,16 @@ def as_json(plan: Plan) -> dict[str, Any]:
   fields = dataclasses.asdict(plan) | {
     'topology': plan.topology.name,
     'bytes_over_limit': plan.bytes_over_limit,
+    'min_step_seconds': plan.min_step_seconds,
     'hours': plan.hours,
     'chip_hours': plan.chip_hours,
+    'mfu': plan.mfu,
+    'published_factor': PUBLISHED_FACTOR,
+    'expected_hours': plan.expected_hours,
+    'expected_chip_hours': plan.expected_chip_hours,
   }
   fields['memory']['needed'] = plan.memory.needed
+  fields['step_time']['predicted'] = plan.step_time.predicted
   return fields
 
 
@@ -72,6 +81,8 @@ def row(plan: Plan) -> dict[str, Any]:
     'min_step_ms': rounded(plan.min_step_seconds, 1e-3, 1),
     'hours': rounded(plan.hours, digits=1),
     'chip_hours': rounded(plan.chip_hours, digits=0),
+    'predicted_ms': rounded(plan.step_time.predicted, 1e-3, 1),
+    'mfu': rounded(plan.mfu, digits=3),
     'compile_s': rounded(plan.compile_seconds, digits=0),
   }
 
@@ -129,12 +140,65 @@ def _collectives(plan: Plan, unit: str) -> list[tuple[str, str]]:
   return [(f'collectives of a {unit}', summary), *rows]
 
 
-def _lower_bounds(plan: Plan) -> list[tuple[str, str]]:
-  """The schedule, and where the chips' peak is known the least time it takes."""
+def _times(plan: Plan) -> list[tuple[str, str]]:
+  """Lower bounds of a step's time, the prediction, and the schedule at both."""
+  unit, times = _device_name(plan), plan.step_time
   steps = f'{plan.total_steps:,} steps'
-  if plan.min_step_seconds is None or plan.hours is None or plan.chip_hours is None:
+  if plan.hours is None or plan.chip_hours is None:
     return [('schedule', steps)]
-  return [
-    ('minimum step time', f"{plan.min_step_seconds * 1e3:.1f} ms at 100 % of the chips' peak"),
-    ('schedule', f'{steps}: at least {plan.hours:,.1f} hours, {plan.chip_hours:,.0f} chip-hours'),
+  bounds = [
+    ('arithmetic', times.arithmetic, "at 100 % of the chips' peak"),
+    ('HBM', times.hbm, f'for {_format_size(plan.hbm_bytes)} a {unit}'),
+    ('interconnect', times.interconnect, 'over all links of a chip'),
   ]
+  lines = [('minimum step time', '')]
+  lines += [
+    (f'  {name}', f'{seconds * 1e3:.1f} ms {how}') for name, seconds, how in bounds if seconds
+  ]
+  lines.append(('predicted step time', predicted_line(plan)))
+  hours = f'{steps}: at least {plan.hours:,.1f} hours, {plan.chip_hours:,.0f} chip-hours'
+  lines.append(('schedule', hours))
+  if plan.expected_hours is not None and plan.expected_chip_hours is not None:
+    expected = (
+      f'about {plan.expected_hours:,.1f} hours, {plan.expected_chip_hours:,.0f} chip-hours '
+      f'at {PUBLISHED_FACTOR} times the prediction, {FACTOR_REASON}'
+    )
+    lines.append(('', expected))
+  return lines
+
+
+def predicted_line(plan: Plan) -> str:
+  """'195.7 ms by the compiler's cycle estimates: 654 images/s, 35.0 % of peak'."""
+  times = plan.step_time
+  if times.predicted is None or plan.mfu is None:
+    reason = 'no clock of this chip is published' if plan.cycles else 'no cycle estimates'
+    return f'unknown: {reason}'
+  by_cycles = times.predicted == times.cycles
+  source = "the compiler's cycle estimates" if by_cycles else 'the largest lower bound'
+  return (
+    f'{times.predicted * 1e3:.1f} ms by {source}: '
+    f'{plan.global_batch / times.predicted:,.0f} images/s, {plan.mfu:.1%} of peak'
+  ).replace('%', ' %')
+
+
+def _cycles(plan: Plan, unit: str) -> list[tuple[str, str]]:
+  """Where the cycles go, a line for each part of the model."""
+  cycles = plan.cycles
+  if cycles is None:
+    return []
+  lines = [(f'cycles of a {unit}', f'{cycles.total / 1e6:,.1f} million a step')]
+  for part in PARTS:
+    rows = [row for row in cycles.parts if row.part == part]
+    if rows:
+      split = ', '.join(f'{row.direction} {row.cycles / cycles.total * 100:.1f}' for row in rows)
+      share = cycles.of_part(part) / cycles.total * 100
+      lines.append((f'  {part}', f'{share:5.1f} % ({split})'))
+  return [*lines, ('  not estimated', not_estimated(cycles))]
+
+
+def not_estimated(cycles: CycleEstimate) -> str:
+  """What a prediction does not cover."""
+  calls = sum(cycles.uncounted.values())
+  targets = join_words(cycles.uncounted) if cycles.uncounted else ''
+  custom = f'{plural(calls, "custom call")} ({targets}), ' if calls else ''
+  return f'{custom}waits for copies and collectives, the input'
