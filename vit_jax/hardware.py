@@ -61,7 +61,8 @@ class Chip:
 # tpu7x the published units do not give the published peak. Interconnect: half of what is published
 # as bidirectional; v2 arXiv 1909.09756 (four links of 496 Gbit/s each way), v3 and v4 Table 4 of
 # arXiv 2304.01433 (4 links of 70 GB/s, 6 of 50 GB/s). A v4 chip is one device ("megacore"), as on
-# Cloud TPU VMs. Vector memory: jax/_src/tpu_info.py of JAX 0.12. GPUs: NVIDIA's data sheets of A100, H100 (SXM) and H200 (SXM).
+# Cloud TPU VMs. Vector memory: jax/_src/tpu_info.py of JAX 0.12. GPUs: NVIDIA's data sheets of
+# A100, H100 (SXM) and H200 (SXM).
 _A100_40GB = ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB')
 CHIPS = {
   'v2': Chip(('TPU v2',), 45e12, 16, None, 0.7e9, 2, 248e9),

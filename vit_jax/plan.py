@@ -38,8 +38,6 @@ def _plan_one(config: Config, topology: Topology, args: argparse.Namespace) -> N
   plan = planner.make_plan(config, topology, labels)
   if not args.json:
     print(report.page(plan))
-  if args.profile:
-    profile_page.write(plan, args.profile)
   tried: list[Plan] = []
   if plan.fits is False and plan.limit is not None and not args.no_fallback:
     _log('it does not fit; compiling fallback configs …')
@@ -48,6 +46,10 @@ def _plan_one(config: Config, topology: Topology, args: argparse.Namespace) -> N
       if not args.json:
         print(f'tried {report.fallback_line(candidate)}', flush=True)
   flags = tried[-1].flags if tried and tried[-1].fits else None
+  profiled = tried[-1] if flags else plan
+  if args.profile and profiled.cycles is not None:  # None if it does not fit
+    profile_page.write(profiled, profiled.cycles, args.profile)
+    _log(f'{args.profile} is the profile of this config{f" with {flags}" if flags else ""}')
   if args.json:
     fallbacks = [report.as_json(candidate) for candidate in tried]
     fields = report.as_json(plan) | {'tried': fallbacks, 'fits_with': flags}

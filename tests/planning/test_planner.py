@@ -117,6 +117,8 @@ def test_a_sweep_prints_a_table_and_writes_it(tmp_path):
     (('--topology=v9:2x2',), "'v9:2x2' is not a topology; use v2, v3"),
     (('--topology=cpu:3',), 'which the 3 shards of the batch'),
     (('--topology=cpu:4', '--out=x.csv'), '--out needs --sweep'),
+    (('--sweep=cpu:4,cpu:8', '--profile=x.csv'), '--profile needs --topology'),
+    (('--topology=cpu:4', '--profile=x.html'), '--profile needs a TPU topology'),
     (('--sweep=cpu:3,cpu:5',), 'none of these topologies'),
     (
       ('--topology=cpu:4', '--config.data.train.source=folder:/nowhere'),
@@ -247,17 +249,18 @@ def test_minimum_step_time_and_chip_hours():
   assert 'a core' in report.page(plan)
 
 
-def test_a_plan_of_an_absent_slice():
+def test_a_plan_of_an_absent_slice(tmp_path):
   pytest.importorskip('libtpu')
   args = (
     *SHARDED,
     '--config.model.depth=3',
     '--config.model.scan_blocks=True',
     '--topology=v5e:2x2',
+    f'--profile={tmp_path}/profile.csv',
   )
   result = run('plan', CONFIG, *TINY, *args, '--json')
   assert result.returncode == 0, result.stderr
-  assert result.stderr.count('\n') == 1  # the progress; the compiler itself is quiet
+  assert result.stderr.count('\n') == 2  # progress and profile; the compiler itself is quiet
   plan = json.loads(result.stdout)
   assert plan['fits'] is True and plan['limit'] == int(15.75 * 2**30)
   gathered = {row['kind']: row['bytes'] for row in plan['collectives']}['all-gather']
@@ -265,6 +268,12 @@ def test_a_plan_of_an_absent_slice():
   shards = 3 * 2 * 64 * 256
   assert shards <= gathered <= 4 * shards
   assert plan['min_step_seconds'] == plan['train_flops'] / (4 * 197e12)
+  assert plan['step_time']['cycles'] == pytest.approx(plan['cycles']['total'] / 1.5e9)
+  assert plan['step_time']['predicted'] >= plan['step_time']['cycles']
+  parts = {(row['part'], row['direction']): row for row in plan['cycles']['parts']}
+  assert parts['MLP', 'backward']['cycles'] > parts['MLP', 'forward']['cycles'] > 0
+  assert ('attention', 'forward') in parts and plan['hbm_bytes'] > 0
+  assert (tmp_path / 'profile.csv').read_text().count('\n') == 1 + len(parts)
 
 
 def test_a_run_that_does_not_fit_exits_with_code_4():

@@ -25,6 +25,7 @@ _PATTERNS = (
   ('patch embedding', r'embed_patches|/(stem|embedding|posembed_\w+|conv_root)/|\.encode/[^/]*$'),
   ('head and loss', r'/(head|pre_logits)/|pool_tokens|jvp\((?!\w*[A-Z])'),
   ('convolutions', r'/(conv\w*|block\d+/unit\d+)/'),
+  ('scan over blocks', r'\._scan/'),  # stacking and slicing what the blocks keep
 )
 PARTS = (*(part for part, _ in _PATTERNS), 'optimizer', 'collectives', 'other')
 

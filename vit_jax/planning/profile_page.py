@@ -35,17 +35,14 @@ def check_path(path: str, topology: Topology) -> None:
     raise UserError(f'--profile needs a TPU topology; for {topology.name} there are no cycles.')
 
 
-def write(plan: Plan, path: str) -> None:
+def write(plan: Plan, cycles: CycleEstimate, path: str) -> None:
   """Writes the profile of a plan, HTML or CSV by the name of the file.
 
   Raises:
-    UserError: if the step did not fit, or the file cannot be written.
+    UserError: if the file cannot be written.
   """
-  if plan.cycles is None:
-    raise UserError(f'{path} is not written: the step was not compiled, so it has no cycles.')
-  render = as_csv if path.endswith('.csv') else as_html
   try:
-    files.write_text(path, render(plan, plan.cycles))
+    files.write_text(path, (as_csv if path.endswith('.csv') else as_html)(plan, cycles))
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}.') from None
 

@@ -199,6 +199,11 @@ def _cycles(plan: Plan, unit: str) -> list[tuple[str, str]]:
 def not_estimated(cycles: CycleEstimate) -> str:
   """What a prediction does not cover."""
   calls = sum(cycles.uncounted.values())
-  targets = join_words(cycles.uncounted) if cycles.uncounted else ''
-  custom = f'{plural(calls, "custom call")} ({targets}), ' if calls else ''
-  return f'{custom}waits for copies and collectives, the input'
+  if not calls:
+    return 'waits for copies and collectives, the input'
+  flops = cycles.uncounted_flops
+  stated = f' beyond the {flops:.4g} FLOPs they state' if flops else ''
+  return (
+    f'{plural(calls, "custom call")} ({join_words(cycles.uncounted)}){stated}, waits for copies '
+    'and collectives, the input'
+  )

@@ -1,5 +1,7 @@
 """The bytes that a compiled program moves between a device and its main memory (HBM)."""
 
+import math
+
 from vit_jax.planning.hlo import (
   Hlo,
   Instruction,
@@ -15,6 +17,7 @@ _FREE = set(
   'opt-barrier optimization-barrier copy-done slice-done async-done all-reduce-done '
   'all-gather-done collective-permute-done call-done send-done recv-done'.split()
 )
+_NO_WORK = ('"AllocateBuffer"', '"ConcatBitcast"')  # custom calls that only name memory
 _SLICES = ('slice', 'dynamic-slice', 'gather')
 
 
@@ -32,7 +35,8 @@ def hbm_bytes(program: Hlo) -> int:
   }
   for line in executed(program):
     instruction = line.instruction
-    if instruction.opcode not in _FREE:
+    is_free = instruction.opcode in _FREE or any(name in instruction.rest for name in _NO_WORK)
+    if not is_free:
       total += line.times * _moved(program, instruction, shapes[line.computation])
   return round(total)
 
@@ -49,20 +53,42 @@ def _moved(program: Hlo, instruction: Instruction, shapes: dict[str, str]) -> fl
   if instruction.opcode != 'fusion':
     return sum(map(_hbm_bytes, [instruction.shape, *operands]))
   (name,) = called_computations(instruction)
+  read = sum(
+    _read_by_fusion(program, name, index, shape)
+    for index, shape in enumerate(operands)
+    if _in_hbm(shape)
+  )
+  return read + _written(program.computations[name], instruction.shape)
+
+
+def _read_by_fusion(program: Hlo, name: str, index: int, shape: str) -> float:
+  """Bytes that a fused computation reads of its parameter number `index`, of this shape."""
   body = program.computations[name]
-  read = sum(_read(body, index, shape) for index, shape in enumerate(operands) if _in_hbm(shape))
-  return read + _written(body, instruction.shape)
+  parameters = [i.name for i in body if i.opcode == 'parameter' and i.rest.startswith(f'{index})')]
+  return min(sum(_read(program, body, name) for name in parameters), num_bytes(shape))
 
 
-def _read(body: list[Instruction], index: int, shape: str) -> float:
-  """Bytes that a fusion reads of its operand number `index`, of this shape."""
-  names = [i.name for i in body if i.opcode == 'parameter' and i.rest.startswith(f'{index})')]
-  uses = [i for i in body if names and names[0] in i.operands]
-  if uses and all(use.opcode in _SLICES and use.operands[0] == names[0] for use in uses):
-    return sum(num_bytes(use.shape) for use in uses)
-  if uses and all(_updates(use, names[0]) for use in uses):
-    return 0
-  return num_bytes(shape)
+def _read(program: Hlo, body: list[Instruction], name: str) -> float:
+  """Bytes that the users of a value read of it; infinity if one of them reads all of it."""
+  total = 0.0
+  for use in body:
+    if name not in use.operands:
+      continue
+    position = use.operands.index(name)
+    if use.opcode in _SLICES and position == 0:
+      total += num_bytes(use.shape)
+    elif use.opcode == 'bitcast' and use is not body[-1]:
+      total += _read(program, body, use.name)
+    elif use.opcode == 'fusion':
+      (called,) = called_computations(use)
+      total += _read_by_fusion(program, called, position, shape=_of(body, name).shape)
+    elif use.opcode != 'dynamic-update-slice' or position != 0:  # that happens in place
+      return math.inf
+  return total
+
+
+def _of(body: list[Instruction], name: str) -> Instruction:
+  return next(instruction for instruction in body if instruction.name == name)
 
 
 def _written(body: list[Instruction], shape: str) -> float:
@@ -76,10 +102,6 @@ def _written(body: list[Instruction], shape: str) -> float:
       array = by_name[output.operands[1]].shape if _in_hbm(array) else ''
     total += _hbm_bytes(array)
   return total
-
-
-def _updates(use: Instruction, name: str) -> bool:
-  return use.opcode == 'dynamic-update-slice' and use.operands[0] == name
 
 
 def _copied(shape: str) -> float:
