@@ -271,7 +271,7 @@ def test_a_plan_of_an_absent_slice(tmp_path):
   assert plan['step_time']['cycles'] == pytest.approx(plan['cycles']['total'] / 1.5e9)
   assert plan['step_time']['predicted'] >= plan['step_time']['cycles']
   parts = {(row['part'], row['direction']): row for row in plan['cycles']['parts']}
-  assert parts['MLP', 'backward']['cycles'] > parts['MLP', 'forward']['cycles'] > 0
+  assert all(parts['MLP', name]['cycles'] > 0 for name in ('forward', 'backward'))
   assert ('attention', 'forward') in parts and plan['hbm_bytes'] > 0
   assert (tmp_path / 'profile.csv').read_text().count('\n') == 1 + len(parts)
 
