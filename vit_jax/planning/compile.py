@@ -11,6 +11,8 @@ from vit_jax.errors import UserError, first_line
 from vit_jax.planning.collectives import Collective, count_collectives
 from vit_jax.planning.cycles import CycleEstimate, estimate_cycles
 from vit_jax.planning.hlo import parse
+from vit_jax.planning.kernel_schedule import kernel_cycles
+from vit_jax.planning.topologies import Topology
 from vit_jax.planning.traffic import hbm_bytes
 from vit_jax.training.program import Program
 
@@ -50,8 +52,10 @@ class CompiledStep:
   hbm_bytes: int | None = None  # moved by one device in a step; None if refused
 
 
-def compile_program(program: Program) -> CompiledStep:
-  """Compiles the train step of `program` for its mesh.
+def compile_program(program: Program, topology: Topology | None = None) -> CompiledStep:
+  """Compiles the train step of `program` for its mesh, whose devices are those of `topology`.
+
+  With a TPU topology also the kernels' schedules are counted, which takes a second process.
 
   Raises:
     UserError: if the compiler fails for a reason other than memory, or does not report it.
@@ -80,7 +84,8 @@ def compile_program(program: Program) -> CompiledStep:
   parsed = parse(hlo)
   collectives = count_collectives(parsed, program.mesh.size)
   texts = lowered.as_text(), hlo
-  analyses = estimate_cycles(parsed), hbm_bytes(parsed)
+  kernels = kernel_cycles(parsed, topology) if topology and topology.chip else {}
+  analyses = estimate_cycles(parsed, kernels), hbm_bytes(parsed)
   return CompiledStep(*texts, memory, collectives, None, seconds, *analyses)
 
 

@@ -1,13 +1,14 @@
 """Where the cycles of a compiled train step go, by the TPU compiler's own estimate.
 
 The compiler writes an estimate beside each instruction that computes. It writes none beside custom
-calls (Pallas kernels), asynchronous copies and asynchronous collectives, which it expects to run
-meanwhile.
+calls (Pallas kernels; for those of this package see kernel_schedule.py), asynchronous copies and
+asynchronous collectives, which it expects to run meanwhile.
 """
 
 import collections
 import dataclasses
 import re
+from collections.abc import Mapping
 
 from vit_jax.planning.collectives import KINDS
 from vit_jax.planning.hlo import Hlo, Instruction, called_computations, executed
@@ -76,8 +77,12 @@ class CycleEstimate:
     return sum(row.cycles for row in self.parts if row.part == part)
 
 
-def estimate_cycles(program: Hlo) -> CycleEstimate | None:
+def estimate_cycles(
+  program: Hlo, kernel_cycles: Mapping[str, int] | None = None
+) -> CycleEstimate | None:
   """Sums the estimates of a program; None if it has none, as programs for a CPU or GPU.
+
+  `kernel_cycles` has those of custom calls, by name, from `kernel_schedule.py`.
 
   Those in a loop count once an iteration. A fusion counts as the part that its main operation
   belongs to: the update of a kernel, for example, where the compiler fuses it into the product
@@ -89,13 +94,14 @@ def estimate_cycles(program: Hlo) -> CycleEstimate | None:
   rows, uncounted_flops = [], 0
   for line in executed(program):
     instruction = line.instruction
-    if instruction.cycles is None:
+    estimate = (kernel_cycles or {}).get(instruction.name, instruction.cycles)
+    if estimate is None:
       if instruction.opcode == 'custom-call':
         uncounted[_target(instruction)] += line.times
         uncounted_flops += line.times * _stated_flops(instruction)
       continue
     key = part, direction = _part(program, instruction), _direction(instruction.op_name)
-    cycles = line.times * instruction.cycles
+    cycles = line.times * estimate
     sums[key] += cycles
     counts[key] += line.times
     shape = re.sub(r'\{[^}]*\}', '', instruction.shape)

@@ -163,7 +163,7 @@ def make_plan(
   changes = changes or {}
   config = replace_fields(config, changes)
   program = build_for(config, topology, labels)
-  step = compile_program(program)
+  step = compile_program(program, topology)
   limit, needed = topology.usable_bytes if limit is None else limit, step.memory.needed
   fits = None if limit is None or needed is None else needed <= limit
   num_slices = 1 if topology.chip is None else config.mesh.num_slices

@@ -32,7 +32,7 @@ Array = jax.Array
 
 SAVED_NAME = 'fused_attention'
 _LANES = 128  # of a vector register
-_IMAGES = 8  # of a block: the rows of a register
+BLOCK_IMAGES = 8  # of a block: the rows of a register
 # Up to so many (N, N) a block, the loop over them is unrolled: XLA overlaps them, but compiles for
 # longer.
 _UNROLLED = 16
@@ -51,8 +51,13 @@ def supports(query: Array, mesh: Mesh | None, vector_memory: int) -> bool:
     math.ceil(size / unit) * unit
     for size, unit in ((tokens, 8), (tokens, _LANES), (heads * head_dim, _LANES))
   )
-  arrays = 8 * 3 * rows * _IMAGES * lanes * query.dtype.itemsize
+  arrays = 8 * 3 * rows * BLOCK_IMAGES * lanes * query.dtype.itemsize
   return arrays + 4 * 4 * rows * columns <= vector_memory
+
+
+def is_unrolled(images: int, heads: int, tokens: int) -> bool:
+  """Whether the kernel has the instructions for all images and heads of a block, without a loop."""
+  return images * heads <= _UNROLLED and tokens <= _UNROLLED_TOKENS
 
 
 def fused_attention(
@@ -134,7 +139,7 @@ def _layout(
   """`pallas_call` by images and heads; blocks of (N, B, K D) and of the log sums (B, 1, K, N)."""
   vector_memory, interpret = options
   tokens, batch, width = query.shape
-  heads, images = _heads_of_block(width // head_dim, head_dim), min(_IMAGES, batch)
+  heads, images = _heads_of_block(width // head_dim, head_dim), min(BLOCK_IMAGES, batch)
   groups, lanes = width // (heads * head_dim), heads * head_dim
   call = functools.partial(
     pl.pallas_call,
@@ -181,7 +186,7 @@ def _for_each_head(
     for head in range(heads):
       kernel(image, head)
 
-  unroll = images * heads <= _UNROLLED and tokens <= _UNROLLED_TOKENS
+  unroll = is_unrolled(images, heads, tokens)
   jax.lax.fori_loop(0, images, heads_of_image, None, unroll=unroll)
   for target, transposed in outputs:
     target[...] = jnp.swapaxes(transposed[...], 0, 1)
