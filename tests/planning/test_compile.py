@@ -194,14 +194,14 @@ def test_collectives_of_a_tpu_program():
   )
 
 
-def tiny_program(**mesh: int):
+def tiny_program(accumulation_steps: int = 1, **mesh: int):
   mesh_config = MeshConfig(**mesh)
   return build_program(
     sharding.make_mesh(mesh_config, get_devices(parse_topology('cpu:8'), mesh_config.num_slices)),
     ModelConfig(width=64, depth=1, mlp_dim=256, num_heads=2, patch_size=4),
     OptimizerConfig(),
     ScheduleConfig(),
-    StepConfig(batch_size=16),
+    StepConfig(batch_size=64, accumulation_steps=accumulation_steps),
     image_shape=(8, 8, 3),
     num_classes=10,
   )
@@ -219,6 +219,14 @@ def test_a_compiled_step_has_programs_memory_and_collectives():
   assert 0 <= memory.outputs - memory.aliased < memory.arguments / 10
   assert memory.needed > memory.arguments + memory.temporaries - 1
   assert {row.kind for row in step.collectives} >= {'all-gather', 'all-reduce'}
+
+
+def test_accumulation_adds_up_gradients_over_devices_once():
+  received = {}
+  for count in (1, 4):
+    step = compile_program(tiny_program(accumulation_steps=count))
+    received[count] = sum(row.bytes for row in step.collectives)
+  assert 0 < received[4] < 1.1 * received[1]
 
 
 class Refused:

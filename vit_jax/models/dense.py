@@ -32,20 +32,18 @@ def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, 
 
 def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
   x, kernel = residuals
-  bias_grad = jax.lax.platform_dependent(grad, tpu=_sum_by_product, default=_sum)
+  # The barrier hides the ones from XLA, which would make the product a reduction.
+  ones = jax.lax.optimization_barrier(jnp.ones(grad.shape[:-1], grad.dtype))
+  bias_grad = jax.lax.platform_dependent(ones, grad, tpu=_sum_of_products, default=_sum)
   return grad @ kernel.astype(grad.dtype).T, _sum_of_products(x, grad), bias_grad
 
 
-def _sum(grad: Array) -> Array:
-  """(…, M) -> (M,) float32."""
+def _sum(ones: Array, grad: Array) -> Array:
+  """(…) and (…, M) -> (M,) float32."""
+  del ones
   # The barrier keeps XLA from computing the gradient a second time inside of the sum.
   grad = jax.lax.optimization_barrier(grad)
   return grad.sum(tuple(range(grad.ndim - 1)), dtype=jnp.float32)
-
-
-def _sum_by_product(grad: Array) -> Array:
-  # The barrier hides the ones from XLA, which would make the product a reduction.
-  return _sum_of_products(jax.lax.optimization_barrier(jnp.ones(grad.shape[:-1], grad.dtype)), grad)
 
 
 def _sum_of_products(a: Array, b: Array) -> Array:
