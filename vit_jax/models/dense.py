@@ -32,22 +32,24 @@ def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, 
 
 def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
   x, kernel = residuals
-  # The barrier hides the ones from XLA, which would make the product a reduction.
-  ones = jax.lax.optimization_barrier(jnp.ones(grad.shape[:-1], grad.dtype))
-  bias_grad = jax.lax.platform_dependent(ones, grad, tpu=_sum_of_products, default=_sum)
+  bias_grad = jax.lax.platform_dependent(grad, tpu=_sum_by_product, default=_sum)
   return grad @ kernel.astype(grad.dtype).T, _sum_of_products(x, grad), bias_grad
 
 
-def _sum(ones: Array, grad: Array) -> Array:
-  """(…) and (…, M) -> (M,) float32."""
-  del ones
+def _sum(grad: Array) -> Array:
+  """(…, M) -> (M,) float32."""
   # The barrier keeps XLA from computing the gradient a second time inside of the sum.
   grad = jax.lax.optimization_barrier(grad)
   return grad.sum(tuple(range(grad.ndim - 1)), dtype=jnp.float32)
 
 
+def _sum_by_product(grad: Array) -> Array:
+  # XLA makes a sum of a product with one row.
+  return _sum_of_products(jnp.ones((*grad.shape[:-1], 8), grad.dtype), grad)[0]
+
+
 def _sum_of_products(a: Array, b: Array) -> Array:
-  """(…, D) or (…), and (…, M) -> (D, M) or (M,), float32."""
+  """(…, D) and (…, M) -> (D, M) float32."""
   axes = tuple(range(b.ndim - 1))
   contraction = ((axes, axes), ((), ()))
   return jax.lax.dot_general(a, b, contraction, preferred_element_type=jnp.float32)
