@@ -33,6 +33,8 @@ def enable_cache() -> None:
     return
   import jax
 
+  if jax.__version_info__ < (0, 12):  # JAX 0.10 prints an alarm at each program for a CPU it reads
+    return
   try:
     folder = cache_folder() / 'compiled' / _processor()
     folder.mkdir(parents=True, exist_ok=True)
