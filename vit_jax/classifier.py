@@ -1,7 +1,6 @@
 """A model with its weights and the preprocessing of its images: `Classifier`."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.data.decoding.image_input import ImageInput, is_single, read_pixels
 from vit_jax.errors import UserError
 from vit_jax.files import user_path
-from vit_jax.models import build, features
+from vit_jax.models import build, features, inference
 from vit_jax.models.attention.detr import DETR
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.pixels import scale_pixels
@@ -39,12 +38,6 @@ LAYOUTS = (*_SAVERS, 'stablehlo')
 Tokens = jax.Array | tuple[jax.Array, jax.Array]  # of the patches; or they and the prefix tokens
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _logits(model: build.Model, params: Any, images: jax.Array) -> Any:
-  return model.apply({'params': params}, images)
-
-
-_features = jax.jit(features.features, static_argnames='model')
 _last_tokens = jax.jit(features.last_tokens, static_argnames='model')
 _block_outputs = jax.jit(features.block_outputs, static_argnames=('model', 'layers', 'norm'))
 
@@ -150,7 +143,7 @@ class Classifier:
     Returns:
       (B, num_classes) float32, or (B, D) features.
     """
-    return _logits(self.model, self.params, self._check_images(images))
+    return inference.logits(self.model, self.params, self._check_images(images))
 
   def probabilities(self, images: jax.typing.ArrayLike) -> jax.Array:
     """As calling it, but returns probabilities, (B, num_classes) float32 in [0, 1]."""
@@ -204,7 +197,7 @@ class Classifier:
     Args:
       images: as for calling it.
     """
-    return _features(self.model, self.params, self._check_images(images))
+    return inference.pooled_features(self.model, self.params, self._check_images(images))
 
   def tokens(self, images: jax.typing.ArrayLike, *, return_prefix_tokens: bool = False) -> Tokens:
     """The tokens of the patches after the last LayerNorm, row by row.

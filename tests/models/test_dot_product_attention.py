@@ -53,9 +53,9 @@ def test_auto_is_cudnn_on_an_nvidia_gpu():
 
 @pytest.mark.parametrize('num_tokens', [5, 8, 9])
 def test_padded_tokens_change_no_other(num_tokens):
-  # Dropout, even of nothing, takes the way around cuDNN, which this machine may lack.
+  # Dropout, even of nothing, bypasses cuDNN, which this machine may lack.
   tokens, *_ = arrays((2, num_tokens, 24), jnp.bfloat16)
-  padded, attend = pad_for_cudnn(tokens, cudnn_attention)
+  padded, attend = pad_for_cudnn(tokens, cudnn_attention, num_heads=3)
   assert padded.shape[1] % 8 == 0
   assert (padded.shape[1] == num_tokens) == (num_tokens == 8)
 
@@ -68,16 +68,22 @@ def test_padded_tokens_change_no_other(num_tokens):
   np.testing.assert_array_equal(actual[:, :num_tokens], expected)
 
 
-@pytest.mark.parametrize('attend', [einsum_attention, cudnn_attention])
-def test_only_cudnn_of_16_bits_gets_padded_tokens(attend):
-  dtype = jnp.float32 if attend is cudnn_attention else jnp.bfloat16
+@pytest.mark.parametrize(
+  ('attend', 'dtype', 'num_heads'),
+  [
+    (einsum_attention, jnp.bfloat16, 1),
+    (cudnn_attention, jnp.float32, 1),
+    (cudnn_attention, jnp.bfloat16, 2),  # heads of four features
+  ],
+)
+def test_no_tokens_are_added_where_cudnn_is_not_used(attend, dtype, num_heads):
   tokens = jnp.ones((1, 5, 8), dtype)
-  padded, same = pad_for_cudnn(tokens, attend)
+  padded, same = pad_for_cudnn(tokens, attend, num_heads)
   assert padded is tokens
   assert same is attend
 
 
-def test_float32_takes_the_way_around_cudnn():
+def test_float32_bypasses_cudnn():
   query, key, value = arrays((2, 5, 3, 8), jnp.float32, 3)
   np.testing.assert_array_equal(
     cudnn_attention(query, key, value), einsum_attention(query, key, value)

@@ -4,6 +4,9 @@ Ten steps of the real train step, compared with the plainest one: one device, no
 rematerialized, every block on its own.
 """
 
+import functools
+from unittest.mock import Mock
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +14,9 @@ import pytest
 from tests.helpers import make_program
 from vit_jax.config import Config, replace_fields
 from vit_jax.distributed import sharding as mesh_lib
+from vit_jax.models import build as models
+from vit_jax.models.attention import fused_attention
+from vit_jax.models.dot_product_attention import choose_attention
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='written for eight devices')
 
@@ -155,6 +161,39 @@ def test_attention_of_jax_nn(choices, plain_without_attention_dropout):
 def test_accumulation(choices, plain_without_randomness):
   """Every micro-batch draws its own dropout masks, so it is compared without dropout."""
   check_same(train(choices, {}), plain_without_randomness)
+
+
+@pytest.mark.parametrize(
+  'choices',
+  [
+    {'mesh.data': 2, 'mesh.tensor': 2},
+    {
+      'accumulation_steps': 2,
+      'model.scan_blocks': True,
+      'model.remat': 'dots',
+      'mesh.data': 2,
+      'mesh.fsdp': 2,
+    },
+  ],
+  ids=str,
+)
+def test_the_kernel_for_tpus(choices, plain_without_randomness, monkeypatch):
+  chip = Mock(device_kind='TPU v5 lite')
+  kernel = functools.partial(fused_attention.fused_attention, interpret=True)
+  kernels = []
+
+  def count_and_call(*args):
+    kernels.append(args)
+    return kernel(*args)
+
+  monkeypatch.setattr(fused_attention, 'fused_attention', count_and_call)
+  monkeypatch.setattr(
+    models,
+    'choose_attention',
+    lambda name, platform, *of_mesh: choose_attention('fused', 'tpu', *of_mesh, chip),
+  )
+  check_same(train(choices, {}), plain_without_randomness, rtol=1e-4)
+  assert kernels
 
 
 def test_bfloat16_follows_to_its_precision(plain):

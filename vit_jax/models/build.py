@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.hardware import has_flash_attention, vector_memory
 from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build_resnet import detr_from_config, resnet_from_config
 from vit_jax.models.dot_product_attention import choose_attention
@@ -94,8 +95,8 @@ def model_from_config(
   check_fields(config)
   dtype = resolve_dtype(config.dtype, platform)
   platform = platform or jax.default_backend()
-  _check_attention(config, platform)
-  attention = choose_attention(config.attention, platform, mesh, batch_axes)
+  _check_attention(config, platform, mesh)
+  attention = choose_attention(config.attention, platform, mesh, tuple(batch_axes))
   constrain = identity
   if mesh is not None:
     sharding = NamedSharding(mesh, P(tuple(batch_axes)))
@@ -145,11 +146,26 @@ def _constrain_tokens(sharding: NamedSharding, platform: str, x: jax.Array) -> j
   return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if platform == 'gpu' else x
 
 
-def _check_attention(config: ModelConfig, platform: str) -> None:
-  if config.attention == 'cudnn' and platform != 'gpu':
+def with_attention(
+  model: Model, device: jax.Device, mesh: Mesh | None = None, batch_axes: tuple[str, ...] = ()
+) -> Model:
+  """The model with the attention that `auto` chooses for a device, alone or the first of a mesh."""
+  if not isinstance(model, VisionTransformer | DETR):
+    return model
+  attention = choose_attention('auto', device.platform, mesh, batch_axes, device)
+  return model.clone(attention=attention)
+
+
+def _check_attention(config: ModelConfig, platform: str, mesh: Mesh | None) -> None:
+  device = mesh.devices.flat[0] if mesh else None
+  is_flash = platform == 'gpu' and (device is None or has_flash_attention(device))
+  if config.attention == 'cudnn' and not is_flash:
     raise UserError(
-      f'config.model.attention=cudnn needs an NVIDIA GPU, not a {platform.upper()}; set it to auto.'
+      'config.model.attention=cudnn needs an NVIDIA GPU from A100 on; set it to auto.'
     )
+  is_fused = platform == 'tpu' and (device is None or vector_memory(device.device_kind))
+  if config.attention == 'fused' and not is_fused:
+    raise UserError('config.model.attention=fused needs a TPU from v4 on; set it to auto.')
   if config.attention in ('xla', 'cudnn') and config.attention_dropout_rate:
     raise UserError(
       f'config.model.attention={config.attention} has no dropout; set attention_dropout_rate to 0, '

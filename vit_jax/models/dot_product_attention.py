@@ -50,10 +50,8 @@ def cudnn_attention(
 
   Only the first `num_keys` keys are attended to; None: all.
   """
-  num_queries, head_dim = query.shape[1], query.shape[-1]
-  num_keys = num_keys or key.shape[1]
-  is_plain = drop is None and bias is None and query.dtype.itemsize == 2
-  if not is_plain or head_dim > 128 or head_dim % 8:
+  num_queries, num_keys = query.shape[1], num_keys or key.shape[1]
+  if drop is not None or bias is not None or not _has_kernel(query.dtype, query.shape[-1]):
     return einsum_attention(query, key[:, :num_keys], value[:, :num_keys], drop, bias)
   # JAX 0.10 to 0.12 refuse to differentiate with an odd number of tokens.
   query, key, value = (_pad_tokens(x, x.shape[1] + x.shape[1] % 2) for x in (query, key, value))
@@ -64,13 +62,18 @@ def cudnn_attention(
   return outputs[:, :num_queries]
 
 
-def pad_for_cudnn(x: Array, attend: Attend) -> tuple[Array, Attend]:
+def _has_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
+  """Whether cuDNN has flash attention for heads of this dtype and so many features."""
+  return dtype.itemsize == 2 and head_dim <= 128 and head_dim % 8 == 0
+
+
+def pad_for_cudnn(x: Array, attend: Attend, num_heads: int) -> tuple[Array, Attend]:
   """Adds tokens that nobody attends to, once rather than in each block: (B, N, D) -> (B, L, D).
 
   L is a multiple of 8. On an H100 a train step of B/16 is 9 % faster than with one more token in
   each block's queries, keys and values.
   """
-  if attend is not cudnn_attention or x.dtype.itemsize != 2:
+  if attend is not cudnn_attention or not _has_kernel(x.dtype, x.shape[-1] // num_heads):
     return x, attend
   num_tokens = x.shape[1]
   x = _pad_tokens(x, -(-num_tokens // 8) * 8)
@@ -82,6 +85,7 @@ def _pad_tokens(x: Array, count: int) -> Array:
 
 
 def _fused_attention(
+  device: jax.Device,
   mesh: Mesh | None,
   batch_axes: Sequence[str],
   query: Array,
@@ -94,14 +98,19 @@ def _fused_attention(
   from vit_jax.models.attention import fused_attention  # Pallas takes a second to import
 
   is_plain = query.shape == key.shape and drop is None and bias is None
-  memory = vector_memory((mesh.devices.flat if mesh else jax.devices())[0].device_kind)
-  if is_plain and fused_attention.supports(query, mesh, memory):
+  memory = vector_memory(device.device_kind)
+  if is_plain and fused_attention.supports(query, mesh, batch_axes, memory):
     return fused_attention.fused_attention(query, key, value, mesh, batch_axes, memory)
   return einsum_attention(query, key, value, drop, bias)
 
 
+@functools.cache  # one function for a device, so that `jit` knows the model again
 def choose_attention(
-  name: str, platform: str, mesh: Mesh | None = None, batch_axes: Sequence[str] = ()
+  name: str,
+  platform: str,
+  mesh: Mesh | None = None,
+  batch_axes: tuple[str, ...] = (),
+  device: jax.Device | None = None,
 ) -> Attend:
   """The function of `config.model.attention`.
 
@@ -111,13 +120,14 @@ def choose_attention(
     platform: of the devices, 'cpu', 'gpu' or 'tpu'.
     mesh: of these devices; None: one device.
     batch_axes: of the mesh, which divide the batch.
+    device: that one; None: the first one of the mesh or of JAX.
   """
-  if name == 'auto':
-    device = (mesh.devices.flat if mesh else jax.devices())[0]
-    is_cudnn = platform == 'gpu' and has_flash_attention(device)
-    name = 'fused' if platform == 'tpu' else 'cudnn' if is_cudnn else 'einsum'
-  if name == 'einsum':
+  if name == 'einsum' or (name == 'auto' and platform == 'cpu'):
     return einsum_attention
+  device = device or (mesh.devices.flat if mesh else jax.devices())[0]
+  if name == 'auto':
+    name = 'cudnn' if has_flash_attention(device) else 'fused' if platform == 'tpu' else 'einsum'
+    return choose_attention(name, platform, mesh, batch_axes, device)
   if name == 'fused':
-    return functools.partial(_fused_attention, mesh, batch_axes)
+    return functools.partial(_fused_attention, device, mesh, batch_axes)
   return cudnn_attention if name == 'cudnn' else _xla_attention

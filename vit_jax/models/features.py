@@ -9,6 +9,7 @@ import jax
 
 from vit_jax.models.attention.axial_block import AxialBlock
 from vit_jax.models.build import Model
+from vit_jax.models.dot_product_attention import einsum_attention
 from vit_jax.models.encoder_block import EncoderBlock
 from vit_jax.models.mixer import MixerBlock, MlpMixer
 from vit_jax.models.vit import VisionTransformer
@@ -63,7 +64,7 @@ def _outputs(model: TokenModel, params: Any, images: jax.Array) -> dict[str, jax
   """The output of every block, by its number, and of the last LayerNorm, 'norm'."""
   model = model.clone(remat='none')
   if isinstance(model, VisionTransformer):
-    model = model.clone(scan_blocks=False)
+    model = model.clone(scan_blocks=False, attention=einsum_attention)  # without further tokens
   norm = _norm_name(model)
   _, variables = model.apply(
     {'params': params},

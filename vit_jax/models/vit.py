@@ -77,8 +77,12 @@ class Encoder(nn.Module):
     else:
       block_fields['positions'] = self.positions
     num_tokens = x.shape[1]
-    if not {'grid', 'positions'} & block_fields.keys():  # blocks that take any number of tokens
-      x, block_fields['attention'] = pad_for_cudnn(x, block_fields['attention'])
+    takes_any_length = not {'grid', 'positions'} & block_fields.keys()
+    are_weights_dropped = keys is not None and block_fields['attention_dropout_rate'] > 0
+    if takes_any_length and not are_weights_dropped:
+      x, block_fields['attention'] = pad_for_cudnn(
+        x, block_fields['attention'], block_fields['num_heads']
+      )
     x = self.constrain(dropout(x, self.dropout_rate, embedding_keys))
     block_keys = split_keys(encoder_keys, self.depth)
     depths = np.linspace(0, 1, self.depth, dtype=np.float32)  # relative
@@ -156,7 +160,7 @@ class VisionTransformer(nn.Module):
     axial: attention along rows, then along columns (`AxialBlock`); needs pool gap or map.
     numerics: dtype, GELU and LayerNorm epsilon.
     attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
-      results only by rounding.
+      results only by rounding; but cuDNN's additional tokens change what dropout draws.
     remat: a key of REMAT.
     scan_blocks: run the blocks as a loop, which compiles one block instead of all.
     constrain: applied to the tokens (B, N, D) at block boundaries, to shard them.

@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.dot_product_attention import einsum_attention
 from vit_jax.weights.metadata import ModelMetadata
 
 
@@ -25,6 +26,8 @@ def export(model: build.Model, params: Any, metadata: ModelMetadata, channels: i
   if 4 * build.count_parameters(params) >= 2**31 - 2**24:
     raise UserError('A .stablehlo file cannot store 2 GiB of weights or more; write an .npz.')
   assert metadata.image_size is not None  # a Classifier has one
+  if hasattr(model, 'attention'):
+    model = model.clone(attention=einsum_attention)  # on all platforms
   (batch,), params = jax.export.symbolic_shape('b'), jax.device_get(params)
   images = jax.ShapeDtypeStruct((batch, *metadata.image_size, channels), np.float32)
   program = jax.jit(lambda images: model.apply({'params': params}, images))

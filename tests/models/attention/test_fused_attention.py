@@ -84,4 +84,11 @@ def test_batch_and_heads_are_sharded():
 def test_what_fits_into_vector_memory(shape, tensor, mebibytes, fits):
   mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=tensor), jax.devices()[:tensor])
   query = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-  assert supports(query, mesh, mebibytes * 2**20) == fits
+  assert supports(query, mesh, ('data', 'fsdp'), mebibytes * 2**20) == fits
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_not_supported():
+  mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=1), jax.devices()[:2])
+  query = jax.ShapeDtypeStruct((1, 17, 4, 64), jnp.bfloat16)  # as of an initialization
+  assert not supports(query, mesh, ('data', 'fsdp'), 2**27)
+  assert supports(query, mesh, (), 2**27)

@@ -39,13 +39,18 @@ _UNROLLED = 16
 _UNROLLED_TOKENS = 256
 
 
-def supports(query: Array, mesh: Mesh | None, vector_memory: int) -> bool:
+def supports(
+  query: Array, mesh: Mesh | None, batch_axes: Sequence[str], vector_memory: int
+) -> bool:
   """Whether the kernels for `query`, (B, N, K, D), fit into so many bytes of vector memory.
 
+  A batch that the axes do not divide, such as the one image of an initialization, is not supported.
   The backward pass needs its eight inputs and outputs, twice, as they are moved, their transposes,
   and four arrays (N, N).
   """
-  _, tokens, heads, head_dim = query.shape
+  batch, tokens, heads, head_dim = query.shape
+  if mesh is not None and batch % math.prod(mesh.shape[axis] for axis in batch_axes):
+    return False
   heads = _heads_of_block(heads // (mesh.shape['tensor'] if mesh else 1), head_dim)
   rows, columns, lanes = (
     math.ceil(size / unit) * unit
