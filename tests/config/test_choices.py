@@ -9,7 +9,7 @@ from vit_jax.config import AugmentConfig, ModelConfig, OptimizerConfig, Schedule
 from vit_jax.config.schema import Section
 from vit_jax.data.augmentation.randaugment import POLICIES
 from vit_jax.models.build import GELUS, resolve_dtype
-from vit_jax.models.encoder_block import ATTENTION
+from vit_jax.models.dot_product_attention import choose_attention
 from vit_jax.models.losses import LOSSES
 from vit_jax.models.positions import ENTRIES, KINDS
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
@@ -27,7 +27,6 @@ def choices(section: type[Section], name: str) -> tuple[str, ...]:
     (ModelConfig, 'variant', [*VARIANTS, *RESNET_VARIANTS, *MIXER_VARIANTS, *DETR_VARIANTS]),
     (ModelConfig, 'gelu', GELUS),
     (ModelConfig, 'remat', REMAT),
-    (ModelConfig, 'attention', ATTENTION),
     (ModelConfig, 'position_embedding', KINDS),
     (ModelConfig, 'position_entry', ENTRIES),
     (AugmentConfig, 'randaugment', ['none', *POLICIES]),
@@ -41,6 +40,11 @@ def test_choices_are_the_keys_of_their_table(section, name, table):
 @pytest.mark.parametrize('name', choices(ModelConfig, 'dtype'))
 def test_every_dtype_resolves(name):
   assert resolve_dtype(name) in (jnp.float32, jnp.bfloat16)
+
+
+@pytest.mark.parametrize('name', choices(ModelConfig, 'attention'))
+def test_every_attention_exists(name):
+  assert callable(choose_attention(name, 'cpu'))
 
 
 @pytest.mark.parametrize('name', choices(OptimizerConfig, 'name'))

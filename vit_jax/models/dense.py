@@ -108,6 +108,6 @@ class PatchEmbedding(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = x[:, : height * patch, : width * patch].astype(self.dtype)
     x = x.reshape(batch, height, patch, width, patch, channels).swapaxes(2, 3)
-    x = x.reshape(batch, height * width, -1)  # the pixels of each patch
+    x = x.reshape(batch, height * width, patch * patch * channels)
     x = linear(x, kernel.reshape(-1, self.features), bias)
     return x.reshape(batch, height, width, self.features)

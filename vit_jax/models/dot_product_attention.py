@@ -130,4 +130,4 @@ def choose_attention(
     return choose_attention(name, platform, mesh, batch_axes, device)
   if name == 'fused':
     return functools.partial(_fused_attention, device, mesh, batch_axes)
-  return cudnn_attention if name == 'cudnn' else _xla_attention
+  return {'cudnn': cudnn_attention, 'xla': _xla_attention}[name]
