@@ -33,7 +33,8 @@ def _forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, 
 def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
   x, kernel = residuals
   bias_grad = jax.lax.platform_dependent(grad, tpu=_sum_by_product, default=_sum)
-  return grad @ kernel.astype(grad.dtype).T, _sum_of_products(x, grad), bias_grad
+  kernel_grad = jax.lax.platform_dependent(x, grad, cpu=_sum_of_rows, default=_sum_of_products)
+  return grad @ kernel.astype(grad.dtype).T, kernel_grad, bias_grad
 
 
 def _sum(grad: Array) -> Array:
@@ -53,6 +54,11 @@ def _sum_of_products(a: Array, b: Array) -> Array:
   axes = tuple(range(b.ndim - 1))
   contraction = ((axes, axes), ((), ()))
   return jax.lax.dot_general(a, b, contraction, preferred_element_type=jnp.float32)
+
+
+def _sum_of_rows(a: Array, b: Array) -> Array:
+  # The same with one axis to sum over, for which XLA transposes no operand on a CPU.
+  return _sum_of_products(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
 
 
 linear.defvjp(_forward, _backward)
