@@ -37,7 +37,7 @@ import pytest  # noqa: E402
 if jax.config.jax_platforms in (None, '', 'cpu'):
   jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_default_matmul_precision', 'highest')  # no TF32 against golden numbers
+jax.config.update('jax_default_matmul_precision', 'highest')  # of what models are compared with
 
 from tests.helpers import TINY, run  # noqa: E402, after the devices are configured
 from vit_jax import command_line  # noqa: E402

@@ -129,7 +129,9 @@ class ModelConfig(Section, path='model'):
     execution=True,
   )
   dtype: Literal['auto', 'float32', 'bfloat16'] = field(
-    'auto', 'of matrix products; auto: bfloat16 on accelerators', execution=True
+    'auto',
+    'of matrix products, float32 ones in full precision; auto: bfloat16 on accelerators',
+    execution=True,
   )
 
 

@@ -12,11 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.precision import precision_of
+
 Array = jax.Array
 
 
 def _apply(x: Array, kernel: Array, bias: Array) -> Array:
-  y = x @ kernel.astype(x.dtype)
+  y = jnp.matmul(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
   return y + jnp.broadcast_to(bias.astype(x.dtype), y.shape)
 
 
@@ -34,7 +36,9 @@ def _backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array
   x, kernel = residuals
   bias_grad = jax.lax.platform_dependent(grad, tpu=_sum_by_product, default=_sum)
   kernel_grad = jax.lax.platform_dependent(x, grad, cpu=_sum_of_rows, default=_sum_of_products)
-  return grad @ kernel.astype(grad.dtype).T, kernel_grad, bias_grad
+  kernel = kernel.astype(grad.dtype)
+  x_grad = jnp.matmul(grad, kernel.T, precision=precision_of(grad.dtype))
+  return x_grad, kernel_grad, bias_grad
 
 
 def _sum(grad: Array) -> Array:
@@ -53,7 +57,8 @@ def _sum_of_products(a: Array, b: Array) -> Array:
   """(…, D) and (…, M) -> (D, M) float32."""
   axes = tuple(range(b.ndim - 1))
   contraction = ((axes, axes), ((), ()))
-  return jax.lax.dot_general(a, b, contraction, preferred_element_type=jnp.float32)
+  precision = precision_of(a.dtype)
+  return jax.lax.dot_general(a, b, contraction, precision, preferred_element_type=jnp.float32)
 
 
 def _sum_of_rows(a: Array, b: Array) -> Array:

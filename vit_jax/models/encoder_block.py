@@ -23,7 +23,8 @@ class Numerics:
   """Options that change the outputs but not the parameters.
 
   Attributes:
-    dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32.
+    dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32. Float32
+      products have full precision (precision.py).
     approximate_gelu: use the tanh approximation, as the released JAX weights do; most PyTorch
       weights were trained with the exact GELU.
     layer_norm_epsilon: 1e-6 in the released JAX code and in timm, 1e-12 in Transformers.

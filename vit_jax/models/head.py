@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 
+from vit_jax.models.precision import FULL_PRECISION
+
 
 def classify(x: jax.Array, num_classes: int, bias_init: float) -> jax.Array:
   """Features (B, D) float32 -> logits (B, C) float32; without classes, the features.
@@ -12,4 +14,6 @@ def classify(x: jax.Array, num_classes: int, bias_init: float) -> jax.Array:
   if not num_classes:
     return x
   zeros, bias = nn.initializers.zeros, nn.initializers.constant(bias_init)
-  return nn.Dense(num_classes, kernel_init=zeros, bias_init=bias, name='head')(x)
+  return nn.Dense(
+    num_classes, kernel_init=zeros, bias_init=bias, precision=FULL_PRECISION, name='head'
+  )(x)

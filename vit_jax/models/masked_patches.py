@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vit_jax.config.schema import MaskedTarget
 from vit_jax.errors import UserError
 from vit_jax.models.pixels import scale_pixels
+from vit_jax.models.precision import FULL_PRECISION, with_full_precision
 from vit_jax.models.vit import VisionTransformer
 
 Array = jax.Array
@@ -144,6 +145,7 @@ class MaskedPatchPredictor(VisionTransformer):
     return _CELLS[self.target] ** 2 * COLOR_LEVELS**channels
 
   @nn.compact
+  @with_full_precision
   def __call__(
     self,
     images: Array,
@@ -165,7 +167,10 @@ class MaskedPatchPredictor(VisionTransformer):
     if corruption is not None:
       x = jnp.take_along_axis(x, corruption.indices[..., None], axis=1)  # (B, K, D)
     head = nn.Dense(
-      self.num_outputs(images.shape[-1]), kernel_init=nn.initializers.zeros, name='prediction_head'
+      self.num_outputs(images.shape[-1]),
+      kernel_init=nn.initializers.zeros,
+      precision=FULL_PRECISION,
+      name='prediction_head',
     )
     return head(x.astype(jnp.float32))
 

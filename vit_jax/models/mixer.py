@@ -18,6 +18,7 @@ from vit_jax.models.dense import PatchEmbedding
 from vit_jax.models.dropout import dropout, example_keys, split_keys
 from vit_jax.models.encoder_block import Numerics
 from vit_jax.models.head import classify
+from vit_jax.models.precision import with_full_precision
 from vit_jax.models.resnet import identity
 from vit_jax.models.variants import MIXER_VARIANTS
 from vit_jax.models.vit import REMAT
@@ -96,6 +97,7 @@ class MlpMixer(nn.Module):
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
+  @with_full_precision
   def __call__(
     self, images: Array, *, deterministic: bool = True, examples: Array | None = None
   ) -> Array:

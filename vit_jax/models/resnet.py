@@ -20,6 +20,7 @@ from vit_jax.models.attention.axial_attention import AxialAttention
 from vit_jax.models.attention.local_attention import LocalAttention, average_pool
 from vit_jax.models.attention.non_local import NonLocalBlock
 from vit_jax.models.head import classify
+from vit_jax.models.precision import with_full_precision
 
 Array = jax.Array
 
@@ -221,6 +222,7 @@ class BiTResNet(nn.Module):
   non_local_subsample: bool = False
 
   @nn.compact
+  @with_full_precision
   def __call__(
     self, images: Array, *, deterministic: bool = True, examples: Array | None = None
   ) -> Array:

@@ -27,6 +27,7 @@ from vit_jax.models.encoder_block import (
 )
 from vit_jax.models.head import classify
 from vit_jax.models.positions import ADDED, PositionEmbedding, Positions, add_positions
+from vit_jax.models.precision import FULL_PRECISION, with_full_precision
 from vit_jax.models.resnet import hybrid_features, hybrid_stride, identity
 
 Array = jax.Array
@@ -190,6 +191,7 @@ class VisionTransformer(nn.Module):
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
+  @with_full_precision
   def __call__(
     self, images: Array, *, deterministic: bool = True, examples: Array | None = None
   ) -> Array:
@@ -197,7 +199,8 @@ class VisionTransformer(nn.Module):
     x = self.encode(x, deterministic, examples)
     x = self.pool_tokens(x)  # (B, D)
     if self.pre_logits:
-      x = nn.tanh(nn.Dense(self.pre_logits, name='pre_logits')(x))
+      x = nn.Dense(self.pre_logits, precision=FULL_PRECISION, name='pre_logits')(x)
+      x = nn.tanh(x)
     return classify(x, self.num_classes, self.head_bias_init)  # (B, C)
 
   # Parts of a compact method, which others can be made of.

@@ -24,6 +24,7 @@ from vit_jax.models.dot_product_attention import Attend, einsum_attention
 from vit_jax.models.dropout import dropout, example_keys, split_keys
 from vit_jax.models.encoder_block import MultiHeadDotProductAttention
 from vit_jax.models.head import classify
+from vit_jax.models.precision import with_full_precision
 from vit_jax.models.resnet import hybrid_features, identity
 
 Array = jax.Array
@@ -132,6 +133,7 @@ class DETR(nn.Module):
   constrain: Callable[[Array], Array] = identity
 
   @nn.compact
+  @with_full_precision
   def __call__(
     self, images: Array, *, deterministic: bool = True, examples: Array | None = None
   ) -> Array:

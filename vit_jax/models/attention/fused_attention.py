@@ -28,6 +28,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.models.precision import precision_of
+
 Array = jax.Array
 
 SAVED_NAME = 'fused_attention'
@@ -255,6 +257,6 @@ def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
     a,
     b,
     (((a_axis,), (b_axis,)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,
+    precision=precision_of(a.dtype),
     preferred_element_type=jnp.float32,
   )
