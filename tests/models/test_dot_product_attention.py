@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from vit_jax.hardware import has_flash_attention
+from vit_jax.models.build import abstract_params
 from vit_jax.models.dot_product_attention import (
   choose_attention,
   cudnn_attention,
   einsum_attention,
   pad_for_cudnn,
 )
+from vit_jax.models.vit import Numerics, VisionTransformer
 
 on_nvidia = pytest.mark.skipif(
   not has_flash_attention(jax.devices()[0]), reason='needs an NVIDIA GPU'
@@ -88,3 +91,22 @@ def test_float32_bypasses_cudnn():
   np.testing.assert_array_equal(
     cudnn_attention(query, key, value), einsum_attention(query, key, value)
   )
+
+
+@pytest.mark.parametrize('scan_blocks', [False, True])
+@pytest.mark.parametrize(('remat', 'count'), [('none', 1), ('dots', 1), ('full', 2)])
+def test_dots_keeps_the_outputs_of_cudnn(remat, count, scan_blocks, monkeypatch):
+  # Traced as for a GPU.
+  monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91900)
+  monkeypatch.setattr(fused_attention_stablehlo, 'check_compute_capability', lambda _: True)
+  monkeypatch.setattr(
+    fused_attention_stablehlo, 'is_cuda_compute_capability_equal', lambda _: False
+  )
+  model = VisionTransformer(8, 16, 1, 32, 2, 3, numerics=Numerics(jnp.bfloat16))
+  model = model.clone(attention=cudnn_attention, remat=remat, scan_blocks=scan_blocks)
+  images = jnp.zeros((2, 16, 16, 3))
+  params = abstract_params(model, (16, 16))
+  gradients = jax.grad(lambda params: model.apply({'params': params}, images).sum())
+  jaxpr = str(jax.make_jaxpr(gradients)(params))
+  assert jaxpr.count('dot_product_attention_bwd_wrapper') == 1
+  assert jaxpr.count('dot_product_attention_fwd_wrapper') == count

@@ -117,7 +117,9 @@ class ModelConfig(Section, path='model'):
   )
   axial: bool = field(False, 'attention along rows, then columns; needs pool gap or map')
   remat: Literal['none', 'dots', 'full'] = field(
-    'none', 'the backward pass recomputes nothing, all but dense layers, or all', execution=True
+    'none',
+    'the backward pass recomputes nothing, all but dense layers and flash attention, or all',
+    execution=True,
   )
   scan_blocks: bool = field(
     False, 'compile one block for all: compiles faster, runs slower', execution=True

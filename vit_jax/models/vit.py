@@ -32,13 +32,21 @@ from vit_jax.models.resnet import hybrid_features, hybrid_stride, identity
 
 Array = jax.Array
 
+
+def _keeps_flash_attention(primitive: Any, *arguments: Any, **params: Any) -> Any:
+  """Whether a value is an output of cuDNN's attention or of the kernel for TPUs."""
+  is_cudnn = primitive.name == 'dot_product_attention_fwd_wrapper'  # in JAX 0.10 to 0.12
+  of_kernel = jax.checkpoint_policies.save_only_these_names('fused_attention')
+  return is_cudnn or of_kernel(primitive, *arguments, **params)
+
+
 # The results of a block's forward pass that are saved for the backward pass (None: all); the others
 # are recomputed.
 REMAT = {
   'none': None,
   'dots': jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the dense layers
-    jax.checkpoint_policies.save_only_these_names('fused_attention'),
+    _keeps_flash_attention,
   ),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
