@@ -47,10 +47,11 @@ def test_every_attention_exists(name):
   assert callable(choose_attention(name, 'cpu'))
 
 
+@pytest.mark.parametrize('momentum_dtype', choices(OptimizerConfig, 'momentum_dtype'))
 @pytest.mark.parametrize('name', choices(OptimizerConfig, 'name'))
 @pytest.mark.parametrize('decay', choices(ScheduleConfig, 'decay'))
-def test_every_optimizer_and_decay_exists(name, decay):
+def test_every_optimizer_and_decay_exists(name, decay, momentum_dtype):
   schedule = make_schedule(ScheduleConfig(decay=decay), total_steps=10)
-  optimizer = make_optimizer(OptimizerConfig(name=name), schedule)
+  optimizer = make_optimizer(OptimizerConfig(name=name, momentum_dtype=momentum_dtype), schedule)
   assert schedule(0) > 0
   optimizer.init({'kernel': jnp.ones((2, 2))})

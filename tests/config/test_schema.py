@@ -133,6 +133,15 @@ def test_steps_of_the_experiments(name, steps, warmup):
   assert (config.total_steps, config.schedule.warmup_steps) == (steps, warmup)
 
 
+def test_a_run_is_not_resumed_with_another_dtype_of_the_first_moment(tmp_path):
+  config = load_config('configs/quickstart.py')
+  write_config(config, tmp_path / 'config.json')
+  with pytest.raises(UserError, match="optimizer.momentum_dtype .'auto' there, 'bfloat16' now"):
+    check_same_run(
+      replace_fields(config, {'optimizer.momentum_dtype': 'bfloat16'}), tmp_path / 'config.json'
+    )
+
+
 def test_evaluations_have_any_names(tmp_path):
   config = load_config(
     'configs/quickstart.py',

@@ -1,5 +1,7 @@
 """Topologies by name, collectives parsed from compiled programs, and refusals for memory."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -194,17 +196,32 @@ def test_collectives_of_a_tpu_program():
   )
 
 
-def tiny_program(accumulation_steps: int = 1, **mesh: int):
+def tiny_program(accumulation_steps: int = 1, momentum_dtype: str = 'auto', **mesh: int):
   mesh_config = MeshConfig(**mesh)
   return build_program(
     sharding.make_mesh(mesh_config, get_devices(parse_topology('cpu:8'), mesh_config.num_slices)),
     ModelConfig(width=64, depth=1, mlp_dim=256, num_heads=2, patch_size=4),
-    OptimizerConfig(),
+    OptimizerConfig(momentum_dtype=momentum_dtype),
     ScheduleConfig(),
     StepConfig(batch_size=64, accumulation_steps=accumulation_steps),
     image_shape=(8, 8, 3),
     num_classes=10,
   )
+
+
+def test_a_bfloat16_first_moment_halves_its_memory_on_each_device():
+  exact, rounded = (tiny_program(fsdp=4, momentum_dtype=x) for x in ('auto', 'bfloat16'))
+  moment = sum(
+    2 * math.prod(leaf.sharding.shard_shape(leaf.shape))
+    for leaf in jax.tree.leaves(rounded.abstract_state.opt_state)
+    if leaf.dtype == jnp.bfloat16
+  )
+  assert argument_bytes(exact) - argument_bytes(rounded) == moment > 0
+  shardings = [
+    [leaf.sharding.spec for leaf in jax.tree.leaves(program.abstract_state)]
+    for program in (exact, rounded)
+  ]
+  assert shardings[0] == shardings[1]
 
 
 def test_a_compiled_step_has_programs_memory_and_collectives():

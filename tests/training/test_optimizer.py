@@ -1,5 +1,7 @@
 """Schedules against their formulas, optimizers, and the golden fine-tuning trajectory."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +134,28 @@ def test_sgd_has_momentum_in_bfloat16(params):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), actual, expected)
   assert {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim} == {jnp.dtype(jnp.bfloat16)}
   assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+  ('name', 'default', 'second_moments'),
+  [('adamw', 'float32', 4), ('sgd', 'bfloat16', 0), ('adafactor', 'bfloat16', 4 * 3)],
+)
+@pytest.mark.parametrize('momentum_dtype', ['auto', 'float32', 'bfloat16'])
+def test_dtype_of_the_first_moment(name, default, second_moments, momentum_dtype, params):
+  opt = optimizer(name=name, momentum_dtype=momentum_dtype)
+  _, state = follow(opt, params, steps=2)
+  expected = default if momentum_dtype == 'auto' else momentum_dtype
+  counted = collections.Counter(leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.ndim)
+  first = collections.Counter({expected: 4})
+  assert counted == first + collections.Counter({'float32': second_moments})
+
+
+def test_adamw_with_a_bfloat16_first_moment_is_the_same_but_for_rounding(params):
+  exact, rounded = (
+    follow(optimizer(name='adamw', momentum_dtype=dtype), params, steps=5)[0]
+    for dtype in ('float32', 'bfloat16')
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), exact, rounded)
 
 
 def test_adafactor_factors_large_kernels_and_reduces_a_loss():

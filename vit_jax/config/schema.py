@@ -323,6 +323,9 @@ class OptimizerConfig(Section, path='optimizer'):
     'adamw', 'adamw (Table 3), sgd with momentum (Table 4), adafactor (arXiv 2106.04560)'
   )
   b1: float = field(0.9, 'momentum (first-moment decay)', RATE)
+  momentum_dtype: Literal['auto', 'float32', 'bfloat16'] = field(
+    'auto', 'of the momentum (first moment); auto: float32 for adamw, else bfloat16'
+  )
   b2: float = field(0.999, 'adamw: second-moment decay', RATE)
   epsilon: float = field(1e-8, 'adamw: added to the denominator', POSITIVE)
   weight_decay: float = field(0.0, 'decoupled, on kernels only', NOT_NEGATIVE)

@@ -70,19 +70,26 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
 
   The decay is multiplied by the learning rate (as in `optax.adamw`), and reaches kernels only.
 
-    adamw      Adam moments in float32 (pretraining, Table 3)
-    sgd        momentum with a bfloat16 accumulator, as in the released code (Table 4)
+    adamw      Adam (pretraining, Table 3)
+    sgd        momentum, in bfloat16 as in the released code (Table 4)
     adafactor  factored second moment, bfloat16 momentum (arXiv 2106.04560, Section 3.4)
+
+  `config.momentum_dtype` is that of the momentum, Adam's first moment; second moments are float32.
   """
+  momentum_dtype = config.momentum_dtype
+  if momentum_dtype == 'auto':
+    momentum_dtype = 'float32' if config.name == 'adamw' else 'bfloat16'
   rules = {
-    'adamw': lambda: [optax.scale_by_adam(config.b1, config.b2, config.epsilon)],
-    'sgd': lambda: [optax.trace(config.b1, accumulator_dtype=jnp.bfloat16)],
+    'adamw': lambda: [
+      optax.scale_by_adam(config.b1, config.b2, config.epsilon, mu_dtype=momentum_dtype)
+    ],
+    'sgd': lambda: [optax.trace(config.b1, accumulator_dtype=momentum_dtype)],
     'adafactor': lambda: [
       optax.scale_by_factored_rms(
         min_dim_size_to_factor=32, decay_rate_fn=_adafactor_second_moment_decay
       ),
       optax.clip_by_block_rms(1.0),
-      optax.ema(config.b1, debias=False, accumulator_dtype=jnp.bfloat16),
+      optax.ema(config.b1, debias=False, accumulator_dtype=momentum_dtype),
     ],
   }
   chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
