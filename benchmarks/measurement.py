@@ -144,12 +144,20 @@ def summary(values: Sequence[float], name: str, digits: int = 3) -> dict[str, fl
 class Table:
   """A CSV file `<name>_<date>_<device>.csv` that grows row by row; a call of the same day appends.
 
+  Args:
+    folder: of the file.
+    name: of the benchmark.
+    columns: of the table.
+    device: in the name of the file; None: the first one of this process.
+
   Raises:
     UserError: when such a file has other columns, or the folder cannot be made.
   """
 
-  def __init__(self, folder: pathlib.Path, name: str, columns: Iterable[str]):
-    device = re.sub(r'\W+', '-', device_name()).strip('-').lower()
+  def __init__(
+    self, folder: pathlib.Path, name: str, columns: Iterable[str], device: str | None = None
+  ):
+    device = re.sub(r'\W+', '-', device or device_name()).strip('-').lower()
     self.path = folder / f'{name}_{datetime.date.today()}_{device}.csv'
     self._columns = list(columns)
     try:
@@ -164,6 +172,10 @@ class Table:
     else:
       self._write(dict(zip(self._columns, self._columns, strict=True)))
 
+  def rows(self) -> list[dict[str, str]]:
+    """What the file has."""
+    return read_table(self.path)
+
   def add(self, row: Mapping[str, Any]) -> None:
     """Writes a row, and prints it on stdout as JSON; columns that it lacks stay empty."""
     self._write(row)
@@ -174,6 +186,12 @@ class Table:
     with self.path.open('a', newline='') as file:
       writer = csv.DictWriter(file, self._columns, restval='', lineterminator='\n')
       writer.writerow(dict(row))
+
+
+def read_table(path: pathlib.Path) -> list[dict[str, str]]:
+  """The rows of a CSV file."""
+  with path.open(newline='') as file:
+    return list(csv.DictReader(file))
 
 
 def note(text: str) -> None:
