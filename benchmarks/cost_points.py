@@ -16,9 +16,9 @@ from vit_jax.models.vit import VisionTransformer
 VARIABLES = ('batch', 'image_size', 'depth', 'width', 'devices')
 # By default around S/16 on a CPU, and around B/16 on a TPU.
 CPU_VALUES = {
-  'batch': (1, 2, 4, 8, 16, 32),
+  'batch': (1, 2, 4, 8, 16),
   'image_size': (64, 96, 128, 160, 224, 288, 384),
-  'depth': (1, 2, 4, 8, 12),
+  'depth': (1, 2, 4, 8),
   'width': (64, 128, 192, 256, 384, 512, 768),
   'devices': (1, 2)[: num_cores()],
 }
