@@ -116,5 +116,7 @@ def _label(panels: Sequence[Any], variable: str) -> None:
     axes.grid(alpha=0.3)
   panels[0].set_yscale('log')
   panels[1].axhline(1, color='black', linestyle='--', linewidth=0.8)
+  low, high = panels[1].get_ylim()
+  panels[1].set_ylim(min(low, 0.9), max(high, 1.1))  # so that noise looks small
   panels[0].set_title(_TITLES[variable])
   panels[1].set_xlabel(_TITLES[variable])
