@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import tqdm
 
-from vit_jax import compiler, errors, signals
+from vit_jax import compilation_cache, errors, signals
 from vit_jax.errors import UserError
 from vit_jax.text import printable, shortened
 
@@ -122,7 +122,7 @@ def run(main: Callable[[], None]) -> NoReturn:
       stream.reconfigure(errors='backslashreplace')
   for library in ('absl', 'jax', 'orbax', 'etils'):  # their errors are raised, too
     logging.getLogger(library).setLevel(logging.CRITICAL)
-  compiler.enable_cache()
+  compilation_cache.enable_cache()
   with signals.interruptible():
     code = _exit_code(main)
   if signals.was_interrupted():  # a normal exit may wait for the threads of libraries

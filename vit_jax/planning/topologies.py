@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.experimental.topologies import get_topology_desc
 
+from vit_jax.compilation_cache import disable_cache
 from vit_jax.errors import UserError, first_line
 from vit_jax.hardware import CHIPS, Chip
 
@@ -143,8 +144,8 @@ def prepare_backend(topologies: Sequence[Topology]) -> None:
     'TPU_MIN_LOG_LEVEL': '3',
   }
   jax.config.update('jax_platforms', 'cpu')
-  if any_tpu:  # programs compiled for absent devices cannot be loaded from the cache
-    jax.config.update('jax_enable_compilation_cache', False)
+  # Compiling is timed; and programs for absent devices cannot be loaded from the cache.
+  disable_cache()
   num_cpus = max((t.num_chips for t in topologies if t.kind == 'cpu'), default=1)
   try:
     jax.config.update('jax_num_cpu_devices', num_cpus)

@@ -8,12 +8,14 @@ import sys
 import jax
 import pytest
 
+from vit_jax import catalog
+
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 12), reason='keeps none before 0.12')
 
 SCRIPT = """
 import jax, jax.numpy as jnp
-from vit_jax import compiler
-compiler.enable_cache()
+from vit_jax import compilation_cache
+compilation_cache.enable_cache()
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
 """
 
@@ -51,3 +53,15 @@ def test_the_user_chooses_the_folder_or_none(tmp_path):
 def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path):
   (tmp_path / 'file').touch()
   assert not compile_with(tmp_path / 'file' / 'cache')
+
+
+@pytest.mark.parametrize('folder', ['gs://bucket/cache', 'file/cache'])
+def test_a_command_runs_without_a_folder_to_keep_programs_in(
+  folder, tmp_path, monkeypatch, command
+):
+  (tmp_path / 'file').touch()
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.setenv('VIT_JAX_CACHE', folder if '://' in folder else str(tmp_path / folder))
+  code, out, err = command(catalog)
+  assert (code, err) == (0, '')
+  assert 'ViT-B_16' in out
