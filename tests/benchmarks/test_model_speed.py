@@ -51,6 +51,15 @@ serve.main()
 """
 
 
+@pytest.fixture(autouse=True)
+def disabled(monkeypatch):
+  """[None] once the compilation cache was to be disabled, which the tests after these use."""
+  calls = []
+  disable = lambda: calls.append(None)  # noqa: E731
+  monkeypatch.setattr(model_speed.compilation_cache, 'disable_cache', disable)
+  return calls
+
+
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
   path = tmp_path / 'fake.py'
@@ -65,11 +74,12 @@ def rows(folder):
     return list(csv.DictReader(file))
 
 
-def test_variants_and_a_peer_are_rows_of_one_table(command, tmp_path, fake):
+def test_variants_and_a_peer_are_rows_of_one_table(command, tmp_path, fake, disabled):
   variant = '--variant=large:config.batch_size=16,config.mesh.data=2'
   flags = [*TOY, variant, '--peers=timm,transformers', f'--out={tmp_path}']
   code, out, err = command(model_speed, *flags)
   assert code == 0, err
+  assert disabled  # compiling is timed
   table = rows(tmp_path)
   names = [(row['implementation'], row['variant'], row['pass']) for row in table]
   assert names == [
@@ -103,6 +113,19 @@ def test_a_second_call_appends_and_other_columns_are_refused(tmp_path):
     measurement.Table(tmp_path / 'new', 'speed', ('a', 'c'))
   with pytest.raises(UserError, match='is not a folder'):
     measurement.Table(path, 'speed', ('a',))
+
+
+def test_a_product_that_needs_too_much_memory_leaves_its_columns_empty(
+  command, tmp_path, monkeypatch
+):
+  def product(*unused):
+    raise RuntimeError('RESOURCE_EXHAUSTED: of memory')
+
+  monkeypatch.setattr(model_speed, 'matmul_timer', product)
+  code, _, err = command(model_speed, *TOY, '--passes=forward', f'--out={tmp_path}')
+  assert (code, err) == (0, 'no matrix product is measured: out of memory\n')
+  (row,) = rows(tmp_path)
+  assert row['images_per_second'] and row['share_of_matmul'] == ''
 
 
 def test_the_end_of_a_peer_is_said_with_its_last_words(fake):

@@ -32,7 +32,7 @@ def send_sigterm_unnoticed(log) -> None:
 
 @pytest.mark.parametrize(
   'execute',
-  [lambda run: run_in_parallel([run], 1, lambda *_: None, {}), run_to_end],
+  [lambda run: run_in_parallel([run], 1, lambda *_: None), run_to_end],
   ids=['in parallel', 'alone'],
 )
 def test_sigterm_is_handled_while_waiting(tmp_path, execute):
@@ -45,7 +45,7 @@ def test_sigterm_is_handled_while_waiting(tmp_path, execute):
 
 
 def test_after_sigterm_no_run_starts():
-  children = parallel_runs._Children({})
+  children = parallel_runs._Children()
   children.stop(signal.SIGTERM)
   with pytest.raises(PreemptedError, match='rerun the same command'):
     children.start(['true'])

@@ -21,7 +21,6 @@ scratch:
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
@@ -32,7 +31,6 @@ from vit_jax.errors import RunError
 from vit_jax.experiments import scaling_grid, scaling_report
 from vit_jax.experiments.scaling_grid import Cell, Experiment, Facts
 from vit_jax.experiments.scaling_report import Row
-from vit_jax.files import cache_folder
 from vit_jax.sweeps.parallel_runs import check_no_accelerator, run_in_parallel, share_cores
 from vit_jax.sweeps.point_runs import Outcome, Run, read_outcome
 from vit_jax.text import format_metric, plural
@@ -95,12 +93,6 @@ def _report(experiment: Experiment, facts: dict[Cell, Facts]) -> tuple[list[Row]
   return rows, scaling_report.write_report(experiment, rows)
 
 
-def _shared_compilation() -> dict[str, str]:
-  """Lets runs of the same model compile it once, unless the user has set JAX's cache."""
-  name = 'JAX_COMPILATION_CACHE_DIR'
-  return {} if name in os.environ else {name: str(cache_folder() / 'compiled')}
-
-
 def _run_all(experiment: Experiment, facts: dict[Cell, Facts], jobs: int) -> None:
   """Runs what remains, and renews the report after each run."""
   runs = [experiment.run(cell) for cell in experiment.cells]
@@ -124,7 +116,7 @@ def _run_all(experiment: Experiment, facts: dict[Cell, Facts], jobs: int) -> Non
   if remaining:
     _log(f'{plural(len(remaining), "run")}, {jobs} at a time; see {experiment.workdir}/RUN/log.txt')
     try:
-      run_in_parallel(remaining, jobs, on_end, _shared_compilation())
+      run_in_parallel(remaining, jobs, on_end)
     except KeyboardInterrupt:
       raise KeyboardInterrupt('rerun the same command to continue the experiment') from None
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -23,8 +23,7 @@ _BACKEND = 'import jax; print(jax.default_backend())'
 class _Children:
   """The running processes, to which signals are passed on."""
 
-  def __init__(self, environment: Mapping[str, str]):
-    self._environment = {**os.environ, **environment}
+  def __init__(self):
     self._lock = threading.RLock()
     self._running: list[subprocess.Popen] = []
     self._stopped_by = 0  # number of a signal
@@ -36,7 +35,7 @@ class _Children:
         raise PreemptedError('received SIGTERM; rerun the same command to resume.')
       if self._stopped_by:
         raise KeyboardInterrupt
-      child = subprocess.Popen(*args, env=self._environment, **kwargs)
+      child = subprocess.Popen(*args, **kwargs)
       self._running = [each for each in self._running if each.poll() is None] + [child]
       return child
 
@@ -75,26 +74,20 @@ def check_no_accelerator() -> None:
     )
 
 
-def run_in_parallel(
-  runs: Sequence[Run],
-  jobs: int,
-  on_end: Callable[[Run, Outcome], None],
-  environment: Mapping[str, str],
-) -> None:
+def run_in_parallel(runs: Sequence[Run], jobs: int, on_end: Callable[[Run, Outcome], None]) -> None:
   """Runs or resumes all, `jobs` at a time, each on its share of the cores.
 
   Args:
     runs: independent of each other, in the order in which they start.
     jobs: how many at a time.
     on_end: called with each run that ended, one call at a time, in another thread.
-    environment: variables of the runs, beside those of this process.
 
   Raises:
     KeyboardInterrupt: after Ctrl-C, which is passed on.
     PreemptedError: after SIGTERM, which is passed on.
     UserError: as `run_to_end` and `share_cores`.
   """
-  shares, children, reporting = queue.SimpleQueue(), _Children(environment), threading.Lock()
+  shares, children, reporting = queue.SimpleQueue(), _Children(), threading.Lock()
   for share in share_cores(jobs) or [set()] * jobs:
     shares.put(share)
 
