@@ -1,6 +1,7 @@
-"""What is refused before a run begins, because mesh, model and batch do not go together."""
+"""What a mesh makes of a run: its shards, and what is refused before it begins."""
 
 import jax
+import numpy as np
 import pytest
 
 from tests.helpers import make_program
@@ -52,3 +53,22 @@ def test_several_labels_an_image_need_the_sigmoid_loss():
 
 def test_values_that_go_together_are_accepted():
   check({'model.num_heads': 12, 'mesh.tensor': 4, 'mesh.num_slices': 2})
+
+
+@pytest.mark.parametrize('mesh', [{'mesh.data': 1}, {'mesh.data': 4, 'mesh.fsdp': 2}], ids=str)
+def test_the_moving_average_is_evaluated_with_the_shards_of_the_parameters(mesh):
+  fields = {'model.width': 64, 'model.depth': 1, 'model.mlp_dim': 256, 'model.num_heads': 4}
+  fields |= {'model.patch_size': 4, 'data.image_size': 8, 'ema_decay': 0.9, 'batch_size': 16}
+  config = replace_fields(Config(), fields | mesh)
+  program = make_program(config, 5, jax.devices()[: config.mesh.data * config.mesh.fsdp])
+  state = program.init(None)
+  for _ in range(2):
+    params = program.eval_params(state)
+    jax.tree.map(np.testing.assert_array_equal, params, state.ema_params)
+    wanted = jax.tree.leaves(program.state_shardings.params)
+    for array, sharding in zip(jax.tree.leaves(params), wanted, strict=True):
+      assert array.sharding.is_equivalent_to(sharding, array.ndim)
+  if config.mesh.data == 1:
+    assert params is state.ema_params  # not copied
+  else:
+    assert params is not state.ema_params and program.gather._cache_size() == 1

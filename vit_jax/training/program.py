@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.compiler import compiler_options
 from vit_jax.config import ModelConfig, OptimizerConfig, ScheduleConfig, StepConfig
@@ -42,6 +42,7 @@ class Program:
   init: Any  # (params or None) -> TrainState, jitted; the parameters are donated
   train_step: Any  # (state, batch, key) -> (state, metrics), jitted; the state is donated
   eval_step: Any  # (params, batch) -> scores, jitted
+  gather: Any  # the moving average, divided over `data` -> sharded as parameters are; jitted
 
   @property
   def state_shardings(self) -> Any:
@@ -49,10 +50,13 @@ class Program:
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
   def eval_params(self, state: TrainState) -> Any:
-    """`state.eval_params`, sharded as parameters are."""
-    if state.ema_params is None:
-      return state.params
-    return jax.jit(lambda x: x, out_shardings=self.state_shardings.params)(state.ema_params)
+    """`state.eval_params`, sharded as parameters are; the arrays of `state` where they are that."""
+    wanted, params = self.state_shardings.params, state.eval_params
+
+    def is_sharded(array: jax.Array, sharding: NamedSharding) -> bool:
+      return array.sharding.is_equivalent_to(sharding, array.ndim)
+
+    return params if jax.tree.all(jax.tree.map(is_sharded, params, wanted)) else self.gather(params)
 
   def random_key(self) -> jax.Array:
     """The key of the run, which each step folds its number into; on all devices."""
@@ -139,6 +143,7 @@ def build_program(
       out_shardings=replicated,
       compiler_options=options,
     ),
+    gather=jax.jit(lambda ema_params: ema_params, out_shardings=shardings.params),
     abstract_batch={
       name: jax.ShapeDtypeStruct((step.batch_size, *shape), dtype, sharding=batch_sharding)
       for name, (shape, dtype) in batch.items()
@@ -153,7 +158,10 @@ def _build_models(
   image_shape: tuple[int, int, int],
   num_classes: int,
 ) -> tuple[build.Model, build.Model]:
-  """The model, and how `train_step` runs it: with accumulation, on one part of `data` at a time."""
+  """The model for evaluation, and the one for `train_step`.
+
+  With accumulation the latter sees one part of the axis `data`.
+  """
   is_supervised = step.objective == 'supervised'
 
   def build_model(batch_axes: Sequence[str]) -> build.Model:
