@@ -98,4 +98,7 @@ def test_train_and_recomputed_flops_are_those_that_xla_counts(model):
     extra = counted[remat] - counted['none']
     assert recomputed[remat] == pytest.approx(extra, abs=0.02 * forward)
   assert recomputed['dots'] < recomputed['full'] < forward
+  for remat, flops in recomputed.items():  # 'dots' keeps what the kernel returns
+    expected = 0 if remat == 'dots' else flops
+    assert recomputed_flops(models[remat], size, has_fused_attention=True) == expected
   assert (recomputed['dots'] == 0) == (model is MIXER)  # it has no products but dense layers

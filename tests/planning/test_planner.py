@@ -89,12 +89,23 @@ def test_json_has_batches_mesh_memory_and_collectives():
 
 def test_sam_passes_through_the_batch_twice(monkeypatch):
   step = CompiledStep('', '', Memory(1, 1), (), None, 1.0)
-  monkeypatch.setattr(planner, 'compile_program', lambda program, topology: step)
+  monkeypatch.setattr(planner, 'compile_program', lambda *_: step)
   config = tiny_config('--config.sam_rho=0.1', '--config.model.remat=full')
   plan = planner.make_plan(config, CPU_8, LABELS)
   model = planner.build_for(config, CPU_8, LABELS).model
   assert plan.train_flops == 2 * 16 * flops.train_flops(model, (8, 8)) > 0
   assert plan.recomputed_flops == 2 * 16 * flops.recomputed_flops(model, (8, 8)) > 0
+
+
+@pytest.mark.parametrize(('remat', 'is_less'), [('dots', True), ('full', False)])
+def test_a_fused_kernel_leaves_no_attention_to_recompute(remat, is_less, monkeypatch):
+  counts = []
+  for text in ('stablehlo.dot_general', 'stablehlo.custom_call @tpu_custom_call'):
+    step = CompiledStep(text, '', Memory(1, 1), (), None, 1.0)
+    monkeypatch.setattr(planner, 'compile_program', lambda *_, step=step: step)
+    config = tiny_config(f'--config.model.remat={remat}')
+    counts.append(planner.make_plan(config, CPU_8, LABELS).recomputed_flops)
+  assert (counts[1] == 0) == is_less and (counts[0] == counts[1]) != is_less
 
 
 def test_a_sweep_prints_a_table_and_writes_it(tmp_path):

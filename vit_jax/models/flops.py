@@ -48,11 +48,14 @@ def train_flops(model: Model, image_size: tuple[int, int]) -> int:
   return 3 * forward_flops(model, image_size)
 
 
-def recomputed_flops(model: Model, image_size: tuple[int, int]) -> int:
+def recomputed_flops(
+  model: Model, image_size: tuple[int, int], has_fused_attention: bool = False
+) -> int:
   """FLOPs that the backward pass of one image recomputes, which depends on `model.remat`.
 
-  none: nothing. dots: the products of the attention, whose results are not saved. full: the
-  blocks, except for the last product of each, whose result no gradient needs.
+  none: nothing. dots: the products of the attention, whose results are not saved unless a fused
+  kernel computes it. full: the blocks, except for the last product of each, whose result no
+  gradient needs.
   """
   if isinstance(model, BiTResNet | DETR):
     return 0
@@ -61,7 +64,11 @@ def recomputed_flops(model: Model, image_size: tuple[int, int]) -> int:
     return model.depth * (tokens + channels // 2) if model.remat == 'full' else 0
   dense, attention = _block_flops(model, image_size)
   last_product = 2 * _num_tokens(model, image_size) * model.mlp_dim * model.width
-  of_block = {'none': 0, 'dots': attention, 'full': dense + attention - last_product}
+  of_block = {
+    'none': 0,
+    'dots': 0 if has_fused_attention else attention,
+    'full': dense + attention - last_product,
+  }
   return model.depth * of_block[model.remat]
 
 

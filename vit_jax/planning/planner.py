@@ -171,7 +171,8 @@ def make_plan(
   image_size = program.image_shape[:2]
   num_images = config.batch_size * config.step.gradients_per_step  # that a step passes through
   train_flops = flops.train_flops(program.model, image_size) * num_images
-  recomputed_flops = flops.recomputed_flops(program.model, image_size) * num_images
+  is_fused = 'tpu_custom_call' in step.stablehlo  # the attention
+  recomputed_flops = flops.recomputed_flops(program.model, image_size, is_fused) * num_images
   times = step_time(
     topology.chip,
     num_chips,
