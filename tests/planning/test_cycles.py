@@ -148,6 +148,23 @@ def test_bytes_in_hbm():
   assert hbm_bytes(parse(PALLAS)) == 3 * 256 * 256 * 4
 
 
+@pytest.mark.parametrize(
+  ('call', 'size'),
+  [  # each reads x
+    ('(f32[8,100], f32[32,100]) all-gather-start(%x), dimensions={0}', (8 + 32) * 400),
+    ('((f32[8,100], f32[8]), (f32[32,100], f32[32])) all-gather-start(%x, %y)', 40 * 404),
+    ('(f32[8,100], f32[8,100], u32[], u32[]) collective-permute-start(%x)', 16 * 400),
+    ('((f32[8,100]), f32[2,100], u32[]) async-start(%x), calls=%scatter', (8 + 2) * 400),
+    ('f32[8,100] all-reduce-start(%x), to_apply=%add', 16 * 400),
+  ],
+)
+def test_an_asynchronous_collective_reads_its_operands_once(call, size):
+  lines = ['  %x = f32[8,100] parameter(0)', '  %y = f32[8] parameter(1)', f'  %start = {call}']
+  text = '\n'.join(['ENTRY %main (x: f32[8,100]) -> f32[32,100] {', *lines, '}'])
+  text = re.sub(r'(f32\[[\d,]*\]|u32\[\])', r'\1{}', text)  # layouts, as the compiler writes them
+  assert hbm_bytes(parse(text)) == size
+
+
 def test_of_a_sliced_array_the_slice_moves():
   assert hbm_bytes(parse(SLICES)) == 12 * 2 * (64 * 128 * 2)
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from vit_jax.planning.hlo import Hlo, called_computations, num_bytes, trip_count
+from vit_jax.planning.hlo import Hlo, executed, num_bytes
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
@@ -34,42 +34,38 @@ def count_collectives(program: Hlo, num_devices: int) -> tuple[Collective, ...]:
   Those in a loop count once an iteration.
   """
   counts, received = collections.Counter[str](), collections.defaultdict[str, float](float)
-  for kind, times, size in _walk(program, program.entry, 1, num_devices, set()):
+  for kind, times, size in _received(program, num_devices):
     counts[kind] += times
     received[kind] += times * size
   rows = [Collective(kind, counts[kind], round(received[kind])) for kind in counts]
   return tuple(sorted(rows, key=lambda row: -row.bytes))
 
 
-def _walk(
-  program: Hlo, name: str, times: int, num_devices: int, running: set[str]
-) -> Iterator[tuple[str, int, float]]:
-  """Yields (kind, how often, bytes received each time) for the collectives of a computation.
+def _received(program: Hlo, num_devices: int) -> Iterator[tuple[str, int, float]]:
+  """Yields (kind, how often, bytes received each time) for the collectives of a program.
 
-  `times` is how often it runs; `running` collects the asynchronous collectives under way, which a
-  TPU program names again in each fusion that computes meanwhile.
+  A TPU program names an asynchronous collective again in each fusion that computes meanwhile; these
+  are left out.
   """
-  body = program.computations[name]
-  shapes = {instruction.name: instruction.shape for instruction in body}
-  is_start = any('"AsyncCollectiveStart"' in i.rest for i in body if i.opcode == 'custom-call')
-  for instruction in body:
-    opcode, rest = instruction.opcode, instruction.rest
-    kind = opcode.removesuffix('-start')
-    if kind in KINDS:
-      channel = re.search(r'channel_id=(\d+)', rest)
-      key = f'{kind} {channel[1]}' if channel else ''
-      if is_start:
-        running.add(key)
-      elif key in running and 'fus' in name:
-        continue
-      if name.startswith('all-reduce-scatter'):  # a TPU fuses the two
-        kind = 'reduce-scatter'
-      size = sum(num_bytes(shapes.get(operand, '')) for operand in instruction.operands)
-      yield kind, times, _received_bytes(kind, size, _group_size(rest, num_devices))
-    elif opcode not in ('async-done', 'async-update'):
-      iterations = trip_count(program, instruction) if opcode == 'while' else 1
-      for called in called_computations(instruction):
-        yield from _walk(program, called, times * iterations, num_devices, running)
+  running = set()
+  for line in executed(program, inside=True):
+    instruction, name = line.instruction, line.computation
+    kind = instruction.opcode.removesuffix('-start')
+    if kind not in KINDS:
+      continue
+    body = program.computations[name]
+    channel = re.search(r'channel_id=(\d+)', instruction.rest)
+    key = f'{kind} {channel[1]}' if channel else ''
+    if any('"AsyncCollectiveStart"' in i.rest for i in body if i.opcode == 'custom-call'):
+      running.add(key)
+    elif key in running and 'fus' in name:
+      continue
+    if name.startswith('all-reduce-scatter'):  # a TPU fuses the two
+      kind = 'reduce-scatter'
+    shapes = {each.name: each.shape for each in body}
+    size = sum(num_bytes(shapes.get(operand, '')) for operand in instruction.operands)
+    group_size = _group_size(instruction.rest, num_devices)
+    yield kind, line.times, _received_bytes(kind, size, group_size)
 
 
 def _group_size(rest: str, num_devices: int) -> int:

@@ -74,23 +74,24 @@ def parse(text: str) -> Hlo:
   return Hlo(computations, entry)
 
 
-def executed(hlo: Hlo) -> Iterator[Executed]:
+def executed(hlo: Hlo, inside: bool = False) -> Iterator[Executed]:
   """Yields what runs: the entry computation, the bodies of loops, and what is called.
 
-  A fusion is one instruction; so is an asynchronous operation, by its start. Of a conditional all
-  branches are yielded.
+  A fusion is one instruction; so is an asynchronous operation, by its start. With `inside` what
+  they consist of is yielded, too. Of a conditional all branches are yielded.
   """
-  yield from _executed(hlo, hlo.entry, 1)
+  yield from _executed(hlo, hlo.entry, 1, inside)
 
 
-def _executed(hlo: Hlo, name: str, times: int) -> Iterator[Executed]:
+def _executed(hlo: Hlo, name: str, times: int, inside: bool) -> Iterator[Executed]:
   for instruction in hlo.computations[name]:
-    if instruction.opcode not in ('while', 'call', 'call-start', 'conditional'):
+    is_control_flow = instruction.opcode in ('while', 'call', 'call-start', 'conditional')
+    if not is_control_flow:
       yield Executed(instruction, name, times)
-      continue
-    iterations = trip_count(hlo, instruction) if instruction.opcode == 'while' else 1
-    for called in called_computations(instruction):
-      yield from _executed(hlo, called, times * iterations)
+    if is_control_flow or (inside and instruction.opcode not in ('async-update', 'async-done')):
+      iterations = trip_count(hlo, instruction) if instruction.opcode == 'while' else 1
+      for called in called_computations(instruction):
+        yield from _executed(hlo, called, times * iterations, inside)
 
 
 def called_computations(instruction: Instruction) -> list[str]:

@@ -18,15 +18,18 @@ _FREE = set(
   'all-gather-done collective-permute-done call-done send-done recv-done'.split()
 )
 _NO_WORK = ('"AllocateBuffer"', '"ConcatBitcast"')  # custom calls that only name memory
+# Their shape has the operands, the results, and contexts: scalars.
+_WITH_OPERANDS = ('all-gather-start', 'collective-permute-start', 'async-start')
 _SLICES = ('slice', 'dynamic-slice', 'gather')
 
 
 def hbm_bytes(program: Hlo) -> int:
   """What a device reads from its HBM and writes to it in one call, in bytes.
 
-  A lower bound: each instruction reads its operands once and writes its result once, without
-  padding; those that the compiler placed in faster memory do not count, nor what a fusion keeps to
-  itself. Of an array that a fusion only slices, the slice counts.
+  A lower bound, but for conditionals, of which all branches count: each instruction reads its
+  operands once and writes its result once, without padding; those that the compiler placed in
+  faster memory do not count, nor what a fusion keeps to itself. Of an array that a fusion only
+  slices, the slice counts.
   """
   total = 0.0
   shapes = {
@@ -50,6 +53,10 @@ def _moved(program: Hlo, instruction: Instruction, shapes: dict[str, str]) -> fl
     operands = [instruction.shape if _in_hbm(operands[0]) else '']
   if instruction.opcode == 'dynamic-update-slice':
     return 2 * num_bytes(operands[1]) if _in_hbm(instruction.shape) else 0
+  if instruction.opcode in _WITH_OPERANDS:
+    results = array_shapes(instruction.shape)[sum(map(bool, operands)) :]
+    results = [shape for shape in results if not shape.startswith('u32[]')]
+    return sum(map(_hbm_bytes, [*results, *operands]))
   if instruction.opcode != 'fusion':
     return sum(map(_hbm_bytes, [instruction.shape, *operands]))
   (name,) = called_computations(instruction)
