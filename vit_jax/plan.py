@@ -47,7 +47,9 @@ def _plan_one(config: Config, topology: Topology, args: argparse.Namespace) -> N
         print(f'tried {report.fallback_line(candidate)}', flush=True)
   flags = tried[-1].flags if tried and tried[-1].fits else None
   profiled = tried[-1] if flags else plan
-  if args.profile and profiled.cycles is not None:  # None if it does not fit
+  if args.profile and profiled.cycles is None:
+    _log(f'no profile: the step does not fit, so {args.profile} was not written')
+  elif args.profile and profiled.cycles:
     profile_page.write(profiled, profiled.cycles, args.profile)
     _log(f'{args.profile} is the profile of this config{f" with {flags}" if flags else ""}')
   if args.json:

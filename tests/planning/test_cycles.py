@@ -1,14 +1,16 @@
 """Cycles by part of the model, bytes to and from HBM, step times; on texts of real programs."""
 
 import csv
+import dataclasses
 import pathlib
 import re
 
 import pytest
 
+from vit_jax import plan as plan_command
 from vit_jax.errors import UserError
 from vit_jax.hardware import CHIPS
-from vit_jax.planning import profile_page, report
+from vit_jax.planning import planner, profile_page, report, topologies
 from vit_jax.planning.compile import Memory
 from vit_jax.planning.cycles import estimate_cycles
 from vit_jax.planning.hlo import num_bytes, parse
@@ -277,3 +279,14 @@ def test_a_profile_that_cannot_be_written(tmp_path):
   plan = make_plan()
   with pytest.raises(UserError, match='cannot be written'):
     profile_page.write(plan, plan.cycles, str(tmp_path / 'missing' / 'profile.csv'))
+
+
+def test_a_step_that_does_not_fit_has_no_profile(command, monkeypatch, tmp_path):
+  plan = dataclasses.replace(make_plan(), fits=False, cycles=None, hbm_bytes=None)
+  monkeypatch.setattr(planner, 'make_plan', lambda *unused: plan)
+  monkeypatch.setattr(topologies, 'prepare_backend', lambda topologies: None)
+  path = tmp_path / 'profile.html'
+  flags = ('--config=configs/quickstart.py', '--topology=v5e:1x1', '--no_fallback')
+  code, _, err = command(plan_command, *flags, f'--profile={path}')
+  assert code == 4 and not path.exists()
+  assert f'no profile: the step does not fit, so {path} was not written' in err
