@@ -156,10 +156,13 @@ class Workload:
 
 def make_optimizer(model, config):
   """AdamW in its fused implementation; kernels alone are decayed, as here."""
-  parameters = list(model.parameters())
+  kernels, others = [], []
+  for name, parameter in model.named_parameters():
+    is_embedding = name.endswith(('cls_token', 'pos_embed', 'position_embeddings'))
+    (kernels if parameter.ndim > 1 and not is_embedding else others).append(parameter)
   groups = [
-    {'params': [p for p in parameters if p.ndim > 1], 'weight_decay': config['weight_decay']},
-    {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0},
+    {'params': kernels, 'weight_decay': config['weight_decay']},
+    {'params': others, 'weight_decay': 0.0},
   ]
   betas = (config['b1'], config['b2'])
   return torch.optim.AdamW(
