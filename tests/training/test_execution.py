@@ -159,8 +159,12 @@ def test_attention_of_jax_nn(choices, plain_without_attention_dropout):
   ids=str,
 )
 def test_accumulation(choices, plain_without_randomness):
-  """Every micro-batch draws its own dropout masks, so it is compared without dropout."""
   check_same(train(choices, {}), plain_without_randomness)
+
+
+@pytest.mark.parametrize('mesh', [{}, {'mesh.data': 2}], ids=str)
+def test_an_example_draws_the_same_masks_with_accumulation(mesh, plain):
+  check_same(train({'accumulation_steps': 4, **mesh}), plain)
 
 
 @pytest.mark.parametrize(
