@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace, flags: list[str], config: Config) -> dict[
   def bare() -> float:
     return config.batch_size / runner.run('step', calls)
 
-  measured, failures = measurement.take_turns({'run': run, 'bare': bare}, args.rounds)
+  measured, failures = measurement.measure_interleaved({'run': run, 'bare': bare}, args.rounds)
   if failures:
     raise UserError('; '.join(failures.values()))
   run_rate, bare_rate = (statistics.median(measured[name]) for name in ('run', 'bare'))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their flags, the machine, taking turns, and tables with dates."""
+"""What benchmarks share: flags, the machine, interleaved measurements, tables with dates."""
 
 import argparse
 import csv
@@ -99,7 +99,7 @@ def num_calls(seconds_per_call: float, seconds: float) -> int:
   return min(max(1, round(seconds / max(seconds_per_call, 1e-9))), _MAX_CALLS)
 
 
-def take_turns(
+def measure_interleaved(
   runners: Mapping[Any, Callable[[], float]], rounds: int
 ) -> tuple[dict[Any, list[float]], dict[Any, str]]:
   """Calls all runners in each round, forwards and backwards in turn.

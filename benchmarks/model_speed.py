@@ -75,7 +75,7 @@ def measure(case: Case, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         timers['matmul'] = matmul_timer(args.matmul_size, dtype, args.seconds)
       except RuntimeError as error:
         measurement.note(f'no matrix product is measured: {measurement.reason(error)}')
-    measured, failed = measurement.take_turns(timers, args.rounds)
+    measured, failed = measurement.measure_interleaved(timers, args.rounds)
     failures |= {key[:2]: text for key, text in failed.items() if key != 'matmul'}
     ceiling = statistics.median(measured.get('matmul', [0.0]))
     rates = {}  # images/s

@@ -188,7 +188,7 @@ def main() -> None:
   table = measurement.Table(args.out, 'startup', COLUMNS)
   with tempfile.TemporaryDirectory() as folder:
     cases, phases = make_cases(args, overrides, pathlib.Path(folder))
-    measured, failures = measurement.take_turns(cases, args.rounds)
+    measured, failures = measurement.measure_interleaved(cases, args.rounds)
   if failures:
     raise UserError('; '.join(failures.values()))
   for (case, cache), seconds in measured.items():

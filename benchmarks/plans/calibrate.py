@@ -145,8 +145,8 @@ def predict(run: Run) -> float:
   if not run.depths:
     return run.core_batch / compile_step(run)
   shallow, deep = (compile_step(run, depth) for depth in run.depths)
-  a_block = (deep - shallow) / (run.depths[1] - run.depths[0])
-  return run.core_batch / (shallow + (run.depth - run.depths[0]) * a_block)
+  per_block = (deep - shallow) / (run.depths[1] - run.depths[0])
+  return run.core_batch / (shallow + (run.depth - run.depths[0]) * per_block)
 
 
 def compile_step(run: Run, depth: int = 0) -> float:

@@ -166,7 +166,7 @@ def test_all_are_measured_in_each_round_and_failures_end_alone():
     return len(order)
 
   runners = {name: lambda name=name: measure(name) for name in 'abc'}
-  results, failures = measurement.take_turns(runners, 3)
+  results, failures = measurement.measure_interleaved(runners, 3)
   assert ''.join(order) == 'abc' + 'cba' + 'ab'
   assert results == {'a': [1, 6, 7], 'b': [2, 5, 8]} and failures == {'c': 'out of memory'}
 

@@ -33,7 +33,7 @@ TENSOR_RULES = (
   (rf'/{_MLP}/Dense_0/bias', -1),  # (M,)
   (rf'/{_MLP}/Dense_1/kernel', 0),  # (M, D)
 )
-_ONLY_FOR_UPDATES = re.compile(r'/(opt_state|ema_params)/')  # paths in the state
+_OPTIMIZER_STATE = re.compile(r'/(opt_state|ema_params)/')  # paths in the state
 # Elements of an array below which sharding it over `fsdp` is not worth the communication.
 MIN_SIZE_TO_SHARD = 2**14
 MAX_BATCH_SIZE = 2**20  # examples, over all devices
@@ -131,7 +131,7 @@ def _partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   free = [i for i, axis in enumerate(axes) if not axis]
   fsdp, data = mesh.shape['fsdp'], mesh.shape['data']
   axis = _largest_axis(shape, free, fsdp)
-  if _ONLY_FOR_UPDATES.match(path):
+  if _OPTIMIZER_STATE.match(path):
     # As the parameter, so that a shard of it is further divided.
     both = _largest_axis(shape, free if fsdp == 1 else [axis], fsdp * data)
     if both is not None:
@@ -163,14 +163,14 @@ class GradientShardings:
   """How gradients are divided over a mesh.
 
   Attributes:
-    num_parts: of a batch, each with gradients of its own: the size of the axis `data`.
+    num_parts: parts of a batch, each with its own gradients: the size of the axis `data`.
     parts: a tree of `NamedSharding`s of these, (num_parts, …).
-    sum: of their sum, as the optimizer's moments are: each device updates its share.
+    total: of their sum, as the optimizer's moments are: each device updates its share.
   """
 
   num_parts: int
   parts: Any
-  sum: Any
+  total: Any
 
 
 def gradient_shardings(abstract_params: Any, mesh: Mesh) -> GradientShardings:

@@ -1,8 +1,8 @@
 """The dense layers of a Transformer, and its patch embedding: each is one matrix product.
 
-Their gradients are those of a plain product, computed otherwise: those of the parameters are
+Their gradients are those of a plain product, computed differently: those of the parameters are
 float32 sums, also over devices, whatever the dtype of the product; and on a TPU that of the bias is
-a product with ones, because a reduction costs forty times as much by the compiler's estimates.
+a product with ones, which its compiler estimates to be cheaper (benchmarks/LOG.md).
 """
 
 import math

@@ -128,7 +128,7 @@ def make_train_step(
       radius, alpha = rho(state.step), config.gsam_alpha
       value, grads = sharpness_aware_gradients(gradients, *arguments, radius, alpha)
     if shardings is not None:
-      grads = jax.lax.with_sharding_constraint(grads, shardings.sum)
+      grads = jax.lax.with_sharding_constraint(grads, shardings.total)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params

@@ -2,8 +2,8 @@
 
 The logits of an image and head, (N, N), stay in the TPU's vector memory; XLA writes them to HBM and
 reads them back several times. The kernel works on their transpose, keys by queries, so that a
-softmax reduces along sublanes, and a value of each query is a row: that saves the moves between
-lanes that bound the other order. Products take operands of the inputs' dtype and accumulate in
+softmax reduces along sublanes, and a value of each query is a row: this avoids the lane shuffles
+that limit the untransposed order. Products take operands of the inputs' dtype and accumulate in
 float32; the softmax is float32, as everywhere.
 
 XLA lays tokens out as (N, B, K D), since N, unlike B, is rarely a multiple of a register's rows. So
@@ -35,8 +35,8 @@ Array = jax.Array
 SAVED_NAME = 'fused_attention'
 _LANES = 128  # of a vector register
 BLOCK_IMAGES = 8  # of a block: the rows of a register
-# Up to so many (N, N) a block, the loop over them is unrolled: XLA overlaps them, but compiles for
-# longer.
+# Up to so many (N, N) a block, the loop over them is unrolled: the compiler overlaps them, but
+# takes longer.
 _UNROLLED = 16
 _UNROLLED_TOKENS = 256
 
