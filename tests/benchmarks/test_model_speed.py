@@ -156,6 +156,19 @@ def test_pytorch_peers_do_the_same_work(peer):
     assert 0.5 < peers[peer].loss < 4
 
 
+def test_pytorch_peers_decay_kernels_alone():
+  torch = pytest.importorskip('torch')
+  from benchmarks.peers import torch_models
+
+  model = torch.nn.Linear(3, 4)
+  for name in ('cls_token', 'pos_embed', 'position_embeddings'):
+    model.register_parameter(name, torch.nn.Parameter(torch.zeros(1, 1, 3)))
+  config = {'weight_decay': 0.1, 'learning_rate': 1e-5, 'b1': 0.9, 'b2': 0.999, 'epsilon': 1e-8}
+  decayed, others = torch_models.make_optimizer(model, config).param_groups
+  assert decayed['weight_decay'] == 0.1 and others['weight_decay'] == 0
+  assert decayed['params'] == [model.weight] and len(others['params']) == 4
+
+
 def test_all_are_measured_in_each_round_and_failures_end_alone():
   order = []
 
