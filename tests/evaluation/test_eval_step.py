@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import BATCH, IMAGES, MULTI_HOT, jit, make_model, random_params
-from vit_jax.evaluation.eval_step import make_eval_step
+from vit_jax.evaluation.eval_step import make_eval_step, run_batches
 from vit_jax.models.losses import LOSSES, targets
 
 MASK = np.array([1, 1, 0, 1, 0, 1, 1, 0], bool)
@@ -67,3 +67,16 @@ def test_other_examples_change_nothing(params):
   changed['image'][5:], changed['label'][5:] = 0, 1
   one, two = (jax.device_get(eval_step(params, x)) for x in (batch, changed))
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:5], b[:5]), one, two)
+
+
+def test_a_batch_is_fetched_once_the_next_one_is_running():
+  events = []
+
+  def step(params, batch):
+    events.append(f'run {batch}')
+    return {'x': batch}
+
+  for result in run_batches(step, None, range(3)):
+    events.append(f'fetched {result["x"]}')
+  assert events == ['run 0', 'run 1', 'fetched 0', 'run 2', 'fetched 1', 'fetched 2']
+  assert not list(run_batches(step, None, ()))

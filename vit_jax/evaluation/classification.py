@@ -5,14 +5,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from vit_jax import signals
 from vit_jax.data.sources import Source
-from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
-from vit_jax.evaluation.eval_step import MAX_SCORED_CLASSES
+from vit_jax.evaluation.eval_step import MAX_SCORED_CLASSES, run_batches
 from vit_jax.evaluation.probability_metrics import calibration_error, mean_average_precision
 
 _MAX_NAMED = 3  # confusions, and classes
@@ -164,9 +161,7 @@ def score_examples(
   """
   parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
   first, num_scores = 0, 0
-  for batch in batches:
-    signals.check_interrupted()
-    scores = jax.device_get(eval_step(params, batch))
+  for scores in run_batches(eval_step, params, batches):
     mask = scores.pop('mask')
     num_scores += scores['labels'].size if 'labels' in scores else 0
     too_many = ('labels', 'scores') if num_scores > _MAX_SCORES else ()
@@ -177,7 +172,6 @@ def score_examples(
     first += len(mask)
     for name, values in scores.items():
       parts[name].append(values[mask])
-    check_stop()
   if not sum(map(len, parts['index'])):
     raise UserError('None of the test examples can be read, so there is nothing to score.')
   return ExampleScores(**{name: np.concatenate(arrays) for name, arrays in parts.items()})

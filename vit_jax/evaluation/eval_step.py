@@ -1,12 +1,14 @@
-"""The step that scores one batch, example by example; callers add `jit` and shardings."""
+"""The step that scores one batch, example by example, and running a step on all batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import signals
+from vit_jax.distributed.processes import check_stop
 from vit_jax.models.build import Model
 from vit_jax.models.losses import LOSSES, targets
 from vit_jax.models.pixels import scale_pixels
@@ -22,10 +24,11 @@ _PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 def make_eval_step(
   model: Model, loss: str, class_subset: tuple[int, ...] | None = None
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-  """Returns eval_step(params, batch) -> the scores of the B examples; callers drop masked ones.
+  """Returns eval_step(params, batch) -> the scores of the B examples, without `jit` and shardings.
 
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, classes) uint8, 'mask':
-  (B,) bool}. The scores are arrays (B,), the same whatever the other examples of the batch are:
+  (B,) bool}; callers drop masked examples. The scores are arrays (B,), the same whatever the other
+  examples of the batch are:
 
     mask: bool, that of the batch.
     label: int32 (only for one label per example).
@@ -72,3 +75,30 @@ def make_eval_step(
     return scores
 
   return eval_step
+
+
+def run_batches(
+  step: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any]
+) -> Iterator[dict[str, Any]]:
+  """Yields what a step returns for each batch, as NumPy arrays.
+
+  They are fetched once the next batch is running, so that the devices do not wait for this process.
+
+  Args:
+    step: (params, batch) -> a dict of arrays that are on all devices; jitted.
+    params: the parameter tree.
+    batches: padded and masked, as `DataLoader` yields them.
+
+  Raises:
+    StoppedError: when the run must stop.
+  """
+  previous = None
+  for batch in batches:
+    signals.check_interrupted()
+    current = step(params, batch)
+    if previous is not None:
+      yield jax.device_get(previous)
+    previous = current
+    check_stop()
+  if previous is not None:
+    yield jax.device_get(previous)

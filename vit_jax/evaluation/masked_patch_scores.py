@@ -8,9 +8,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from vit_jax import signals
-from vit_jax.distributed.processes import check_stop
 from vit_jax.errors import UserError
+from vit_jax.evaluation.eval_step import run_batches
 from vit_jax.models.masked_patches import MaskedPatchPredictor, draw_corruptions, score_patches
 from vit_jax.models.pixels import scale_pixels
 
@@ -78,14 +77,11 @@ def evaluate_masked_patches(
     StoppedError: when the run must stop.
   """
   examples, sums = 0, collections.defaultdict(float)
-  for batch in batches:
-    signals.check_interrupted()
-    scores = jax.device_get(eval_step(params, batch))
+  for scores in run_batches(eval_step, params, batches):
     mask = scores.pop('mask')
     examples += int(mask.sum())
     for name, values in scores.items():
       sums[name] += float(values[mask].sum(dtype=np.float64))
-    check_stop()
   if not examples:
     raise UserError('None of the test examples can be read, so there is nothing to score.')
   means = {name: total / examples for name, total in sums.items()}

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import signals
-from vit_jax.distributed.processes import check_stop
+from vit_jax.evaluation.eval_step import run_batches
 from vit_jax.models import features as model_features
 from vit_jax.models.build import Model
 from vit_jax.models.pixels import scale_pixels
@@ -59,10 +58,7 @@ def extract(
   Raises:
     StoppedError: when the run must stop.
   """
-  for batch in batches:
-    signals.check_interrupted()
-    rows = jax.device_get(feature_step(params, batch))
-    check_stop()
+  for rows in run_batches(feature_step, params, batches):
     yield rows['features'][rows['mask']], rows['label'][rows['mask']].astype(np.int32)
 
 
