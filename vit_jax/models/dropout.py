@@ -1,7 +1,8 @@
 """Dropout whose draws are a pure function of each example's key: the same on every mesh.
 
-One hash (Threefry-2x32, as of `jax.random`) gives four draws of 16 bits, where `jax.random` makes
-one of it: at rates of some percent the hashes are what dropout costs.
+The hash has 19 operations where the Threefry-2x32 of `jax.random` has more than a hundred, which
+make a train step of B/16 on a TPU half as long again (benchmarks/LOG.md). The keys themselves,
+one for each example and layer, are Threefry's.
 
 Shapes: B examples, S sequences of an example; most often S = 1.
 """
@@ -10,12 +11,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry2x32_p
 
 Array = jax.Array
 
-_LEVELS = 2**16  # of a draw
-_DRAWS = 4  # of a hash, two words of 32 bits
+_LEVELS = 2**24  # of a draw; all are float32 numbers
 
 
 def example_keys(key: Array, examples: Array | None, count: int) -> Array:
@@ -36,7 +35,7 @@ def dropout(
 
   Args:
     x: (B S, …), of at least two axes.
-    rate: in [0, 1); rounded to a multiple of 2^-16.
+    rate: in [0, 1); rounded to a multiple of 2^-24.
     keys: (B,), of the examples.
     broadcast_dims: axes, not the first, along which there is one draw; if 1 is among them, all
       sequences of an example share it.
@@ -52,19 +51,20 @@ def dropout(
 
 
 def _draw_bits(keys: Array, shape: Sequence[int]) -> Array:
-  """Uniform integers below 2^16: (B, …) uint32, from keys (B,).
+  """Uniform integers below 2^24: (B, …) uint32, from keys (B,).
 
-  Draws of one hash lie apart along axis 1, which TPUs need not move between lanes.
+  A draw hashes the key with the element's number in row-major order, so that tokens added at the
+  end of axis 1 change no other draw.
   """
-  count = -(-shape[1] // _DRAWS)
-  hashes = (shape[0], count, *shape[2:])
-  number = jnp.zeros(hashes, jnp.uint32)
-  for axis in range(1, len(hashes)):
-    number = number * hashes[axis] + jax.lax.broadcasted_iota(jnp.uint32, hashes, axis)
-  words = jax.random.key_data(keys)  # (B, 2), or more of another generator
-  first, second = (
-    jnp.broadcast_to(words[:, i].reshape(-1, *[1] * (len(shape) - 1)), hashes) for i in range(2)
-  )
-  pair = threefry2x32_p.bind(first, second, jnp.zeros_like(number), number)
-  draws = [(word >> bits) % _LEVELS for word in pair for bits in (0, 16)]
-  return jnp.concatenate(draws, axis=1)[:, : shape[1]]
+  number = jnp.zeros(shape, jnp.uint32)
+  for axis in range(1, len(shape)):
+    number = number * shape[axis] + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+  words = jax.random.key_data(keys).reshape(shape[0], -1, *[1] * (len(shape) - 1))
+  return _hash(_hash(number ^ words[:, 0]) + words[:, 1]) >> 8
+
+
+def _hash(x: Array) -> Array:
+  """A permutation of uint32 (lowbias32: nullprogram.com/blog/2018/07/31)."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)

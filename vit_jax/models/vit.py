@@ -169,7 +169,7 @@ class VisionTransformer(nn.Module):
     axial: attention along rows, then along columns (`AxialBlock`); needs pool gap or map.
     numerics: dtype, GELU and LayerNorm epsilon.
     attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
-      results only by rounding; but cuDNN's additional tokens change what dropout draws.
+      results only by rounding.
     remat: a key of REMAT.
     scan_blocks: run the blocks as a loop, which compiles one block instead of all.
     constrain: applied to the tokens (B, N, D) at block boundaries, to shard them.
