@@ -147,7 +147,7 @@ def _constrain_tokens(sharding: NamedSharding, platform: str, x: jax.Array) -> j
 
 
 def with_attention(
-  model: Model, device: jax.Device, mesh: Mesh | None = None, batch_axes: tuple[str, ...] = ()
+  model: Model, device: Any, mesh: Mesh | None = None, batch_axes: tuple[str, ...] = ()
 ) -> Model:
   """The model with the attention that `auto` chooses for a device, alone or the first of a mesh."""
   if not isinstance(model, VisionTransformer | DETR):

@@ -5,6 +5,7 @@ Shapes: B batch, N queries, L keys, K heads, D features of a head.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def _pad_tokens(x: Array, count: int) -> Array:
 
 
 def _fused_attention(
-  device: jax.Device,
+  device: Any,
   mesh: Mesh | None,
   batch_axes: Sequence[str],
   query: Array,
@@ -109,7 +110,7 @@ def choose_attention(
   platform: str,
   mesh: Mesh | None = None,
   batch_axes: tuple[str, ...] = (),
-  device: jax.Device | None = None,
+  device: Any = None,
 ) -> Attend:
   """The function of `config.model.attention`.
 

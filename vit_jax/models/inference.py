@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from vit_jax.compiler import compiler_options
 from vit_jax.models import build, features
@@ -32,7 +33,7 @@ def _run(function: Callable[..., Any], model: build.Model, params: Any, images: 
   attention: `jit` does not partition kernels.
   """
   arrays = [x for x in jax.tree.leaves((params, images)) if isinstance(x, jax.Array)]
-  if any(isinstance(x, jax.core.Tracer) for x in arrays):
+  if any(isinstance(x, Tracer) for x in arrays):
     return _jitted(function, None)(model, params, images)
   devices = set().union(*(x.devices() for x in arrays)) or jnp.zeros(()).devices()
   device = next(iter(devices))
@@ -43,5 +44,5 @@ def _run(function: Callable[..., Any], model: build.Model, params: Any, images: 
 
 @functools.cache
 def _jitted(function: Callable[..., Any], platform: str | None) -> Any:
-  options = platform and compiler_options(platform)
+  options = compiler_options(platform) if platform else None
   return jax.jit(function, static_argnames='model', compiler_options=options)
