@@ -4,7 +4,7 @@
 
 For a quick try, add --config.total_steps=20 --workdir=runs/try (the warmup is a share of the run).
 
-Expected: 99.7 % of the 360 test digits, in about a minute on two CPU cores (three seeds,
+Expected: 99.4 to 100 % of the 360 test digits, in about a minute on two CPU cores (three seeds,
 results/README.md). The recipe is our own; it evaluates whole images, at 16 px.
 """
 
