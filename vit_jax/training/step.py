@@ -61,6 +61,21 @@ def _micro_batches(batch: Batch, count: int, num_parts: int) -> Batch:
   )
 
 
+def _draw(batch: Batch, model: Model, config: StepConfig, key: Array) -> tuple[Batch, Array]:
+  """The batch with what is drawn for it and the numbers of its examples; the key for dropout.
+
+  All is drawn for the whole batch, so that accumulation changes no partner and no patch.
+  """
+  if config.mixup_alpha or config.cutmix_alpha:
+    key, mix_key = jax.random.split(key)
+    batch = mix(batch, model.num_classes, config.mixup_alpha, config.cutmix_alpha, mix_key)
+  if isinstance(model, MaskedPatchPredictor):
+    key, corruption_key = jax.random.split(key)
+    corruption = draw_corruptions(batch['image'], model.patch_size, corruption_key)
+    batch = batch | {'corruption': corruption}
+  return batch | {'example': jnp.arange(batch['image'].shape[0])}, key
+
+
 def make_train_step(
   model: Model,
   optimizer: optax.GradientTransformation,
@@ -111,17 +126,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
-    if config.mixup_alpha or config.cutmix_alpha:
-      # Of the whole batch, so that accumulation changes no partner.
-      key, mix_key = jax.random.split(key)
-      batch = mix(batch, model.num_classes, config.mixup_alpha, config.cutmix_alpha, mix_key)
-    if isinstance(model, MaskedPatchPredictor):
-      key, corruption_key = jax.random.split(key)
-      # Of the whole batch, so that accumulation changes no patch.
-      corruption = draw_corruptions(batch['image'], model.patch_size, corruption_key)
-      batch = batch | {'corruption': corruption}
-    numbers = jnp.arange(batch['image'].shape[0])
-    arguments = (state.params, batch | {'example': numbers}, key)
+    arguments = state.params, *_draw(batch, model, config, key)
     if rho is None:
       value, grads = gradients(*arguments)
     else:
