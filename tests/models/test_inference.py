@@ -30,7 +30,7 @@ def chosen(monkeypatch):
   """The platforms whose attention was chosen; it is that of a CPU."""
   platforms = []
 
-  def choose(name, platform, mesh, batch_axes, device):
+  def choose(name, platform, device):
     platforms.append((name, device))
     return einsum_attention
 

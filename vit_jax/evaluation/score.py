@@ -96,7 +96,7 @@ def score(
   """
   mesh = sharding.make_mesh(MeshConfig())
   subject = Subject(
-    build.with_attention(vit.model, mesh.devices.flat[0], mesh, sharding.BATCH_AXES),
+    build.for_mesh(vit.model, mesh, sharding.BATCH_AXES),
     mesh,
     jax.tree.map(lambda _: sharding.replicated(mesh), vit.params),
     None if vit.labels is None else tuple(vit.labels),

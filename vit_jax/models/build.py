@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
@@ -97,10 +97,7 @@ def model_from_config(
   platform = platform or jax.default_backend()
   _check_attention(config, platform, mesh)
   attention = choose_attention(config.attention, platform, mesh, tuple(batch_axes))
-  constrain = identity
-  if mesh is not None:
-    sharding = NamedSharding(mesh, P(tuple(batch_axes)))
-    constrain = functools.partial(_constrain_tokens, sharding, platform)
+  constrain = _token_constraint(mesh, batch_axes) if mesh else identity
   if config.variant in RESNET_VARIANTS:
     return resnet_from_config(config, num_classes, constrain, dtype)
   if config.variant in MIXER_VARIANTS:
@@ -136,6 +133,11 @@ def model_from_config(
   return model
 
 
+def _token_constraint(mesh: Mesh, batch_axes: Sequence[str]) -> Callable[[jax.Array], jax.Array]:
+  sharding = NamedSharding(mesh, P(tuple(batch_axes)))
+  return functools.partial(_constrain_tokens, sharding, mesh.devices.flat[0].platform)
+
+
 def _constrain_tokens(sharding: NamedSharding, platform: str, x: jax.Array) -> jax.Array:
   """Shards tokens (B, …); on a GPU also keeps them in row-major order.
 
@@ -146,14 +148,23 @@ def _constrain_tokens(sharding: NamedSharding, platform: str, x: jax.Array) -> j
   return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if platform == 'gpu' else x
 
 
-def with_attention(
-  model: Model, device: Any, mesh: Mesh | None = None, batch_axes: tuple[str, ...] = ()
-) -> Model:
-  """The model with the attention that `auto` chooses for a device, alone or the first of a mesh."""
+def for_device(model: Model, device: Any) -> Model:
+  """The model with the attention that `auto` chooses for one device."""
   if not isinstance(model, VisionTransformer | DETR):
     return model
-  attention = choose_attention('auto', device.platform, mesh, batch_axes, device)
-  return model.clone(attention=attention)
+  return model.clone(attention=choose_attention('auto', device.platform, device=device))
+
+
+def for_mesh(model: Model, mesh: Mesh, batch_axes: Sequence[str]) -> Model:
+  """The model as `model_from_config` builds it for a mesh, with the attention that `auto` chooses.
+
+  So a model that is loaded computes what it computed in training, bit for bit.
+  """
+  model = model.clone(constrain=_token_constraint(mesh, batch_axes))
+  if not isinstance(model, VisionTransformer | DETR):
+    return model
+  platform = mesh.devices.flat[0].platform
+  return model.clone(attention=choose_attention('auto', platform, mesh, tuple(batch_axes)))
 
 
 def _check_attention(config: ModelConfig, platform: str, mesh: Mesh | None) -> None:

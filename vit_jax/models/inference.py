@@ -38,7 +38,7 @@ def _run(function: Callable[..., Any], model: build.Model, params: Any, images: 
   devices = set().union(*(x.devices() for x in arrays)) or jnp.zeros(()).devices()
   device = next(iter(devices))
   if len(devices) == 1:
-    model = build.with_attention(model, device)
+    model = build.for_device(model, device)
   return _jitted(function, device.platform)(model, params, images)
 
 
