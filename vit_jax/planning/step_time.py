@@ -5,11 +5,12 @@ import dataclasses
 from vit_jax.hardware import Chip
 from vit_jax.planning.cycles import CycleEstimate
 
-# By what published runs exceed the prediction: S/16 and L/16 in benchmarks/plans/calibration.csv.
-# Input, evaluation, checkpoints and waits for copies and collectives are in it.
-PUBLISHED_FACTOR = 1.2
+# By what published runs exceed the prediction: the geometric mean of the six in
+# benchmarks/plans/calibration.csv is 1.26. Input, evaluation, checkpoints and waits for copies and
+# collectives are in it.
+PUBLISHED_FACTOR = 1.25
 FACTOR_REASON = (
-  'as two published runs on TPU v3, without the fused kernel, took 1.06 and 1.25 times theirs'
+  'as six published runs on TPU v3, without the fused kernel, took 1.05 to 1.44 times theirs'
 )
 
 

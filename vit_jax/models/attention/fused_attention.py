@@ -85,17 +85,17 @@ def fused_attention(
     vector_memory: bytes that the kernel may use; None: the compiler's default.
     interpret: run the kernel on any device, slowly, to test it.
   """
-  attend = functools.partial(_attend, options=(vector_memory, interpret))
-  if mesh is not None:
-    spec = P(tuple(batch_axes), None, 'tensor', None)
-    attend = jax.shard_map(attend, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
-  return attend(query, key, value)
-
-
-def _attend(query: Array, key: Array, value: Array, options: tuple[int | None, bool]) -> Array:
   batch, tokens, heads, head_dim = query.shape
+
+  def attend(query: Array, key: Array, value: Array) -> Array:
+    return _token_major_attention(query, key, value, head_dim, (vector_memory, interpret))
+
+  if mesh is not None:
+    spec = P(None, tuple(batch_axes), 'tensor')
+    attend = jax.shard_map(attend, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+  # Reshaped outside of `shard_map`, so that XLA sees that the projections' reshapes cancel.
   flat = (x.reshape(batch, tokens, heads * head_dim) for x in (query, key, value))
-  output = _token_major_attention(*(jnp.swapaxes(x, 0, 1) for x in flat), head_dim, options)
+  output = attend(*(jnp.swapaxes(x, 0, 1) for x in flat))
   return jnp.swapaxes(output, 0, 1).reshape(query.shape)
 
 
