@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from vit_jax.compiler import compiler_options
+from vit_jax.compiler import compiler_options, init_compiler_options
 from vit_jax.config import ModelConfig, OptimizerConfig, ScheduleConfig, StepConfig
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
@@ -111,7 +111,8 @@ def build_program(
   )
   abstract = jax.eval_shape(init)
   shardings = sharding.state_shardings(abstract, mesh)
-  options = compiler_options(mesh.devices.flat[0].platform)
+  platform = mesh.devices.flat[0].platform
+  options = compiler_options(platform)
   batch = {
     'image': (image_shape, jnp.uint8),
     'label': ((num_classes,), jnp.uint8) if multi_label else ((), jnp.int32),
@@ -122,7 +123,12 @@ def build_program(
     step=step,
     image_shape=image_shape,
     abstract_state=sharding.with_shardings(abstract, shardings),
-    init=jax.jit(init, out_shardings=shardings, donate_argnums=0),
+    init=jax.jit(
+      init,
+      out_shardings=shardings,
+      donate_argnums=0,
+      compiler_options=init_compiler_options(platform),
+    ),
     train_step=jax.jit(
       make_train_step(
         train_model,
