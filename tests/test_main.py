@@ -537,6 +537,13 @@ def test_a_real_process_ends_in_one_sentence_too():
   assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
 
 
+def test_libraries_of_a_few_data_sets_and_evaluations_are_not_imported_by_every_run():
+  others = {'datasets', 'matplotlib', 'pandas', 'pyarrow', 'scipy', 'sklearn'}
+  code = f"import sys, vit_jax.main; sys.exit(', '.join({others} & set(sys.modules)) or 0)"
+  result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+
+
 def test_help_prints_every_field_with_documentation_and_range(monkeypatch, capsys):
   code, out, _ = run_here(monkeypatch, capsys, '--help')
   assert code == 0 and '--coordinator HOST:PORT' in out

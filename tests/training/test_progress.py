@@ -37,10 +37,12 @@ def test_bytes_are_what_devices_hold(program):
 
 
 def test_compiling_prints_time_and_memory(program, capsys):
-  compiled = progress_lib.Progress(program, 0).compile_step()
+  compiled = program.start_compiling().result()
+  progress_lib.Progress(program, 0).print_compiled(compiled)
   out = capsys.readouterr().out
-  assert 'the train step was compiled in' in out and 'of temporaries' in out
-  assert compiled.memory_analysis().argument_size_in_bytes > 0
+  assert f'the train step was compiled in {compiled.seconds:.1f} s' in out
+  assert 'of temporaries' in out
+  assert compiled.call.memory_analysis().argument_size_in_bytes > 0
 
 
 @pytest.fixture

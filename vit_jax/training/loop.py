@@ -126,6 +126,10 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   note = open_workdir(config, facts, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
+  is_complete = first_step == config.total_steps
+  progress = Progress(program, first_step)
+  progress.print_start(train, test, workdir)
+  compiling = None if is_complete else program.start_compiling()
   if first_step:
     state = checkpointer.restore(first_step, program.abstract_state)
   else:
@@ -135,8 +139,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
   key = program.random_key()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
-  meter, progress = ThroughputMeter(program, first_step), Progress(program, first_step)
-  progress.print_start(train, test, workdir)
+  meter = ThroughputMeter(program, first_step)
   for line in (*checkpointer.warnings, note, str(report or '')):
     if line:
       progress.print(line)
@@ -154,7 +157,6 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       return result
 
     was_evaluated = bool(broadcast_from_process_0(writer.has_evaluation(first_step)))
-    is_complete = first_step == config.total_steps
     if is_complete or (first_step and not was_evaluated):
       try:  # SIGTERM may have ended the evaluation of the step that is resumed
         result = evaluate(first_step, is_new=not was_evaluated)
@@ -162,8 +164,10 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         raise _preempted(first_step) from None
     batches = meter.time_waiting(loader.batches('train', first_step, config.total_steps))
     train_step = program.train_step
-    if not is_complete:
-      train_step = progress.compile_step()
+    if compiling is not None:
+      compiled = compiling.result()
+      train_step = compiled.call
+      progress.print_compiled(compiled)
       meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
       signals.check_interrupted()

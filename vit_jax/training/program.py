@@ -1,11 +1,13 @@
 """The compiled parts of a run: its model, what its state looks like on a mesh, its jitted steps.
 
-Nothing is allocated or compiled here, so the same program runs on the devices of this machine
-(training/loop.py) or is compiled for a pod that is not at hand (planning/).
+Building a program allocates and compiles nothing, so the same one runs on the devices of this
+machine (training/loop.py) or is compiled for a pod that is not at hand (planning/).
 """
 
+import concurrent.futures
 import dataclasses
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,14 @@ from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.optimizer import make_optimizer, make_schedule
 from vit_jax.training.sharpness import make_rho
 from vit_jax.training.step import TrainState, init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+  """A compiled train step: `call` as `Program.train_step`, and the seconds of its compilation."""
+
+  call: jax.stages.Compiled
+  seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +77,18 @@ class Program:
     """The train step, lowered for the mesh's devices, which need not exist here."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return self.train_step.lower(self.abstract_state, self.abstract_batch, key)
+
+  def compile(self) -> CompiledStep:
+    """Compiles the train step for the mesh's devices, which need not exist here."""
+    start = time.monotonic()
+    return CompiledStep(self.lower().compile(), time.monotonic() - start)
+
+  def start_compiling(self) -> concurrent.futures.Future[CompiledStep]:
+    """Compiles the train step in a thread, while the caller makes or restores the state."""
+    executor = concurrent.futures.ThreadPoolExecutor(1, 'compile')
+    compiling = executor.submit(self.compile)
+    executor.shutdown(wait=False)  # the thread ends with its only task
+    return compiling
 
 
 def build_program(

@@ -19,7 +19,7 @@ from vit_jax.hardware import num_cores
 from vit_jax.models.build import count_parameters
 from vit_jax.text import format_bytes, format_metric, plural, printable, printable_lines
 from vit_jax.training.evaluator import Result
-from vit_jax.training.program import Program
+from vit_jax.training.program import CompiledStep, Program
 from vit_jax.training.throughput import data_wait
 
 _STARVING = 0.2  # share of the time spent waiting for data
@@ -65,16 +65,16 @@ class Progress:
     self._enabled, self._is_terminal = jax.process_index() == 0, sys.stdout.isatty()
     self._start = time.monotonic()
     self._num_logs, self._is_starving, self._named_bad = 0, False, set()
+
+  def __enter__(self) -> 'Progress':
     self._bar = tqdm.tqdm(
       total=self._total_steps,
-      initial=first_step,
+      initial=self._first_step,
       dynamic_ncols=True,
       file=sys.stdout,
       disable=not (self._enabled and self._is_terminal),
       bar_format='{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining} left',
     )
-
-  def __enter__(self) -> 'Progress':
     return self
 
   def __exit__(self, *unused) -> None:
@@ -101,11 +101,9 @@ class Progress:
       status = f'{resuming}; compiling the first step…'
     self.print(f'workdir {workdir}{status}')
 
-  def compile_step(self) -> jax.stages.Compiled:
-    """Compiles the train step, and prints how long that took and the memory it needs."""
-    start = time.monotonic()
-    compiled = self._program.lower().compile()
-    seconds, memory = time.monotonic() - start, compiled.memory_analysis()
+  def print_compiled(self, step: CompiledStep) -> None:
+    """Prints how long the train step took to compile, and the memory it needs."""
+    memory = step.call.memory_analysis()
     needs = (
       ''
       if memory is None
@@ -114,8 +112,7 @@ class Progress:
         f'{format_bytes(memory.temp_size_in_bytes)} of temporaries'
       )
     )
-    self.print(f'the train step was compiled in {seconds:.1f} s{needs}')
-    return compiled
+    self.print(f'the train step was compiled in {step.seconds:.1f} s{needs}')
 
   def update(self) -> None:
     """Counts one more step."""

@@ -14,7 +14,6 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.linalg
 
 from vit_jax.errors import UserError
 from vit_jax.evaluation.probes import feature_splits
@@ -96,6 +95,8 @@ def fit(examples: np.ndarray, num_classes: int, l2: float) -> tuple[np.ndarray, 
   Returns:
     (D, C) kernel, (C,) bias, both float64, of features that are not standardized.
   """
+  from scipy import linalg  # takes long to import
+
   x = examples.astype(np.float64)
   mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
   x = np.column_stack([(x - mean) / std, np.full(len(x), _BIAS_FEATURE)])
@@ -105,12 +106,12 @@ def fit(examples: np.ndarray, num_classes: int, l2: float) -> tuple[np.ndarray, 
     products = 2 * of_classes - x.sum(axis=0)[:, None]  # of x and the targets
     gram = x.T @ x
     gram[np.diag_indices(width)] += l2
-    weights = scipy.linalg.solve(gram, products, assume_a='pos', overwrite_a=True)
+    weights = linalg.solve(gram, products, assume_a='pos', overwrite_a=True)
   else:  # (C * K) x (C * K)
     targets = 2 * np.repeat(np.eye(num_classes), num_rows // num_classes, axis=0) - 1
     gram = x @ x.T
     gram[np.diag_indices(num_rows)] += l2
-    weights = x.T @ scipy.linalg.solve(gram, targets, assume_a='pos', overwrite_a=True)
+    weights = x.T @ linalg.solve(gram, targets, assume_a='pos', overwrite_a=True)
   kernel = weights[:-1] / std[:, None]
   return kernel, _BIAS_FEATURE * weights[-1] - mean @ kernel
 

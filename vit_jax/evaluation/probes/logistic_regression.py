@@ -22,7 +22,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from vit_jax import signals
 from vit_jax.evaluation.probes import feature_splits
@@ -121,6 +120,8 @@ def _minimize(
     start: (D + 1, C), where to begin.
     tolerance, max_iterations: as in `evaluate`.
   """
+  from scipy import optimize  # takes long to import
+
   count = np.count_nonzero(is_used)
 
   def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -140,9 +141,7 @@ def _minimize(
   # The limits of scikit-learn: relative decrease of the loss, steps of a line search.
   limits = {'ftol': 64 * np.finfo(np.float64).eps, 'maxls': 50}
   options = {'gtol': tolerance, 'maxiter': max_iterations, **limits}
-  result = scipy.optimize.minimize(
-    objective, start.ravel(), jac=True, method='L-BFGS-B', options=options
-  )
+  result = optimize.minimize(objective, start.ravel(), jac=True, method='L-BFGS-B', options=options)
   return result.x.reshape(start.shape)
 
 
