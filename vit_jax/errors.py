@@ -7,15 +7,23 @@ the other codes are those of the exceptions.
 import contextlib
 import errno
 import re
+import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from vit_jax.text import printable, shortened
 
 # Of a place that the user must change: no bugs of the code.
 _USERS_ERRORS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
+
+# Of JAX's runtime: status codes, and what drivers and collectives name.
+_FAULTS = re.compile(
+  r'^(INTERNAL|UNAVAILABLE|ABORTED|DATA_LOSS|DEADLINE_EXCEEDED)\b'
+  r'|\b(NCCL|ICI|ECC|Xid|Gloo)\b|CUDA_ERROR',
+  re.MULTILINE,
+)
 
 # An interrupt is reported once, by the main thread or by the one that ends a busy process.
 interrupt_lock = threading.RLock()
@@ -81,6 +89,25 @@ class LostPeerError(RunError):
   exit_code = 76
 
 
+class UnsavedError(RunError):
+  """The run was preempted (SIGTERM), but did not get to save in time: rerun to resume."""
+
+  exit_code = 75
+  label = 'stopped'
+
+
+class MachineError(RunError):
+  """A fault of a machine or its storage: rerun to resume; the message names the host."""
+
+  exit_code = 77
+
+
+class HangError(RunError):
+  """Nothing has finished for too long: rerun to resume; the message names the stacks' folder."""
+
+  exit_code = 78
+
+
 class StoppedError(Exception):
   """An evaluation is left unfinished, because the run must save and exit; never seen by users."""
 
@@ -109,6 +136,29 @@ def memory_explained(advice: str) -> Iterator[None]:
       raise
     reason = re.sub(r'^\W*RESOURCE_EXHAUSTED\W*', '', first_line(error)).rstrip('.')
     raise DeviceMemoryError(f'The devices ran out of memory ({reason}); {advice}.') from None
+
+
+def is_machine_fault(error: BaseException) -> bool:
+  """Returns True for an error of JAX's runtime that a sound program gets from a faulty machine."""
+  return isinstance(error, RuntimeError) and bool(_FAULTS.search(str(error)))
+
+
+@contextlib.contextmanager
+def faults_named(is_sound: Callable[[], bool]) -> Iterator[None]:
+  """Turns the error of a faulty machine into `MachineError`, with the name of this host.
+
+  Args:
+    is_sound: whether the program has worked before; else the same error may be its own.
+  """
+  try:
+    yield
+  except RuntimeError as error:
+    if not is_sound() or is_out_of_memory(error) or not is_machine_fault(error):
+      raise
+    raise MachineError(
+      f'A device or the network of {socket.gethostname()} failed ({first_line(error)}); rerun the '
+      'same command to resume from the last checkpoint, on another host if it fails again.'
+    ) from None
 
 
 def report(error: BaseException) -> tuple[int, str]:

@@ -61,7 +61,7 @@ def main() -> None:
   process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
   settings = {f'config.{name}': value for name, value in flatten(config).items()}
   settings |= {'--workdir': workdir, 'the version of jax': jax.__version__}
-  with processes.distributed_run(process, settings, args.start_timeout):
+  with processes.distributed_run(process, settings, args.start_timeout, config.grace_period):
     try:
       train_and_evaluate(config, workdir)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Handles signals: context managers, and Ctrl-C, which always ends a command.
+"""Handles signals: context managers, and Ctrl-C and SIGTERM, which always end a command.
 
 Python discards an exception of a signal handler that happens to run inside of a callback, such as
 JAX's at garbage collection; so a KeyboardInterrupt alone may be lost. It runs no handler at all
@@ -19,6 +19,8 @@ from vit_jax import errors
 INTERRUPTED = 130  # exit code after Ctrl-C
 _GRACE_SECONDS = 5  # between Ctrl-C and the end of the process, whatever it is doing
 _interrupted = threading.Event()
+# By the number of a signal: seconds after it, and what then ends the process.
+_deadlines: dict[int, tuple[float, Callable[[], Any]]] = {}
 _kept_open: list[socket.socket] = []
 
 
@@ -52,24 +54,29 @@ def exit_on_interrupt() -> None:
 def interruptible() -> Iterator[None]:
   """Ctrl-C raises `KeyboardInterrupt`; after five more seconds, or a second one, it exits.
 
-  Does nothing outside the main thread, or where Ctrl-C is ignored or handled otherwise.
+  The deadlines of `handled_until` hold inside. Does nothing outside the main thread; a Ctrl-C that
+  is ignored or handled otherwise stays so.
   """
-  is_main = threading.current_thread() is threading.main_thread()
-  if not is_main or signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, _exit_now):
+  if threading.current_thread() is not threading.main_thread():
     yield
     return
   # The interpreter writes the number of a signal to the socket as soon as it arrives.
   received, sent = socket.socketpair()
   sent.setblocking(False)
-  threading.Thread(target=_exit_later, args=(received,), name='Ctrl-C', daemon=True).start()
+  threading.Thread(target=_watch, args=(received,), name='signals', daemon=True).start()
   previous = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
   try:
-    with handled(signal.SIGINT, _interrupt), _discarded_silently():
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _exit_now):
+      _deadlines[signal.SIGINT] = _GRACE_SECONDS, _exit_now
+      with handled(signal.SIGINT, _interrupt), _discarded_silently():
+        yield
+    else:
       yield
   finally:
     if _interrupted.is_set():
       _kept_open.append(sent)  # the thread has to see the process end
     else:
+      _deadlines.pop(signal.SIGINT, None)
       signal.set_wakeup_fd(previous)
       sent.close()
 
@@ -97,17 +104,24 @@ def _interrupt(*unused: Any) -> NoReturn:
   raise KeyboardInterrupt
 
 
-def _exit_later(received: socket.socket) -> None:
-  """Exits `_GRACE_SECONDS` after a SIGINT, or at the second one; returns at the end of the file."""
+def _watch(received: socket.socket) -> None:
+  """Ends the process at the deadlines of signals, or at a second SIGINT."""
+  started: set[int] = set()
   with received:
-    while number := received.recv(1):
-      if number[0] != signal.SIGINT:
-        continue
-      received.settimeout(_GRACE_SECONDS)
-      with contextlib.suppress(TimeoutError):
-        while (number := received.recv(1)) and number[0] != signal.SIGINT:
-          continue
-      _exit_now()
+    while byte := received.recv(1):
+      number = byte[0]
+      if number in _deadlines and number not in started:
+        started.add(number)
+        timer = threading.Timer(_deadlines[number][0], _end_at_deadline, (number,))
+        timer.daemon = True
+        timer.start()
+      elif number in _deadlines and number == signal.SIGINT:
+        _exit_now()
+
+
+def _end_at_deadline(number: int) -> None:
+  if number in _deadlines:
+    _deadlines[number][1]()
 
 
 @contextlib.contextmanager
@@ -121,6 +135,22 @@ def handled(number: int, handler: Callable[..., Any] | signal.Handlers) -> Itera
     yield
   finally:
     signal.signal(number, previous)
+
+
+@contextlib.contextmanager
+def handled_until(
+  number: int, handler: Callable[..., Any], seconds: float, end: Callable[[], Any]
+) -> Iterator[None]:
+  """As `handled`; `end` must end the process if the block lasts for `seconds` after the signal.
+
+  A thread calls it, even while the main thread is in a library; inside of `interruptible` alone.
+  """
+  with handled(number, handler):
+    _deadlines[number] = seconds, end
+    try:
+      yield
+    finally:
+      del _deadlines[number]
 
 
 @contextlib.contextmanager

@@ -474,6 +474,15 @@ class Config(StepConfig):
   position_resize: PositionResize = field(
     'corners', "how init_from's position embeddings are resized; corners: as released"
   )
+  hang_timeout: float = field(
+    1800.0,
+    'seconds in which a step, evaluation batch, save or compilation must finish; 0: any',
+    NOT_NEGATIVE,
+    execution=True,
+  )
+  grace_period: float = field(
+    300.0, 'seconds from SIGTERM to the end of the run, saved or not', POSITIVE, execution=True
+  )
   model: ModelConfig = section(ModelConfig)
   data: DataConfig = section(DataConfig)
   optimizer: OptimizerConfig = section(OptimizerConfig)

@@ -1,39 +1,34 @@
-"""The processes of a run: how they start, and how the end of one of them ends the others.
-
-The kernel closes the connections of a killed process at once; so the others notice, rather than
-hang in a collective operation until JAX gives up.
-"""
+"""The processes of a run: how they start, stop together, and end when nothing finishes any more."""
 
 import collections
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import pathlib
 import signal
-import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from vit_jax import errors, signals
 from vit_jax.distributed import rendezvous
 from vit_jax.distributed.cluster import ProcessInfo
-from vit_jax.distributed.rendezvous import ProcessGroup
-from vit_jax.errors import LostPeerError, PreemptedError, RunError, StoppedError
+from vit_jax.distributed.peers import PeerWatcher
+from vit_jax.distributed.watchdog import Watchdog
+from vit_jax.errors import LostPeerError, RunError, StoppedError, UnsavedError
 from vit_jax.text import plural
 
-_LOSS_REPORT_SECONDS = 2  # the loss of a process is known within
-_ACKNOWLEDGE_SECONDS = 10
 _MAX_GATHERED = 4096  # bytes
+_JAX_SILENCE_SECONDS = 300  # until JAX aborts; `peers` knows, and says, earlier
 _sigterm = threading.Event()
-_watcher: '_PeerWatcher | None' = None  # in a run of several processes
+_watcher: PeerWatcher | None = None  # in a run of several processes
+_watchdog: Watchdog | None = None  # inside `hangs_end`
 
 
 def should_stop() -> bool:
@@ -42,6 +37,7 @@ def should_stop() -> bool:
   All processes call it equally often: after each step, and after each batch of an evaluation
   (`check_stop`). All get True at the same call, and ever after.
   """
+  report_progress()
   return _sigterm.is_set() if _watcher is None else _watcher.should_stop()
 
 
@@ -49,6 +45,45 @@ def check_stop() -> None:
   """Raises `StoppedError` once `should_stop` is True; for each batch of an evaluation."""
   if should_stop():
     raise StoppedError
+
+
+def report_progress() -> None:
+  """Something has finished, such as a step or a save; `should_stop` reports it, too."""
+  if _watchdog is not None:
+    _watchdog.report_progress()
+
+
+@contextlib.contextmanager
+def hangs_end(folder: epath.Path, timeout: float) -> Iterator[None]:
+  """Inside, a process in which nothing finishes for `timeout` seconds ends with `HangError`.
+
+  All processes of the run write the stacks of their threads to the folder first.
+
+  Args:
+    folder: shared by all processes; created when it is needed.
+    timeout: in seconds; 0: never.
+  """
+  global _watchdog
+  if not timeout:
+    yield
+    return
+  with Watchdog(folder, timeout, _end) as _watchdog:
+    try:
+      yield
+    finally:
+      _watchdog = None
+
+
+def _end(error: RunError) -> None:
+  """Ends this process and the others at once, from any thread."""
+  if _watcher is not None:
+    _watcher.exit(error)
+  os._exit(errors.report(error)[0])
+
+
+def _write_stacks() -> None:
+  if _watchdog is not None:
+    _watchdog.write_stacks()
 
 
 def broadcast_from_process_0(value: int) -> int:
@@ -68,7 +103,10 @@ def gather_from_all(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def distributed_run(
-  process: ProcessInfo | None, settings: Mapping[str, Any], timeout: float
+  process: ProcessInfo | None,
+  settings: Mapping[str, Any],
+  timeout: float,
+  grace_period: float = 300,
 ) -> Iterator[None]:
   """Connects the processes of a run and starts JAX; inside, the end of one ends all of them.
 
@@ -79,6 +117,7 @@ def distributed_run(
     process: this one; None if it is alone.
     settings: JSON values that must be the same on all processes, by names that the user knows.
     timeout: seconds to wait for the others.
+    grace_period: seconds from SIGTERM to the end of this process, whatever it is doing then.
 
   Raises:
     LostPeerError: when processes are missing after the timeout; it names them.
@@ -86,14 +125,20 @@ def distributed_run(
   """
   global _watcher
   _sigterm.clear()
-  sigterm_handled = signals.handled(signal.SIGTERM, lambda *unused: _sigterm.set())
+  unsaved = UnsavedError(
+    f'received SIGTERM, and {grace_period:g} s later no step was saved; rerun the same command to '
+    'resume from the last checkpoint.'
+  )
+  sigterm_handled = signals.handled_until(
+    signal.SIGTERM, lambda *unused: _sigterm.set(), grace_period, lambda: _end(unsaved)
+  )
   if process is None:
     with sigterm_handled:
       yield
     return
   settings = {**settings, 'the code of vit_jax': _code_hash()}
   group = rendezvous.connect_processes(process, settings, timeout)
-  _watcher = watcher = _PeerWatcher(group)
+  _watcher = watcher = PeerWatcher(group, _sigterm, _write_stacks)
   try:
     with sigterm_handled:
       _start_jax(process, group.coordinator, timeout)
@@ -129,6 +174,7 @@ def _start_jax(process: ProcessInfo, coordinator: str, timeout: float) -> None:
       local_device_ids=None if process.local_device is None else [process.local_device],
       cluster_detection_method='deactivate',  # cluster.py has detected it
       initialization_timeout=max(int(timeout), 10),
+      heartbeat_timeout_seconds=_JAX_SILENCE_SECONDS,
       shutdown_timeout_seconds=24 * 3600,  # while process 0 still writes the model
       coordinator_bind_address=f'{address}:{port}' if address else None,
     )
@@ -147,112 +193,3 @@ def _print_processes(hosts: Sequence[str]) -> None:
   devices = collections.Counter(device.process_index for device in jax.devices())
   for i, host in enumerate(hosts):
     print(f'process {i} on {host}: {plural(devices[i], "device")}', flush=True)
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _delay_abort(unused: int) -> None:
-  """Handles SIGABRT: JAX aborts when process 0 is gone, perhaps before the watcher reports it."""
-  time.sleep(2 * _LOSS_REPORT_SECONDS)
-
-
-class _PeerWatcher:
-  """Listens to the peers: process 0 to all others, the others to process 0.
-
-  Once it exists, the loss or an error of a peer ends this process. Messages are
-  {'id', 'code', 'message'} from a process that exits, and {'stop': n} to stop at the n-th call of
-  `should_stop`; None asks process 0 for a number.
-  """
-
-  def __init__(self, group: ProcessGroup):
-    self._process_id, self._hosts = group.process_id, group.hosts
-    self._connections = group.connections
-    self._exited: set[int] = set()
-    self._lock = threading.RLock()
-    self._exit_on = {'loss', 'error'}  # of a peer: what ends this process
-    self._num_calls = 0  # of should_stop
-    self._stop_at: int | None = None  # the call after which all processes stop
-    self._stop_requested, self._acknowledged = threading.Event(), threading.Semaphore(0)
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _delay_abort)
-    for i in self._connections:
-      threading.Thread(target=self._listen, args=(i,), daemon=True).start()
-
-  def _listen(self, i: int) -> None:
-    while message := self._connections[i].receive():
-      if 'stop' in message:
-        self._receive_stop(message['stop'])
-      else:
-        self._receive_exit(message['id'], message['code'], message['message'])
-    if i not in self._exited:
-      self._receive_exit(i, LostPeerError.exit_code, '')
-
-  def _receive_exit(self, i: int, code: int, message: str) -> None:
-    """Forwards that process i has exited, and exits as well unless that was planned."""
-    with self._lock:
-      self._exited.add(i)
-      self._send_exit(i, code, message)
-      event = 'error' if message else 'loss'
-      if code in (0, PreemptedError.exit_code) or event not in self._exit_on:
-        return
-      lost = (
-        'was lost (killed, crashed or disconnected); rerun the same command on all processes to '
-        'resume from the last checkpoint.'
-      )
-      end = f'exited: {message}' if message else lost
-      print(f'error: process {i} ({self._hosts[i]}) {end}', file=sys.stderr, flush=True)
-      os._exit(code)
-
-  def should_stop(self) -> bool:
-    """Returns True if a process has received SIGTERM, and all must stop at this call.
-
-    Process 0 chooses the call two after its own. The others are at most one ahead of it, because
-    each step needs all processes, and it waits here until all have acknowledged.
-    """
-    self._num_calls += 1
-    requested = _sigterm.is_set() or self._stop_requested.is_set()
-    if requested and self._stop_at is None:
-      stop_at = None if self._process_id else self._num_calls + 2
-      for connection in self._connections.values():
-        connection.send({'stop': stop_at})
-      if self._process_id == 0:
-        self._stop_at = stop_at
-        for _ in self._connections:
-          self._acknowledged.acquire(timeout=_ACKNOWLEDGE_SECONDS)
-    return self._stop_at is not None and self._num_calls >= self._stop_at
-
-  def _receive_stop(self, call: int | None) -> None:
-    if self._process_id:
-      self._stop_at = call
-      self._connections[0].send({'stop': call})  # acknowledges it
-    elif call is None:
-      self._stop_requested.set()
-    else:
-      self._acknowledged.release()
-
-  def _send_exit(self, i: int, code: int, message: str) -> None:
-    """Process 0 sends each exit to all that still run; the others send their own, to process 0."""
-    if self._process_id in (0, i):
-      for peer in self._connections.keys() - self._exited:
-        self._connections[peer].send({'id': i, 'code': code, 'message': message})
-
-  def finish(self) -> None:
-    """Tells the peers that this process is done, and no longer exits because of them."""
-    with self._lock:
-      self._exit_on = set()
-      self._send_exit(self._process_id, 0, '')
-
-  def exit(self, error: BaseException) -> NoReturn:
-    """Reports the error to the user and to the peers, and exits with its code."""
-    if signals.was_interrupted() and not isinstance(error, KeyboardInterrupt):
-      error = KeyboardInterrupt()  # which a library turned into another exception
-    if isinstance(error, PreemptedError):
-      with contextlib.suppress(RuntimeError):
-        jax.distributed.shutdown()  # all have saved the same step
-    else:  # perhaps only a consequence of the end of a peer, which is then reported instead
-      if isinstance(error, RunError):
-        self._exit_on = {'loss'}
-      time.sleep(_LOSS_REPORT_SECONDS)
-    with self._lock:  # until the end, so that no peer ends this process first
-      code, message = errors.report(error)
-      self._send_exit(self._process_id, code, message)
-      sys.stdout.flush()
-      os._exit(code)

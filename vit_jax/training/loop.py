@@ -14,12 +14,18 @@ from vit_jax.classifier import Classifier
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
-from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
+from vit_jax.distributed.processes import (
+  broadcast_from_process_0,
+  hangs_end,
+  report_progress,
+  should_stop,
+)
 from vit_jax.errors import (
   NonFiniteLossError,
   PreemptedError,
   StoppedError,
   UserError,
+  faults_named,
   memory_explained,
 )
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
@@ -98,6 +104,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   Raises:
     UserError: for a config, data or workdir that cannot work.
     NonFiniteLossError: for a non-finite loss.
+    MachineError: for a fault of a machine after the first steps.
     DeviceMemoryError: when the devices run out of memory.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
@@ -145,7 +152,8 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       progress.print(line)
   previous, result = None, None
   loader = DataLoader(streams | evaluator.streams, mesh, num_workers(data), data.threads)
-  with checkpointer, writer, progress, loader:
+  hangs_ended = hangs_end(workdir / 'hangs', config.hang_timeout)
+  with hangs_ended, checkpointer, writer, progress, loader, faults_named(progress.has_steps):
 
     def evaluate(step: int, is_new: bool = True) -> Result | None:
       """Returns the result of the test data; reports it and others, if they are new."""
@@ -168,6 +176,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       compiled = compiling.result()
       train_step = compiled.call
       progress.print_compiled(compiled)
+      report_progress()
       meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
       signals.check_interrupted()
@@ -193,6 +202,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         _fetch_finite(step, metrics)  # only sound states are saved
         with meter.paused():
           checkpointer.save(step, state, None if result is None else result.score)
+        report_progress()
       if stopping:
         raise _preempted(step)
     assert result is not None  # of the last step

@@ -64,6 +64,7 @@ class Progress:
     self._total_steps = program.step.total_steps
     self._enabled, self._is_terminal = jax.process_index() == 0, sys.stdout.isatty()
     self._start = time.monotonic()
+    self._num_updates = 0
     self._num_logs, self._is_starving, self._named_bad = 0, False, set()
 
   def __enter__(self) -> 'Progress':
@@ -116,7 +117,12 @@ class Progress:
 
   def update(self) -> None:
     """Counts one more step."""
+    self._num_updates += 1
     self._bar.update()
+
+  def has_steps(self) -> bool:
+    """Whether a step has finished, so that the program is sound: the last one may still run."""
+    return self._num_updates > 1
 
   def print_metrics(self, step: int, metrics: Mapping[str, float], loader: DataLoader) -> None:
     """Shows loss and speed; names bad examples, and warns once when the devices starve."""

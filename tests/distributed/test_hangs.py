@@ -1,0 +1,119 @@
+"""Real processes that hang, are stopped, or get the error of a faulty machine: how they end."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tests.distributed.test_faults import ARGUMENTS, FAST, messages, wait_for_exit, wait_for_line
+from tests.helpers import SANDBOX, free_port
+from vit_jax.errors import faults_named
+
+# The command, with a fault after its fourth step.
+COMMAND = """
+import ctypes, os, signal, sys, time
+import jax
+from vit_jax import command_line, main
+from vit_jax.distributed import peers, processes
+from vit_jax.training.progress import Progress
+
+def hang():
+  time.sleep(1000)
+
+def update(self, number=iter(range(1, 100)), update=Progress.update):
+  update(self)
+  if next(number) == 4:
+    {fault}
+
+Progress.update = update
+command_line.run(main.main)
+"""
+
+
+def start_group(fault, count, *arguments):
+  """Starts a run of `count` processes with the fault, a statement."""
+  address = f'--coordinator=127.0.0.1:{free_port()}'
+  command = [sys.executable, '-c', COMMAND.format(fault=fault), *ARGUMENTS, *arguments]
+  flags = (address, f'--num_processes={count}') if count > 1 else ()
+  return [
+    subprocess.Popen(
+      [*command, *flags, *([f'--process_id={i}'] if count > 1 else [])],
+      cwd=SANDBOX,
+      env={**os.environ, **FAST, 'JAX_NUM_CPU_DEVICES': '1'},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+
+
+def test_a_hang_ends_all_processes_and_leaves_the_stacks_of_each(tmp_path):
+  fault = 'processes._watchdog._timeout = 1; hang()'
+  codes, errors = wait_for_exit(start_group(fault, 2, f'--workdir={tmp_path}'))
+  assert codes == [78, 78], errors
+  assert 'Nothing has finished for 1 s on ' in errors[0] + errors[1]
+  stacks = [file.read_text() for file in (tmp_path / 'hangs').iterdir()]
+  assert len(stacks) == 2 and all(' in hang' in text for text in stacks)
+
+
+def test_a_process_that_is_stopped_is_lost_by_its_silence(tmp_path):
+  fault = 'peers.SILENCE_SECONDS = 8'
+  group = start_group(fault, 2, f'--workdir={tmp_path}', '--config.total_steps=100000')
+  wait_for_line(group[0], 'step 10/')
+  group[1].send_signal(signal.SIGSTOP)
+  try:
+    codes, errors = wait_for_exit(group[:1])
+  finally:
+    group[1].send_signal(signal.SIGCONT)
+  assert codes == [76], errors
+  (message,) = messages(errors[0])
+  name = re.escape(f'process 1 ({socket.gethostname()}) was lost (stopped or unreachable: no ')
+  assert re.match(rf'error: {name}heartbeat for \d+ s\); rerun the same command', message)
+  codes, errors = wait_for_exit(group[1:])
+  assert codes == [76] and 'process 0 ' in errors[0], errors
+
+
+def test_sigterm_ends_a_process_that_does_not_get_to_save(tmp_path):
+  stuck = 'print("stuck", flush=True); ctypes.CDLL(None).sleep(1000)'  # runs no signal handler
+  group = start_group(stuck, 2, f'--workdir={tmp_path}', '--config.grace_period=1')
+  wait_for_line(group[0], 'stuck')
+  group[0].terminate()
+  codes, errors = wait_for_exit(group)
+  assert codes == [75, 76], errors
+  assert messages(errors[0]) == [
+    'stopped: received SIGTERM, and 1 s later no step was saved; rerun the same command to resume '
+    'from the last checkpoint.'
+  ]
+
+
+FAULT = 'INTERNAL: Accelerator device halted prematurely'
+
+
+def test_the_host_of_a_fault_is_named(tmp_path):
+  fault = f'raise jax.errors.JaxRuntimeError("{FAULT}")'
+  codes, errors = wait_for_exit(start_group(fault, 1, f'--workdir={tmp_path}'))
+  assert codes == [77], errors
+  assert messages(errors[0]) == [
+    f'error: A device or the network of {socket.gethostname()} failed ({FAULT}); rerun the '
+    'same command to resume from the last checkpoint, on another host if it fails again.'
+  ]
+
+
+@pytest.mark.parametrize(
+  ('message', 'is_sound'),
+  [
+    ('INVALID_ARGUMENT: shapes', True),
+    ('RESOURCE_EXHAUSTED: INTERNAL', True),
+    (FAULT, False),  # of the first step, perhaps a bug of the compiler
+  ],
+)
+def test_an_error_of_the_program_stays_one(message, is_sound):
+  with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+    with faults_named(lambda: is_sound):
+      raise jax.errors.JaxRuntimeError(message)
