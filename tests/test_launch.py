@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -51,13 +52,15 @@ def test_the_syntax_of_shell_scripts_is_valid(script):
 
 @pytest.mark.parametrize(
   ('ends', 'code', 'starts'),
-  [(['0'], 0, 1), (['2'], 2, 1), (['4'], 4, 1), (['75', 'kill', '76', '0'], 0, 4)],
+  [(['0'], 0, 1), (['2'], 2, 1), (['5'], 5, 1), (['75', 'kill', '78', '0'], 0, 4)],
   ids=str,
 )
 def test_a_command_is_rerun_until_its_exit_code_is_final(ends, code, starts, tmp_path):
   process = start(tmp_path / 'starts', *ends)
-  process.communicate(timeout=60)
+  _, errors = process.communicate(timeout=60)
   assert process.returncode == code
+  pauses = re.findall('rerunning the command in (.*) s', errors)
+  assert pauses == ['2', '4', '8'][: starts - 1]
   assert len((tmp_path / 'starts').read_text()) == starts
 
 

@@ -1,17 +1,14 @@
 """Real processes that hang, are stopped, or get the error of a faulty machine: how they end."""
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 
 import jax
 import pytest
 
-from tests.distributed.test_faults import ARGUMENTS, FAST, messages, wait_for_exit, wait_for_line
-from tests.helpers import SANDBOX, free_port
+from tests import process_groups
+from tests.process_groups import ARGUMENTS, messages, wait_for_exit, wait_for_line
 from vit_jax.errors import faults_named
 
 # The command, with a fault after its fourth step.
@@ -37,20 +34,8 @@ command_line.run(main.main)
 
 def start_group(fault, count, *arguments):
   """Starts a run of `count` processes with the fault, a statement."""
-  address = f'--coordinator=127.0.0.1:{free_port()}'
-  command = [sys.executable, '-c', COMMAND.format(fault=fault), *ARGUMENTS, *arguments]
-  flags = (address, f'--num_processes={count}') if count > 1 else ()
-  return [
-    subprocess.Popen(
-      [*command, *flags, *([f'--process_id={i}'] if count > 1 else [])],
-      cwd=SANDBOX,
-      env={**os.environ, **FAST, 'JAX_NUM_CPU_DEVICES': '1'},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(count)
-  ]
+  command = ('-c', COMMAND.format(fault=fault))
+  return process_groups.start_group(count, 1, *ARGUMENTS, *arguments, command=command)
 
 
 def test_a_hang_ends_all_processes_and_leaves_the_stacks_of_each(tmp_path):

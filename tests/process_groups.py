@@ -1,0 +1,68 @@
+"""Runs of several real processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import SANDBOX, TINY, free_port
+
+ARGUMENTS = (
+  *TINY,
+  '--config=configs/quickstart.py',
+  '--config.total_steps=60',
+  '--config.eval_every=30',
+  '--config.checkpoint.every=8',
+  '--config.model.depth=1',
+  '--config.model.width=64',  # wide enough that the kernels of the MLP are sharded
+  '--config.model.mlp_dim=256',
+)
+# Most of the time goes into compiling.
+FAST = {
+  'JAX_PLATFORMS': 'cpu',
+  'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+}
+
+
+def start_group(
+  count, devices, *arguments, command=('-m', 'vit_jax.main'), cwd=lambda i: SANDBOX, **env
+):
+  """Starts a run of `count` processes with `devices` devices each."""
+  address = f'--coordinator=127.0.0.1:{free_port()}'
+  env = {**os.environ, **FAST, 'JAX_NUM_CPU_DEVICES': str(devices), **env}
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        *command,
+        *arguments,
+        address,
+        f'--num_processes={count}',
+        f'--process_id={i}',
+      ],
+      cwd=cwd(i),
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+
+
+def wait_for_line(process, prefix):
+  for line in process.stdout:
+    if line.startswith(prefix):
+      return
+  pytest.fail(f'no {prefix}: {process.stderr.read()}')
+
+
+def wait_for_exit(group):
+  """The exit code and the stderr of each process."""
+  outputs = [process.communicate(timeout=120) for process in group]
+  return [process.returncode for process in group], [err for _, err in outputs]
+
+
+def messages(text):
+  return [line for line in text.splitlines() if line.startswith(('error: ', 'stopped: '))]
