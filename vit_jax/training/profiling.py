@@ -87,6 +87,7 @@ class Profiler:
       with self._timer.phase('profile'):
         yield
     except (OSError, RuntimeError, ValueError) as error:
+      self._planned = range(0)
       self._show(f'the profile {self._target} cannot be written: {first_line(error)}')
 
 

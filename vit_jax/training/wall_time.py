@@ -22,11 +22,15 @@ _PHASES = {
     'imports and opening the data',
     'keep the environment and the data on fast storage, or restart less often',
   ),
-  'initialization': ('initialization or restore', 'keep the checkpoints on faster storage'),
+  'initialization': (
+    'initialization or restore',
+    'restart less often, or keep the checkpoints on faster storage',
+  ),
   'compile': (
     'compilation',
     'keep compiled programs for the next start (JAX_COMPILATION_CACHE_DIR on shared storage)',
   ),
+  'profile': ('writing profiles', 'profile fewer steps'),
   'replayed': (
     'steps that were lost and done again',
     'save more often (a smaller --config.checkpoint.every)',
@@ -104,10 +108,11 @@ class WallTime:
   def lines(self) -> list[str]:
     """The report for a terminal."""
     restarts = plural(self.restarts, 'restart')
-    lines = [f'{self.total / 3600:.3f} hours, {restarts}, step {self.step:,}', '']
+    size, unit = (1, 's') if self.total < 3600 else (3600, 'h')
+    lines = [f'{self.total / size:,.1f} {unit}, {restarts}, step {self.step:,}', '']
     for phase, (name, _) in _PHASES.items():
       seconds = self.seconds[phase]
-      lines.append(f'{name:42}{seconds / max(self.total, 1e-9):7.1%}{seconds / 3600:12.3f} h')
+      lines.append(f'{name:42}{seconds / max(self.total, 1e-9):7.1%}{seconds / size:12,.1f} {unit}')
     lines.append('')
     if times := self.step_seconds:
       lines.append(
