@@ -4,13 +4,19 @@
 #   launch/retry.sh python -m vit_jax.main --config=configs/vit_l16.py
 #
 # Exit codes (docs/pods.md): 0 to 4 are final; after 75, 76 or a kill it reruns the command.
-# SIGTERM and Ctrl-C stop the command, which saves a checkpoint first, and then this script.
+# SIGTERM and Ctrl-C stop the command, which saves a checkpoint first, and then this script. SIGUSR1
+# is passed on: it asks the command for a profile.
 set -u
 stop() {
   stopping=1 interrupted=1
   kill -TERM "$child" 2>/dev/null
 }
+profile() {
+  interrupted=1
+  kill -USR1 "$child" 2>/dev/null
+}
 trap stop TERM INT
+trap profile USR1
 while true; do
   "$@" &
   child=$!
