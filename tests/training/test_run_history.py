@@ -46,6 +46,8 @@ def test_nothing_that_was_recorded_is_lost_or_doubled(tmp_path):
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write('{"step": 9, "ti')  # cut short by a kill
   RunHistory(workdir, 4, PhaseTimer())  # killed before it drops lines from metrics.jsonl
+  steps = [(record.start, record.step) for record in read_records(workdir)]
+  assert steps == [*[(0, step) for step in (0, 2, 4, 6, 8)], (1, 4)]
   history = train(workdir, 4, 8)
   assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == [2, 4, 6, 8]
   with history:
