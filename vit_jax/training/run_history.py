@@ -31,18 +31,18 @@ def read_records(workdir: epath.Path) -> list[Record]:
   Raises:
     OSError: for files that cannot be read.
   """
-  lines = {_key(line): line for line in (*_read_history(workdir), *_read_logs(workdir))}
-  hosts = {line[_RESTARTS]: line['hosts'] for line in lines.values() if 'hosts' in line}
-  return [_to_record(lines[key], hosts.get(key[0], ())) for key in sorted(lines)]
+  return _to_records(_read_lines(workdir))
+
+
+def _read_lines(workdir: epath.Path) -> list[_Line]:
+  """The lines that are records, of both files, each once and in order."""
+  logs = _only_time(read_metrics(workdir))
+  return _in_order([*_read_history(workdir), *logs])
 
 
 def _read_history(workdir: epath.Path) -> list[_Line]:
   path = workdir / 'restarts.jsonl'
   return _only_time(parse_lines(read_text(path))) if path.exists() else []
-
-
-def _read_logs(workdir: epath.Path) -> list[_Line]:
-  return _only_time(read_metrics(workdir))
 
 
 def _only_time(lines: Sequence[_Line]) -> list[_Line]:
@@ -55,22 +55,29 @@ def _only_time(lines: Sequence[_Line]) -> list[_Line]:
   ]
 
 
-def _key(line: _Line) -> tuple[int, float]:
-  """Orders records, and tells them apart; the clocks of two starts may differ."""
-  return line[_RESTARTS], line['time']
+def _in_order(lines: Sequence[_Line]) -> list[_Line]:
+  """By start, because the clocks of two starts may differ, and time; repeated lines once."""
+  unique = {(line[_RESTARTS], line['time']): line for line in lines}
+  return [unique[key] for key in sorted(unique)]
 
 
-def _to_record(line: _Line, hosts: Sequence[str]) -> Record:
-  names = {str(i): f'process {i} on {printable(str(host))}' for i, host in enumerate(hosts)}
-  waits = _numbers(line, _WAIT)
-  return Record(
-    line[_RESTARTS],
-    line['time'],
-    line['step'],
-    _numbers(line, 'time/'),
-    {names.get(i, f'process {i}'): share for i, share in waits.items()},
-    line.get('end') == 'finished',
-  )
+def _to_records(lines: Sequence[_Line]) -> list[Record]:
+  records, names = [], {}
+  for line in lines:
+    if 'hosts' in line:  # the first of a start
+      names = {str(i): f'process {i} on {printable(str(x))}' for i, x in enumerate(line['hosts'])}
+    waits = _numbers(line, _WAIT)
+    records.append(
+      Record(
+        line[_RESTARTS],
+        line['time'],
+        line['step'],
+        _numbers(line, 'time/'),
+        {names.get(i, f'process {i}'): share for i, share in waits.items()},
+        line.get('end') == 'finished',
+      )
+    )
+  return records
 
 
 def _numbers(line: _Line, prefix: str) -> dict[str, float]:
@@ -93,13 +100,13 @@ class RunHistory:
     self._workdir, self._first_step, self._timer = workdir, first_step, timer
     self._enabled, self._restarts, self._last_step = jax.process_index() == 0, 0, first_step
     self._recorded: dict[str, float] = {}  # the seconds in records so far
-    earlier = read_records(workdir) if self._enabled else []
-    self._restarts = max((record.start for record in earlier), default=-1) + 1
+    earlier = _read_lines(workdir) if self._enabled else []
+    self._restarts = max((line[_RESTARTS] for line in earlier), default=-1) + 1
     line = self._next_line(first_step) | {'hosts': hosts}
-    self._before = account([*earlier, _to_record(line, hosts)])
+    self._before = account(_to_records([*earlier, line]))
     self._seconds_before = self._recorded
     if self._enabled:
-      self._append([log for log in _read_logs(workdir) if log['step'] > first_step] + [line])
+      self._append([*(each for each in earlier if each['step'] > first_step), line])
 
   def _next_line(self, step: int) -> _Line:
     seconds, now = self._timer.seconds(), time.time()
@@ -110,8 +117,8 @@ class RunHistory:
 
   def _append(self, lines: list[_Line]) -> None:
     """Adds lines, each once: a start that was killed may have moved them before."""
-    unique = {_key(line): line for line in (*_read_history(self._workdir), *lines)}
-    text = ''.join(json.dumps(unique[key]) + '\n' for key in sorted(unique))
+    lines = _in_order([*_read_history(self._workdir), *lines])
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
     write_text(self._workdir / 'restarts.jsonl', text)
 
   def __enter__(self) -> 'RunHistory':
