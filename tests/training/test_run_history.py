@@ -109,7 +109,7 @@ def killed(tmp_path_factory):
         os.kill(int(child), signal.SIGUSR1)
   _, err = process.communicate()
   times['end'] = time.time()
-  assert process.returncode == 0, err
+  assert (process.returncode, err) == (0, '')  # no worker was replaced
   return workdir, times, ''.join(out)
 
 
@@ -154,7 +154,7 @@ def test_each_line_of_metrics_has_the_time_since_the_one_before(killed):
 
 def test_profiles_of_the_config_and_on_request(killed):
   workdir, times, out = killed
-  assert times['workers'] >= 1 and 'was replaced' not in out
+  assert times['workers'] >= 1
   steps = {}
   for path in workdir.glob('profile/step_*/plugins/profile/*/*.xplane.pb'):
     events = [
