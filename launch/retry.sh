@@ -6,12 +6,18 @@
 # Exit codes (docs/pods.md): 0 to 5 are final; after 75 to 78 or a kill it reruns the command, after
 # 2 s, and twice as long each time, up to 256 s, as long as the command ends within 10 minutes.
 # SIGTERM and Ctrl-C stop the command, which saves a checkpoint first, and then this script.
+# SIGUSR1 is passed on: it asks the command for a profile.
 set -u
 stop() {
   stopping=1 interrupted=1
   kill -TERM "$child" 2>/dev/null
 }
+profile() {
+  interrupted=1
+  kill -USR1 "$child" 2>/dev/null
+}
 trap stop TERM INT
+trap profile USR1
 pause=2
 while true; do
   started=$SECONDS

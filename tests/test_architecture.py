@@ -23,7 +23,7 @@ LAYERS = (
   ('planning', 'sweeps', 'transfer', 'experiments'),
   (
     *'command_line main evaluate predict convert prepare_data plan catalog verify sweep'.split(),
-    *'vtab experiments.scaling'.split(),
+    *'vtab goodput experiments.scaling'.split(),
   ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -23,6 +23,7 @@ with open(path, 'a') as file:
 end = ends[min(os.path.getsize(path), len(ends)) - 1]
 if end == 'wait':
   signal.signal(signal.SIGTERM, lambda *unused: os._exit(75))
+  signal.signal(signal.SIGUSR1, lambda *unused: print('profiled', flush=True))
   print('ready', flush=True)
   time.sleep(60)
 elif end == 'kill':
@@ -70,6 +71,18 @@ def test_a_signal_stops_the_command_and_then_the_script(number, to_group, tmp_pa
   process = start(tmp_path / 'starts', 'wait')
   assert process.stdout.readline() == 'ready\n'
   (os.killpg if to_group else os.kill)(process.pid, number)
+  process.communicate(timeout=30)
+  assert process.returncode == 75
+  assert (tmp_path / 'starts').read_text() == 'x'
+
+
+def test_a_request_for_a_profile_is_passed_on(tmp_path):
+  process = start(tmp_path / 'starts', 'wait')
+  assert process.stdout.readline() == 'ready\n'
+  for _ in range(2):
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == 'profiled\n'
+  process.terminate()
   process.communicate(timeout=30)
   assert process.returncode == 75
   assert (tmp_path / 'starts').read_text() == 'x'

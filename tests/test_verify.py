@@ -36,10 +36,12 @@ def with_loss(step: int, loss):
 
 
 def test_a_run_equals_itself(run, tmp_path):
-  slower = copy_of_run(tmp_path / 'run', lambda line: line | {'train/images_per_second': 1.0})
+  timing = {'train/images_per_second': 1.0, 'time': 7.0, 'time/step': 3.0, 'train/goodput': 0.1}
+  slower = copy_of_run(tmp_path / 'run', lambda line: line | timing)
   code, out, err = run(slower, f'--against={RUN}/metrics.jsonl')
   assert (code, err) == (0, '')
   assert 'train/loss' in out and 'differs' not in out and 'images_per_second' not in out
+  assert 'time' not in out and 'goodput' not in out
 
 
 def test_the_first_step_that_differs_is_named(run, tmp_path):

@@ -1,9 +1,13 @@
 """Pretrains or fine-tunes a Vision Transformer: `python -m vit_jax.main --config=configs/X.py`."""
 
+import time
+
 from vit_jax import signals
 
+_START = time.monotonic()
 if __name__ == '__main__':
   signals.exit_on_interrupt()  # the imports below take seconds
+  signals.accept_profile_requests()
 
 import argparse
 
@@ -29,7 +33,7 @@ class _Help(argparse.Action):
     parser.exit()
 
 
-def main() -> None:
+def main(start: float | None = None) -> None:
   parser = command_line.Parser(
     'vit_jax.main',
     description=__doc__,
@@ -63,7 +67,7 @@ def main() -> None:
   settings |= {'--workdir': workdir, 'the version of jax': jax.__version__}
   with processes.distributed_run(process, settings, args.start_timeout, config.grace_period):
     try:
-      train_and_evaluate(config, workdir)
+      train_and_evaluate(config, workdir, start)
     except KeyboardInterrupt:
       raise KeyboardInterrupt(
         'rerun the same command to resume from the last checkpoint, if there is one'
@@ -71,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(lambda: main(_START))

@@ -21,6 +21,7 @@ _GRACE_SECONDS = 5  # between Ctrl-C and the end of the process, whatever it is 
 _interrupted = threading.Event()
 # By the number of a signal: seconds after it, and what then ends the process.
 _deadlines: dict[int, tuple[float, Callable[[], Any]]] = {}
+_profile_requested = threading.Event()
 _kept_open: list[socket.socket] = []
 
 
@@ -162,3 +163,16 @@ def delayed(number: int) -> Iterator[None]:
     yield
   if received and callable(previous):
     previous(*received[0])
+
+
+def accept_profile_requests() -> None:
+  """SIGUSR1 asks for a profile, whatever the process is doing, rather than ending it."""
+  if hasattr(signal, 'SIGUSR1'):  # not on Windows
+    signal.signal(signal.SIGUSR1, lambda *unused: _profile_requested.set())
+
+
+def take_profile_request() -> bool:
+  """Returns True once for each profile that was asked for."""
+  is_requested = _profile_requested.is_set()
+  _profile_requested.clear()
+  return is_requested

@@ -180,7 +180,7 @@ class Group:
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  timings = ('per_second', 'wait')
+  timings = ('per_second', 'wait', 'time', 'goodput', 'restarts')
   return [{k: v for k, v in line.items() if not any(t in k for t in timings)} for line in lines]
 
 

@@ -35,6 +35,14 @@ def test_lines_past_the_step_that_is_resumed_are_dropped(tmp_path):
   assert lines == [{'step': 1, 'a': 1}, {'step': 2, 'a': 2}, {'step': 3, 'a': None}]
 
 
+def test_an_evaluation_is_told_from_a_log(tmp_path):
+  with MetricsWriter(tmp_path, 0, enabled=True) as writer:
+    for step in (1, 2):
+      writer.write(step, {'train/loss': 1.0, 'time': 7.0, 'time/step': 3.0})
+    writer.write(2, {'test/loss': 1.0})
+    assert [writer.has_evaluation(step) for step in (1, 2)] == [False, True]
+
+
 def test_other_processes_write_nothing(tmp_path):
   with MetricsWriter(tmp_path, 0, enabled=False) as writer:
     writer.write(1, {'a': 1.0})

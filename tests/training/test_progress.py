@@ -57,6 +57,7 @@ def metrics(wait: float, images_per_second: float = 16.0) -> dict[str, float]:
   return {
     'train/loss': 1.0,
     'train/images_per_second': images_per_second,
+    'train/goodput': 0.93,
     'train/data_wait/process_0': wait / 2,
     'train/data_wait/process_1': wait,
   }

@@ -28,7 +28,7 @@ def params(workdir):
 
 def curve(workdir):
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  speed = ('per_second', 'data_wait')
+  speed = ('per_second', 'data_wait', 'time', 'goodput', 'restarts')
   return [{k: v for k, v in line.items() if not any(s in k for s in speed)} for line in lines]
 
 

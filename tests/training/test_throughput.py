@@ -9,7 +9,8 @@ import pytest
 from tests.helpers import make_sharded_program
 from vit_jax.hardware import peak_flops
 from vit_jax.models.flops import train_flops
-from vit_jax.training import throughput
+from vit_jax.training import phases, throughput
+from vit_jax.training.phases import PhaseTimer
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='written for eight devices')
 
@@ -31,14 +32,21 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
   clock = Clock()
-  monkeypatch.setattr(throughput, 'time', clock)
+  monkeypatch.setattr(phases, 'time', clock)
   return clock
 
 
 @pytest.fixture
-def meter(program, clock):
-  del clock  # it is set before the meter starts
-  return throughput.ThroughputMeter(program, 0)
+def timer(clock):
+  del clock  # it is set before the timer starts
+  timer = PhaseTimer()
+  timer.switch('step')
+  return timer
+
+
+@pytest.fixture
+def meter(program, timer):
+  return throughput.ThroughputMeter(program, 0, timer)
 
 
 def slow_batches(clock, seconds):
@@ -47,8 +55,8 @@ def slow_batches(clock, seconds):
     yield i
 
 
-def test_waiting_for_data_is_measured(meter, clock):
-  assert list(meter.time_waiting(slow_batches(clock, 1))) == [0, 1, 2]
+def test_waiting_for_data_is_measured(meter, timer, clock):
+  assert list(timer.steps(slow_batches(clock, 1))) == [0, 1, 2]
   clock.now += 1
   metrics = meter.measure(2, 0)
   assert metrics['train/data_wait/process_0'] == throughput.data_wait(metrics) == 3 / 4
@@ -57,20 +65,14 @@ def test_waiting_for_data_is_measured(meter, clock):
   assert meter.measure(4, 0)['train/data_wait/process_0'] == 0
 
 
-def test_pauses_count_neither_as_time_nor_as_waiting(meter, clock):
-  with meter.paused():
-    list(meter.time_waiting(slow_batches(clock, 5)))
+@pytest.mark.parametrize('phase', ['evaluation', 'save', 'compile'])
+def test_other_phases_count_neither_as_time_nor_as_waiting(meter, timer, clock, phase):
+  with timer.phase(phase):
+    clock.now += 60
   clock.now += 2
   metrics = meter.measure(1, 0)
   assert metrics['train/images_per_second'] == 64 / 2
   assert metrics['train/data_wait/process_0'] == 0
-
-
-def test_compiling_does_not_count(meter, clock):
-  clock.now += 60
-  meter.restart()
-  clock.now += 2
-  assert meter.measure(1, 0)['train/images_per_second'] == 64 / 2
 
 
 def test_bad_examples_are_counted(meter, clock):
@@ -80,7 +82,7 @@ def test_bad_examples_are_counted(meter, clock):
   assert meter.measure(2, 20)['train/bad_examples'] == 20
 
 
-def test_utilization_is_that_of_the_models_arithmetic(meter, program, clock, monkeypatch):
+def test_utilization_is_that_of_the_models_arithmetic(meter, timer, program, clock, monkeypatch):
   clock.now += 1
   # A CPU's peak is unknown.
   assert 'train/model_flops_utilization' not in meter.measure(1, 0)
@@ -89,7 +91,7 @@ def test_utilization_is_that_of_the_models_arithmetic(meter, program, clock, mon
   utilization = meter.measure(2, 0)['train/model_flops_utilization']
   np.testing.assert_allclose(utilization, 64 * train_flops(program.model, (8, 8)) / 8e9)
   sam = dataclasses.replace(program, step=dataclasses.replace(program.step, sam_rho=0.1))
-  meter = throughput.ThroughputMeter(sam, 0)  # two gradients a step
+  meter = throughput.ThroughputMeter(sam, 0, timer)  # two gradients a step
   clock.now += 1
   assert meter.measure(1, 0)['train/model_flops_utilization'] == pytest.approx(2 * utilization)
 

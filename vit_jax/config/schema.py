@@ -377,6 +377,20 @@ class CheckpointConfig(Section, path='checkpoint'):
   keep: int = field(3, 'latest ones to keep, besides the best one', POSITIVE, execution=True)
 
 
+_STEPS = Range(
+  '() or (first, last), 0 < first <= last', lambda x: not x or (len(x) == 2 and 0 < x[0] <= x[1])
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig(Section, path='profile'):
+  """A profile of a few steps, which `jax.profiler` writes into workdir/profile/."""
+
+  steps: tuple[int, ...] = field(
+    (), 'the first and the last step of the profile; (): no profile', _STEPS, execution=True
+  )
+
+
 _AXIS = Range('positive, or -1 (the devices that remain)', lambda x: x == -1 or x > 0)
 
 
@@ -488,6 +502,7 @@ class Config(StepConfig):
   optimizer: OptimizerConfig = section(OptimizerConfig)
   schedule: ScheduleConfig = section(ScheduleConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
+  profile: ProfileConfig = section(ProfileConfig)
   mesh: MeshConfig = section(MeshConfig)
   evals: Evals = section(make_evals)
 

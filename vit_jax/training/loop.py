@@ -31,9 +31,12 @@ from vit_jax.errors import (
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.metrics import MetricsWriter
+from vit_jax.training.phases import PhaseTimer
 from vit_jax.training.preflight import inspect_data, open_sources
+from vit_jax.training.profiling import Profiler
 from vit_jax.training.program import Program, build_program
 from vit_jax.training.progress import Progress
+from vit_jax.training.run_history import RunHistory
 from vit_jax.training.same_data import check_same_on_all_processes
 from vit_jax.training.throughput import ThroughputMeter
 from vit_jax.training.workdir import open_workdir, resolve_workdir
@@ -90,12 +93,16 @@ def _preempted(step: int) -> PreemptedError:
   'config.model.remat=full, a larger config.mesh.fsdp or config.accumulation_steps, or a smaller '
   'config.batch_size need less, and python -m vit_jax.plan says how much'
 )
-def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, float]:
+def train_and_evaluate(
+  config: Config, workdir: epath.PathLike, start: float | None = None
+) -> dict[str, float]:
   """Trains, evaluates, and leaves a model; resumes from the last checkpoint.
 
   Args:
     config: of the run.
-    workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/.
+    workdir: gets config.json, metrics.jsonl, TensorBoard events, restarts.jsonl,
+      checkpoints/ and model/.
+    start: the `time.monotonic()` at which the process began, for the record of the run's time.
 
   Returns:
     The metrics of the last evaluation: {'accuracy', 'loss', 'examples', …}, of masked patch
@@ -108,6 +115,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     DeviceMemoryError: when the devices run out of memory.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
+  timer = PhaseTimer(start)
   workdir = resolve_workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)
 
@@ -136,28 +144,42 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   is_complete = first_step == config.total_steps
   progress = Progress(program, first_step)
   progress.print_start(train, test, workdir)
+  history = RunHistory(workdir, first_step, timer)
   compiling = None if is_complete else program.start_compiling()
-  if first_step:
-    state = checkpointer.restore(first_step, program.abstract_state)
-  else:
-    state = program.init(start_params)
-    del start_params
+  with timer.phase('initialization'):
+    if first_step:
+      state = checkpointer.restore(first_step, program.abstract_state)
+    else:
+      state = program.init(start_params)
+      del start_params
 
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
   key = program.random_key()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
-  meter = ThroughputMeter(program, first_step)
+  meter = ThroughputMeter(program, first_step, timer)
+  profiler = Profiler(config.profile.steps, workdir, timer, progress.print)
   for line in (*checkpointer.warnings, note, str(report or '')):
     if line:
       progress.print(line)
   previous, result = None, None
   loader = DataLoader(streams | evaluator.streams, mesh, num_workers(data), data.threads)
   hangs_ended = hangs_end(workdir / 'hangs', config.hang_timeout)
-  with hangs_ended, checkpointer, writer, progress, loader, faults_named(progress.has_steps):
+  faults_are_named = faults_named(progress.has_steps)
+  with (
+    hangs_ended,
+    history,
+    checkpointer,
+    writer,
+    progress,
+    loader,
+    profiler,
+    faults_are_named,
+    timer.followed_by('save'),
+  ):
 
     def evaluate(step: int, is_new: bool = True) -> Result | None:
       """Returns the result of the test data; reports it and others, if they are new."""
-      with meter.paused():
+      with timer.phase('evaluation'):
         result, metrics = evaluator.run(step, state, loader, only_test=not is_new)
       if is_new and metrics:
         writer.write(step, metrics)
@@ -170,17 +192,17 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
         result = evaluate(first_step, is_new=not was_evaluated)
       except StoppedError:
         raise _preempted(first_step) from None
-    batches = meter.time_waiting(loader.batches('train', first_step, config.total_steps))
+    batches = timer.steps(loader.batches('train', first_step, config.total_steps))
     train_step = program.train_step
     if compiling is not None:
-      compiled = compiling.result()
+      with timer.phase('compile'):
+        compiled = compiling.result()
       train_step = compiled.call
       progress.print_compiled(compiled)
       report_progress()
-      meter.restart()
     for step, batch in enumerate(batches, start=first_step + 1):
       signals.check_interrupted()
-      with jax.transfer_guard('disallow'):
+      with profiler.step(step, state), jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
       if previous is not None:
         _fetch_finite(step - 1, previous)
@@ -189,6 +211,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       is_last = step == config.total_steps
       if step % config.log_every == 0 or is_last:
         values = _fetch_finite(step, metrics) | meter.measure(step, loader.bad_reads['train'])
+        values |= history.log(step)
         writer.write(step, values)
         progress.print_metrics(step, values, loader)
       stopping = should_stop()
@@ -200,7 +223,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       is_best = result is not None and checkpointer.is_best(result.score)
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         _fetch_finite(step, metrics)  # only sound states are saved
-        with meter.paused():
+        with timer.phase('save'):
           checkpointer.save(step, state, None if result is None else result.score)
         report_progress()
       if stopping:
@@ -209,6 +232,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     image_size, names = data.height_width, list(test.class_names)
     params, preprocessing = program.eval_params(state), data.test.preprocessing
     vit = Classifier(program.model, params, image_size, names, preprocessing, config.loss)
-    _export(vit, workdir)
+    with timer.phase('save'):
+      _export(vit, workdir)
   progress.print_end(result, names, workdir / 'model', data)
   return result.metrics

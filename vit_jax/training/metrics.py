@@ -1,15 +1,32 @@
 """The metrics of a run as files: metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import signal
 from collections.abc import Mapping
+from typing import Any
 
 import tensorboardX
 from etils import epath
 
 from vit_jax import signals
 from vit_jax.files import is_remote, write_text
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+  """The JSON objects of a text, one a line, without what a kill has cut short."""
+  lines = []
+  for line in text.splitlines():
+    with contextlib.suppress(ValueError):
+      lines.append(json.loads(line))
+  return [line for line in lines if isinstance(line, dict)]
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+  """The lines of `metrics.jsonl`; [] without the file."""
+  path = workdir / 'metrics.jsonl'
+  return parse_lines(path.read_text()) if path.exists() else []
 
 
 def _truncate(path: epath.Path, step: int) -> None:
@@ -46,7 +63,7 @@ class MetricsWriter:
       return False
     lines = map(json.loads, self._path.read_text().splitlines())
     names = (name for line in lines if line['step'] == step for name in line)
-    return any(name != 'step' and not name.startswith('train/') for name in names)
+    return any('/' in name and not name.startswith(('train/', 'time/')) for name in names)
 
   def __enter__(self) -> 'MetricsWriter':
     return self

@@ -130,6 +130,7 @@ class Progress:
     text = f'loss {metrics["train/loss"]:.4f}, {rate:,.0f} images/s, {wait:.0%} waiting for data'
     if 'train/model_flops_utilization' in metrics:
       text += f', {metrics["train/model_flops_utilization"]:.0%} of peak'
+    text += f', goodput {metrics["train/goodput"]:.0%}'
     self._bar.set_postfix_str(text)
     self._name_bad_examples(loader)
     self._warn_if_starving(wait, rate, loader.num_workers)

@@ -1,9 +1,6 @@
 """How fast a run goes: images per second, share of peak, waiting for data; of all processes."""
 
-import contextlib
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -11,38 +8,16 @@ from jax.experimental import multihost_utils
 
 from vit_jax.hardware import peak_flops
 from vit_jax.models.flops import train_flops
+from vit_jax.training.phases import PhaseTimer, between
 from vit_jax.training.program import Program
 
 
 class ThroughputMeter:
-  """Times the steps between two measurements."""
+  """The speed of the steps between two measurements, without evaluations and checkpoints."""
 
-  def __init__(self, program: Program, first_step: int):
-    self._program = program
-    self._interval_start, self._interval_step = time.monotonic(), first_step
-    self._waiting_seconds = 0.0
-
-  def restart(self) -> None:
-    """Starts the interval anew, as after compiling."""
-    self._interval_start, self._waiting_seconds = time.monotonic(), 0.0
-
-  def time_waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches; the time until each is ready counts as waiting for data."""
-    while True:
-      start = time.monotonic()
-      batch = next(batches, None)
-      self._waiting_seconds += time.monotonic() - start
-      if batch is None:
-        return
-      yield batch
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Leaves evaluations and checkpoints out of the measurement."""
-    start, waiting_seconds = time.monotonic(), self._waiting_seconds
-    yield
-    self._interval_start += time.monotonic() - start
-    self._waiting_seconds = waiting_seconds
+  def __init__(self, program: Program, first_step: int, timer: PhaseTimer):
+    self._program, self._timer = program, timer
+    self._interval_step, self._before = first_step, timer.seconds()
 
   def measure(self, step: int, num_bad_reads: int) -> dict[str, float]:
     """The metrics of the interval that ends at `step`; all processes must call it together.
@@ -54,14 +29,16 @@ class ThroughputMeter:
       unreadable example came up since the start of this run; train/device_memory_peak, bytes of
       this process's first device (where it tells).
     """
-    now = time.monotonic()
-    elapsed = max(now - self._interval_start, 1e-9)
+    seconds = self._timer.seconds()
+    spent = between(self._before, seconds)
+    waiting = spent.get('data_wait', 0.0)
+    elapsed = max(spent.get('step', 0.0) + waiting, 1e-9)
+    share = np.float32(waiting / elapsed)
     num_images = (step - self._interval_step) * self._program.step.batch_size
-    waiting = np.float32(min(self._waiting_seconds / elapsed, 1))
     waits, bad_reads = map(
-      np.ravel, multihost_utils.process_allgather((waiting, np.int32(num_bad_reads)))
+      np.ravel, multihost_utils.process_allgather((share, np.int32(num_bad_reads)))
     )
-    self._interval_start, self._interval_step, self._waiting_seconds = now, step, 0.0
+    self._interval_step, self._before = step, seconds
     metrics = {'train/images_per_second': num_images / elapsed}
     mesh = self._program.mesh
     if (peak := peak_flops(mesh.devices.flat[0].device_kind, mesh.size)) is not None:

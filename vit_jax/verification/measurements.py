@@ -17,7 +17,7 @@ Curve = dict[int, float | None]  # the value at each step; None where it was not
 
 RESULT = -1  # stands for the step of a single result, as opposed to a curve
 # Of the machine rather than of the model: these differ between any two runs.
-_TIMING = re.compile(r'per_second|utilization|data_wait|memory|seconds')
+_TIMING = re.compile(r'per_second|utilization|data_wait|memory|seconds|^time\b|goodput|restarts')
 
 
 @dataclasses.dataclass(frozen=True)

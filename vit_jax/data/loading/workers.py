@@ -71,7 +71,8 @@ class _Process:
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (root, environment.get('PYTHONPATH'))))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-      signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # inherited
+      blocked = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # which are for the run
+      signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # inherited
       self._process = subprocess.Popen(
         [sys.executable, '-m', 'vit_jax.data.loading.worker_main'],
         stdin=subprocess.PIPE,
