@@ -36,6 +36,7 @@ Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
 MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
 PositionResize = Literal['corners', 'half_pixel']
+InitHead = Literal['new', 'keep', 'auto']
 OnBadExample = Literal['error', 'skip']
 ResizeRule = Literal['crop', 'squash', 'border']
 Interpolation = Literal['bilinear', 'bicubic', 'area', 'lanczos', 'nearest']
@@ -291,6 +292,15 @@ class DataConfig(Section, path='data'):
   class_balanced: bool = field(
     False, 'draw all classes equally often in training, however many images they have'
   )
+  skip_batches: tuple[tuple[int, int], ...] = field(
+    (),
+    '((first, stop), …): batches first to stop - 1 of the data order, from 0, are left out of '
+    'training; the steps keep their numbers',
+    Range(
+      'pairs (first, stop), 0 <= first < stop', lambda x: all(0 <= pair[0] < pair[1] for pair in x)
+    ),
+    execution=True,
+  )
   train: TrainDataConfig = section(TrainDataConfig)
   test: TestDataConfig = section(TestDataConfig)
   augment: AugmentConfig = section(AugmentConfig)
@@ -469,7 +479,12 @@ class Config(StepConfig):
     1000, 'steps between evaluations; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
   init_from: str = field(
-    '', 'weights to start from, with a new head: a published name, a file, or the folder of a run'
+    '', 'weights to start from: a published name, a file, or the folder of a run'
+  )
+  init_head: InitHead = field(
+    'new',
+    'the head of init_from is replaced by zeros, kept (the classes must be the same), or kept '
+    'where it names the classes of the data',
   )
   position_resize: PositionResize = field(
     'corners', "how init_from's position embeddings are resized; corners: as released"

@@ -1,6 +1,7 @@
 """The main job, in data-flow order: config -> data -> model -> step -> loop -> a usable model."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,7 +63,9 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
 
-def _load_start(config: Config, program: Program) -> tuple[Any, LoadReport]:
+def _load_start(
+  config: Config, program: Program, class_names: Sequence[str]
+) -> tuple[Any, LoadReport]:
   """The parameters of `config.init_from`, adapted to the model and sharded."""
   return load_params(
     config.init_from,
@@ -71,6 +74,8 @@ def _load_start(config: Config, program: Program) -> tuple[Any, LoadReport]:
     config.position_resize,
     program.state_shardings.params,
     config.data.test.preprocessing,
+    config.init_head,
+    class_names,
   )
 
 
@@ -122,7 +127,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     if card := inspect_data(data, train, test):
       print(card, flush=True)
     if config.init_from:
-      start_params, report = _load_start(config, program)
+      start_params, report = _load_start(config, program, train.class_names)
   note = open_workdir(config, facts, workdir)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
