@@ -201,7 +201,11 @@ def test_a_head_without_names_is_kept_only_on_request(golden):
 @pytest.mark.parametrize(
   ('fields', 'class_names', 'message'),
   [
-    ({'num_classes': 3}, NAMES[:3], 'has 7 classes, and the data has 3; set --config.init_head=new'),
+    (
+      {'num_classes': 3},
+      NAMES[:3],
+      'has 7 classes, and the data has 3; set --config.init_head=new',
+    ),
     ({'pre_logits': 0}, NAMES, 'has a head on pre_logits=40, and config.model.pre_logits is 0'),
     ({}, [*NAMES[:6], 'x'], "has 'g' as class 6, and the data has 'x'"),
   ],

@@ -27,7 +27,12 @@ def _score(metrics: dict[str, float]) -> float:
 
 def has_checkpoint(workdir: epath.Path) -> bool:
   """Returns True if the workdir has a checkpoint to resume from."""
-  return bool(_steps(workdir / 'checkpoints'))
+  return bool(checkpoint_steps(workdir))
+
+
+def checkpoint_steps(workdir: epath.Path) -> list[int]:
+  """The steps of a run that have a complete checkpoint, newest first; some may be damaged."""
+  return _steps(workdir / 'checkpoints')
 
 
 def _steps(folder: epath.Path) -> list[int]:

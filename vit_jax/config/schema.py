@@ -340,6 +340,12 @@ class OptimizerConfig(Section, path='optimizer'):
   epsilon: float = field(1e-8, 'adamw: added to the denominator', POSITIVE)
   weight_decay: float = field(0.0, 'decoupled, on kernels only', NOT_NEGATIVE)
   clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
+  skip_factor: float = field(
+    0.0,
+    'an update is skipped if its gradient norm is more than this times the running mean; 0: none',
+    Range('0 or more than 1', lambda x: x == 0 or 1 < x < math.inf),
+  )
+  skip_decay: float = field(0.99, 'decay of that mean; none is skipped in 1 / (1 - it) steps', RATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,6 +391,25 @@ class CheckpointConfig(Section, path='checkpoint'):
     1000, 'steps between checkpoints; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
   keep: int = field(3, 'latest ones to keep, besides the best one', POSITIVE, execution=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class RollbackConfig(Section, path='rollback'):
+  """What happens when a run diverges."""
+
+  limit: int = field(
+    0,
+    'how often a run may go back to its last checkpoint and skip the batches since then, when a '
+    'loss or norm is not finite or after_skipped is reached; 0: it ends',
+    NOT_NEGATIVE,
+    execution=True,
+  )
+  after_skipped: int = field(
+    0,
+    'updates in a row, skipped by optimizer.skip_factor, after which it has diverged; 0: any',
+    NOT_NEGATIVE,
+    execution=True,
+  )
 
 
 _AXIS = Range('positive, or -1 (the devices that remain)', lambda x: x == -1 or x > 0)
@@ -494,6 +519,7 @@ class Config(StepConfig):
   optimizer: OptimizerConfig = section(OptimizerConfig)
   schedule: ScheduleConfig = section(ScheduleConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
+  rollback: RollbackConfig = section(RollbackConfig)
   mesh: MeshConfig = section(MeshConfig)
   evals: Evals = section(make_evals)
 

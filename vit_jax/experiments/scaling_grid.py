@@ -237,9 +237,7 @@ def check(experiment: Experiment) -> dict[Cell, Facts]:
   return facts
 
 
-def _check_weights(
-  cell: Cell, config: Config, model: Any, class_names: Sequence[str]
-) -> None:
+def _check_weights(cell: Cell, config: Config, model: Any, class_names: Sequence[str]) -> None:
   shape = (*config.data.height_width, config.data.channels)
   try:
     head = config.init_head, class_names

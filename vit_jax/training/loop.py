@@ -1,11 +1,11 @@
 """The main job, in data-flow order: config -> data -> model -> step -> loop -> a usable model."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -16,35 +16,18 @@ from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
-from vit_jax.errors import (
-  NonFiniteLossError,
-  PreemptedError,
-  StoppedError,
-  UserError,
-  memory_explained,
-)
+from vit_jax.errors import PreemptedError, StoppedError, UserError, memory_explained
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.program import Program, build_program
 from vit_jax.training.progress import Progress
+from vit_jax.training.rollback import fetch_sound, skip_recorded, with_rollbacks
 from vit_jax.training.same_data import check_same_on_all_processes
 from vit_jax.training.throughput import ThroughputMeter
 from vit_jax.training.workdir import open_workdir, resolve_workdir
 from vit_jax.weights.adapt import LoadReport, load_params
-
-
-def _fetch_finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:
-  """Fetches the metrics of a step; raises `NonFiniteLossError` for a non-finite loss or norm."""
-  values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-  for name in ('train/loss', 'train/gradient_norm', 'train/parameter_norm'):
-    if not np.isfinite(values[name]):
-      raise NonFiniteLossError(
-        f'{name} is {values[name]} at step {step}; earlier checkpoints are kept. A lower '
-        'learning rate, a longer warmup or config.optimizer.clip_norm may help.'
-      )
-  return values
 
 
 def _export(vit: Classifier, workdir: epath.Path) -> None:
@@ -89,6 +72,7 @@ def _preempted(step: int) -> PreemptedError:
   'config.model.remat=full, a larger config.mesh.fsdp or config.accumulation_steps, or a smaller '
   'config.batch_size need less, and python -m vit_jax.plan says how much'
 )
+@with_rollbacks
 def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, float]:
   """Trains, evaluates, and leaves a model; resumes from the last checkpoint.
 
@@ -102,7 +86,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
 
   Raises:
     UserError: for a config, data or workdir that cannot work.
-    NonFiniteLossError: for a non-finite loss.
+    DivergedError: for a non-finite loss, or too many skipped updates.
     DeviceMemoryError: when the devices run out of memory.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
@@ -112,7 +96,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   # Data and model.
   train, test = open_sources(config.data)
   facts = check_same_on_all_processes({'train': train, 'test': test})
-  config = config.resolve_steps(train.size)
+  config = skip_recorded(config.resolve_steps(train.size), workdir)
   data, labels = config.data, (train.num_classes, train.multi_label)
   program = build_program(
     mesh, config.model, config.optimizer, config.schedule, config.step, data.image_shape, *labels
@@ -142,6 +126,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     del start_params
 
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
+  fetch = functools.partial(fetch_sound, after_skipped=config.rollback.after_skipped)
   key = program.random_key()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   meter = ThroughputMeter(program, first_step)
@@ -179,12 +164,12 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       with jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
       if previous is not None:
-        _fetch_finite(step - 1, previous)
+        fetch(step - 1, previous)
       previous, result = metrics, None
       progress.update()
       is_last = step == config.total_steps
       if step % config.log_every == 0 or is_last:
-        values = _fetch_finite(step, metrics) | meter.measure(step, loader.bad_reads['train'])
+        values = fetch(step, metrics) | meter.measure(step, loader.bad_reads['train'])
         writer.write(step, values)
         progress.print_metrics(step, values, loader)
       stopping = should_stop()
@@ -195,7 +180,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
           stopping = True
       is_best = result is not None and checkpointer.is_best(result.score)
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
-        _fetch_finite(step, metrics)  # only sound states are saved
+        fetch(step, metrics)  # only sound states are saved
         with meter.paused():
           checkpointer.save(step, state, None if result is None else result.score)
       if stopping:
