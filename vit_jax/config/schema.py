@@ -511,6 +511,9 @@ class Config(StepConfig):
     'the head of init_from is replaced by zeros, kept (the classes must be the same), or kept '
     'where it names the classes of the data',
   )
+  resume_from: str = field(
+    '', 'WORKDIR or WORKDIR@STEP of another run, whose whole state a new workdir starts from'
+  )
   position_resize: PositionResize = field(
     'corners', "how init_from's position embeddings are resized; corners: as released"
   )

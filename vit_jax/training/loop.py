@@ -23,6 +23,7 @@ from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.program import Program, build_program
 from vit_jax.training.progress import Progress
+from vit_jax.training.resume_from import copy_state, find_source
 from vit_jax.training.rollback import fetch_sound, skip_recorded, with_rollbacks
 from vit_jax.training.same_data import check_same_on_all_processes
 from vit_jax.training.throughput import ThroughputMeter
@@ -105,14 +106,18 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
   streams = open_streams(data, train, test, config.batch_size, config.eval_batch_size, config.seed)
   evaluator = open_evaluator(config, program, train)
 
-  # The state: from the last checkpoint, from other weights, or from the seed.
-  start_params, report = None, None
+  # The state: from the last checkpoint, another run, other weights, or the seed.
+  start_params, report, source = None, None, None
   if not broadcast_from_process_0(has_checkpoint(workdir)):
     if card := inspect_data(data, train, test):
       print(card, flush=True)
-    if config.init_from:
+    if config.resume_from:
+      source = find_source(config, facts)
+    elif config.init_from:
       start_params, report = _load_start(config, program, train.class_names)
   note = open_workdir(config, facts, workdir)
+  if source is not None:
+    note = copy_state(source, program.abstract_state, workdir, config.checkpoint.keep)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
   is_complete = first_step == config.total_steps

@@ -41,16 +41,16 @@ def skip_outliers(
     zero = jnp.int32(0)
     return *optimizer.init(params), OutlierState(jnp.float32(0), zero, zero, zero)  # pyright: ignore
 
-  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    *before, norms = state
-    norm = optax.tree.norm(grads)
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    before, norms = tuple(state[:-1]), state[-1]
+    norm = optax.tree.norm(updates)
     limit, norms = _observe(norm, norms, factor, decay)
     is_outlier = ~(norm <= limit)  # also of a norm that is not a number
-    updates, after = optimizer.update(grads, tuple(before), params)
+    after: Any
+    updates, after = optimizer.update(updates, before, params)
     updates = jax.tree.map(lambda x: jnp.where(is_outlier, jnp.zeros_like(x), x), updates)
-    moments = jax.tree.map(
-      lambda old, new: jnp.where(is_outlier, old, new), before[:-1], [*after[:-1]]
-    )
+    keep_old = lambda old, new: jnp.where(is_outlier, old, new)  # noqa: E731
+    moments = jax.tree.map(keep_old, before[:-1], after[:-1])
     norms = norms._replace(
       skipped=norms.skipped + is_outlier,
       skipped_in_a_row=jnp.where(is_outlier, norms.skipped_in_a_row + 1, 0),
