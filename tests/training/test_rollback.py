@@ -5,18 +5,19 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.helpers import TINY
-from vit_jax.config import load_config
+from vit_jax.config import load_config, write_config
 from vit_jax.errors import DivergedError, NonFiniteLossError, UserError
 from vit_jax.training import loop
-from vit_jax.training.rollback import fetch_sound
+from vit_jax.training.rollback import fetch_sound, skip_recorded, with_rollbacks
 
 FLAGS = (
   *TINY,
   '--config.total_steps=12',
   '--config.checkpoint.every=4',
-  '--config.eval_every=6',
+  '--config.eval_every=12',
   '--config.log_every=1',
   '--config.data.workers=0',
 )
@@ -31,11 +32,13 @@ def losses(workdir):
   return {line['step']: line['train/loss'] for line in lines if 'train/loss' in line}
 
 
-def poisoned_fetch(bad_losses):
-  """`fetch_sound`, of a run whose loss is not finite where it otherwise has one of these values."""
+def fail_once(number):
+  """`fetch_sound`, of a run whose loss is not finite at a step the first time."""
+  left = [number]
 
   def fetch(step, metrics, after_skipped):
-    if float(metrics['train/loss']) in bad_losses:
+    if [step] == left:
+      left.clear()
       metrics = metrics | {'train/loss': jnp.float32(np.nan)}
     return fetch_sound(step, metrics, after_skipped)
 
@@ -45,16 +48,12 @@ def poisoned_fetch(bad_losses):
 def test_it_goes_back_and_equals_a_run_that_skipped_from_the_beginning(
   tmp_path, monkeypatch, capsys
 ):
-  plain, run, expected = (tmp_path / name for name in ('plain', 'run', 'expected'))
-  loop.train_and_evaluate(config(), plain)
-  monkeypatch.setattr(loop, 'fetch_sound', poisoned_fetch({losses(plain)[7]}))
-  with pytest.raises(NonFiniteLossError, match='nan at step 7'):
-    loop.train_and_evaluate(config(), run)
-  capsys.readouterr()
-  result = loop.train_and_evaluate(config('--config.rollback.limit=1'), run)  # resumes, and again
+  run, expected = tmp_path / 'run', tmp_path / 'expected'
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, 'fetch_sound', fail_once(7))
+    result = loop.train_and_evaluate(config('--config.rollback.limit=1'), run)
   out = capsys.readouterr().out
   assert 'Going back to step 4; batches 4 to 6 of the data are skipped (rollback 1 of 1).' in out
-  monkeypatch.undo()
   skipping = config('--config.data.skip_batches=((4,7),)')
   assert loop.train_and_evaluate(skipping, expected) == result
   assert losses(run) == losses(expected)
@@ -67,19 +66,23 @@ def test_it_goes_back_and_equals_a_run_that_skipped_from_the_beginning(
     loop.train_and_evaluate(config('--config.data.skip_batches=((9,10),)'), run)
 
 
-def test_the_limit_ends_it(tmp_path, monkeypatch):
-  calls = []
+@pytest.mark.parametrize('limit', [0, 1, 2])
+def test_the_limit_ends_it(limit, tmp_path):
+  """Of an attempt that always diverges at its third step."""
+  attempts = []
 
-  def fetch(step, metrics, after_skipped):
-    calls.append(step)
-    return fetch_sound(step, metrics | {'train/loss': jnp.float32(np.inf)}, after_skipped)
+  @with_rollbacks
+  def train(config, workdir):
+    config = skip_recorded(config, workdir)
+    write_config(config, workdir / 'config.json')
+    attempts.append(config.data.skip_batches)
+    raise NonFiniteLossError('train/loss is nan at step 3.', 3)
 
-  monkeypatch.setattr(loop, 'fetch_sound', fetch)
-  with pytest.raises(NonFiniteLossError, match='inf at step 1'):
-    loop.train_and_evaluate(config('--config.rollback.limit=2'), tmp_path)
-  assert calls == [1, 1, 1]
-  batches = [each['batches'] for each in json.loads((tmp_path / 'rollbacks.json').read_text())]
-  assert batches == [[0, 1], [1, 2]]
+  flags = f'--config.rollback.limit={limit}', '--config.data.skip_batches=((1,2),)'
+  with pytest.raises(NonFiniteLossError, match='nan at step 3'):
+    train(config(*flags), epath.Path(tmp_path))
+  # Three steps use the batches 0, 2, 3; then 4, 5, 6; then 7, 8, 9.
+  assert attempts == [((1, 2),), ((0, 4),), ((0, 7),)][: limit + 1]
 
 
 def test_many_skipped_updates_in_a_row_are_a_divergence():
@@ -95,4 +98,4 @@ def test_a_damaged_record_is_a_sentence(tmp_path):
   for text in ('x', '{}1', '[{"batches": [3, 2]}]', '[1]'):
     (tmp_path / 'rollbacks.json').write_text(text)
     with pytest.raises(UserError, match='rollbacks.json cannot be read'):
-      loop.train_and_evaluate(config(), tmp_path)
+      skip_recorded(config(), epath.Path(tmp_path))
