@@ -1,6 +1,7 @@
 """The checkpoint of another run: found without touching its folder, read into another layout."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -65,6 +66,7 @@ def restore_state(workdir: epath.Path, step: int, abstract_state: Any) -> Any:
     wanted['opt_state'] = tuple(
       None if entry is None else abstract_state.opt_state[entry] for entry in entries
     )
+    _check_shapes(tree, wanted)
     with ocp.PyTreeCheckpointer() as checkpointer:
       restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
       read = checkpointer.restore(
@@ -116,6 +118,20 @@ def _match_entries(stored: Any, wanted: Any) -> list[int | None]:
   if missing or jax.tree.leaves(unread):
     raise ValueError('the optimizers keep different moments')
   return matches
+
+
+def _check_shapes(stored: Any, wanted: Any) -> None:
+  """Raises `ValueError` for an array of another shape, which Orbax would cut or pad."""
+
+  def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
+    return {keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+  old = shapes(stored)
+  for name, shape in shapes(wanted).items():
+    if old.get(name) != shape:
+      raise ValueError(f'{name} has shape {old.get(name, "none")} there and {shape} here')
 
 
 def _zeros(abstract: Any) -> Any:
