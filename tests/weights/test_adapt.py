@@ -1,6 +1,7 @@
 """Adapting weights to a model: position embeddings, heads, channels."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -180,7 +181,7 @@ def named(golden, tmp_path_factory):
 )
 def test_the_head_is_kept_or_new(init_head, class_names, is_kept, golden, named):
   shape = (*golden.image_size, 3)
-  options = {'init_head': init_head, 'class_names': class_names}
+  options: Any = {'init_head': init_head, 'class_names': class_names}
   params, report = load_params(named, golden.model, shape, **options)
   if is_kept:
     assert_same_tree(params, golden.params)
@@ -212,7 +213,7 @@ def test_a_head_without_names_is_kept_only_on_request(golden):
 )
 def test_a_head_that_cannot_be_kept_is_refused(fields, class_names, message, golden, named):
   model = golden.model.clone(**fields)
-  options = {'init_head': 'keep', 'class_names': class_names}
+  options: Any = {'init_head': 'keep', 'class_names': class_names}
   with pytest.raises(UserError, match=message):
     load_params(named, model, (*golden.image_size, 3), **options)
   load_params(named, model, (*golden.image_size, 3), **(options | {'init_head': 'auto'}))

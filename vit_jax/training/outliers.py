@@ -13,7 +13,7 @@ class OutlierState(NamedTuple):
   """What is known of the gradient norms of a run; the last entry of the optimizer's state."""
 
   sum_of_norms: Array  # float32, weighted: divided by the sum of the weights it is the mean
-  count: Array  # int32, the norms in it
+  num_norms: Array  # int32, in the sum
   skipped: Array  # int32, the updates skipped so far
   skipped_in_a_row: Array  # int32, those since the last update that was not
 
@@ -64,13 +64,14 @@ def _observe(
   norm: Array, norms: OutlierState, factor: float, decay: float
 ) -> tuple[Array, OutlierState]:
   """The largest norm that is no outlier, and the mean with this one, unless it is not finite."""
-  weight = 1 - jnp.float32(decay) ** norms.count
-  mean = norms.sum_of_norms / jnp.where(norms.count > 0, weight, 1)
-  limit = jnp.where(norms.count >= round(1 / (1 - decay)), factor * mean, jnp.inf)
+  weight = 1 - jnp.float32(decay) ** norms.num_norms
+  mean = norms.sum_of_norms / jnp.where(norms.num_norms > 0, weight, 1)
+  limit = jnp.where(norms.num_norms >= round(1 / (1 - decay)), factor * mean, jnp.inf)
   total = decay * norms.sum_of_norms + (1 - decay) * jnp.minimum(norm, limit)
   is_finite = jnp.isfinite(norm)
   return limit, norms._replace(
-    sum_of_norms=jnp.where(is_finite, total, norms.sum_of_norms), count=norms.count + is_finite
+    sum_of_norms=jnp.where(is_finite, total, norms.sum_of_norms),
+    num_norms=norms.num_norms + is_finite,
   )
 
 
