@@ -4,7 +4,8 @@ import importlib
 from typing import Any
 
 _ERRORS = (
-  'BadExampleError DeviceMemoryError LostPeerError NonFiniteLossError PreemptedError UserError'
+  'BadExampleError DeviceMemoryError DivergedError LostPeerError NonFiniteLossError '
+  'PreemptedError UserError'
 )
 # Imported on first use: the processes that only read data do without JAX.
 _MODULES = {

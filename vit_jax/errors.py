@@ -57,10 +57,22 @@ class MissingDataError(UserError):
   """A data source that does not exist; the message says what it takes instead."""
 
 
-class NonFiniteLossError(RunError):
-  """A loss or gradient that is not finite; the message names the step."""
+class DivergedError(RunError):
+  """The run has diverged; the message names the step.
+
+  Attributes:
+    step: number of the step; None if it is not that of one run.
+  """
 
   exit_code = 3
+
+  def __init__(self, message: str, step: int | None = None):
+    super().__init__(message)
+    self.step = step
+
+
+class NonFiniteLossError(DivergedError):
+  """A loss or gradient that is not finite; the message names the step."""
 
 
 class DifferentResultsError(RunError):

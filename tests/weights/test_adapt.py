@@ -1,6 +1,7 @@
 """Adapting weights to a model: position embeddings, heads, channels."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -154,3 +155,65 @@ def test_weights_of_another_architecture_are_refused(fields, message, golden):
   model = golden.model.clone(**fields)
   with pytest.raises(UserError, match=message):
     load_params(GOLDEN / 'vit_token_prelogits.npz', model, (64, 64, 3))
+
+
+NAMES = list('abcdefg')
+
+
+@pytest.fixture(scope='module')
+def named(golden, tmp_path_factory):
+  """Weights with a head, a `pre_logits` layer, and names of the classes."""
+  path = tmp_path_factory.mktemp('named') / 'model'
+  vit_jax.Classifier(golden.model, golden.params, golden.image_size, NAMES).save(path, 'model')
+  return path
+
+
+@pytest.mark.parametrize(
+  ('init_head', 'class_names', 'is_kept'),
+  [
+    ('new', NAMES, False),
+    ('keep', NAMES, True),
+    ('keep', (), True),
+    ('auto', NAMES, True),
+    ('auto', NAMES[::-1], False),
+    ('auto', (), False),
+  ],
+)
+def test_the_head_is_kept_or_new(init_head, class_names, is_kept, golden, named):
+  shape = (*golden.image_size, 3)
+  options: Any = {'init_head': init_head, 'class_names': class_names}
+  params, report = load_params(named, golden.model, shape, **options)
+  if is_kept:
+    assert_same_tree(params, golden.params)
+    assert report.is_plain
+  else:
+    assert not any(np.any(leaf) for leaf in params['head'].values())
+    assert len(report.reinitialized) == 2
+
+
+def test_a_head_without_names_is_kept_only_on_request(golden):
+  shape, file = (*golden.image_size, 3), GOLDEN / 'vit_token_prelogits.npz'
+  params, _ = load_params(file, golden.model, shape, init_head='auto', class_names=NAMES)
+  assert not np.any(params['head']['kernel'])
+  params, _ = load_params(file, golden.model, shape, init_head='keep', class_names=NAMES)
+  assert_same_tree(params, golden.params)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'class_names', 'message'),
+  [
+    (
+      {'num_classes': 3},
+      NAMES[:3],
+      'has 7 classes, and the data has 3; set --config.init_head=new',
+    ),
+    ({'pre_logits': 0}, NAMES, 'has a head on pre_logits=40, and config.model.pre_logits is 0'),
+    ({}, [*NAMES[:6], 'x'], "has 'g' as class 6, and the data has 'x'"),
+  ],
+)
+def test_a_head_that_cannot_be_kept_is_refused(fields, class_names, message, golden, named):
+  model = golden.model.clone(**fields)
+  options: Any = {'init_head': 'keep', 'class_names': class_names}
+  with pytest.raises(UserError, match=message):
+    load_params(named, model, (*golden.image_size, 3), **options)
+  load_params(named, model, (*golden.image_size, 3), **(options | {'init_head': 'auto'}))

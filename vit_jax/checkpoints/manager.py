@@ -15,8 +15,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from vit_jax.checkpoints import manifest
 from vit_jax.errors import PreemptedError, UserError, first_line, is_out_of_memory
 
-_ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
-_OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
+ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
+OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
 
 
@@ -27,7 +27,12 @@ def _score(metrics: dict[str, float]) -> float:
 
 def has_checkpoint(workdir: epath.Path) -> bool:
   """Returns True if the workdir has a checkpoint to resume from."""
-  return bool(_steps(workdir / 'checkpoints'))
+  return bool(checkpoint_steps(workdir))
+
+
+def checkpoint_steps(workdir: epath.Path) -> list[int]:
+  """The steps of a run that have a complete checkpoint, newest first; some may be damaged."""
+  return _steps(workdir / 'checkpoints')
 
 
 def _steps(folder: epath.Path) -> list[int]:
@@ -165,11 +170,11 @@ class Checkpointer:
     """
     folder = self._manager.directory / str(step)
     try:
-      if hasattr(abstract_state, 'ema_params') and _OLD_EMA_PARAMS in _stored_tree(folder / _ITEM):
+      if hasattr(abstract_state, 'ema_params') and OLD_EMA_PARAMS in stored_tree(folder / ITEM):
         fields = dict(vars(abstract_state))
-        fields[_OLD_EMA_PARAMS] = fields.pop('ema_params')
+        fields[OLD_EMA_PARAMS] = fields.pop('ema_params')
         fields = dict(self._manager.restore(step, args=ocp.args.StandardRestore(fields)))
-        fields['ema_params'] = fields.pop(_OLD_EMA_PARAMS)
+        fields['ema_params'] = fields.pop(OLD_EMA_PARAMS)
         return dataclasses.replace(abstract_state, **fields)
       return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen types
@@ -181,7 +186,7 @@ class Checkpointer:
       ) from None
 
 
-def _stored_tree(folder: epath.Path) -> dict[str, Any]:
+def stored_tree(folder: epath.Path) -> dict[str, Any]:
   """The tree of an Orbax checkpoint, with metadata (shape, dtype) for each array."""
   with ocp.PyTreeCheckpointer() as checkpointer:
     return checkpointer.metadata(folder).item_metadata.tree
@@ -196,7 +201,7 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
   Raises:
     UserError: when there are checkpoints, but none is intact.
   """
-  for step_folder in (folder, folder / _ITEM):
+  for step_folder in (folder, folder / ITEM):
     if (step_folder / '_METADATA').exists():
       return step_folder
   for candidate in (folder / 'checkpoints', folder):
@@ -204,7 +209,7 @@ def find_checkpoint(folder: epath.Path) -> epath.Path | None:
     with_manifest = [step for step in steps if _has_manifest(candidate, step)]
     for step in with_manifest or steps:  # other programs write no manifests
       if not with_manifest or not manifest.verify(candidate / str(step)):
-        return candidate / str(step) / _ITEM
+        return candidate / str(step) / ITEM
     if steps:
       raise UserError(f'No checkpoint in {candidate} is intact; choose another folder.')
   return None
@@ -231,8 +236,8 @@ def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
   """
   try:
     size = manifest.folder_size(folder)
-    tree = _stored_tree(folder)
-    key = next((key for key in ('ema_params', _OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
+    tree = stored_tree(folder)
+    key = next((key for key in ('ema_params', OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
     wanted = {key: tree[key]} if key else tree
     _check_declared_size(jax.tree.leaves(wanted), size)
     with ocp.PyTreeCheckpointer() as checkpointer:

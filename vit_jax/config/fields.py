@@ -57,6 +57,9 @@ def section(default: Callable[[], 'Section']) -> Any:
   return dataclasses.field(default_factory=default)
 
 
+_PLURAL = {int: 'integers', float: 'numbers'}
+
+
 def describe_type(annotation: Any) -> str:
   """'an integer', "one of 'softmax', 'sigmoid'", 'two numbers': what values of a type are."""
   names = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'a string'}
@@ -67,7 +70,9 @@ def describe_type(annotation: Any) -> str:
     return f'one of {", ".join(map(str, arguments))}'
   if origin is types.UnionType:
     return ' or '.join(map(describe_type, arguments))
-  kind = 'integers' if arguments[0] is int else 'numbers'
+  if typing.get_origin(arguments[0]) is tuple:
+    return f'a tuple of pairs of {_PLURAL[typing.get_args(arguments[0])[0]]}'
+  kind = _PLURAL[arguments[0]]
   return f'a tuple of {kind}' if arguments[-1] is ... else f'{len(arguments)} {kind}'
 
 

@@ -36,6 +36,7 @@ Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
 MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
 PositionResize = Literal['corners', 'half_pixel']
+InitHead = Literal['new', 'keep', 'auto']
 OnBadExample = Literal['error', 'skip']
 ResizeRule = Literal['crop', 'squash', 'border']
 Interpolation = Literal['bilinear', 'bicubic', 'area', 'lanczos', 'nearest']
@@ -291,6 +292,15 @@ class DataConfig(Section, path='data'):
   class_balanced: bool = field(
     False, 'draw all classes equally often in training, however many images they have'
   )
+  skip_batches: tuple[tuple[int, int], ...] = field(
+    (),
+    '((first, stop), …): batches first to stop - 1 of the data order, from 0, are left out of '
+    'training; the steps keep their numbers',
+    Range(
+      'pairs (first, stop), 0 <= first < stop', lambda x: all(0 <= pair[0] < pair[1] for pair in x)
+    ),
+    execution=True,
+  )
   train: TrainDataConfig = section(TrainDataConfig)
   test: TestDataConfig = section(TestDataConfig)
   augment: AugmentConfig = section(AugmentConfig)
@@ -330,6 +340,12 @@ class OptimizerConfig(Section, path='optimizer'):
   epsilon: float = field(1e-8, 'adamw: added to the denominator', POSITIVE)
   weight_decay: float = field(0.0, 'decoupled, on kernels only', NOT_NEGATIVE)
   clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
+  skip_factor: float = field(
+    0.0,
+    'an update is skipped if its gradient norm is more than this times the running mean; 0: none',
+    Range('0 or more than 1', lambda x: x == 0 or 1 < x < math.inf),
+  )
+  skip_decay: float = field(0.99, 'decay of that mean; none is skipped in 1 / (1 - it) steps', RATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,6 +404,25 @@ class ProfileConfig(Section, path='profile'):
 
   steps: tuple[int, ...] = field(
     (), 'the first and the last step of the profile; (): no profile', _STEPS, execution=True
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RollbackConfig(Section, path='rollback'):
+  """What happens when a run diverges."""
+
+  limit: int = field(
+    0,
+    'how often a run may go back to its last checkpoint and skip the batches since then, when a '
+    'loss or norm is not finite or after_skipped is reached; 0: it ends',
+    NOT_NEGATIVE,
+    execution=True,
+  )
+  after_skipped: int = field(
+    0,
+    'updates in a row, skipped by optimizer.skip_factor, after which it has diverged; 0: any',
+    NOT_NEGATIVE,
+    execution=True,
   )
 
 
@@ -483,7 +518,15 @@ class Config(StepConfig):
     1000, 'steps between evaluations; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
   init_from: str = field(
-    '', 'weights to start from, with a new head: a published name, a file, or the folder of a run'
+    '', 'weights to start from: a published name, a file, or the folder of a run'
+  )
+  init_head: InitHead = field(
+    'new',
+    'the head of init_from is replaced by zeros, kept (the classes must be the same), or kept '
+    'where it names the classes of the data',
+  )
+  resume_from: str = field(
+    '', 'WORKDIR or WORKDIR@STEP of another run, whose whole state a new workdir starts from'
   )
   position_resize: PositionResize = field(
     'corners', "how init_from's position embeddings are resized; corners: as released"
@@ -503,6 +546,7 @@ class Config(StepConfig):
   schedule: ScheduleConfig = section(ScheduleConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   profile: ProfileConfig = section(ProfileConfig)
+  rollback: RollbackConfig = section(RollbackConfig)
   mesh: MeshConfig = section(MeshConfig)
   evals: Evals = section(make_evals)
 

@@ -231,16 +231,17 @@ def check(experiment: Experiment) -> dict[Cell, Facts]:
     model = build.model_from_config(config.model, train.num_classes, platform='cpu')
     weights = config.init_from, model, config.data.height_width, config.data.channels
     if config.init_from and weights not in checked:
-      _check_weights(cell, config, model)
+      _check_weights(cell, config, model, train.class_names)
       checked.add(weights)
     facts[cell] = _facts(config, train.size, model)
   return facts
 
 
-def _check_weights(cell: Cell, config: Config, model: Any) -> None:
+def _check_weights(cell: Cell, config: Config, model: Any, class_names: Sequence[str]) -> None:
   shape = (*config.data.height_width, config.data.channels)
   try:
-    check_source(config.init_from, model, shape, config.position_resize)
+    head = config.init_head, class_names
+    check_source(config.init_from, model, shape, config.position_resize, *head)
   except UserError as error:
     raise UserError(f'{cell.model} cannot be fine-tuned: {error}') from None
 

@@ -1,10 +1,11 @@
 """The main job, in data-flow order: config -> data -> model -> step -> loop -> a usable model."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -20,14 +21,7 @@ from vit_jax.distributed.processes import (
   report_progress,
   should_stop,
 )
-from vit_jax.errors import (
-  NonFiniteLossError,
-  PreemptedError,
-  StoppedError,
-  UserError,
-  faults_named,
-  memory_explained,
-)
+from vit_jax.errors import PreemptedError, StoppedError, UserError, faults_named, memory_explained
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.metrics import MetricsWriter
@@ -36,23 +30,13 @@ from vit_jax.training.preflight import inspect_data, open_sources
 from vit_jax.training.profiling import Profiler
 from vit_jax.training.program import Program, build_program
 from vit_jax.training.progress import Progress
+from vit_jax.training.resume_from import copy_state, find_source
+from vit_jax.training.rollback import fetch_sound, skip_recorded, with_rollbacks
 from vit_jax.training.run_history import RunHistory
 from vit_jax.training.same_data import check_same_on_all_processes
 from vit_jax.training.throughput import ThroughputMeter
 from vit_jax.training.workdir import open_workdir, resolve_workdir
 from vit_jax.weights.adapt import LoadReport, load_params
-
-
-def _fetch_finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:
-  """Fetches the metrics of a step; raises `NonFiniteLossError` for a non-finite loss or norm."""
-  values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-  for name in ('train/loss', 'train/gradient_norm', 'train/parameter_norm'):
-    if not np.isfinite(values[name]):
-      raise NonFiniteLossError(
-        f'{name} is {values[name]} at step {step}; earlier checkpoints are kept. A lower '
-        'learning rate, a longer warmup or config.optimizer.clip_norm may help.'
-      )
-  return values
 
 
 def _export(vit: Classifier, workdir: epath.Path) -> None:
@@ -71,7 +55,9 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
 
 
-def _load_start(config: Config, program: Program) -> tuple[Any, LoadReport]:
+def _load_start(
+  config: Config, program: Program, class_names: Sequence[str]
+) -> tuple[Any, LoadReport]:
   """The parameters of `config.init_from`, adapted to the model and sharded."""
   return load_params(
     config.init_from,
@@ -80,6 +66,8 @@ def _load_start(config: Config, program: Program) -> tuple[Any, LoadReport]:
     config.position_resize,
     program.state_shardings.params,
     config.data.test.preprocessing,
+    config.init_head,
+    class_names,
   )
 
 
@@ -93,6 +81,7 @@ def _preempted(step: int) -> PreemptedError:
   'config.model.remat=full, a larger config.mesh.fsdp or config.accumulation_steps, or a smaller '
   'config.batch_size need less, and python -m vit_jax.plan says how much'
 )
+@with_rollbacks
 def train_and_evaluate(
   config: Config, workdir: epath.PathLike, start: float | None = None
 ) -> dict[str, float]:
@@ -110,7 +99,7 @@ def train_and_evaluate(
 
   Raises:
     UserError: for a config, data or workdir that cannot work.
-    NonFiniteLossError: for a non-finite loss.
+    DivergedError: for a non-finite loss, or too many skipped updates.
     MachineError: for a fault of a machine after the first steps.
     DeviceMemoryError: when the devices run out of memory.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
@@ -122,7 +111,7 @@ def train_and_evaluate(
   # Data and model.
   train, test = open_sources(config.data)
   facts = check_same_on_all_processes({'train': train, 'test': test})
-  config = config.resolve_steps(train.size)
+  config = skip_recorded(config.resolve_steps(train.size), workdir)
   data, labels = config.data, (train.num_classes, train.multi_label)
   program = build_program(
     mesh, config.model, config.optimizer, config.schedule, config.step, data.image_shape, *labels
@@ -131,14 +120,18 @@ def train_and_evaluate(
   streams = open_streams(data, train, test, config.batch_size, config.eval_batch_size, config.seed)
   evaluator = open_evaluator(config, program, train)
 
-  # The state: from the last checkpoint, from other weights, or from the seed.
-  start_params, report = None, None
+  # The state: from the last checkpoint, another run, other weights, or the seed.
+  start_params, report, source = None, None, None
   if not broadcast_from_process_0(has_checkpoint(workdir)):
     if card := inspect_data(data, train, test):
       print(card, flush=True)
-    if config.init_from:
-      start_params, report = _load_start(config, program)
+    if config.resume_from:
+      source = find_source(config, facts)
+    elif config.init_from:
+      start_params, report = _load_start(config, program, train.class_names)
   note = open_workdir(config, facts, workdir)
+  if source is not None:
+    note = copy_state(source, program.abstract_state, workdir, config.checkpoint.keep)
   checkpointer = Checkpointer(workdir, config.checkpoint.keep)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
   is_complete = first_step == config.total_steps
@@ -154,6 +147,7 @@ def train_and_evaluate(
       del start_params
 
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
+  fetch = functools.partial(fetch_sound, after_skipped=config.rollback.after_skipped)
   key = program.random_key()
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   meter = ThroughputMeter(program, first_step, timer)
@@ -205,12 +199,12 @@ def train_and_evaluate(
       with profiler.step(step, state), jax.transfer_guard('disallow'):
         state, metrics = train_step(state, batch, key)
       if previous is not None:
-        _fetch_finite(step - 1, previous)
+        fetch(step - 1, previous)
       previous, result = metrics, None
       progress.update()
       is_last = step == config.total_steps
       if step % config.log_every == 0 or is_last:
-        values = _fetch_finite(step, metrics) | meter.measure(step, loader.bad_reads['train'])
+        values = fetch(step, metrics) | meter.measure(step, loader.bad_reads['train'])
         values |= history.log(step)
         writer.write(step, values)
         progress.print_metrics(step, values, loader)
@@ -222,7 +216,7 @@ def train_and_evaluate(
           stopping = True
       is_best = result is not None and checkpointer.is_best(result.score)
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
-        _fetch_finite(step, metrics)  # only sound states are saved
+        fetch(step, metrics)  # only sound states are saved
         with timer.phase('save'):
           checkpointer.save(step, state, None if result is None else result.score)
         report_progress()

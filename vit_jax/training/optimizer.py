@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.config import OptimizerConfig, ScheduleConfig
+from vit_jax.training.outliers import skip_outliers
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -75,6 +76,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
     adafactor  factored second moment, bfloat16 momentum (arXiv 2106.04560, Section 3.4)
 
   `config.momentum_dtype` is that of the momentum, Adam's first moment; second moments are float32.
+  With `config.skip_factor` it is wrapped in `skip_outliers`.
   """
   momentum_dtype = config.momentum_dtype
   if momentum_dtype == 'auto':
@@ -96,4 +98,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
   chain += rules[config.name]()
   if config.weight_decay:
     chain.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
-  return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
+  optimizer = optax.chain(*chain, optax.scale_by_learning_rate(schedule))
+  if not config.skip_factor:
+    return optimizer
+  return skip_outliers(optimizer, config.skip_factor, config.skip_decay)

@@ -87,6 +87,21 @@ def check_same_as_before(facts: Mapping[str, Any], workdir: epath.Path) -> str:
   return ''
 
 
+def check_same_classes(facts: Mapping[str, Any], workdir: epath.Path) -> None:
+  """Raises `UserError` unless the run in a workdir, if it records its data, has these classes."""
+  try:
+    before = read_json_object(workdir / DATA_FILE)
+  except (OSError, ValueError):
+    return
+  names = ('classes', 'class names') if before.get('version') == _VERSION else ()
+  one, other = ({name: each['train'][name] for name in names} for each in (before, facts))
+  if name := _first_difference(one, other):
+    differing = _describe(name, one[name], other[name], f'in {workdir}', 'here')
+    raise UserError(
+      f'The state of the run in {workdir} is of other classes: the train split has {differing}.'
+    )
+
+
 def write_facts(facts: Mapping[str, Any], workdir: epath.Path) -> None:
   """Records the data of a run, for `check_same_as_before`."""
   content = {'version': _VERSION, **facts}

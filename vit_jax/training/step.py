@@ -16,6 +16,7 @@ from vit_jax.models.masked_patches import MaskedPatchPredictor, draw_corruptions
 from vit_jax.models.pixels import scale_pixels
 from vit_jax.training.mixup import mix
 from vit_jax.training.optimizer import Schedule
+from vit_jax.training.outliers import outlier_metrics
 from vit_jax.training.sharpness import sharpness_aware_gradients
 
 Array = jax.Array
@@ -145,6 +146,7 @@ def make_train_step(
       'train/parameter_norm': optax.tree.norm(params),
       'train/learning_rate': schedule(state.step),
     }
+    metrics |= outlier_metrics(opt_state)
     return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
   return train_step

@@ -9,8 +9,10 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax.checkpoints.manager import has_checkpoint
+from vit_jax.checkpoints.manager import checkpoint_steps, has_checkpoint
 from vit_jax.config import Config, check_same_run, write_config
+from vit_jax.config.reading import read_json
+from vit_jax.data.loading.skipping import check_skipped
 from vit_jax.distributed.processes import broadcast_from_process_0
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import real_path, user_path
@@ -57,6 +59,8 @@ def open_workdir(config: Config, facts: Mapping[str, Any], workdir: epath.Path) 
     check_replaceable(workdir / 'model')
     if path.exists():
       check_same_run(config, path)
+      before, steps = read_json(path).data.skip_batches, checkpoint_steps(workdir)
+      check_skipped(before, config.data.skip_batches, max(steps, default=0))
     elif has_checkpoint(workdir):
       raise UserError(f'{workdir} has checkpoints but no config.json; choose another --workdir.')
     if has_checkpoint(workdir):

@@ -11,7 +11,7 @@ from vit_jax.config import Config, check_same_run, flatten, height_width, load_c
 from vit_jax.config.fields import walk_fields
 from vit_jax.data.sources import open_source
 from vit_jax.distributed.processes import broadcast_from_process_0
-from vit_jax.errors import NonFiniteLossError, UserError
+from vit_jax.errors import DivergedError, UserError
 from vit_jax.files import read_json_object, write_text
 from vit_jax.text import plural
 from vit_jax.training.loop import train_and_evaluate
@@ -124,7 +124,7 @@ def _run_tasks(configs: Mapping[str, Config], workdir: epath.Path) -> Iterator[t
       print(f'\n{task}, task {number} of {len(configs)}', flush=True)
     try:
       metrics = train_and_evaluate(config, folder)
-    except NonFiniteLossError as error:
+    except DivergedError as error:
       yield task, Outcome(None, reason=str(error))
       continue
     finally:

@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,14 @@ import numpy as np
 from etils import epath
 
 from vit_jax.config import Preprocessing, choices
-from vit_jax.config.schema import PositionResize
+from vit_jax.config.schema import InitHead, PositionResize
 from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.text import plural, printable
 from vit_jax.weights.formats.lazy_tensor import Tensor
+from vit_jax.weights.init_head import keeps_head
 from vit_jax.weights.layouts.released import flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
 from vit_jax.weights.metadata import ModelMetadata
@@ -57,8 +58,10 @@ def load_params(
   position_resize: str = 'corners',
   shardings: Any = None,
   preprocessing: Preprocessing | None = None,
+  init_head: InitHead = 'new',
+  class_names: Sequence[str] = (),
 ) -> tuple[Any, LoadReport]:
-  """Loads the weights from which to train `model`, with a new head (Section 3.2).
+  """Loads the weights from which to train `model`, by default with a new head (Section 3.2).
 
   Args:
     source: as in `vit_jax.load`.
@@ -69,15 +72,18 @@ def load_params(
     position_resize: 'corners', as in the released code, or 'half_pixel'.
     shardings: a tree of shardings; each device gets only its shard. None: the default device.
     preprocessing: of the run, for a note if the source has another one; None: no note.
+    init_head, class_names: as in `keeps_head`.
 
   Returns:
     The parameter tree (float32), and a report of what happened to each tensor, and of where the
     model and its preprocessing differ from those of the source.
 
   Raises:
-    UserError: for a source that is missing or damaged, or has another architecture.
+    UserError: for a source that is missing or damaged, or has another architecture, or a head that
+      cannot be kept.
   """
-  weights, tensors, report = _open_adapted(source, model, image_shape, position_resize)
+  head = init_head, class_names
+  weights, tensors, report = _open_adapted(source, model, image_shape, position_resize, *head)
   if differences := _differences(weights, model, preprocessing):
     note = f'the source has {", ".join(differences)}'
     report = dataclasses.replace(report, notes=(*report.notes, note))
@@ -89,9 +95,11 @@ def check_source(
   model: build.Model,
   image_shape: tuple[int, int, int],
   position_resize: str = 'corners',
+  init_head: InitHead = 'new',
+  class_names: Sequence[str] = (),
 ) -> None:
   """Raises the `UserError` of `load_params` without reading the tensors."""
-  _open_adapted(source, model, image_shape, position_resize)
+  _open_adapted(source, model, image_shape, position_resize, init_head, class_names)
 
 
 def _open_adapted(
@@ -99,10 +107,13 @@ def _open_adapted(
   model: build.Model,
   image_shape: tuple[int, int, int],
   position_resize: str,
+  init_head: InitHead,
+  class_names: Sequence[str],
 ) -> tuple[SourceWeights, dict[str, Tensor], LoadReport]:
   weights = open_weights(source, image_shape[:2], getattr(model, 'num_heads', 0) or None)
   _check_architecture(weights, model)
-  return weights, *adapt_weights(weights, model, image_shape, True, position_resize)
+  new_head = not keeps_head(weights, model, init_head, class_names)
+  return weights, *adapt_weights(weights, model, image_shape, new_head, position_resize)
 
 
 def _differences(

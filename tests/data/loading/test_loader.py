@@ -63,6 +63,15 @@ def read_test_batches(source, mesh, batch_size=8, transform=lambda image, rng: i
     return read_all(data_loader.batches('test'))
 
 
+def test_skipped_batches_are_those_of_the_plain_order_removed():
+  stream = dataclasses.replace(train_stream(make_source(20)), skipped=((7, 9), (2, 4), (3, 5)))
+  kept = [0, 1, 5, 6, 9, 10, 11]
+  expected = [train(total_steps=12)[i] for i in kept]
+  for mesh, workers, first in (((8,), 4, 0), ((2, 4), 1, 0), ((8,), 2, 3)):
+    with loader.DataLoader({'train': stream}, make_mesh(*mesh), threads=workers) as data_loader:
+      assert_same(read_all(data_loader.batches('train', first, len(kept))), expected[first:])
+
+
 def assert_same(actual, expected):
   assert len(actual) == len(expected)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)

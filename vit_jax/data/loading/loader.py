@@ -1,8 +1,9 @@
 """Reads examples in order, in batches, and places the batches on the devices.
 
 Promise: which example, with which augmentation, is in which row of which global batch is a pure
-function of (seed, step). The training data is one endless sequence of positions; the batch of step
-t holds the positions [t * batch_size, (t + 1) * batch_size). So there is no iterator state to save,
+function of (seed, step). The training data is one endless sequence of positions; batch b holds the
+positions [b * batch_size, (b + 1) * batch_size), and step t uses batch t, or a later one where
+batches are skipped (skipping.py). So there is no iterator state to save,
 and the numbers of processes, devices, workers and threads change nothing.
 """
 
@@ -25,6 +26,7 @@ from vit_jax.data.loading.order import Order, class_balanced_order, example_orde
 from vit_jax.data.loading.reader import ReadConfig, Reader, make_reader
 from vit_jax.data.loading.schedule import NUM_PREFETCHED, make_schedule
 from vit_jax.data.loading.shared_memory import Slot, anonymous_file, map_slots, slot_bytes
+from vit_jax.data.loading.skipping import Ranges, batch_numbers
 from vit_jax.data.loading.workers import TASK_LIMIT, SharedStream, Worker
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
@@ -52,6 +54,7 @@ class Stream:
   config: ReadConfig | None = None  # of `reader`; worker processes need it
   max_bad_fraction: float = 1.0  # a larger share of bad examples ends the run
   rows: tuple[int, ...] | None = None  # without an order: only these examples; None: all
+  skipped: Ranges = ()  # batches that are left out
 
   @property
   def size(self) -> int:
@@ -109,10 +112,11 @@ def open_streams(
   test_config = dataclasses.replace(
     train_config, source=config.test_source, split=config.test.split, augment=None
   )
+  train_stream = open_stream(
+    train_config, batch_size, train, config.max_bad_fraction, config.class_balanced
+  )
   return {
-    'train': open_stream(
-      train_config, batch_size, train, config.max_bad_fraction, config.class_balanced
-    ),
+    'train': dataclasses.replace(train_stream, skipped=config.skip_batches),
     'test': open_stream(test_config, test_batch_size, test, config.max_bad_fraction),
   }
 
@@ -256,7 +260,7 @@ class DataLoader:
     steps_at_once = max(_LOOKUP // max(len(rows), 1), 1)
     for first in range(0, len(steps), steps_at_once):
       block = np.array(steps[first : first + steps_at_once], np.int64)
-      positions = block[:, None] * stream.batch_size + rows
+      positions = batch_numbers(block, stream.skipped)[:, None] * stream.batch_size + rows
       indices = stream.example_indices(positions.ravel()).reshape(positions.shape)
       yield from zip(indices, positions, strict=True)
 
