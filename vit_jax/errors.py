@@ -81,6 +81,12 @@ class LostPeerError(RunError):
   exit_code = 76
 
 
+class MachineError(RunError):
+  """A fault of a machine or its storage: rerun to resume; the message names the host."""
+
+  exit_code = 77
+
+
 class StoppedError(Exception):
   """An evaluation is left unfinished, because the run must save and exit; never seen by users."""
 
