@@ -23,6 +23,7 @@ from vit_jax.errors import (
   memory_explained,
 )
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
+from vit_jax.retries import storage_error, with_retries
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
@@ -57,9 +58,9 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
   if jax.process_index() == 0:
     try:
       vit = dataclasses.replace(vit, params=jax.device_get(params))
-      vit.save(workdir / 'model', 'model', overwrite=True)
+      with_retries(vit.save, workdir / 'model', 'model', overwrite=True)
     except OSError as error:
-      raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
+      raise storage_error(f'{workdir}/model cannot be written', error) from None
 
 
 def _load_start(config: Config, program: Program) -> tuple[Any, LoadReport]:
@@ -99,6 +100,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
     UserError: for a config, data or workdir that cannot work.
     NonFiniteLossError: for a non-finite loss.
     DeviceMemoryError: when the devices run out of memory.
+    MachineError: when storage fails for longer than it is retried.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
   workdir = resolve_workdir(workdir)
@@ -192,7 +194,8 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         _fetch_finite(step, metrics)  # only sound states are saved
         with meter.paused():
-          checkpointer.save(step, state, None if result is None else result.score)
+          score, ends = None if result is None else result.score, is_last or stopping
+          checkpointer.save(step, state, score, is_last=ends, before_commit=writer.flush)
       if stopping:
         raise _preempted(step)
     assert result is not None  # of the last step
