@@ -9,15 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vit_jax.checkpoints import manifest
+from vit_jax.checkpoints.damage import rename_damaged
 from vit_jax.checkpoints.save_barrier import PeerSaveError, SaveBarrier
+from vit_jax.checkpoints.stored_params import ITEM, OLD_EMA_PARAMS, stored_tree
 from vit_jax.distributed.processes import broadcast_from_process_0, gather_from_all
 from vit_jax.errors import (
   MachineError,
@@ -29,8 +29,6 @@ from vit_jax.errors import (
 )
 from vit_jax.retries import is_lack_of_space_or_rights, is_temporary, storage_error, with_retries
 
-_ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
-_OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
 _MAX_SKIPPED = 3  # saves in a row
 
@@ -38,53 +36,6 @@ _MAX_SKIPPED = 3  # saves in a row
 def _score(metrics: dict[str, float]) -> float:
   """Of the best checkpoint; older versions call it accuracy."""
   return metrics.get('score', metrics.get('accuracy', -math.inf))
-
-
-def has_checkpoint(workdir: epath.Path) -> bool:
-  """Returns True if the workdir has a checkpoint to resume from."""
-  return bool(with_retries(_steps, workdir / 'checkpoints'))
-
-
-def _steps(folder: epath.Path) -> list[int]:
-  """The steps that have a complete checkpoint, newest first."""
-  return sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.exists() else []
-
-
-def _has_manifest(folder: epath.Path, step: int) -> bool:
-  return (folder / str(step) / manifest.MANIFEST).exists()
-
-
-def _rename_damaged(folder: epath.Path) -> list[str]:
-  """Renames damaged checkpoints to <step>.damaged, if one is intact; returns warnings."""
-  steps = _steps(folder)
-  if steps and not any(_has_manifest(folder, step) for step in steps):
-    return [f'the checkpoints have no {manifest.MANIFEST}, so they are used without verification']
-  problems: dict[int, str] = {}
-  intact: list[int] = []
-  for step in steps:
-    if problem := manifest.verify(folder / str(step), thorough=not intact):
-      problems[step] = problem
-    else:
-      intact.append(step)
-  if steps and not intact:
-    listed = '; '.join(f'{step}: {problem}' for step, problem in problems.items())
-    raise UserError(
-      f'No checkpoint in {folder} is intact ({listed}); choose another --workdir, or remove '
-      f'{folder} to start over.'
-    )
-  warnings = [
-    f'the save {child.name} was interrupted and is ignored'
-    for child in sorted(folder.glob('*.orbax-checkpoint-tmp*'))
-  ]
-  for step, problem in problems.items():
-    renamed = folder / f'{step}.damaged'
-    renamed.rmtree(missing_ok=True)
-    (folder / str(step)).rename(renamed)
-    warnings.append(
-      f'checkpoint {step} is damaged: {problem}; it was renamed to {renamed.name}, and the newest '
-      f'intact one is {intact[0]}'
-    )
-  return warnings
 
 
 def _write_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exception | None:
@@ -134,7 +85,7 @@ class Checkpointer:
 
   def __init__(self, workdir: epath.Path, keep: int):
     folder = workdir / 'checkpoints'
-    self.warnings = _rename_damaged(folder) if jax.process_index() == 0 else []
+    self.warnings = rename_damaged(folder) if jax.process_index() == 0 else []
     multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     self._saving: _Save | None = None
@@ -152,8 +103,11 @@ class Checkpointer:
         ),
       ),
     )
+    self._best = self._best_score()
+
+  def _best_score(self) -> float:
     metrics = [with_retries(self._manager.metrics, step) for step in self._manager.all_steps()]
-    self._best = max(map(_score, filter(None, metrics)), default=-math.inf)
+    return max(map(_score, filter(None, metrics)), default=-math.inf)
 
   def _before_commit(self) -> None:
     """Orbax calls it on process 0 when all files are written, before it renames the folder."""
@@ -268,6 +222,7 @@ class Checkpointer:
     self._num_skipped += 1
     if is_permanent or save.state is not None or self._num_skipped >= _MAX_SKIPPED:
       raise self._end_of_run(save, reason, is_permanent)
+    self._best = self._best_score()
     if jax.process_index() == 0:
       print(
         f'warning: the checkpoint of step {save.step} is skipped ({reason}); the next save tries '
@@ -284,7 +239,7 @@ class Checkpointer:
     if socket.gethostname() not in text:
       text += f' on {socket.gethostname()}'
     return MachineError(
-      f'{text}; step {save.step} is lost and the earlier ones are intact: rerun the same command to '
+      f'{text}; step {save.step} is lost, the earlier ones are intact: rerun the same command to '
       'resume.'
     )
 
@@ -318,79 +273,10 @@ class Checkpointer:
 
   def _restore(self, step: int, abstract_state: Any) -> Any:
     folder = self._manager.directory / str(step)
-    if hasattr(abstract_state, 'ema_params') and _OLD_EMA_PARAMS in _stored_tree(folder / _ITEM):
+    if hasattr(abstract_state, 'ema_params') and OLD_EMA_PARAMS in stored_tree(folder / ITEM):
       fields = dict(vars(abstract_state))
-      fields[_OLD_EMA_PARAMS] = fields.pop('ema_params')
+      fields[OLD_EMA_PARAMS] = fields.pop('ema_params')
       fields = dict(self._manager.restore(step, args=ocp.args.StandardRestore(fields)))
-      fields['ema_params'] = fields.pop(_OLD_EMA_PARAMS)
+      fields['ema_params'] = fields.pop(OLD_EMA_PARAMS)
       return dataclasses.replace(abstract_state, **fields)
     return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
-
-
-def _stored_tree(folder: epath.Path) -> dict[str, Any]:
-  """The tree of an Orbax checkpoint, with metadata (shape, dtype) for each array."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.metadata(folder).item_metadata.tree
-
-
-def find_checkpoint(folder: epath.Path) -> epath.Path | None:
-  """Finds the newest intact checkpoint in a workdir, its checkpoints/, or the folder of a step.
-
-  Returns:
-    The folder for `read_params`; None without a checkpoint.
-
-  Raises:
-    UserError: when there are checkpoints, but none is intact.
-  """
-  for step_folder in (folder, folder / _ITEM):
-    if (step_folder / '_METADATA').exists():
-      return step_folder
-  for candidate in (folder / 'checkpoints', folder):
-    steps = _steps(candidate)
-    with_manifest = [step for step in steps if _has_manifest(candidate, step)]
-    for step in with_manifest or steps:  # other programs write no manifests
-      if not with_manifest or not manifest.verify(candidate / str(step)):
-        return candidate / str(step) / _ITEM
-    if steps:
-      raise UserError(f'No checkpoint in {candidate} is intact; choose another folder.')
-  return None
-
-
-def _check_declared_size(arrays: list[Any], size: int) -> None:
-  """Raises `ValueError` for arrays, or chunks of them, that cannot be in `size` bytes of files."""
-  declared = 0
-  for array in arrays:
-    chunk = getattr(array.storage, 'chunk_shape', None) or ()
-    declared += max(math.prod(array.shape), math.prod(chunk)) * np.dtype(array.dtype).itemsize
-  if declared > 50 * size + 2**26:  # trained weights hardly compress
-    raise ValueError(f'it declares {declared:,} bytes of arrays in {size:,} bytes of files')
-
-
-def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
-  """Reads the parameters, or their moving average if it is kept: {'head/bias': array, …}.
-
-  Args:
-    folder: from `find_checkpoint`.
-
-  Raises:
-    UserError: when it cannot be read.
-  """
-  try:
-    size = manifest.folder_size(folder)
-    tree = _stored_tree(folder)
-    key = next((key for key in ('ema_params', _OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
-    wanted = {key: tree[key]} if key else tree
-    _check_declared_size(jax.tree.leaves(wanted), size)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      restored = checkpointer.restore(
-        folder,
-        args=ocp.args.PyTreeRestore(
-          item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted),
-          restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
-          partial_restore=True,
-        ),
-      )
-  except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen types
-    raise UserError(f'The checkpoint {folder} cannot be read ({first_line(error)}).') from None
-  params = restored[key] if key else restored
-  return traverse_util.flatten_dict(params, sep='/')  # pyright: ignore[reportReturnType]

@@ -30,6 +30,7 @@ class SaveBarrier:
       jax.errors.JaxRuntimeError: after the timeout.
     """
     client, process = distributed.global_state.client, jax.process_index()
+    assert client is not None  # in a run of several processes
     while True:
       folder, self._count = f'{_FOLDER}/{self._count}', self._count + 1
       client.key_value_set(f'{folder}/{process}', key)

@@ -9,21 +9,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vit_jax import signals
-from vit_jax.checkpoints.manager import Checkpointer, has_checkpoint
+from vit_jax.checkpoints.damage import has_checkpoint
+from vit_jax.checkpoints.manager import Checkpointer
 from vit_jax.classifier import Classifier
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import broadcast_from_process_0, should_stop
-from vit_jax.errors import (
-  NonFiniteLossError,
-  PreemptedError,
-  StoppedError,
-  UserError,
-  memory_explained,
-)
+from vit_jax.errors import NonFiniteLossError, PreemptedError, StoppedError, memory_explained
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
-from vit_jax.retries import storage_error, with_retries
+from vit_jax.retries import storage_error
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.preflight import inspect_data, open_sources
@@ -56,9 +51,9 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)
   if jax.process_index() == 0:
+    vit = dataclasses.replace(vit, params=jax.device_get(params))
     try:
-      vit = dataclasses.replace(vit, params=jax.device_get(params))
-      with_retries(vit.save, workdir / 'model', 'model', overwrite=True)
+      vit.save(workdir / 'model', 'model', overwrite=True)
     except OSError as error:
       raise storage_error(f'{workdir}/model cannot be written', error) from None
 

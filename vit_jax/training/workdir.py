@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax.checkpoints.manager import has_checkpoint
+from vit_jax.checkpoints.damage import has_checkpoint
 from vit_jax.config import Config, check_same_run, write_config
 from vit_jax.distributed.processes import broadcast_from_process_0
 from vit_jax.errors import UserError, first_line
