@@ -16,7 +16,8 @@ from tests.helpers import free_port
 BUCKET = 'bucket'
 _EMULATOR = f"""
 import sys, threading
-from gcp_storage_emulator.server import create_server
+from gcp_storage_emulator.server import RequestHandler, create_server
+RequestHandler.wbufsize, RequestHandler.disable_nagle_algorithm = 2**16, True
 create_server('127.0.0.1', int(sys.argv[1]), in_memory=True, default_bucket='{BUCKET}').start()
 threading.Event().wait()
 """
@@ -60,6 +61,7 @@ def _handler(emulator: int, faults: Faults) -> type[http.server.BaseHTTPRequestH
 
   class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
+    wbufsize, disable_nagle_algorithm = 2**16, True
 
     def answer(self) -> None:
       body = self.body()
