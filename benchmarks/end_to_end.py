@@ -85,7 +85,7 @@ def real_run(flags: list[str], log_every: int, batch_size: int) -> tuple[float, 
     lines = pathlib.Path(folder, 'run', 'metrics.jsonl').read_text().splitlines()
   logged = [x for x in map(json.loads, lines) if 'train/images_per_second' in x][1:]
   seconds = [log_every * batch_size / x['train/images_per_second'] for x in logged]
-  waits = [x['train/data_wait/process_0'] for x in logged]
+  waits = [x['train/data_wait/max'] for x in logged]
   rate = len(logged) * log_every * batch_size / sum(seconds)
   return rate, float(np.average(waits, weights=seconds))
 

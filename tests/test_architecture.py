@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'vit_jax'
 # From the ground up: a module imports from its own layer and from those before it.
 LAYERS = (
   ('errors', 'text'),
-  ('compiler', 'compilation_cache', 'files', 'signals', 'hardware'),
+  ('compiler', 'compilation_cache', 'files', 'retries', 'run_metrics', 'signals', 'hardware'),
   ('config',),
   ('models', 'distributed'),
   ('data', 'weights', 'checkpoints'),

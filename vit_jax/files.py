@@ -1,6 +1,6 @@
 """Bounded reads, atomic writes, the cache folder, local and remote paths, JSON objects.
 
-Text is UTF-8, whatever the locale.
+Text is UTF-8, whatever the locale; reading and writing it is tried again after temporary errors.
 """
 
 import errno
@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from vit_jax.errors import UserError
+from vit_jax.retries import with_retries
 
 MAX_TEXT = 100_000_000  # bytes of a text file
 MAX_IMAGE = 2**30  # bytes of an image file: more than an uncompressed one of the most pixels
@@ -105,7 +106,7 @@ def read_text(path: epath.PathLike) -> str:
 
   A byte order mark, as some editors write it, is dropped.
   """
-  text = read_bytes(path, MAX_TEXT).decode('utf-8-sig')
+  text = with_retries(read_bytes, path, MAX_TEXT).decode('utf-8-sig')
   return text.replace('\r\n', '\n').replace('\r', '\n')
 
 
@@ -172,8 +173,12 @@ def _sync_to_disk(path: epath.Path) -> None:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-  """Writes a text file atomically."""
-  write_atomically(path, lambda scratch: scratch.write_bytes(text.encode()))
+  """Writes a text file atomically; an object in a bucket appears whole by itself."""
+  content = text.encode()
+  if is_remote(path):
+    with_retries(epath.Path(path).write_bytes, content)
+  else:
+    with_retries(write_atomically, path, lambda scratch: scratch.write_bytes(content))
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:

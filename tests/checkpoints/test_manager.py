@@ -16,11 +16,14 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from vit_jax import retries
 from vit_jax.checkpoints import manifest
-from vit_jax.checkpoints.manager import Checkpointer, find_checkpoint, has_checkpoint, read_params
+from vit_jax.checkpoints.damage import has_checkpoint
+from vit_jax.checkpoints.manager import Checkpointer
+from vit_jax.checkpoints.stored_params import find_checkpoint, read_params
 from vit_jax.config import MeshConfig, OptimizerConfig
 from vit_jax.distributed import sharding
-from vit_jax.errors import UserError
+from vit_jax.errors import MachineError, UserError
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.step import init_state
@@ -177,7 +180,8 @@ def test_an_unreadable_checkpoint_does_not_count_as_damaged(workdir, monkeypatch
     raise OSError(errno.EIO, 'Input/output error')
 
   monkeypatch.setattr(manifest, '_size', fail)
-  with pytest.raises(UserError, match='cannot be read: Input/output error'):
+  monkeypatch.setattr(retries, '_TOTAL_SECONDS', 0)
+  with pytest.raises(MachineError, match=r'cannot be read \(Input/output error\) on .*; rerun'):
     Checkpointer(workdir, keep=3)
   assert not list(workdir.glob('checkpoints/*.damaged'))
 

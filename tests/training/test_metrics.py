@@ -17,7 +17,7 @@ def test_ctrl_c_waits_until_a_line_is_written(tmp_path, monkeypatch):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0)  # where it would strike
 
-  monkeypatch.setattr(writer._board, 'add_scalar', interrupt)
+  monkeypatch.setattr(writer._events, 'append', interrupt)
   with pytest.raises(KeyboardInterrupt):
     writer.write(1, {'a': 1.0, 'b': 2.0})
   with writer:

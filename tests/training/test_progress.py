@@ -58,8 +58,9 @@ def metrics(wait: float, images_per_second: float = 16.0) -> dict[str, float]:
     'train/loss': 1.0,
     'train/images_per_second': images_per_second,
     'train/goodput': 0.93,
-    'train/data_wait/process_0': wait / 2,
-    'train/data_wait/process_1': wait,
+    'train/data_wait/mean': wait / 2,
+    'train/data_wait/max': wait,
+    'train/data_wait/slowest_process': 1,
   }
 
 

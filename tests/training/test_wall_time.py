@@ -6,14 +6,13 @@ from vit_jax.training.wall_time import Record, account
 
 
 def test_the_time_of_a_run_that_was_killed_once():
-  waits = ({'process 0 on a': 0.25, 'process 1 on b': 0.5}, {'process 0 on a': 0.25})
   records = [
     Record(0, 1010, 0, {'start': 10}),
-    Record(0, 1030, 10, {'compile': 8, 'data_wait': 2, 'step': 10}, waits[0]),
-    Record(0, 1054, 20, {'evaluation': 4, 'step': 20}, waits[0]),
+    Record(0, 1030, 10, {'compile': 8, 'data_wait': 2, 'step': 10}, 0.5, 'process 1 on b'),
+    Record(0, 1054, 20, {'evaluation': 4, 'step': 20}, 0.5, 'process 1 on b'),
     # Killed after step 20; step 15 is restored.
     Record(1, 1070, 15, {'start': 6}),
-    Record(1, 1080, 20, {'initialization': 4, 'data_wait': 1, 'step': 5}, waits[1]),
+    Record(1, 1080, 20, {'initialization': 4, 'data_wait': 1, 'step': 5}, 0.25, 'process 0 on a'),
     Record(1, 1081, 20, {'save': 1}, is_finished=True),
   ]
   result = account(records)
@@ -34,7 +33,10 @@ def test_the_time_of_a_run_that_was_killed_once():
   # 1.2 s each of ten steps, 2 s each of ten, 1.2 s each of five
   assert result.step_seconds == {'p50': 1.2, 'p99': 2, 'slowest': 2}
   assert result.slowest_host == 'process 1 on b'
-  assert result.data_waits['process 1 on b'] == pytest.approx(0.5)
+  assert result.data_waits == {  # 32 and 6 s of 38
+    'process 1 on b': pytest.approx(0.5 * 32 / 38),
+    'process 0 on a': pytest.approx(0.25 * 6 / 38),
+  }
   assert 'imports and opening the data (19.8%)' in result.advice
 
 

@@ -1,23 +1,36 @@
 """Checkpoints of a run: written asynchronously by Orbax; the last few and the best are kept."""
 
+import contextlib
 import dataclasses
 import math
+import socket
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vit_jax.checkpoints import manifest
-from vit_jax.errors import PreemptedError, UserError, first_line, is_out_of_memory
+from vit_jax.checkpoints.damage import rename_damaged
+from vit_jax.checkpoints.save_barrier import PeerSaveError, SaveBarrier
+from vit_jax.checkpoints.stored_params import ITEM, OLD_EMA_PARAMS, stored_tree
+from vit_jax.distributed.processes import broadcast_from_process_0, gather_from_all
+from vit_jax.errors import (
+  MachineError,
+  PreemptedError,
+  RunError,
+  UserError,
+  first_line,
+  is_out_of_memory,
+)
+from vit_jax.retries import is_lack_of_space_or_rights, is_temporary, storage_error, with_retries
 
-ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
-OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # TensorStore's for a full disk is ValueError
+_MAX_SKIPPED = 3  # saves in a row
 
 
 def _score(metrics: dict[str, float]) -> float:
@@ -25,92 +38,82 @@ def _score(metrics: dict[str, float]) -> float:
   return metrics.get('score', metrics.get('accuracy', -math.inf))
 
 
-def has_checkpoint(workdir: epath.Path) -> bool:
-  """Returns True if the workdir has a checkpoint to resume from."""
-  return bool(checkpoint_steps(workdir))
+def _write_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exception | None:
+  """Calls a function that writes; returns its error, if it is one of storage."""
+  try:
+    function(*args, **kwargs)
+  except Exception as error:
+    if is_out_of_memory(error) or not (isinstance(error, _WRITE_ERRORS) or is_temporary(error)):
+      raise
+    return error
+  return None
 
 
-def checkpoint_steps(workdir: epath.Path) -> list[int]:
-  """The steps of a run that have a complete checkpoint, newest first; some may be damaged."""
-  return _steps(workdir / 'checkpoints')
+@dataclasses.dataclass(frozen=True)
+class _Save:
+  """A save in progress.
 
+  Attributes:
+    step: of the state.
+    metrics: of the checkpoint, for Orbax.
+    before_commit: called on process 0 before the checkpoint is complete.
+    state: of the last save of a run, to save it again; None of any other, whose arrays the next
+      step overwrites.
+  """
 
-def _steps(folder: epath.Path) -> list[int]:
-  """The steps that have a complete checkpoint, newest first."""
-  return sorted(ocp.utils.checkpoint_steps(folder), reverse=True) if folder.exists() else []
-
-
-def _has_manifest(folder: epath.Path, step: int) -> bool:
-  return (folder / str(step) / manifest.MANIFEST).exists()
-
-
-def _rename_damaged(folder: epath.Path) -> list[str]:
-  """Renames damaged checkpoints to <step>.damaged, if one is intact; returns warnings."""
-  steps = _steps(folder)
-  if steps and not any(_has_manifest(folder, step) for step in steps):
-    return [f'the checkpoints have no {manifest.MANIFEST}, so they are used without verification']
-  problems: dict[int, str] = {}
-  intact: list[int] = []
-  for step in steps:
-    if problem := manifest.verify(folder / str(step), thorough=not intact):
-      problems[step] = problem
-    else:
-      intact.append(step)
-  if steps and not intact:
-    listed = '; '.join(f'{step}: {problem}' for step, problem in problems.items())
-    raise UserError(
-      f'No checkpoint in {folder} is intact ({listed}); choose another --workdir, or remove '
-      f'{folder} to start over.'
-    )
-  warnings = [
-    f'the save {child.name} was interrupted and is ignored'
-    for child in sorted(folder.glob('*.orbax-checkpoint-tmp*'))
-  ]
-  for step, problem in problems.items():
-    renamed = folder / f'{step}.damaged'
-    renamed.rmtree(missing_ok=True)
-    (folder / str(step)).rename(renamed)
-    warnings.append(
-      f'checkpoint {step} is damaged: {problem}; it was renamed to {renamed.name}, and the newest '
-      f'intact one is {intact[0]}'
-    )
-  return warnings
+  step: int
+  metrics: dict[str, float] | None
+  before_commit: Callable[[], None]
+  state: Any = None
 
 
 class Checkpointer:
   """Saves and restores the state of a run in `workdir/checkpoints`, one atomic folder per step.
 
-  It renames damaged checkpoints, and keeps the last `keep` and the one with the best score. As a
-  context manager it waits for the save in progress.
+  It renames damaged checkpoints, and keeps the last `keep` and the one with the best score. A save
+  that fails is skipped with a warning, unless space or rights are missing; after three in a row,
+  or when the last save of a run fails twice, the run ends. All processes decide alike. As a context
+  manager it waits for the save in progress.
 
   Attributes:
     warnings: about damaged checkpoints and interrupted saves, one line each, on process 0.
 
   Raises:
     UserError: when there are checkpoints, but none is intact.
+    MachineError: when they cannot be read for now.
   """
 
   def __init__(self, workdir: epath.Path, keep: int):
     folder = workdir / 'checkpoints'
-    self.warnings = _rename_damaged(folder) if jax.process_index() == 0 else []
+    self.warnings = rename_damaged(folder) if jax.process_index() == 0 else []
     multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-    self._saving_step: int | None = None
-    self._manager = ocp.CheckpointManager(
+    self._saving: _Save | None = None
+    self._num_skipped = 0  # saves in a row
+    self._manager = with_retries(
+      ocp.CheckpointManager,
       folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy(policies=[LatestN(n=keep), best]),
         best_fn=_score,  # without it metrics are not saved
         cleanup_tmp_directories=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._before_commit,
+          barrier_sync_fn=SaveBarrier() if jax.process_count() > 1 else None,
+        ),
       ),
     )
-    metrics = [self._manager.metrics(step) for step in self._manager.all_steps()]
-    self._best = max(map(_score, filter(None, metrics)), default=-math.inf)
+    self._best = self._best_score()
 
-  def _write_manifest(self) -> None:
+  def _best_score(self) -> float:
+    metrics = [with_retries(self._manager.metrics, step) for step in self._manager.all_steps()]
+    return max(map(_score, filter(None, metrics)), default=-math.inf)
+
+  def _before_commit(self) -> None:
     """Orbax calls it on process 0 when all files are written, before it renames the folder."""
-    folder, step = self._manager.directory, self._saving_step
+    assert self._saving is not None
+    self._saving.before_commit()
+    folder, step = self._manager.directory, self._saving.step
     temporary = next(folder.glob(f'{step}.orbax-checkpoint-tmp*'), None)
     manifest.write_manifest(temporary or folder / str(step))
 
@@ -119,19 +122,13 @@ class Checkpointer:
 
   def __exit__(self, kind: type[BaseException] | None, *unused) -> None:
     try:
-      self._manager.wait_until_finished()
-    except _WRITE_ERRORS as error:
-      if kind in (None, PreemptedError):  # another error is the one to report
-        raise self._write_error(error) from None
+      if kind in (None, PreemptedError):
+        self._finish()
+      else:  # the error to report; the other processes are elsewhere
+        with contextlib.suppress(*_WRITE_ERRORS):
+          self._manager.wait_until_finished()
     finally:
       self._manager.close()
-
-  def _write_error(self, error: Exception) -> UserError:
-    reason = 'no space left' if 'No space left' in str(error) else first_line(error)
-    return UserError(
-      f'A checkpoint in {self._manager.directory} cannot be written ({reason}); '
-      'the earlier ones are intact.'
-    )
 
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint; None without one."""
@@ -141,22 +138,118 @@ class Checkpointer:
     """Returns True if no checkpoint has reached this score, such as the test accuracy."""
     return score > self._best
 
-  def save(self, step: int, state: Any, score: float | None) -> None:
+  def save(
+    self,
+    step: int,
+    state: Any,
+    score: float | None,
+    *,
+    is_last: bool = False,
+    before_commit: Callable[[], None] = lambda: None,
+  ) -> None:
     """Starts to save; returns once the arrays are copied, and writes them in the background.
 
+    Args:
+      step: of the state.
+      state: a tree of arrays.
+      score: of the state on the test data, if it was evaluated.
+      is_last: whether the run ends with this save; then it is never skipped, and the arrays must
+        not be overwritten.
+      before_commit: called on process 0 in the background before the checkpoint is complete.
+
     Raises:
-      UserError: when this or an earlier checkpoint cannot be written.
+      UserError: when this or an earlier checkpoint cannot be written for lack of space or rights.
+      MachineError: when too many saves have failed.
     """
+    self._finish()
     metrics = None if score is None else {'score': score}
     self._best = max(self._best, -math.inf if score is None else score)
-    try:
-      self._manager.wait_until_finished()
-      self._saving_step = step
-      self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
-    except _WRITE_ERRORS as error:
-      if is_out_of_memory(error):
-        raise
-      raise self._write_error(error) from None
+    save = _Save(step, metrics, before_commit, state if is_last else None)
+    error = self._start(save, state)
+    if error is not None and not is_lack_of_space_or_rights(error):
+      self._remove_remains(step)
+      error = self._start(save, state)
+    if error is not None:
+      self._fail(save, first_line(error), is_lack_of_space_or_rights(error))
+
+  def _start(self, save: _Save, state: Any) -> Exception | None:
+    """Starts a save; returns the error of this process, if it is the only one of the run."""
+    self._saving = save
+    error = _write_error(
+      self._manager.save, save.step, args=ocp.args.StandardSave(state), metrics=save.metrics
+    )
+    if error is None:
+      return None
+    self._saving = None
+    if jax.process_count() > 1:  # the others wait for this one, and must end with it
+      raise self._end_of_run(save, first_line(error), is_lack_of_space_or_rights(error))
+    return error
+
+  def _finish(self) -> None:
+    """Waits for the save in progress; repeats it if it is the last of the run, and failed."""
+    save = self._saving
+    if save is None or not (failure := self._wait(save)):
+      return
+    reason, is_permanent = failure
+    if save.state is not None and not is_permanent:
+      error = self._start(save, save.state)
+      failure = self._wait(save) if error is None else (first_line(error), False)
+    if failure:
+      self._fail(save, *failure)
+
+  def _wait(self, save: _Save) -> tuple[str, bool] | None:
+    """The reason why the save in progress failed on any process, and whether that is permanent."""
+    error = _write_error(self._manager.wait_until_finished)
+    failure = None
+    if error is not None:
+      is_permanent = is_lack_of_space_or_rights(error)
+      reason = f'{first_line(error).rstrip(".")} on {socket.gethostname()}'
+      failure = [isinstance(error, PeerSaveError), not is_permanent, reason]
+    failures = sorted(filter(None, gather_from_all(failure)))
+    self._saving = None
+    if not failures:
+      self._num_skipped = 0
+      return None
+    with_retries(self._manager.reload)
+    if broadcast_from_process_0(save.step in self._manager.all_steps()):
+      return None  # it is complete; only older ones could not be removed
+    self._remove_remains(save.step)
+    _, is_temporary_failure, reason = failures[0]  # a cause rather than a consequence
+    return reason, not is_temporary_failure
+
+  def _fail(self, save: _Save, reason: str, is_permanent: bool) -> None:
+    """Warns that a save is skipped, or raises the error that ends the run, on all processes."""
+    self._num_skipped += 1
+    if is_permanent or save.state is not None or self._num_skipped >= _MAX_SKIPPED:
+      raise self._end_of_run(save, reason, is_permanent)
+    self._best = self._best_score()
+    if jax.process_index() == 0:
+      print(
+        f'warning: the checkpoint of step {save.step} is skipped ({reason}); the next save tries '
+        'again',
+        file=sys.stderr,
+        flush=True,
+      )
+
+  def _end_of_run(self, save: _Save, reason: str, is_permanent: bool) -> RunError:
+    reason = 'no space left' if 'No space left' in reason else reason
+    text = f'A checkpoint in {self._manager.directory} cannot be written ({reason})'
+    if is_permanent:
+      return UserError(f'{text}; the earlier ones are intact.')
+    if socket.gethostname() not in text:
+      text += f' on {socket.gethostname()}'
+    return MachineError(
+      f'{text}; step {save.step} is lost, the earlier ones are intact: rerun the same command to '
+      'resume.'
+    )
+
+  def _remove_remains(self, step: int) -> None:
+    """Removes what a failed save left, if it can, lest it takes space until the next start."""
+    if jax.process_index() == 0:
+      folder = self._manager.directory
+      with contextlib.suppress(Exception):
+        for child in (*folder.glob(f'{step}.orbax-checkpoint-tmp*'), folder / str(step)):
+          child.rmtree(missing_ok=True)
 
   def restore(self, step: int, abstract_state: Any) -> Any:
     """Reads the state of `step`, which an older version may have written.
@@ -167,89 +260,23 @@ class Checkpointer:
 
     Raises:
       UserError: when it cannot be read, for instance because it is of another model.
+      MachineError: when it cannot be read for now.
     """
     folder = self._manager.directory / str(step)
     try:
-      if hasattr(abstract_state, 'ema_params') and OLD_EMA_PARAMS in stored_tree(folder / ITEM):
-        fields = dict(vars(abstract_state))
-        fields[OLD_EMA_PARAMS] = fields.pop('ema_params')
-        fields = dict(self._manager.restore(step, args=ocp.args.StandardRestore(fields)))
-        fields['ema_params'] = fields.pop(OLD_EMA_PARAMS)
-        return dataclasses.replace(abstract_state, **fields)
-      return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+      return with_retries(self._restore, step, abstract_state)
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen types
       if is_out_of_memory(error):
         raise
-      raise UserError(
-        f'The checkpoint {folder} cannot be read although its files are intact '
-        f'({first_line(error)}).'
-      ) from None
+      message = f'The checkpoint {folder} cannot be read although its files are intact'
+      raise storage_error(message, error) from None
 
-
-def stored_tree(folder: epath.Path) -> dict[str, Any]:
-  """The tree of an Orbax checkpoint, with metadata (shape, dtype) for each array."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.metadata(folder).item_metadata.tree
-
-
-def find_checkpoint(folder: epath.Path) -> epath.Path | None:
-  """Finds the newest intact checkpoint in a workdir, its checkpoints/, or the folder of a step.
-
-  Returns:
-    The folder for `read_params`; None without a checkpoint.
-
-  Raises:
-    UserError: when there are checkpoints, but none is intact.
-  """
-  for step_folder in (folder, folder / ITEM):
-    if (step_folder / '_METADATA').exists():
-      return step_folder
-  for candidate in (folder / 'checkpoints', folder):
-    steps = _steps(candidate)
-    with_manifest = [step for step in steps if _has_manifest(candidate, step)]
-    for step in with_manifest or steps:  # other programs write no manifests
-      if not with_manifest or not manifest.verify(candidate / str(step)):
-        return candidate / str(step) / ITEM
-    if steps:
-      raise UserError(f'No checkpoint in {candidate} is intact; choose another folder.')
-  return None
-
-
-def _check_declared_size(arrays: list[Any], size: int) -> None:
-  """Raises `ValueError` for arrays, or chunks of them, that cannot be in `size` bytes of files."""
-  declared = 0
-  for array in arrays:
-    chunk = getattr(array.storage, 'chunk_shape', None) or ()
-    declared += max(math.prod(array.shape), math.prod(chunk)) * np.dtype(array.dtype).itemsize
-  if declared > 50 * size + 2**26:  # trained weights hardly compress
-    raise ValueError(f'it declares {declared:,} bytes of arrays in {size:,} bytes of files')
-
-
-def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
-  """Reads the parameters, or their moving average if it is kept: {'head/bias': array, …}.
-
-  Args:
-    folder: from `find_checkpoint`.
-
-  Raises:
-    UserError: when it cannot be read.
-  """
-  try:
-    size = manifest.folder_size(folder)
-    tree = stored_tree(folder)
-    key = next((key for key in ('ema_params', OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
-    wanted = {key: tree[key]} if key else tree
-    _check_declared_size(jax.tree.leaves(wanted), size)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      restored = checkpointer.restore(
-        folder,
-        args=ocp.args.PyTreeRestore(
-          item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted),
-          restore_args=jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
-          partial_restore=True,
-        ),
-      )
-  except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise a dozen types
-    raise UserError(f'The checkpoint {folder} cannot be read ({first_line(error)}).') from None
-  params = restored[key] if key else restored
-  return traverse_util.flatten_dict(params, sep='/')  # pyright: ignore[reportReturnType]
+  def _restore(self, step: int, abstract_state: Any) -> Any:
+    folder = self._manager.directory / str(step)
+    if hasattr(abstract_state, 'ema_params') and OLD_EMA_PARAMS in stored_tree(folder / ITEM):
+      fields = dict(vars(abstract_state))
+      fields[OLD_EMA_PARAMS] = fields.pop('ema_params')
+      fields = dict(self._manager.restore(step, args=ocp.args.StandardRestore(fields)))
+      fields['ema_params'] = fields.pop(OLD_EMA_PARAMS)
+      return dataclasses.replace(abstract_state, **fields)
+    return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))

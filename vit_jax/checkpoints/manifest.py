@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from vit_jax.errors import UserError
 from vit_jax.files import is_remote, is_special, read_json_object, write_text
+from vit_jax.retries import storage_error, with_retries
 
 MANIFEST = 'manifest.json'
 _CHUNK_BYTES = 2**22
@@ -48,9 +48,9 @@ def _read_entry(path: epath.Path) -> dict[str, int]:
 
 def write_manifest(folder: epath.Path) -> None:
   """Writes the manifest of a complete checkpoint, atomically; raises `OSError`."""
-  names = sorted(_files(folder))
+  names = with_retries(lambda: sorted(_files(folder)))
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    entries = pool.map(_read_entry, (folder / name for name in names))
+    entries = pool.map(lambda name: with_retries(_read_entry, folder / name), names)
     manifest = dict(zip(names, entries, strict=True))
   write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + '\n')
 
@@ -63,22 +63,23 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
     thorough: compare the checksums of all files; otherwise only the sizes of large ones.
 
   Raises:
-    UserError: when a file exists but cannot be read.
+    MachineError, UserError: when a file exists but cannot be read.
   """
 
   def check(name: str, expected: dict[str, int]) -> str | None:
     try:
       if is_special(folder / name):
         return f'{name} is a pipe or a device'
-      size = _size(folder / name)
+      size = with_retries(_size, folder / name)
       if size != expected['size']:
         return f'{name} has {size:,} bytes instead of {expected["size"]:,}'
-      if (thorough or size <= _CHUNK_BYTES) and _read_entry(folder / name) != expected:
+      is_read = thorough or size <= _CHUNK_BYTES
+      if is_read and with_retries(_read_entry, folder / name) != expected:
         return f'{name} has another checksum than when it was written'
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       return f'{name} is missing'
     except OSError as error:  # perhaps temporary, so the checkpoint does not count as damaged
-      raise UserError(f'{folder / name} cannot be read: {error.strerror or error}.') from None
+      raise storage_error(f'{folder / name} cannot be read', error) from None
     return None
 
   try:
@@ -89,7 +90,7 @@ def verify(folder: epath.Path, thorough: bool = True) -> str | None:
   except FileNotFoundError:
     return f'it has no {MANIFEST}'
   except OSError as error:
-    raise UserError(f'{folder / MANIFEST} cannot be read: {error.strerror or error}.') from None
+    raise storage_error(f'{folder / MANIFEST} cannot be read', error) from None
   except (ValueError, LookupError, TypeError):
     return f'its {MANIFEST} is not a manifest'
   with concurrent.futures.ThreadPoolExecutor() as pool:

@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from vit_jax.checkpoints import manifest
-from vit_jax.checkpoints.manager import ITEM, OLD_EMA_PARAMS, checkpoint_steps, stored_tree
+from vit_jax.checkpoints.damage import checkpoint_steps
+from vit_jax.checkpoints.stored_params import ITEM, OLD_EMA_PARAMS, stored_tree
 from vit_jax.errors import UserError, first_line, is_out_of_memory
 
 _OUTLIERS = 'sum_of_norms'  # names the entry of `skip_outliers` in the optimizer's state

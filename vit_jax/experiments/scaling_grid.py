@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.checkpoints.manager import has_checkpoint
+from vit_jax.checkpoints.damage import has_checkpoint
 from vit_jax.config import Config, flatten, load_config
 from vit_jax.config.runs import check_same_run
 from vit_jax.errors import UserError

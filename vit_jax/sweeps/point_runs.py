@@ -16,8 +16,9 @@ from etils import epath
 
 from vit_jax import signals
 from vit_jax.errors import NonFiniteLossError, PreemptedError, UserError
-from vit_jax.files import parse_json, read_json_object, read_text, write_text
+from vit_jax.files import read_json_object, write_text
 from vit_jax.prepare.file_lock import try_lock
+from vit_jax.run_metrics import read_metrics
 from vit_jax.text import printable, shortened
 
 Status = Literal['finished', 'diverged', 'failed', 'unfinished']
@@ -68,8 +69,7 @@ def _last_metrics(run: Run) -> dict[str, Any] | None:
     return None
   try:
     total_steps = read_json_object(folder / 'config.json')['total_steps']
-    lines = [parse_json(line) for line in read_text(folder / 'metrics.jsonl').splitlines()]
-    last = next(line for line in reversed(lines) if 'test/accuracy' in line)
+    last = next(line for line in reversed(read_metrics(folder)) if 'test/accuracy' in line)
     return last if last['step'] == total_steps else None
   except (OSError, ValueError, KeyError, TypeError, StopIteration):
     return None

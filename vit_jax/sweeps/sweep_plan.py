@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.checkpoints.manager import has_checkpoint
+from vit_jax.checkpoints.damage import has_checkpoint
 from vit_jax.config import call_config_function, flatten, replace_fields
 from vit_jax.config.fields import walk_fields
 from vit_jax.errors import UserError

@@ -10,7 +10,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vit_jax import signals
-from vit_jax.checkpoints.manager import Checkpointer, has_checkpoint
+from vit_jax.checkpoints.damage import has_checkpoint
+from vit_jax.checkpoints.manager import Checkpointer
 from vit_jax.classifier import Classifier
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
@@ -21,8 +22,9 @@ from vit_jax.distributed.processes import (
   report_progress,
   should_stop,
 )
-from vit_jax.errors import PreemptedError, StoppedError, UserError, faults_named, memory_explained
+from vit_jax.errors import PreemptedError, StoppedError, faults_named, memory_explained
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
+from vit_jax.retries import storage_error
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.phases import PhaseTimer
@@ -48,11 +50,11 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)
   if jax.process_index() == 0:
+    vit = dataclasses.replace(vit, params=jax.device_get(params))
     try:
-      vit = dataclasses.replace(vit, params=jax.device_get(params))
       vit.save(workdir / 'model', 'model', overwrite=True)
     except OSError as error:
-      raise UserError(f'{workdir}/model cannot be written: {error.strerror or error}.') from None
+      raise storage_error(f'{workdir}/model cannot be written', error) from None
 
 
 def _load_start(
@@ -102,6 +104,7 @@ def train_and_evaluate(
     DivergedError: for a non-finite loss, or too many skipped updates.
     MachineError: for a fault of a machine after the first steps.
     DeviceMemoryError: when the devices run out of memory.
+    MachineError: when storage fails for longer than it is retried.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
   timer = PhaseTimer(start)
@@ -218,7 +221,8 @@ def train_and_evaluate(
       if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
         fetch(step, metrics)  # only sound states are saved
         with timer.phase('save'):
-          checkpointer.save(step, state, None if result is None else result.score)
+          score, ends = None if result is None else result.score, is_last or stopping
+          checkpointer.save(step, state, score, is_last=ends, before_commit=writer.flush)
         report_progress()
       if stopping:
         raise _preempted(step)

@@ -1,95 +1,122 @@
-"""The metrics of a run as files: metrics.jsonl and TensorBoard events."""
+"""The metrics of a run: lines of JSON, and events for TensorBoard."""
 
-import contextlib
 import json
 import math
+import os
 import signal
-from collections.abc import Mapping
-from typing import Any
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
 
-import tensorboardX
 from etils import epath
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
 from vit_jax import signals
-from vit_jax.files import is_remote, write_text
-
-
-def parse_lines(text: str) -> list[dict[str, Any]]:
-  """The JSON objects of a text, one a line, without what a kill has cut short."""
-  lines = []
-  for line in text.splitlines():
-    with contextlib.suppress(ValueError):
-      lines.append(json.loads(line))
-  return [line for line in lines if isinstance(line, dict)]
-
-
-def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-  """The lines of `metrics.jsonl`; [] without the file."""
-  path = workdir / 'metrics.jsonl'
-  return parse_lines(path.read_text()) if path.exists() else []
-
-
-def _truncate(path: epath.Path, step: int) -> None:
-  """Drops the lines past `step`, which will be written again, and a last one cut short."""
-  lines = []
-  for line in path.read_text().splitlines():
-    try:
-      if json.loads(line)['step'] <= step:
-        lines.append(line + '\n')
-    except (ValueError, KeyError, TypeError):
-      continue
-  write_text(path, ''.join(lines))
+from vit_jax.files import is_remote, read_text
+from vit_jax.retries import storage_error
+from vit_jax.run_metrics import (
+  METRICS_FILE,
+  PARTS_FOLDER,
+  metrics_files,
+  part_name,
+  read_metrics,
+  truncate_metrics,
+)
+from vit_jax.training.metrics_output import LocalFile, Output, Parts, Uploader, WriteFailures
 
 
 class MetricsWriter:
-  """Appends to `workdir/metrics.jsonl` and TensorBoard; only one process of a run is enabled."""
+  """Appends to the metrics of `workdir`; only one process of a run is enabled.
+
+  A local workdir gets `metrics.jsonl` and a file of TensorBoard events; a bucket gets parts of
+  bounded size, `metrics/<first step>.jsonl` and event files, uploaded by a thread.
+
+  Raises:
+    MachineError, UserError: when the metrics of the run that is resumed cannot be read.
+  """
 
   def __init__(self, workdir: epath.Path, first_step: int, enabled: bool):
-    self._file = self._board = self._remote = self._path = None
+    self._workdir, self._enabled = workdir, enabled
+    self._sinks: Sequence[LocalFile | Uploader] = ()  # what is flushed
     if not enabled:
       return
-    self._path = path = workdir / 'metrics.jsonl'
-    if path.exists():
-      _truncate(path, first_step)
-    if is_remote(workdir):  # files cannot grow there, and TensorBoard events are not written
-      self._remote, self._lines = path, path.read_text() if path.exists() else ''
-      return
-    self._file = path.open('a')
-    self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step + 1)
+    self._failures = WriteFailures()
+    try:
+      truncate_metrics(workdir, first_step)
+      open_outputs = self._open_parts if is_remote(workdir) else self._open_files
+      self._lines, self._events = open_outputs()
+    except (OSError, ValueError) as error:
+      raise storage_error(f'The metrics of {workdir} cannot be resumed', error) from None
+    if first_step:  # TensorBoard drops the events past the step that is resumed
+      start = Event(step=first_step + 1, session_log={'status': 'START'})
+      self._events.append(first_step, _record(start))
+
+  def _open_files(self) -> tuple[Output, Output]:
+    lines = LocalFile(self._workdir / METRICS_FILE, self._failures)
+    events = LocalFile(self._workdir / _event_file_name(), self._failures)
+    events.append(0, _EVENTS_HEADER)
+    self._sinks = lines, events
+    return lines, events
+
+  def _open_parts(self) -> tuple[Output, Output]:
+    folder, name, last = self._workdir / PARTS_FOLDER, _event_file_name(), None
+    parts = [file for file in metrics_files(self._workdir) if file.parent.name == PARTS_FOLDER]
+    if parts:
+      last = int(parts[-1].stem), read_text(parts[-1]).encode()
+    uploader = Uploader(self._failures)
+    self._sinks = (uploader,)
+    return (
+      Parts(uploader, lambda step: folder / part_name(step), last=last),
+      Parts(uploader, lambda step: self._workdir / f'{name}.{step:014}', header=_EVENTS_HEADER),
+    )
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether `metrics.jsonl` has other metrics of a step than those of training."""
-    if self._path is None or not self._path.exists():
+    """Whether the metrics of a step have others than those of training."""
+    if not self._enabled or not metrics_files(self._workdir):
       return False
-    lines = map(json.loads, self._path.read_text().splitlines())
-    names = (name for line in lines if line['step'] == step for name in line)
+    names = (name for line in read_metrics(self._workdir) if line['step'] == step for name in line)
     return any('/' in name and not name.startswith(('train/', 'time/')) for name in names)
 
   def __enter__(self) -> 'MetricsWriter':
     return self
 
   def __exit__(self, *unused) -> None:
-    with signals.delayed(signal.SIGINT):
-      for file in (self._file, self._board):
-        if file:
-          file.close()
+    if self._enabled:
+      with signals.delayed(signal.SIGINT):
+        self._failures.report_end(sum(sink.close() for sink in self._sinks))
 
-  # Ctrl-C inside TensorBoard's queue would make it wait for itself forever, hence `delayed`.
+  def flush(self) -> None:
+    """Writes what has not been written yet, from any thread; waits for it, and never fails."""
+    for sink in self._sinks:
+      sink.flush()
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes one flat JSON object; NaN and infinity become null."""
-    with signals.delayed(signal.SIGINT):
-      self._write(step, metrics)
-
-  def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes one flat JSON object, in which NaN and infinity become null, and its events."""
+    if not self._enabled:
+      return
     values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     line = json.dumps({'step': step, **values}) + '\n'
-    if self._remote:
-      self._lines += line
-      self._remote.write_text(self._lines)
-    if self._file:
-      self._file.write(line)
-      self._file.flush()
-    if self._board:
-      for name, value in metrics.items():
-        self._board.add_scalar(name, value, step)
+    summaries = (scalar(name, value) for name, value in metrics.items())
+    events = (Event(wall_time=time.time(), step=step, summary=summary) for summary in summaries)
+    with signals.delayed(signal.SIGINT):  # no half of it
+      self._lines.append(step, line.encode())
+      self._events.append(step, b''.join(map(_record, events)))
+
+
+def _event_file_name() -> str:
+  """As TensorBoard looks for it; runs that are resumed add files in the order of their time."""
+  return f'events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}'
+
+
+def _record(event: Event) -> bytes:
+  """An event in a TFRecord file: length and content, each with its checksum."""
+  content = event.SerializeToString()
+  length = struct.pack('<Q', len(content))
+  checksums = (struct.pack('<I', masked_crc32c(data)) for data in (length, content))
+  return length + next(checksums) + content + next(checksums)
+
+
+_EVENTS_HEADER = _record(Event(wall_time=time.time(), file_version='brain.Event:2'))

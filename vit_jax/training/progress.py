@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,13 @@ from vit_jax.config import DataConfig
 from vit_jax.data.loading.loader import DataLoader
 from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
+from vit_jax.distributed.processes import gather_from_all
 from vit_jax.evaluation.masked_patch_scores import MaskedPatchResult
 from vit_jax.hardware import num_cores
 from vit_jax.models.build import count_parameters
 from vit_jax.text import format_bytes, format_metric, plural, printable, printable_lines
 from vit_jax.training.evaluator import Result
 from vit_jax.training.program import CompiledStep, Program
-from vit_jax.training.throughput import data_wait
 
 _STARVING = 0.2  # share of the time spent waiting for data
 _MAX_NAMED = 5  # bad examples named
@@ -66,6 +67,7 @@ class Progress:
     self._start = time.monotonic()
     self._num_updates = 0
     self._num_logs, self._is_starving, self._named_bad = 0, False, set()
+    self._hosts = gather_from_all(socket.gethostname())  # of each process
 
   def __enter__(self) -> 'Progress':
     self._bar = tqdm.tqdm(
@@ -126,14 +128,15 @@ class Progress:
 
   def print_metrics(self, step: int, metrics: Mapping[str, float], loader: DataLoader) -> None:
     """Shows loss and speed; names bad examples, and warns once when the devices starve."""
-    rate, wait = metrics['train/images_per_second'], data_wait(metrics)
+    rate, wait = metrics['train/images_per_second'], metrics['train/data_wait/max']
     text = f'loss {metrics["train/loss"]:.4f}, {rate:,.0f} images/s, {wait:.0%} waiting for data'
     if 'train/model_flops_utilization' in metrics:
       text += f', {metrics["train/model_flops_utilization"]:.0%} of peak'
     text += f', goodput {metrics["train/goodput"]:.0%}'
     self._bar.set_postfix_str(text)
     self._name_bad_examples(loader)
-    self._warn_if_starving(wait, rate, loader.num_workers)
+    slowest = int(metrics['train/data_wait/slowest_process'])
+    self._warn_if_starving(wait, rate, slowest, loader.num_workers)
     if not self._is_terminal:
       elapsed, steps = time.monotonic() - self._start, max(step - self._first_step, 1)
       left = tqdm.tqdm.format_interval((self._total_steps - step) * elapsed / steps)
@@ -148,7 +151,7 @@ class Progress:
         more = '; more are counted in metrics.jsonl' if is_last else ''
         self.print(f'skipped: {printable(message)}{more}')
 
-  def _warn_if_starving(self, wait: float, rate: float, num_workers: int) -> None:
+  def _warn_if_starving(self, wait: float, rate: float, slowest: int, num_workers: int) -> None:
     """Warns once when the devices wait for data, and says what to change."""
     self._num_logs += 1  # during the first interval the queues still fill
     if self._is_starving or self._num_logs < 2 or wait < _STARVING:
@@ -163,8 +166,9 @@ class Progress:
         f'all {cores} cores are reading; images prepared by python -m vit_jax.prepare_data '
         'SOURCE TARGET --size=256 are read faster'
       )
+    of = f' of process {slowest} on {self._hosts[slowest]}' if len(self._hosts) > 1 else ''
     self.print(
-      f'the devices wait for data {wait:.0%} of the time: it arrives at {rate:,.0f} images/s, '
+      f'the devices{of} wait for data {wait:.0%} of the time: it arrives at {rate:,.0f} images/s, '
       f'they could take {rate / max(1 - wait, 0.05):,.0f}; {advice}'
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax.checkpoints.manager import checkpoint_steps
+from vit_jax.checkpoints.damage import checkpoint_steps
 from vit_jax.config import Config
 from vit_jax.config.reading import read_json
 from vit_jax.data.loading.skipping import batch_numbers, merge_ranges
@@ -25,7 +25,7 @@ from vit_jax.files import parse_json, read_text, write_text
 from vit_jax.training.workdir import resolve_workdir
 
 ROLLBACKS_FILE = 'rollbacks.json'
-Train = Callable[[Config, epath.PathLike, float | None], dict[str, float]]
+Train = Callable[..., dict[str, float]]  # train_and_evaluate
 
 
 def fetch_sound(step: int, metrics: dict[str, Any], after_skipped: int) -> dict[str, float]:

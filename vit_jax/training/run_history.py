@@ -16,12 +16,13 @@ from etils import epath
 
 from vit_jax.distributed.processes import gather_from_all
 from vit_jax.files import read_text, write_text
+from vit_jax.run_metrics import metrics_files, parse_lines
 from vit_jax.text import printable
-from vit_jax.training.metrics import parse_lines, read_metrics
 from vit_jax.training.phases import PhaseTimer, between
 from vit_jax.training.wall_time import Record, account
 
-_RESTARTS, _WAIT = 'train/restarts', 'train/data_wait/process_'
+_RESTARTS = 'train/restarts'
+_WAIT, _SLOWEST = 'train/data_wait/max', 'train/data_wait/slowest_process'
 _Line = dict[str, Any]
 
 
@@ -36,7 +37,8 @@ def read_records(workdir: epath.Path) -> list[Record]:
 
 def _read_lines(workdir: epath.Path) -> list[_Line]:
   """The lines that are records, of both files, each once and in order."""
-  logs = _only_time(read_metrics(workdir))
+  files = metrics_files(workdir)
+  logs = _only_time([line for file in files for line in parse_lines(read_text(file))])
   return _in_order([*_read_history(workdir), *logs])
 
 
@@ -47,9 +49,9 @@ def _read_history(workdir: epath.Path) -> list[_Line]:
 
 def _only_time(lines: Sequence[_Line]) -> list[_Line]:
   """The lines that are records, without other metrics."""
-  names = ('step', 'time', _RESTARTS, 'hosts', 'end')
+  names = ('step', 'time', _RESTARTS, 'hosts', 'end', _WAIT, _SLOWEST)
   return [
-    {key: x for key, x in line.items() if key in names or key.startswith(('time/', _WAIT))}
+    {key: x for key, x in line.items() if key in names or key.startswith('time/')}
     for line in lines
     if all(isinstance(line.get(name), (int, float)) for name in names[:3])
   ]
@@ -62,22 +64,28 @@ def _in_order(lines: Sequence[_Line]) -> list[_Line]:
 
 
 def _to_records(lines: Sequence[_Line]) -> list[Record]:
-  records, names = [], {}
+  records, hosts = [], []
   for line in lines:
     if 'hosts' in line:  # the first of a start
-      names = {str(i): f'process {i} on {printable(str(x))}' for i, x in enumerate(line['hosts'])}
-    waits = _numbers(line, _WAIT)
+      hosts = line['hosts']
     records.append(
       Record(
         line[_RESTARTS],
         line['time'],
         line['step'],
         _numbers(line, 'time/'),
-        {names.get(i, f'process {i}'): share for i, share in waits.items()},
+        _numbers(line, _WAIT).get('', 0.0),
+        _name(line.get(_SLOWEST), hosts),
         line.get('end') == 'finished',
       )
     )
   return records
+
+
+def _name(process: Any, hosts: Sequence[str]) -> str:
+  if process not in range(len(hosts)):
+    return '' if process is None else f'process {process}'
+  return f'process {process} on {printable(str(hosts[process]))}'
 
 
 def _numbers(line: _Line, prefix: str) -> dict[str, float]:

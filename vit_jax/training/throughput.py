@@ -1,7 +1,5 @@
 """How fast a run goes: images per second, share of peak, waiting for data; of all processes."""
 
-from collections.abc import Mapping
-
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -24,8 +22,9 @@ class ThroughputMeter:
 
     Returns:
       train/images_per_second; train/model_flops_utilization, the share of the devices' peak that
-      the model's own arithmetic takes (where their peak is known); train/data_wait/process_<i>,
-      the share of time that process i waited for data; train/bad_examples, how often an
+      the model's own arithmetic takes (where their peak is known); train/data_wait/mean and max,
+      the share of time that the processes waited for data, and slowest_process, the index of the
+      one that waited longest; train/bad_examples, how often an
       unreadable example came up since the start of this run; train/device_memory_peak, bytes of
       this process's first device (where it tells).
     """
@@ -45,16 +44,12 @@ class ThroughputMeter:
       flops = train_flops(self._program.model, self._program.image_shape[:2])
       flops *= self._program.step.gradients_per_step
       metrics['train/model_flops_utilization'] = num_images / elapsed * flops / peak
-    for process, share in enumerate(waits):
-      metrics[f'train/data_wait/process_{process}'] = float(share)
+    metrics['train/data_wait/mean'] = float(np.mean(waits))
+    metrics['train/data_wait/max'] = float(np.max(waits))
+    metrics['train/data_wait/slowest_process'] = int(np.argmax(waits))
     if np.sum(bad_reads):
       metrics['train/bad_examples'] = int(np.sum(bad_reads))
     memory = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in memory:
       metrics['train/device_memory_peak'] = memory['peak_bytes_in_use']
     return metrics
-
-
-def data_wait(metrics: Mapping[str, float]) -> float:
-  """The largest share of time that a process waited for data."""
-  return max(value for name, value in metrics.items() if name.startswith('train/data_wait/'))

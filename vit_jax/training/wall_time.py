@@ -51,7 +51,8 @@ class Record:
     time: its end, in seconds since the epoch.
     step: the last step done by then.
     seconds: of each phase of `PhaseTimer`.
-    data_waits: the share of its steps' time that each process waited for data, by host.
+    data_wait: the share of its steps' time that the slowest process waited for data.
+    slowest: that process, and its host; '' if it has no steps.
     is_finished: whether the run was finished by then.
   """
 
@@ -59,7 +60,8 @@ class Record:
   time: float
   step: int
   seconds: Mapping[str, float]
-  data_waits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  data_wait: float = 0.0
+  slowest: str = ''
   is_finished: bool = False
 
 
@@ -73,7 +75,8 @@ class WallTime:
     step: the last one.
     step_seconds: 'p50', 'p99' and 'slowest' of the mean step times between two logs, with
       waiting for data; empty without a log.
-    data_waits: the share of the steps' time that each process waited for data.
+    data_waits: the share of the steps' time that each process waited for data, as the slowest one
+      between two logs.
   """
 
   seconds: Mapping[str, float]
@@ -164,7 +167,7 @@ def account(records: Sequence[Record]) -> WallTime:
   seconds = dict.fromkeys(_PHASES, 0.0)
   kept: list[_Steps] = []
   times, counts, weights = [], [], []  # of a step; how many steps; their seconds
-  waits: dict[str, list[float]] = {}
+  waits: dict[str, float] = {}  # seconds
   before: Record | None = None
   for record in records:
     for phase, value in record.seconds.items():
@@ -183,10 +186,9 @@ def account(records: Sequence[Record]) -> WallTime:
       counts.append(record.step - before.step)
       weights.append(stepping + record.seconds.get('data_wait', 0.0))
       times.append(weights[-1] / counts[-1])
-      for host, share in record.data_waits.items():
-        wait = waits.setdefault(host, [0.0, 0.0])
-        wait[0] += share * weights[-1]
-        wait[1] += weights[-1]
+      if record.slowest:
+        wait = record.data_wait * weights[-1]
+        waits[record.slowest] = waits.get(record.slowest, 0.0) + wait
     before = record
   step_seconds = {}
   if times:
@@ -197,5 +199,5 @@ def account(records: Sequence[Record]) -> WallTime:
     len({record.start for record in records}) - 1,
     before.step if before else 0,
     step_seconds,
-    {host: wait / max(total, 1e-9) for host, (wait, total) in waits.items()},
+    {process: wait / max(sum(weights), 1e-9) for process, wait in waits.items()},
   )

@@ -9,13 +9,14 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax.checkpoints.manager import checkpoint_steps, has_checkpoint
+from vit_jax.checkpoints.damage import checkpoint_steps, has_checkpoint
 from vit_jax.config import Config, check_same_run, write_config
 from vit_jax.config.reading import read_json
 from vit_jax.data.loading.skipping import check_skipped
 from vit_jax.distributed.processes import broadcast_from_process_0
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import real_path, user_path
+from vit_jax.retries import storage_error, with_retries
 from vit_jax.training.same_data import check_same_as_before, write_facts
 from vit_jax.weights.save import check_replaceable
 
@@ -28,14 +29,14 @@ def resolve_workdir(workdir: epath.PathLike) -> epath.Path:
   """
   path = real_path(user_path(workdir))
   try:
-    path.exists()
+    with_retries(path.exists)
   except ImportError as error:
     raise UserError(
       f'The workdir {path} cannot be reached ({first_line(error)}); '
       "pip install 'vit_jax[gcs]' installs what gs:// needs."
     ) from None
   except OSError as error:
-    raise UserError(f'The workdir {path} cannot be reached: {first_line(error)}.') from None
+    raise storage_error(f'The workdir {path} cannot be reached', error) from None
   return path
 
 
@@ -55,9 +56,9 @@ def open_workdir(config: Config, facts: Mapping[str, Any], workdir: epath.Path) 
   """
   path, note = workdir / 'config.json', ''
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    check_replaceable(workdir / 'model')
-    if path.exists():
+    with_retries(workdir.mkdir, parents=True, exist_ok=True)
+    with_retries(check_replaceable, workdir / 'model')
+    if with_retries(path.exists):
       check_same_run(config, path)
       before, steps = read_json(path).data.skip_batches, checkpoint_steps(workdir)
       check_skipped(before, config.data.skip_batches, max(steps, default=0))
@@ -70,8 +71,7 @@ def open_workdir(config: Config, facts: Mapping[str, Any], workdir: epath.Path) 
       write_facts(facts, workdir)
     _check_shared(workdir)
   except OSError as error:
-    reason = error.strerror or first_line(error)
-    raise UserError(f'The workdir {workdir} cannot be written: {reason}.') from None
+    raise storage_error(f'The workdir {workdir} cannot be written', error) from None
   return note
 
 
@@ -81,11 +81,11 @@ def _check_shared(workdir: epath.Path) -> None:
     return
   probe = workdir / f'.shared_{broadcast_from_process_0(secrets.randbits(31))}'
   if jax.process_index() == 0:
-    probe.touch()
+    with_retries(probe.touch)
   multihost_utils.sync_global_devices('process 0 has written the probe')
-  is_visible = np.ravel(multihost_utils.process_allgather(np.bool_(probe.exists())))
+  is_visible = np.ravel(multihost_utils.process_allgather(np.bool_(with_retries(probe.exists))))
   if jax.process_index() == 0:
-    probe.unlink()
+    with_retries(probe.unlink, missing_ok=True)
   if not is_visible.all():
     raise UserError(
       f'The workdir {workdir} is not one folder for all processes: process '

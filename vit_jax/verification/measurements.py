@@ -11,7 +11,8 @@ from etils import epath
 from vit_jax.config.fields import flatten
 from vit_jax.config.reading import read_json
 from vit_jax.errors import UserError, first_line
-from vit_jax.files import parse_json, read_json_object, read_text, user_path
+from vit_jax.files import read_json_object, user_path
+from vit_jax.run_metrics import metrics_files, read_metrics
 
 Curve = dict[int, float | None]  # the value at each step; None where it was not finite
 
@@ -47,12 +48,11 @@ def read_measurements(name: str) -> Measurements:
     UserError: for a path that does not exist, or holds neither.
   """
   path = user_path(name)
-  if path.is_dir():
-    path /= 'metrics.jsonl'
-    if not path.exists():
-      raise UserError(f'{name} holds no metrics.jsonl; name the workdir of a run.')
+  is_workdir = path.is_dir()
+  if is_workdir and not metrics_files(path):
+    raise UserError(f'{name} holds no metrics.jsonl; name the workdir of a run.')
   try:
-    if path.suffix == '.jsonl':
+    if is_workdir or path.suffix == '.jsonl':
       return _read_run(name, path)
     curves, settings = {}, {}
     for key, value in _leaves(read_json_object(path)):
@@ -71,17 +71,14 @@ def read_measurements(name: str) -> Measurements:
 
 def _read_run(name: str, path: epath.Path) -> Measurements:
   curves: dict[str, Curve] = {}
-  for number, line in enumerate(read_text(path).splitlines(), 1):
-    values = parse_json(line)
-    if not isinstance(values, dict) or type(values.get('step')) is not int:
-      raise ValueError(f'line {number} is no JSON object with a step')
+  for values in read_metrics(path):
     step = values.pop('step')
     for metric, value in values.items():
       if value is None or isinstance(value, (int, float)):
         curves.setdefault(metric, {})[step] = _finite(value)
   if not curves:
     raise ValueError('it has no metrics')
-  config = path.parent / 'config.json'
+  config = (path if path.is_dir() else path.parent) / 'config.json'
   settings = flatten(read_json(config)) if config.exists() else {}
   return Measurements(name, curves, {f'config.{key}': settings[key] for key in settings})
 

@@ -6,7 +6,7 @@ import re
 
 from etils import epath
 
-from vit_jax.checkpoints import manager
+from vit_jax.checkpoints import stored_params
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.weights import registry
@@ -69,10 +69,10 @@ def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
   for name in _WEIGHTS:
     if (folder / name).exists():
       return _open_file(folder / name)
-  step = manager.find_checkpoint(folder.resolve())  # Orbax takes no relative paths
+  step = stored_params.find_checkpoint(folder.resolve())  # Orbax takes no relative paths
   if step is None:
     raise UserError(f'{folder} has no model: none of {", ".join(_WEIGHTS)} and no checkpoints.')
-  tensors = {name: Tensor.from_array(x) for name, x in manager.read_params(step).items()}
+  tensors = {name: Tensor.from_array(x) for name, x in stored_params.read_params(step).items()}
   config = step.parent.parent.parent / 'config.json'
   with damage_explained(str(config)):
     metadata = ModelMetadata.from_run_config(read_json(config))

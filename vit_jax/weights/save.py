@@ -13,6 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.files import is_special, real_path, scratch_path, user_path, write_atomically
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.retries import storage_error, with_retries
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import hugging_face, image_processor, released, timm, timm_config
@@ -123,15 +124,21 @@ def write_file(path: epath.Path, write: Callable[[epath.Path], Any]) -> None:
   """Calls `write` with a temporary path and moves the file to `path` once it is complete."""
   path = real_path(path)
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    with_retries(path.parent.mkdir, parents=True, exist_ok=True)
+    with_retries(write_atomically, path, write)
   except OSError as error:
-    raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
+    raise storage_error(f'{path} cannot be written', error) from None
 
 
 def write_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None:
   """Calls `write` with a temporary folder, which replaces `folder` once it is complete."""
-  folder = real_path(folder)
+  try:
+    with_retries(_replace_folder, real_path(folder), write)
+  except OSError as error:
+    raise storage_error(f'{folder} cannot be written', error) from None
+
+
+def _replace_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None:
   new, old = scratch_path(folder), scratch_path(folder)
   try:
     new.mkdir(parents=True)
@@ -141,10 +148,10 @@ def write_folder(folder: epath.Path, write: Callable[[epath.Path], Any]) -> None
     new.rename(folder)
     if old.exists():
       old.rmtree()
-  except OSError as error:
+  except Exception:
     if old.exists() and not folder.exists():
       old.rename(folder)
-    raise UserError(f'{folder} cannot be written: {error.strerror or error}.') from None
+    raise
   finally:
     if new.exists():
       new.rmtree()
