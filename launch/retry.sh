@@ -3,7 +3,7 @@
 #
 #   launch/retry.sh python -m vit_jax.main --config=configs/vit_l16.py
 #
-# Exit codes (docs/pods.md): 0 to 4 are final; after 75, 76 or a kill it reruns the command.
+# Exit codes (docs/pods.md): 0 to 4 are final; after 75, 76, 77 or a kill it reruns the command.
 # SIGTERM and Ctrl-C stop the command, which saves a checkpoint first, and then this script.
 set -u
 stop() {

@@ -85,7 +85,7 @@ def train_and_evaluate(config: Config, workdir: epath.PathLike) -> dict[str, flo
 
   Args:
     config: of the run.
-    workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/ and model/.
+    workdir: gets config.json, metrics, TensorBoard events, checkpoints/ and model/.
 
   Returns:
     The metrics of the last evaluation: {'accuracy', 'loss', 'examples', …}, of masked patch
