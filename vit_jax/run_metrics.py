@@ -4,6 +4,7 @@ A local workdir has one `metrics.jsonl`. Files in a bucket cannot grow, so there
 `metrics/<first step>.jsonl`, several of bounded size.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,15 @@ def _lines(file: epath.Path) -> Iterator[dict[str, Any]]:
     if not isinstance(line, dict) or type(line.get('step')) is not int:
       raise ValueError(f'line {number} is no JSON object with a step')
     yield line
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+  """The JSON objects of a text, one a line, without what a kill has cut short."""
+  lines = []
+  for line in text.splitlines():
+    with contextlib.suppress(ValueError):
+      lines.append(parse_json(line))
+  return [line for line in lines if isinstance(line, dict)]
 
 
 def truncate_metrics(workdir: epath.Path, step: int) -> None:

@@ -147,6 +147,38 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_intact(tmp_path):
   resumed.communicate()
 
 
+# A run in which no checkpoint can be completed.
+FAILING_COMMITS = """
+import errno
+from vit_jax import command_line, main
+from vit_jax.checkpoints import manifest
+def fail(folder):
+  raise OSError(errno.EIO, 'Input/output error')
+manifest.write_manifest = fail
+command_line.run(main.main)
+"""
+
+
+def test_all_processes_skip_saves_that_one_cannot_complete(tmp_path):
+  arguments = (*ARGUMENTS, '--config.total_steps=24', f'--workdir={tmp_path}')
+  group = start_group(2, 1, *arguments, command=('-c', FAILING_COMMITS))
+  codes, errors = wait_for_exit(group)
+  skipped = [line for line in errors[0].splitlines() if line.startswith('warning: the checkpoint')]
+  assert [re.search(r'step (\d+) is skipped', line)[1] for line in skipped] == ['8', '16']
+  assert codes == [77, 77], errors  # the last is not skipped
+  assert not list((tmp_path / 'checkpoints').iterdir())
+
+
+def test_a_process_without_space_ends_all_at_once(tmp_path):
+  """It never reaches the barriers at which Orbax would wait for it for 20 minutes."""
+  group = start_group(2, 1, *ARGUMENTS, '--config.mesh.fsdp=2', f'--workdir={tmp_path}')
+  wait_for_line(group[0], 'step 10/')
+  resource.prlimit(group[1].pid, resource.RLIMIT_FSIZE, (2**10, resource.RLIM_INFINITY))
+  codes, errors = wait_for_exit(group)
+  assert codes == [2, 2], errors
+  assert all('cannot be written' in messages(text)[0] for text in errors)
+
+
 def test_a_bucket_without_its_library_is_refused(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
   with pytest.raises(UserError, match=r'gs://bucket/run cannot be reached .*vit_jax\[gcs\]'):

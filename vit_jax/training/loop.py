@@ -91,7 +91,7 @@ def train_and_evaluate(
 
   Args:
     config: of the run.
-    workdir: gets config.json, metrics.jsonl, TensorBoard events, restarts.jsonl,
+    workdir: gets config.json, metrics, TensorBoard events, restarts.jsonl,
       checkpoints/ and model/.
     start: the `time.monotonic()` at which the process began, for the record of the run's time.
 
