@@ -72,7 +72,7 @@ def test_the_limit_ends_it(limit, tmp_path):
   attempts = []
 
   @with_rollbacks
-  def train(config, workdir):
+  def train(config, workdir, start):
     config = skip_recorded(config, workdir)
     write_config(config, workdir / 'config.json')
     attempts.append(config.data.skip_batches)
