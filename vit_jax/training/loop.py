@@ -102,9 +102,9 @@ def train_and_evaluate(
   Raises:
     UserError: for a config, data or workdir that cannot work.
     DivergedError: for a non-finite loss, or too many skipped updates.
-    MachineError: for a fault of a machine after the first steps.
+    MachineError: for a fault of a machine after the first steps, or when storage fails for longer
+      than it is retried.
     DeviceMemoryError: when the devices run out of memory.
-    MachineError: when storage fails for longer than it is retried.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
   timer = PhaseTimer(start)
