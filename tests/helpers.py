@@ -104,6 +104,22 @@ def read_images(source: Source) -> set[bytes]:
   return {read_example(source, i)[0].tobytes() for i in range(source.size)}
 
 
+class Clock:
+  """In place of the module `time`: time passes when a test says so."""
+
+  now = 100.0
+
+  def monotonic(self) -> float:
+    return self.now
+
+
+def replace_clock(monkeypatch, module) -> Clock:
+  """Gives a module a clock that the test moves."""
+  clock = Clock()
+  monkeypatch.setattr(module, 'time', clock)
+  return clock
+
+
 def free_port() -> int:
   with socket.create_server(('127.0.0.1', 0)) as free:
     return free.getsockname()[1]

@@ -42,7 +42,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
   Raises:
     FileNotFoundError: without any metrics.
-    OSError, ValueError: for a file that cannot be read, or a line that is no metrics.
+    OSError, ValueError: for a file that cannot be read, or a line without metrics.
   """
   is_file = workdir.suffix == '.jsonl' and not workdir.is_dir()
   files = [workdir] if is_file else metrics_files(workdir)
@@ -56,7 +56,7 @@ def _lines(file: epath.Path) -> Iterator[dict[str, Any]]:
   for number, text in enumerate(read_text(file).splitlines(), 1):
     line = parse_json(text)
     if not isinstance(line, dict) or type(line.get('step')) is not int:
-      raise ValueError(f'line {number} is no JSON object with a step')
+      raise ValueError(f'line {number} is not a JSON object with a step')
     yield line
 
 

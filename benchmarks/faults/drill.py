@@ -6,11 +6,11 @@
 
 Each run is a tiny one on scikit-learn's digits (dropout, augmentation, a moving average of the
 parameters, a checkpoint every few steps). After a random time one random process gets a fault
-(benchmarks/faults/faults.py). All processes must end, or go on, as docs/pods.md says, and the same
-command must resume the run. When it reaches its last step, its parameters and its metrics.jsonl
-must be those of an uninterrupted run, bit for bit. With --change_topology each start uses other
-numbers of processes and devices and another mesh, and the losses must agree within 1e-5. Runs
-follow each other until the number of faults is reached.
+(benchmarks/faults/faults.py). The run must end or continue as docs/pods.md says, and the same
+command must resume it. When it reaches its last step, its parameters and its metrics.jsonl must be
+those of an uninterrupted run, bit for bit. With --change_topology each start uses other numbers of
+processes and devices and another mesh, and the losses must agree within 1e-5. Runs follow each
+other until the number of faults is reached.
 
 Writes one row per fault to --out (by default benchmarks/faults/results/drill_<mode>_<date>.csv) and
 one row per run beside it (…_runs.csv). Rerun the same command to resume the drill.

@@ -95,7 +95,7 @@ def test_a_bucket_that_fails_is_reported_once_and_tried_again(bucket, failing, c
     failing.clear()
   assert steps_of(bucket) == [1, 2, 3]
   first, last = capsys.readouterr().err.splitlines()
-  assert 'cannot be written (Input/output error); the run goes on' in first
+  assert 'cannot be written (Input/output error); training continues' in first
   assert last == 'metrics: writing failed 3 times; all were written later'
 
 

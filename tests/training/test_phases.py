@@ -4,24 +4,14 @@ import time
 
 import pytest
 
+from tests.helpers import replace_clock
 from vit_jax.training import phases
 from vit_jax.training.phases import PhaseTimer, between
 
 
-class Clock:
-  """Time passes when a test says so."""
-
-  now = 100.0
-
-  def monotonic(self) -> float:
-    return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-  clock = Clock()
-  monkeypatch.setattr(phases, 'time', clock)
-  return clock
+  return replace_clock(monkeypatch, phases)
 
 
 def test_phases_nest_and_add_up(clock):

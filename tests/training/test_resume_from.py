@@ -166,6 +166,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_left_as_it_is(copied):
 
 
 def test_another_order_of_the_data_is_allowed_and_said(source):
-  found = find(f'{source}@8', '--config.batch_size=32', '--config.seed=1')
-  assert 'seed, batch_size: the batches from step 8 on are those of this config' in str(found)
+  reordered = find(f'{source}@8', '--config.batch_size=32', '--config.seed=1')
+  assert 'seed, batch_size: the batches from step 8 on are those of this config' in str(reordered)
+
+
+def test_regularization_and_execution_may_change(source):
+  assert find(f'{source}@8', '--config.model.remat=full', '--config.model.attention=xla').step == 8
   assert find(f'{source}@8', '--config.model.dropout_rate=0.2', '--config.ema_decay=0').step == 8

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import make_sharded_program
+from tests.helpers import make_sharded_program, replace_clock
 from vit_jax.hardware import peak_flops
 from vit_jax.models.flops import train_flops
 from vit_jax.training import phases, throughput
@@ -20,20 +20,9 @@ def program():
   return make_sharded_program()
 
 
-class Clock:
-  """Time passes when a test says so."""
-
-  now = 100.0
-
-  def monotonic(self) -> float:
-    return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-  clock = Clock()
-  monkeypatch.setattr(phases, 'time', clock)
-  return clock
+  return replace_clock(monkeypatch, phases)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from vit_jax.checkpoints import manifest
-from vit_jax.checkpoints.damage import checkpoint_steps
+from vit_jax.checkpoints.damage import checkpoint_steps, has_manifest
 from vit_jax.checkpoints.stored_params import ITEM, OLD_EMA_PARAMS, stored_tree
 from vit_jax.errors import UserError, first_line, is_out_of_memory
 
@@ -30,10 +30,9 @@ def choose_step(workdir: epath.Path, step: int | None) -> int:
   if step is not None and step not in steps:
     raise UserError(f'{workdir} has no checkpoint of step {step}; it has those of {listed}.')
   problems = {}
+  is_verifiable = any(has_manifest(folder, each) for each in steps)
   for each in steps if step is None else [step]:
-    is_listed = (folder / str(each) / manifest.MANIFEST).exists()
-    any_listed = is_listed or any((folder / str(x) / manifest.MANIFEST).exists() for x in steps)
-    if not any_listed or not (problem := manifest.verify(folder / str(each))):
+    if not is_verifiable or not (problem := manifest.verify(folder / str(each))):
       return each
     problems[each] = f'{each}: {problem}'
   raise UserError(

@@ -2,19 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
 from vit_jax import signals
-from vit_jax.checkpoints.damage import has_checkpoint
-from vit_jax.checkpoints.manager import Checkpointer
 from vit_jax.classifier import Classifier
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
+from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import (
   broadcast_from_process_0,
@@ -26,23 +23,28 @@ from vit_jax.errors import PreemptedError, StoppedError, faults_named, memory_ex
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
 from vit_jax.retries import storage_error
 from vit_jax.training.evaluator import Result, open_evaluator
+from vit_jax.training.initial_state import open_start
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.phases import PhaseTimer
-from vit_jax.training.preflight import inspect_data, open_sources
+from vit_jax.training.preflight import open_sources
 from vit_jax.training.profiling import Profiler
 from vit_jax.training.program import Program, build_program
 from vit_jax.training.progress import Progress
-from vit_jax.training.resume_from import copy_state, find_source
 from vit_jax.training.rollback import fetch_sound, skip_recorded, with_rollbacks
 from vit_jax.training.run_history import RunHistory
 from vit_jax.training.same_data import check_same_on_all_processes
+from vit_jax.training.step import TrainState
 from vit_jax.training.throughput import ThroughputMeter
-from vit_jax.training.workdir import open_workdir, resolve_workdir
-from vit_jax.weights.adapt import LoadReport, load_params
+from vit_jax.training.workdir import resolve_workdir
 
 
-def _export(vit: Classifier, workdir: epath.Path) -> None:
+def _export(
+  config: Config, program: Program, state: TrainState, test: Source, workdir: epath.Path
+) -> None:
   """Writes `workdir/model/`, which every other command takes as --model."""
+  data, params = config.data, program.eval_params(state)
+  names, preprocessing = list(test.class_names), data.test.preprocessing
+  vit = Classifier(program.model, params, data.height_width, names, preprocessing, config.loss)
   if isinstance(vit.model, MaskedPatchPredictor):
     model, params = encoder(vit.model), encoder_params(vit.params)
     vit = dataclasses.replace(vit, model=model, params=params, labels=None)
@@ -55,22 +57,6 @@ def _export(vit: Classifier, workdir: epath.Path) -> None:
       vit.save(workdir / 'model', 'model', overwrite=True)
     except OSError as error:
       raise storage_error(f'{workdir}/model cannot be written', error) from None
-
-
-def _load_start(
-  config: Config, program: Program, class_names: Sequence[str]
-) -> tuple[Any, LoadReport]:
-  """The parameters of `config.init_from`, adapted to the model and sharded."""
-  return load_params(
-    config.init_from,
-    program.model,
-    program.image_shape,
-    config.position_resize,
-    program.state_shardings.params,
-    config.data.test.preprocessing,
-    config.init_head,
-    class_names,
-  )
 
 
 def _preempted(step: int) -> PreemptedError:
@@ -123,31 +109,19 @@ def train_and_evaluate(
   streams = open_streams(data, train, test, config.batch_size, config.eval_batch_size, config.seed)
   evaluator = open_evaluator(config, program, train)
 
-  # The state: from the last checkpoint, another run, other weights, or the seed.
-  start_params, report, source = None, None, None
-  if not broadcast_from_process_0(has_checkpoint(workdir)):
-    if card := inspect_data(data, train, test):
-      print(card, flush=True)
-    if config.resume_from:
-      source = find_source(config, facts)
-    elif config.init_from:
-      start_params, report = _load_start(config, program, train.class_names)
-  note = open_workdir(config, facts, workdir)
-  if source is not None:
-    note = copy_state(source, program.abstract_state, workdir, config.checkpoint.keep)
-  checkpointer = Checkpointer(workdir, config.checkpoint.keep)
-  first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
+  # The state.
+  begin = open_start(config, program, train, test, facts, workdir)
+  checkpointer, first_step = begin.checkpointer, begin.first_step
   is_complete = first_step == config.total_steps
   progress = Progress(program, first_step)
   progress.print_start(train, test, workdir)
   history = RunHistory(workdir, first_step, timer)
   compiling = None if is_complete else program.start_compiling()
   with timer.phase('initialization'):
-    if first_step:
-      state = checkpointer.restore(first_step, program.abstract_state)
-    else:
-      state = program.init(start_params)
-      del start_params
+    state = begin.make_state(program)
+  for line in begin.notes:
+    progress.print(line)
+  del begin  # and the parameters that it holds
 
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
   fetch = functools.partial(fetch_sound, after_skipped=config.rollback.after_skipped)
@@ -155,9 +129,6 @@ def train_and_evaluate(
   writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
   meter = ThroughputMeter(program, first_step, timer)
   profiler = Profiler(config.profile.steps, workdir, timer, progress.print)
-  for line in (*checkpointer.warnings, note, str(report or '')):
-    if line:
-      progress.print(line)
   previous, result = None, None
   loader = DataLoader(streams | evaluator.streams, mesh, num_workers(data), data.threads)
   hangs_ended = hangs_end(workdir / 'hangs', config.hang_timeout)
@@ -227,10 +198,7 @@ def train_and_evaluate(
       if stopping:
         raise _preempted(step)
     assert result is not None  # of the last step
-    image_size, names = data.height_width, list(test.class_names)
-    params, preprocessing = program.eval_params(state), data.test.preprocessing
-    vit = Classifier(program.model, params, image_size, names, preprocessing, config.loss)
     with timer.phase('save'):
-      _export(vit, workdir)
-  progress.print_end(result, names, workdir / 'model', data)
+      _export(config, program, state, test, workdir)
+  progress.print_end(result, test.class_names, workdir / 'model', data)
   return result.metrics

@@ -39,7 +39,9 @@ class WriteFailures:
     self._num_failures += 1
     if self._num_failures == 1:
       reason = getattr(error, 'strerror', None) or first_line(error).rstrip('.')
-      self._print(f'{path} cannot be written ({reason}); the run goes on and tries again')
+      self._print(
+        f'{path} cannot be written ({reason}); training continues, and the write is retried'
+      )
 
   def drop(self, num_bytes: int) -> None:
     """Counts what is given up because too much is kept."""

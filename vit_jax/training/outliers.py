@@ -63,7 +63,7 @@ def skip_outliers(
 def _observe(
   norm: Array, norms: OutlierState, factor: float, decay: float
 ) -> tuple[Array, OutlierState]:
-  """The largest norm that is no outlier, and the mean with this one, unless it is not finite."""
+  """The largest norm that is not an outlier, and the running mean updated with a finite norm."""
   weight = 1 - jnp.float32(decay) ** norms.num_norms
   mean = norms.sum_of_norms / jnp.where(norms.num_norms > 0, weight, 1)
   limit = jnp.where(norms.num_norms >= round(1 / (1 - decay)), factor * mean, jnp.inf)

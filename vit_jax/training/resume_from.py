@@ -1,7 +1,7 @@
 """A run that starts from the whole state of another one, under a changed config.
 
-The step goes on, and with it the data: step t uses the batch that a run of this config from its
-beginning would use.
+Steps keep their numbers, and so does the data: step t uses the batch that it would use in a run of
+this config from the beginning.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from etils import epath
 from vit_jax.checkpoints.manager import Checkpointer
 from vit_jax.checkpoints.source_checkpoint import choose_step, restore_state
 from vit_jax.config import Config, flatten
+from vit_jax.config.fields import walk_fields
 from vit_jax.config.reading import read_json
 from vit_jax.data.loading.skipping import check_skipped
 from vit_jax.distributed.processes import broadcast_from_process_0
@@ -48,7 +49,7 @@ class SourceRun:
     if reordered := [name for name in _ORDER if name in self.changes]:
       text += (
         f'\n{", ".join(reordered)}: the batches from step {self.step} on are those of this config, '
-        'so examples of the present epoch may come again, or not at all'
+        'so examples of the current epoch may be repeated or left out'
       )
     return text
 
@@ -72,7 +73,9 @@ def find_source(config: Config, facts: Mapping[str, Any]) -> SourceRun:
     raise UserError(f'config.resume_from: {workdir} has no config.json, so it holds no run.')
   before = read_json(workdir / 'config.json')
   changes = _changes(before, config)
-  if name := next(filter(_FIXED.match, changes), None):
+  execution = {name for name, _, each in walk_fields(config) if each.metadata['execution']}
+  fixed = (name for name in changes if _FIXED.match(name) and name not in execution)
+  if name := next(fixed, None):
     old, new = changes[name]
     raise UserError(
       f'config.{name} is {new!r}, but the run in {workdir} has {old!r}, and its state cannot be '

@@ -1,6 +1,6 @@
 """A run that diverges goes back to its last checkpoint and skips the batches since then.
 
-Each time is recorded in `workdir/rollbacks.json` before the run goes on, so that a restart skips
+Each time is recorded in `workdir/rollbacks.json` before training continues, so that a restart skips
 the same batches. All processes see the same metrics, so they go back together.
 """
 
