@@ -49,5 +49,5 @@ def test_without_metrics(tmp_path):
 def test_what_is_no_metrics_is_named(tmp_path):
   path = epath.Path(tmp_path / 'metrics.jsonl')
   path.write_text(text(1) + '{"loss": 1}\n')
-  with pytest.raises(ValueError, match='line 2 is no JSON object with a step'):
+  with pytest.raises(ValueError, match='line 2 is not a JSON object with a step'):
     read_metrics(path)

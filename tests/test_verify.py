@@ -211,7 +211,7 @@ BAD_INPUT = {
   ),
   'a line without a step': (
     lambda path: [RUN, f'--against={write_text(path / "m.jsonl", "{}")}'],
-    'line 1 is no JSON object with a step',
+    'line 1 is not a JSON object with a step',
   ),
   'a negative tolerance': (
     lambda path: [RUN, f'--against={OTHER}', '--rtol=-1'],
