@@ -205,6 +205,13 @@ def test_closed_streams(images):
     assert result.returncode == code and result.stderr.count('\n') == (code == 2), result.stderr
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux only')
+@pytest.mark.parametrize('arguments', ['--model=none.npz x.jpg', '--mode'])
+def test_the_exit_code_is_right_where_nothing_can_be_printed(arguments):
+  script = f'"{sys.executable}" -m vit_jax.predict {arguments} 2>/dev/full'
+  assert subprocess.run(['bash', '-c', script], cwd=ROOT, timeout=120).returncode == 2
+
+
 def test_pipes_and_devices_are_no_images(tmp_path, command):
   os.mkfifo(tmp_path / 'pipe.png')
   for image in (tmp_path / 'pipe.png', tmp_path, '/dev/zero'):

@@ -125,9 +125,12 @@ def run(main: Callable[[], None]) -> NoReturn:
   compilation_cache.enable_cache()
   with signals.interruptible():
     code = _exit_code(main)
+  try:
+    sys.stdout.flush()
+    sys.stderr.flush()
+  except OSError:  # a normal exit would fail in the same way, with another code
+    os._exit(code)
   if signals.was_interrupted():  # a normal exit may wait for the threads of libraries
-    with contextlib.suppress(OSError):
-      sys.stdout.flush()
     os._exit(code)
   sys.exit(code)
 

@@ -173,6 +173,12 @@ def faults_named(is_sound: Callable[[], bool]) -> Iterator[None]:
     ) from None
 
 
+def _print(text: str) -> None:
+  """Prints on stderr, unless that cannot be written: the exit code remains the right one."""
+  with contextlib.suppress(OSError):
+    print(text, file=sys.stderr, flush=True)
+
+
 def report(error: BaseException) -> tuple[int, str]:
   """Prints on stderr what ended a command; returns its exit code and a one-line message."""
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -182,12 +188,12 @@ def report(error: BaseException) -> tuple[int, str]:
   elif isinstance(error, ImportError) and error.name is None:  # of a package for gs://…, s3://…
     error = UserError(f'A package is missing ({first_line(error).rstrip(".")}).')
   if isinstance(error, RunError):
-    print(f'{error.label}: {error}', file=sys.stderr, flush=True)
+    _print(f'{error.label}: {error}')
     return error.exit_code, str(error)
   if isinstance(error, KeyboardInterrupt):
     message = f'{": ".join(filter(None, ("interrupted by the keyboard", str(error))))}.'
     with interrupt_lock:
-      print(message, file=sys.stderr, flush=True)
+      _print(message)
       interrupt_reported.set()
     return 130, message
   traceback.print_exception(error)

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -62,6 +63,12 @@ TOPOLOGIES: tuple[Topology, ...] = (
 )
 
 
+def _copy(lines: Iterable[bytes], path: pathlib.Path) -> None:
+  with path.open('wb', buffering=0) as file:
+    for line in lines:
+      file.write(line)
+
+
 class Group:
   """The processes that one start of a run launches."""
 
@@ -102,31 +109,31 @@ class Group:
     self.workdir, self.start_time = workdir, time.monotonic()
     self.processes = []
     for i, log in enumerate(self.logs):
-      with log.open('w') as file:
-        self.processes.append(
-          subprocess.Popen(
-            [
-              sys.executable,
-              FAULTY_MAIN,
-              *config,
-              f'--workdir={workdir}',
-              *flags,
-              *([f'--process_id={i}'] if count > 1 else []),
-              *(victim_flags if i == victim else ()),
-            ],
-            cwd=ROOT,
-            env={**env, 'FAULT': fault if i == victim else ''},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-          )
-        )
+      process = subprocess.Popen(
+        [
+          sys.executable,
+          FAULTY_MAIN,
+          *config,
+          f'--workdir={workdir}',
+          *flags,
+          *([f'--process_id={i}'] if count > 1 else []),
+          *(victim_flags if i == victim else ()),
+        ],
+        cwd=ROOT,
+        env={**env, 'FAULT': fault if i == victim else ''},
+        stdout=subprocess.PIPE,  # rather than a file, which a full disk would cut
+        stderr=subprocess.STDOUT,
+      )
+      self.processes.append(process)
+      threading.Thread(target=_copy, args=(process.stdout, log), daemon=True).start()
 
   def has_exited(self) -> bool:
     return all(process.poll() is not None for process in self.processes)
 
   def output(self) -> str:
     """What process 0 has printed."""
-    return self.logs[0].read_text(errors='replace')
+    log = self.logs[0]
+    return log.read_text(errors='replace') if log.exists() else ''
 
   def codes(self) -> list[int | None]:
     return [process.returncode for process in self.processes]

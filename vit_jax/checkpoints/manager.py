@@ -128,7 +128,8 @@ class Checkpointer:
         with contextlib.suppress(*_WRITE_ERRORS):
           self._manager.wait_until_finished()
     finally:
-      self._manager.close()
+      with contextlib.suppress(*_WRITE_ERRORS):  # of writes: `_finish` has reported what counts
+        self._manager.close()
 
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint; None without one."""
@@ -167,7 +168,6 @@ class Checkpointer:
     save = _Save(step, metrics, before_commit, state if is_last else None)
     error = self._start(save, state)
     if error is not None and not is_lack_of_space_or_rights(error):
-      self._remove_remains(step)
       error = self._start(save, state)
     if error is not None:
       self._fail(save, first_line(error), is_lack_of_space_or_rights(error))
@@ -180,9 +180,13 @@ class Checkpointer:
     )
     if error is None:
       return None
+    with contextlib.suppress(Exception):  # it may fail after its thread has started
+      self._manager.wait_until_finished()
     self._saving = None
     if jax.process_count() > 1:  # the others wait for this one, and must end with it
       raise self._end_of_run(save, first_line(error), is_lack_of_space_or_rights(error))
+    self._remove_remains(save.step)
+    with_retries(self._manager.reload)
     return error
 
   def _finish(self) -> None:
