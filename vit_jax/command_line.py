@@ -1,7 +1,6 @@
 """Shared by all commands: the argument parser, progress bars, exit codes, quiet libraries."""
 
 import argparse
-import contextlib
 import hashlib
 import io
 import itertools
