@@ -70,9 +70,9 @@ def _fill_disk(group: Group, victim: int) -> None:
 def _damage_checkpoint(group: Group, victim: int) -> None:
   """Kills all processes, and flips a bit of the newest checkpoint, if there is an older one."""
   group.kill()
+  complete = (path.parent for path in (group.workdir / 'checkpoints').glob('*/manifest.json'))
   steps = sorted(
-    (path.parent for path in (group.workdir / 'checkpoints').glob('*/manifest.json')),
-    key=lambda path: int(path.name) if path.name.isdigit() else -1,
+    (path for path in complete if path.name.isdigit()), key=lambda path: int(path.name)
   )
   if len(steps) > 1:
     files = [path for path in steps[-1].rglob('*') if path.is_file() and path.suffix != '.json']
@@ -98,7 +98,7 @@ FAULTS = {
     Fault('collective_hang', _USR2, (78,), (78,), 90, 'collective_hang', in_training=True),
     Fault('storage', _USR2, (0, 77), (77,), 300, 'storage', in_training=True),
     Fault('disk_full', _fill_disk, (2,), (2,), 120, in_training=True),
-    Fault('damaged_checkpoint', _damage_checkpoint, (-9,), (-9,), 10, in_training=True),
+    Fault('damaged_checkpoint', _damage_checkpoint, (-9, 76), (-9, 76), 10, in_training=True),
     Fault('other_data', _nothing, (2,), (2,), 60, 'other_data', from_start=True),
     Fault('other_config', _nothing, (2,), (2,), 60, '', ('--config.seed=7',), from_start=True),
   )

@@ -169,7 +169,8 @@ class Group:
     for process in self.processes:
       if process.poll() is None:
         process.kill()
-        process.wait()
+    for process in self.processes:
+      process.wait()
 
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, float]]:

@@ -269,3 +269,28 @@ def test_the_accuracy_of_an_older_version_is_its_score(workdir):
   with Checkpointer(workdir, keep=3) as checkpointer:
     assert checkpointer.warnings == []
     assert not checkpointer.is_best(0.89) and checkpointer.is_best(0.91)
+
+
+def test_processes_make_and_verify_a_manifest_together(saved, tmp_path):
+  folder = epath.Path(tmp_path / '6')
+  shutil.copytree(saved / 'checkpoints/6', folder)
+  expected = json.loads((folder / 'manifest.json').read_text())
+  names = ('default/ocdbt.process_1/d/x', 'default/ocdbt.process_10/d/y')
+  for name in names:
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text(name)
+  for process in (0, 1, 10):
+    manifest.write_part(folder, process)
+  part = json.loads((folder / 'manifest.process_1.json').read_text())
+  assert list(part) == [names[0]]
+  # Process 0 takes the entries of a part, and does not read its files again.
+  part[names[0]]['crc32'] += 1
+  (folder / 'manifest.process_1.json').write_text(json.dumps(part))
+  manifest.write_manifest(folder)
+  entries = json.loads((folder / 'manifest.json').read_text())
+  assert entries.keys() == expected.keys() | set(names)
+  assert entries | expected == entries and entries[names[0]] == part[names[0]]
+  assert not list(folder.glob('manifest.process_*'))
+  problems = [manifest.verify(folder, share=(i, 3)) for i in range(3)]
+  assert [problem for problem in problems if problem] == [manifest.verify(folder)]
+  assert names[0] in manifest.verify(folder)

@@ -85,7 +85,7 @@ class Checkpointer:
 
   def __init__(self, workdir: epath.Path, keep: int):
     folder = workdir / 'checkpoints'
-    self.warnings = rename_damaged(folder) if jax.process_index() == 0 else []
+    self.warnings = rename_damaged(folder)
     multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     self._saving: _Save | None = None
@@ -99,7 +99,7 @@ class Checkpointer:
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
           post_finalization_callback=self._before_commit,
-          barrier_sync_fn=SaveBarrier() if jax.process_count() > 1 else None,
+          barrier_sync_fn=SaveBarrier(self._write_part) if jax.process_count() > 1 else None,
         ),
       ),
     )
@@ -113,9 +113,17 @@ class Checkpointer:
     """Orbax calls it on process 0 when all files are written, before it renames the folder."""
     assert self._saving is not None
     self._saving.before_commit()
+    manifest.write_manifest(self._unfinished())
+
+  def _write_part(self) -> None:
+    """Called in the background when this one of several processes has written its files."""
+    manifest.write_part(self._unfinished(), jax.process_index())
+
+  def _unfinished(self) -> epath.Path:
+    """The folder that the save in progress writes to."""
+    assert self._saving is not None
     folder, step = self._manager.directory, self._saving.step
-    temporary = next(folder.glob(f'{step}.orbax-checkpoint-tmp*'), None)
-    manifest.write_manifest(temporary or folder / str(step))
+    return next(folder.glob(f'{step}.orbax-checkpoint-tmp*'), folder / str(step))
 
   def __enter__(self) -> 'Checkpointer':
     return self

@@ -1,10 +1,14 @@
 """Where the processes of a run meet as they save: the failure of one is known to all at once."""
 
+from collections.abc import Callable
+
 import jax
 from jax._src import distributed  # Orbax's barriers use the same client; there is no public one
 
 _FOLDER = 'vit_jax/save'
-_END = 'set_value'  # in the names of Orbax's barriers at the beginning and the end of a save
+# In the names of Orbax's barriers: when this process has written its files; at the beginning and
+# the end of a save.
+_WRITTEN, _END = 'async_write_complete', 'set_value'
 
 
 class PeerSaveError(OSError):
@@ -19,7 +23,9 @@ class SaveBarrier:
   barriers meet; processes that find another one ahead of them fail, too, and meet it at the end.
   """
 
-  def __init__(self):
+  def __init__(self, on_written: Callable[[], None]):
+    """`on_written`: called when this process has written its files; if it fails, the save fails."""
+    self._on_written = on_written
     self._count = 0  # of meetings, the same on all processes
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
@@ -31,6 +37,8 @@ class SaveBarrier:
     """
     client, process = distributed.global_state.client, jax.process_index()
     assert client is not None  # in a run of several processes
+    if _WRITTEN in key:
+      self._on_written()
     while True:
       folder, self._count = f'{_FOLDER}/{self._count}', self._count + 1
       client.key_value_set(f'{folder}/{process}', key)
