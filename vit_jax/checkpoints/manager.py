@@ -12,9 +12,9 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
-from vit_jax.checkpoints import manifest
+from vit_jax.checkpoints import divided_reads, manifest
 from vit_jax.checkpoints.damage import rename_damaged
 from vit_jax.checkpoints.save_barrier import PeerSaveError, SaveBarrier
 from vit_jax.checkpoints.stored_params import ITEM, OLD_EMA_PARAMS, stored_tree
@@ -70,7 +70,8 @@ class _Save:
 class Checkpointer:
   """Saves and restores the state of a run in `workdir/checkpoints`, one atomic folder per step.
 
-  It renames damaged checkpoints, and keeps the last `keep` and the one with the best score. A save
+  It renames damaged checkpoints, and keeps the last `keep`, the one with the best score, and those
+  of steps that `keep_every` divides. A save
   that fails is skipped with a warning, unless space or rights are missing; after three in a row,
   or when the last save of a run fails twice, the run ends. All processes decide alike. As a context
   manager it waits for the save in progress.
@@ -83,18 +84,19 @@ class Checkpointer:
     MachineError: when they cannot be read for now.
   """
 
-  def __init__(self, workdir: epath.Path, keep: int):
+  def __init__(self, workdir: epath.Path, keep: int, keep_every: int = 0):
     folder = workdir / 'checkpoints'
     self.warnings = rename_damaged(folder)
     multihost_utils.sync_global_devices('damaged checkpoints are renamed')
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    policies = [LatestN(n=keep), best, *([EveryNSteps(keep_every)] if keep_every else [])]
     self._saving: _Save | None = None
     self._num_skipped = 0  # saves in a row
     self._manager = with_retries(
       ocp.CheckpointManager,
       folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy(policies=[LatestN(n=keep), best]),
+        preservation_policy=AnyPreservationPolicy(policies=policies),
         best_fn=_score,  # without it metrics are not saved
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
@@ -105,9 +107,15 @@ class Checkpointer:
     )
     self._best = self._best_score()
 
+  def _scores(self) -> dict[int, float]:
+    """The scores of the steps that have one."""
+    metrics = {
+      step: with_retries(self._manager.metrics, step) for step in self._manager.all_steps()
+    }
+    return {step: _score(each) for step, each in metrics.items() if each}
+
   def _best_score(self) -> float:
-    metrics = [with_retries(self._manager.metrics, step) for step in self._manager.all_steps()]
-    return max(map(_score, filter(None, metrics)), default=-math.inf)
+    return max(self._scores().values(), default=-math.inf)
 
   def _before_commit(self) -> None:
     """Orbax calls it on process 0 when all files are written, before it renames the folder."""
@@ -142,6 +150,23 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """The step of the newest complete checkpoint; None without one."""
     return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """The step of the complete checkpoint with the best score, the latest of equal ones."""
+    scores = self._scores()
+    return max(scores, key=lambda step: (scores[step], step), default=None)
+
+  def score(self, step: int) -> float:
+    """The score that was saved with a checkpoint."""
+    return self._scores()[step]
+
+  def folder(self, step: int) -> epath.Path:
+    """Where the state of a step is, for `read_params`."""
+    return self._manager.directory / str(step) / ITEM
+
+  def wait(self) -> None:
+    """Waits for the save in progress; raises as `save` does."""
+    self._finish()
 
   def is_best(self, score: float) -> bool:
     """Returns True if no checkpoint has reached this score, such as the test accuracy."""
@@ -284,6 +309,12 @@ class Checkpointer:
       raise storage_error(message, error) from None
 
   def _restore(self, step: int, abstract_state: Any) -> Any:
+    is_divided = jax.process_count() > 1
+    to_read = divided_reads.divide(abstract_state) if is_divided else abstract_state
+    state = self._read(step, to_read)
+    return divided_reads.gather(state, abstract_state) if is_divided else state
+
+  def _read(self, step: int, abstract_state: Any) -> Any:
     folder = self._manager.directory / str(step)
     if hasattr(abstract_state, 'ema_params') and OLD_EMA_PARAMS in stored_tree(folder / ITEM):
       fields = dict(vars(abstract_state))

@@ -17,9 +17,19 @@ ITEM = 'default'  # Orbax's folder for the state, in the folder of a step
 OLD_EMA_PARAMS = 'average'  # what older versions call the state's `ema_params`
 
 
+def _open_checkpointer() -> ocp.Checkpointer:
+  """For this process alone, which waits for no other."""
+  process = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'process_{process}'
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+  return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
 def stored_tree(folder: epath.Path) -> dict[str, Any]:
   """The tree of an Orbax checkpoint, with metadata (shape, dtype) for each array."""
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  with _open_checkpointer() as checkpointer:
     return checkpointer.metadata(folder).item_metadata.tree
 
 
@@ -71,7 +81,7 @@ def read_params(folder: epath.Path) -> dict[str, np.ndarray]:
     key = next((key for key in ('ema_params', OLD_EMA_PARAMS, 'params') if tree.get(key)), None)
     wanted = {key: tree[key]} if key else tree
     _check_declared_size(jax.tree.leaves(wanted), size)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _open_checkpointer() as checkpointer:
       restored = checkpointer.restore(
         folder,
         args=ocp.args.PyTreeRestore(

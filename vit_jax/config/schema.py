@@ -390,7 +390,19 @@ class CheckpointConfig(Section, path='checkpoint'):
   every: int = field(
     1000, 'steps between checkpoints; 0: ten in a run', NOT_NEGATIVE, execution=True
   )
+  every_minutes: float = field(
+    0.0,
+    'minutes since the last one after which the next log saves another; 0: by steps alone',
+    NOT_NEGATIVE,
+    execution=True,
+  )
   keep: int = field(3, 'latest ones to keep, besides the best one', POSITIVE, execution=True)
+  keep_every: int = field(
+    0,
+    'each multiple of these steps is saved and kept forever; 0: none',
+    NOT_NEGATIVE,
+    execution=True,
+  )
 
 
 _STEPS = Range(

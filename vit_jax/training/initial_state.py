@@ -74,7 +74,7 @@ def open_start(
   note = open_workdir(config, facts, workdir)
   if source is not None:
     note = copy_state(source, program.abstract_state, workdir, config.checkpoint.keep)
-  checkpointer = Checkpointer(workdir, config.checkpoint.keep)
+  checkpointer = Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
   notes = (*checkpointer.warnings, note, str(report or ''))
   return Start(checkpointer, first_step, params, tuple(filter(None, notes)))

@@ -1,17 +1,13 @@
 """The main job, in data-flow order: config -> data -> model -> step -> loop -> a usable model."""
 
-import dataclasses
 import functools
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
 from vit_jax import signals
-from vit_jax.classifier import Classifier
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
-from vit_jax.data.sources import Source
 from vit_jax.distributed import sharding
 from vit_jax.distributed.processes import (
   broadcast_from_process_0,
@@ -20,43 +16,21 @@ from vit_jax.distributed.processes import (
   should_stop,
 )
 from vit_jax.errors import PreemptedError, StoppedError, faults_named, memory_explained
-from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
-from vit_jax.retries import storage_error
 from vit_jax.training.evaluator import Result, open_evaluator
+from vit_jax.training.export import MODEL, export_models
 from vit_jax.training.initial_state import open_start
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.phases import PhaseTimer
 from vit_jax.training.preflight import open_sources
 from vit_jax.training.profiling import Profiler
-from vit_jax.training.program import Program, build_program
+from vit_jax.training.program import build_program
 from vit_jax.training.progress import Progress
 from vit_jax.training.rollback import fetch_sound, skip_recorded, with_rollbacks
 from vit_jax.training.run_history import RunHistory
 from vit_jax.training.same_data import check_same_on_all_processes
-from vit_jax.training.step import TrainState
+from vit_jax.training.save_schedule import SaveSchedule
 from vit_jax.training.throughput import ThroughputMeter
 from vit_jax.training.workdir import resolve_workdir
-
-
-def _export(
-  config: Config, program: Program, state: TrainState, test: Source, workdir: epath.Path
-) -> None:
-  """Writes `workdir/model/`, which every other command takes as --model."""
-  data, params = config.data, program.eval_params(state)
-  names, preprocessing = list(test.class_names), data.test.preprocessing
-  vit = Classifier(program.model, params, data.height_width, names, preprocessing, config.loss)
-  if isinstance(vit.model, MaskedPatchPredictor):
-    model, params = encoder(vit.model), encoder_params(vit.params)
-    vit = dataclasses.replace(vit, model=model, params=params, labels=None)
-  params = vit.params
-  if jax.process_count() > 1:
-    params = multihost_utils.process_allgather(params, tiled=True)
-  if jax.process_index() == 0:
-    vit = dataclasses.replace(vit, params=jax.device_get(params))
-    try:
-      vit.save(workdir / 'model', 'model', overwrite=True)
-    except OSError as error:
-      raise storage_error(f'{workdir}/model cannot be written', error) from None
 
 
 def _preempted(step: int) -> PreemptedError:
@@ -77,8 +51,8 @@ def train_and_evaluate(
 
   Args:
     config: of the run.
-    workdir: gets config.json, metrics, TensorBoard events, restarts.jsonl,
-      checkpoints/ and model/.
+    workdir: gets config.json, metrics, TensorBoard events, restarts.jsonl, checkpoints/, model/,
+      and best_model/ if an earlier step was better.
     start: the `time.monotonic()` at which the process began, for the record of the run's time.
 
   Returns:
@@ -117,7 +91,8 @@ def train_and_evaluate(
   progress.print_start(train, test, workdir)
   history = RunHistory(workdir, first_step, timer)
   compiling = None if is_complete else program.start_compiling()
-  with timer.phase('initialization'):
+  hangs_ended = functools.partial(hangs_end, workdir / 'hangs', config.hang_timeout)
+  with timer.phase('initialization'), hangs_ended():
     state = begin.make_state(program)
   for line in begin.notes:
     progress.print(line)
@@ -131,10 +106,10 @@ def train_and_evaluate(
   profiler = Profiler(config.profile.steps, workdir, timer, progress.print)
   previous, result = None, None
   loader = DataLoader(streams | evaluator.streams, mesh, num_workers(data), data.threads)
-  hangs_ended = hangs_end(workdir / 'hangs', config.hang_timeout)
+  saves = SaveSchedule(config.checkpoint, config.log_every)
   faults_are_named = faults_named(progress.has_steps)
   with (
-    hangs_ended,
+    hangs_ended(),
     history,
     checkpointer,
     writer,
@@ -189,7 +164,7 @@ def train_and_evaluate(
         except StoppedError:
           stopping = True
       is_best = result is not None and checkpointer.is_best(result.score)
-      if step % config.checkpoint.every == 0 or is_best or is_last or stopping:
+      if saves.is_due(step) or is_best or is_last or stopping:
         fetch(step, metrics)  # only sound states are saved
         with timer.phase('save'):
           score, ends = None if result is None else result.score, is_last or stopping
@@ -199,6 +174,6 @@ def train_and_evaluate(
         raise _preempted(step)
     assert result is not None  # of the last step
     with timer.phase('save'):
-      _export(config, program, state, test, workdir)
-  progress.print_end(result, test.class_names, workdir / 'model', data)
+      best_model = export_models(config, program.model, checkpointer, test, workdir)
+  progress.print_end(result, test.class_names, workdir / MODEL, best_model, data)
   return result.metrics

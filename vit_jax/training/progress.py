@@ -191,7 +191,12 @@ class Progress:
       self.print(f'{start}{name}: {", ".join(texts)}')
 
   def print_end(
-    self, result: Result, class_names: Sequence[str], model: epath.Path, data: DataConfig
+    self,
+    result: Result,
+    class_names: Sequence[str],
+    model: epath.Path,
+    best_model: str,
+    data: DataConfig,
   ) -> None:
     """Prints the last lines: the result, where the model is, what to try next."""
     flags = '' if data.test.split == 'test' else f' --split={shlex.quote(data.test.split)}'
@@ -209,5 +214,5 @@ class Progress:
       other = f'python -m vit_jax.predict --model={name} IMAGE…'
     self.print(
       f'{done} after {self._total_steps:,} steps ({seconds} in this run)\n{mistakes}'
-      f'model: {model}\nnext: {after}\n  or: {other}'
+      f'model: {model}\n{best_model}next: {after}\n  or: {other}'
     )
