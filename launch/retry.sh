@@ -3,7 +3,7 @@
 #
 #   launch/retry.sh python -m vit_jax.main --config=configs/vit_l16.py
 #
-# Exit codes (docs/pods.md): 0 to 4 are final; after 75 to 78 or a kill it reruns the command, after
+# Exit codes (docs/pods.md): 0 to 5 are final; after 75 to 78 or a kill it reruns the command, after
 # 2 s, and twice as long each time, up to 256 s, as long as the command ends within 10 minutes.
 # SIGTERM and Ctrl-C stop the command, which saves a checkpoint first, and then this script.
 # SIGUSR1 is passed on: it asks the command for a profile.
@@ -31,7 +31,7 @@ while true; do
   done
   # Bash loses the exit code of a command that ends while it handles a signal; a rerun is then safe.
   [[ $code -lt 0 ]] && code=75
-  if [[ $code -le 4 || ${stopping:-} ]]; then
+  if [[ $code -le 5 || ${stopping:-} ]]; then
     exit "$code"
   fi
   ((SECONDS - started > 600)) && pause=2

@@ -108,10 +108,24 @@ class UnsavedError(RunError):
   label = 'stopped'
 
 
+class NoProgressError(RunError):
+  """Restarts in a row have made no progress; the message says how to try again."""
+
+  exit_code = 5
+
+
 class MachineError(RunError):
-  """A fault of a machine or its storage: rerun to resume; the message names the host."""
+  """A fault of a machine or its storage: rerun to resume; the message names the host.
+
+  Attributes:
+    is_of_host: whether a device or the network of this host has failed, rather than a storage.
+  """
 
   exit_code = 77
+
+  def __init__(self, message: str, is_of_host: bool = False):
+    super().__init__(message)
+    self.is_of_host = is_of_host
 
 
 class HangError(RunError):
@@ -169,7 +183,8 @@ def faults_named(is_sound: Callable[[], bool]) -> Iterator[None]:
       raise
     raise MachineError(
       f'A device or the network of {socket.gethostname()} failed ({first_line(error)}); rerun the '
-      'same command to resume from the last checkpoint, on another host if it fails again.'
+      'same command to resume from the last checkpoint, on another host if it fails again.',
+      is_of_host=True,
     ) from None
 
 

@@ -32,6 +32,7 @@ CONFIG = (
   '--config.model.dropout_rate=0.1',
   '--config.ema_decay=0.9',
   '--config.data.threads=2',
+  '--config.max_restarts=0',
 )
 # Wide enough that parameters are sharded; a low learning rate, so that rounding errors stay small.
 CONFIG_OF_TOPOLOGIES = (

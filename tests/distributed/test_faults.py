@@ -56,9 +56,9 @@ def test_a_run_that_is_preempted_and_killed_resumes_on_other_topologies(uninterr
     assert codes[lost] == -signal.SIGKILL and codes[1 - lost] == 76, errors
     expected = f'error: process {lost} ({socket.gethostname()}) was lost'
     assert [m[: len(expected)] for m in messages(errors[1 - lost])] == [expected]
-  codes, errors = wait_for_exit(
-    start_group(1, 8, *arguments, '--config.mesh.data=4', '--config.mesh.tensor=2')
-  )
+  group = start_group(1, 8, *arguments, '--config.mesh.data=4', '--config.mesh.tensor=2')
+  wait_for_line(group[0], f'warning: {socket.gethostname()} failed in the last two starts')
+  codes, errors = wait_for_exit(group)
   assert codes == [0], errors
   np.testing.assert_allclose(losses(tmp_path), losses(uninterrupted), rtol=1e-5)
 

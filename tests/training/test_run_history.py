@@ -12,6 +12,7 @@ from etils import epath
 
 from tests.helpers import TINY, start
 from vit_jax import goodput
+from vit_jax.errors import HangError, MachineError, NoProgressError, PreemptedError, UserError
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.phases import PhaseTimer
 from vit_jax.training.run_history import RunHistory, read_records
@@ -69,6 +70,28 @@ def test_an_error_is_recorded_but_a_record_that_cannot_be_read_ends_no_run(tmp_p
   with pytest.raises(KeyError), RunHistory(epath.Path(tmp_path), 0, PhaseTimer()):
     raise KeyError
   assert [line.get('end') for line in lines(tmp_path / 'restarts.jsonl')] == [None, 'KeyError']
+
+
+@pytest.mark.parametrize('ends', [None, MachineError, HangError])
+def test_restarts_without_progress_are_limited(ends, tmp_path):
+  workdir = epath.Path(tmp_path)
+
+  def fail(step, error=ends):
+    history = RunHistory(workdir, step, PhaseTimer(), max_restarts=2)
+    if error is not None:
+      with pytest.raises(error), history:
+        raise error('a fault')
+
+  for step in (0, 0, 4, 4, 4):  # a checkpoint resets the count
+    fail(step)
+  for _ in range(2):  # and it stays so
+    with pytest.raises(NoProgressError, match='last 3 starts .* after step 4; .*, now 2') as ended:
+      fail(4)
+    assert ended.value.exit_code == 5
+  assert RunHistory(workdir, 4, PhaseTimer(), max_restarts=3).start == 5
+  fail(8)
+  for error in (PreemptedError, KeyboardInterrupt, UserError) * 2:  # these count as no fault
+    fail(8, error)
 
 
 def test_lines_of_an_older_version_have_no_time(tmp_path):

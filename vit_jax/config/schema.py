@@ -552,6 +552,12 @@ class Config(StepConfig):
   grace_period: float = field(
     300.0, 'seconds from SIGTERM to the end of the run, saved or not', POSITIVE, execution=True
   )
+  max_restarts: int = field(
+    10,
+    'restarts in a row that may fail before the next checkpoint; one more exits with 5; 0: any',
+    NOT_NEGATIVE,
+    execution=True,
+  )
   model: ModelConfig = section(ModelConfig)
   data: DataConfig = section(DataConfig)
   optimizer: OptimizerConfig = section(OptimizerConfig)

@@ -51,12 +51,16 @@ class PeerWatcher:
     group: the connected processes.
     sigterm: set once this process receives SIGTERM.
     on_hang: called before this process exits because a peer hangs.
+
+  Attributes:
+    record_loss: called with host and reason before this process exits because a peer is lost.
   """
 
   def __init__(self, group: ProcessGroup, sigterm: threading.Event, on_hang: Callable[[], None]):
     self._sigterm, self._on_hang = sigterm, on_hang
     self._process_id, self._hosts = group.process_id, group.hosts
     self._connections = group.connections
+    self.record_loss: Callable[[str, str], None] = lambda host, reason: None
     self._exited: set[int] = set()
     self._lock = threading.RLock()
     self._exit_on = {'loss', 'error'}  # of a peer: what ends this process
@@ -106,6 +110,8 @@ class PeerWatcher:
       )
       end = was_lost if lost else f'exited: {message}'
       print(f'error: process {i} ({self._hosts[i]}) {end}', file=sys.stderr, flush=True)
+      if lost:
+        self.record_loss(self._hosts[i], message)
       os._exit(code)
 
   def should_stop(self) -> bool:

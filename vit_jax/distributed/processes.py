@@ -8,7 +8,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,12 @@ def _end(error: RunError) -> None:
   if _watcher is not None:
     _watcher.exit(error)
   os._exit(errors.report(error)[0])
+
+
+def record_losses(record: Callable[[str, str], None]) -> None:
+  """Calls `record` with host and reason before this process exits because another was lost."""
+  if _watcher is not None:
+    _watcher.record_loss = record
 
 
 def _write_stacks() -> None:

@@ -9,6 +9,7 @@ from vit_jax import signals
 from vit_jax.config import Config
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
+from vit_jax.distributed.failures import FailureLog
 from vit_jax.distributed.processes import (
   broadcast_from_process_0,
   hangs_end,
@@ -62,6 +63,7 @@ def train_and_evaluate(
   Raises:
     UserError: for a config, data or workdir that cannot work.
     DivergedError: for a non-finite loss, or too many skipped updates.
+    NoProgressError: when too many starts in a row have not reached a checkpoint.
     MachineError: for a fault of a machine after the first steps, or when storage fails for longer
       than it is retried.
     DeviceMemoryError: when the devices run out of memory.
@@ -89,7 +91,10 @@ def train_and_evaluate(
   is_complete = first_step == config.total_steps
   progress = Progress(program, first_step)
   progress.print_start(train, test, workdir)
-  history = RunHistory(workdir, first_step, timer)
+  history = RunHistory(workdir, first_step, timer, config.max_restarts)
+  failures = FailureLog(workdir / 'failures', history.start)
+  for line in failures.warnings():
+    progress.print(line)
   compiling = None if is_complete else program.start_compiling()
   hangs_ended = functools.partial(hangs_end, workdir / 'hangs', config.hang_timeout)
   with timer.phase('initialization'), hangs_ended():
@@ -111,6 +116,7 @@ def train_and_evaluate(
   with (
     hangs_ended(),
     history,
+    failures.recording(),
     checkpointer,
     writer,
     progress,

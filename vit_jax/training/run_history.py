@@ -14,7 +14,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from vit_jax.distributed.processes import gather_from_all
+from vit_jax.distributed.processes import broadcast_from_process_0, gather_from_all
+from vit_jax.errors import NoProgressError
 from vit_jax.files import read_text, write_text
 from vit_jax.run_metrics import metrics_files, parse_lines
 from vit_jax.text import printable
@@ -23,6 +24,7 @@ from vit_jax.training.wall_time import Record, account
 
 _RESTARTS = 'train/restarts'
 _WAIT, _SLOWEST = 'train/data_wait/max', 'train/data_wait/slowest_process'
+_FAULTS = ('killed', 'LostPeerError', 'MachineError', 'HangError')  # ends that are restarted
 _Line = dict[str, Any]
 
 
@@ -96,20 +98,54 @@ def _numbers(line: _Line, prefix: str) -> dict[str, float]:
   }
 
 
+def _count_futile_starts(lines: Sequence[_Line], first_step: int) -> int:
+  """How many starts in a row, up to the last, began at this step and ended by no one's wish."""
+  ends = {line[_RESTARTS]: line['end'] for line in lines if 'end' in line}
+  count = 0
+  for line in reversed([line for line in lines if 'hosts' in line]):
+    if line['step'] != first_step:
+      break
+    count += ends.get(line[_RESTARTS], 'killed') in _FAULTS
+  return count
+
+
 class RunHistory:
   """Records where the time of a run goes, on process 0.
 
   As a context manager it records how the run ends.
+
+  Attributes:
+    start: the number of this start of the run, from 0.
   """
 
-  def __init__(self, workdir: epath.Path, first_step: int, timer: PhaseTimer):
-    """Records a start; all processes call it, before metrics.jsonl is opened to be continued."""
+  def __init__(
+    self, workdir: epath.Path, first_step: int, timer: PhaseTimer, max_restarts: int = 0
+  ):
+    """Records a start; all processes call it, before metrics.jsonl is opened to be continued.
+
+    Args:
+      workdir: of the run.
+      first_step: of the checkpoint that it resumes from, or 0.
+      timer: of this process.
+      max_restarts: how many in a row may resume from the same step; 0: any number.
+
+    Raises:
+      NoProgressError: when there were more.
+    """
     hosts = gather_from_all(platform.node())
     self._workdir, self._first_step, self._timer = workdir, first_step, timer
-    self._enabled, self._restarts, self._last_step = jax.process_index() == 0, 0, first_step
+    self._enabled, self._last_step = jax.process_index() == 0, first_step
     self._recorded: dict[str, float] = {}  # the seconds in records so far
     earlier = _read_lines(workdir) if self._enabled else []
-    self._restarts = max((line[_RESTARTS] for line in earlier), default=-1) + 1
+    starts = max((line[_RESTARTS] for line in earlier), default=-1) + 1
+    self.start = broadcast_from_process_0(starts)
+    num_futile = broadcast_from_process_0(_count_futile_starts(earlier, first_step))
+    if 0 < max_restarts < num_futile:
+      raise NoProgressError(
+        f'The last {num_futile} starts of this run have all ended before a checkpoint after step '
+        f'{first_step}; find out why (docs/pods.md), then rerun with a larger config.max_restarts, '
+        f'now {max_restarts}, or 0: any number.'
+      )
     line = self._next_line(first_step) | {'hosts': hosts}
     self._before = account(_to_records([*earlier, line]))
     self._seconds_before = self._recorded
@@ -121,7 +157,7 @@ class RunHistory:
     spent = between(self._recorded, seconds)
     phases = {f'time/{name}': round(x, 6) for name, x in spent.items() if x}
     self._recorded, self._last_step = seconds, step
-    return {'step': step, 'time': now, **phases, _RESTARTS: self._restarts}
+    return {'step': step, 'time': now, **phases, _RESTARTS: self.start}
 
   def _append(self, lines: list[_Line]) -> None:
     """Adds lines, each once: a start that was killed may have moved them before."""
