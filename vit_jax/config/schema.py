@@ -553,7 +553,7 @@ class Config(StepConfig):
     300.0, 'seconds from SIGTERM to the end of the run, saved or not', POSITIVE, execution=True
   )
   max_restarts: int = field(
-    10,
+    20,
     'restarts in a row that may fail before the next checkpoint; one more exits with 5; 0: any',
     NOT_NEGATIVE,
     execution=True,
