@@ -129,6 +129,8 @@ def test_on_two_devices_the_curve_is_the_same(source, tmp_path, monkeypatch):
     ('', ('--config.total_steps=10',), 'config.total_steps is 10; the state in .* of step 12'),
     ('', ('--config.model.width=32',), 'config.model.width is 32, but the run in .* has 16'),
     ('', ('--config.optimizer.name=sgd',), "config.optimizer.name is 'sgd', but .* has 'adamw'"),
+    ('', ('--config.optimizer.head_lr_multiplier=0',), 'head_lr_multiplier is 0.0, but .* has 1.0'),
+    ('', ('--config.optimizer.min_dim_to_factor=8',), 'min_dim_to_factor is 8, but .* has 32'),
     ('', ('--config.data.image_size=16',), 'config.data.image_size is 16, but'),
     ('@8', ('--config.data.skip_batches=((5,6),)',), 'it can skip batches from 8 on'),
   ],
@@ -136,6 +138,14 @@ def test_on_two_devices_the_curve_is_the_same(source, tmp_path, monkeypatch):
 def test_what_cannot_be_is_one_sentence(step, flags, message, source):
   with pytest.raises(UserError, match=message):
     find(f'{source}{step}', *flags)
+
+
+def test_learning_rates_of_groups_and_warmup_of_the_average_may_change(source, tmp_path):
+  multipliers = '--config.optimizer.{}_lr_multiplier={}'
+  new = tmp_path / 'new'
+  flags = ('--config.ema_warmup=True', multipliers.format('backbone', 0.1))
+  train(new, f'--config.resume_from={source}@8', multipliers.format('head', 2), *flags)
+  assert curve(new)[9] == curve(source)[9] and curve(new)[11] != curve(source)[11]
 
 
 def test_a_folder_without_a_run_is_refused_and_no_workdir_is_made(tmp_path):
