@@ -1,5 +1,6 @@
 """Head and backbone: updates against their closed form; frozen parameters cost nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -150,7 +151,7 @@ def test_the_gradient_norm_is_that_of_the_trained_parameters():
   optimizer = make_optimizer(config, rate)
   stop_frozen = functools.partial(stop_frozen_gradients, config)
   before = first_state()
-  before = before.replace(opt_state=optimizer.init(before.params))
+  before = dataclasses.replace(before, opt_state=optimizer.init(before.params))
   step = make_train_step(make_model(), optimizer, rate, StepConfig(), stop_frozen=stop_frozen)
   after, metrics = jit(step)(before, BATCH, KEY)
   changes = jax.tree.map(lambda a, b: np.sum((a - b) ** 2), before.params, after.params)
