@@ -11,8 +11,8 @@ the head, gradients clipped at global norm 1, attention pooling, sigmoid loss, c
 There 32 images fit a TPU v3 core. JFT-3B is not public, and data of your own will need another
 length.
 
-Mesh, remat and scan are ours (benchmarks/plans/). Published for G/14, fine-tuned on ImageNet:
-90.45 % (abstract).
+Mesh, remat and scan are ours: by `plan`, g/14 then takes 3.64 GiB of each of 256 v5e chips (with
+remat=dots 18.03 GiB of 15.75). Published for G/14, fine-tuned on ImageNet: 90.45 % (abstract).
 """
 
 from configs import recipes
@@ -35,7 +35,7 @@ def get_config(size='g'):
   config.model.variant, config.model.patch_size = size, 14
   config.model.pool = 'map'
   config.model.head_bias_init = -10.0  # each class starts with probability e^-10
-  config.model.remat, config.model.scan_blocks = 'dots', True
+  config.model.remat, config.model.scan_blocks = 'full', True
 
   config.optimizer.name = 'adafactor'
   config.optimizer.max_update_rms = 0.0

@@ -2,7 +2,7 @@
 # Writes the tables in this folder, one per model: pretraining on JFT at 224 px.
 #
 #   bash benchmarks/plans/make.sh [b16 l16 h14 g14]
-#   SLICES=v5e-256 bash benchmarks/plans/make.sh b32 l32 r50_b32 r50_b16 r50_l32 r50_l16 g14_jft3b
+#   SLICES=v5e-256 bash benchmarks/plans/make.sh b32 l32 r50_b32 r50_b16 r50_l32 g14_jft3b
 #
 # Needs libtpu (pip install 'vit_jax[tpu]'), but no TPU. FLAGS='--config.…' sets more fields.
 set -euo pipefail
