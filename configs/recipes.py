@@ -91,7 +91,10 @@ PRETRAINING = {
     'l32': Pretraining((90, 30), 1e-3, 'linear', 0.03, 0.1),
     'l16': Pretraining((90, 30), 1e-3, 'linear', 0.03, 0.1),
     'h14': Pretraining((90, 30), 1e-3, 'linear', 0.03, 0.1, 'the row of L/16'),
+    'r50_b32': Pretraining((90,), 1e-3, 'linear', 0.03, 0.1, 'the row of B/32'),
     'r50_b16': Pretraining((90,), 1e-3, 'linear', 0.03, 0.1),  # as B/16 (Appendix B.1)
+    'r50_l32': Pretraining((90,), 1e-3, 'linear', 0.03, 0.1, 'the row of L/32'),
+    'r50_l16': Pretraining((90,), 1e-3, 'linear', 0.03, 0.1, 'the row of L/16'),
   },
   'imagenet': {
     'b32': _IMAGENET,

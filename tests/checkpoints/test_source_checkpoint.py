@@ -17,7 +17,14 @@ from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.step import TrainState
 
 PLAIN = OptimizerConfig(clip_norm=0.0)
-RICH = OptimizerConfig(clip_norm=1.0, weight_decay=0.1, skip_factor=3.0, momentum_dtype='bfloat16')
+RICH = OptimizerConfig(
+  clip_norm=1.0,
+  weight_decay=0.1,
+  head_decay_multiplier=2.0,
+  head_lr_multiplier=2.0,
+  skip_factor=3.0,
+  momentum_dtype='bfloat16',
+)
 
 
 def make_state(config: OptimizerConfig, use_ema: bool) -> TrainState:

@@ -6,7 +6,7 @@ import pytest
 from configs import finetune, recipes
 from tests.helpers import make_program
 from vit_jax import config as config_lib
-from vit_jax.config import Config
+from vit_jax.config import Config, replace_fields
 from vit_jax.data.sources.splitting import splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -51,6 +51,32 @@ def test_every_row_of_table_4_and_every_model_is_a_config(argument):
   assert config.schedule.learning_rate in finetune.paper_grid(argument)[0]['schedule.learning_rate']
 
 
+@pytest.mark.parametrize(
+  ('data', 'models', 'epochs', 'rate', 'decay', 'weight_decay', 'dropout'),
+  [
+    ('jft', ('b32', 'b16', 'r50_b32', 'r50_b16'), 7, 8e-4, 'linear', 0.1, 0),
+    ('jft', ('l32',), 7, 6e-4, 'linear', 0.1, 0),
+    ('jft', ('l16', 'r50_l16'), 14, 4e-4, 'linear', 0.1, 0),
+    ('jft', ('h14',), 14, 3e-4, 'linear', 0.1, 0),
+    ('jft', ('r50_l32',), 7, 2e-4, 'linear', 0.1, 0),
+    ('imagenet21k', ('b32', 'b16', 'l32', 'l16'), 90, 1e-3, 'linear', 0.03, 0.1),
+    ('imagenet21k', ('r50_b32', 'r50_b16', 'r50_l32', 'r50_l16'), 90, 1e-3, 'linear', 0.03, 0.1),
+    ('imagenet', ('b32', 'b16', 'l32', 'l16'), 300, 3e-3, 'cosine', 0.3, 0.1),
+  ],
+)
+def test_the_hyperparameters_are_those_of_table_3(
+  data, models, epochs, rate, decay, weight_decay, dropout
+):
+  """As published; hybrids on ImageNet-21k, which it lacks, are trained as their Transformers."""
+  for model in models:
+    config = load(f'pretrain.py:{model},{data}')
+    schedule, optimizer = config.schedule, config.optimizer
+    assert config.total_steps == epochs * recipes.EXAMPLES[data] // 4096, model
+    assert (schedule.learning_rate, schedule.decay) == (rate, decay), model
+    assert (optimizer.name, optimizer.b1, optimizer.b2) == ('adamw', 0.9, 0.999)
+    assert (optimizer.weight_decay, config.model.dropout_rate) == (weight_decay, dropout), model
+
+
 def test_fields_of_some_rows_by_hand():
   config = load('pretrain.py:l32,jft')
   assert (config.schedule.learning_rate, config.optimizer.weight_decay) == (6e-4, 0.1)
@@ -87,6 +113,31 @@ def test_models_have_their_published_size(model, millions):
   model = build.model_from_config(config.model, num_classes=0)
   count = build.count_parameters(build.abstract_params(model, (224, 224)))
   assert round(count / 1e6) == pytest.approx(millions, abs=1)
+
+
+def test_the_recipe_of_g14():
+  """The values of google-research/big_vision, configs/proj/scaling_laws/train_vit_g.py."""
+  config = load('vit_g14.py')
+  optimizer, schedule, model = config.optimizer, config.schedule, config.model
+  assert (config.batch_size, config.total_steps, config.loss) == (16_384, 1_000_000, 'sigmoid')
+  assert (optimizer.name, optimizer.b1, optimizer.b2) == ('adafactor', 0.9, 0.999)
+  assert (optimizer.max_update_rms, optimizer.clip_norm) == (0, 1)
+  assert (optimizer.weight_decay, optimizer.head_decay_multiplier) == (0.03, 100)
+  assert (schedule.decay, schedule.learning_rate, schedule.timescale) == ('rsqrt', 8e-4, 10_000)
+  assert (schedule.warmup_steps, schedule.cooldown_steps) == (10_000, 50_000)
+  assert (model.patch_size, model.pool, model.head_bias_init) == (14, 'map', -10)
+  assert (config.data.num_classes, config.data.image_size) == (29_593, 224)
+  assert replace_fields(load('vit_g14.py:G'), {'model.variant': 'g'}) == config
+
+
+@pytest.mark.parametrize(('size', 'millions'), [('g', 1011), ('G', 1843)])
+def test_sizes_of_scaling_vision_transformers(size, millions):
+  """arXiv 2106.04560, Table 2, which counts neither head nor attention pooling."""
+  config = replace_fields(load(f'vit_g14.py:{size}'), {'model.pool': 'gap'})
+  model = build.model_from_config(config.model, num_classes=0)
+  assert build.count_parameters(build.abstract_params(model, (224, 224))) // 10**6 == pytest.approx(
+    millions, abs=1
+  )
 
 
 @pytest.mark.parametrize(('model', 'units'), [('r200x3', 66), ('r50x2', 16), ('r152x1', 50)])
@@ -131,6 +182,7 @@ def test_models_without_published_weights_start_from_our_pretraining():
     ('pretrain.py:r50x1,imagenet', "one of b32, b16, l32, l16, h14, not 'r50x1'"),
     ('pretrain.py:l16,jft,30', "for 14 or 7 epochs; for '30' set config.total_steps"),
     ('pretrain.py:l16,jft,7,8', 'not model,data'),
+    ('vit_g14.py:h', "the size is 'h'; choose g or G"),
     ('finetune.py:b17,pets', "the model is 'b17'"),
     ('finetune.py:b16,imagenet,paper', 'Table 2 has l16 and h14 on ImageNet, not b16'),
     ('finetune.py:b16,pets,best', "the dataset is 'pets,best'.*,paper"),

@@ -42,6 +42,8 @@ def test_every_field_stands_once_with_its_documentation():
     ({'batch_size': 10, 'accumulation_steps': 3}, 'accumulation_steps=3 must divide it.'),
     ({'schedule.warmup_steps': 1.5}, 'below 1, or a whole number of steps.'),
     ({'schedule.learning_rate': float('nan')}, 'it must be 0 or positive.'),
+    ({'ema_warmup': True}, r'config.ema_warmup is True; ema_decay is 0 \(no average\)'),
+    ({'optimizer.head_lr_multiplier': -1}, 'it must be 0 or positive.'),
     ({'mesh.fsdp': 0}, r'it must be positive, or -1 \(the devices that remain\).'),
   ],
   ids=str,

@@ -1,6 +1,7 @@
 """Schedules against their formulas, optimizers, and the golden fine-tuning trajectory."""
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 import vit_jax
 from tests.helpers import GOLDEN
-from vit_jax.config import OptimizerConfig, ScheduleConfig
+from vit_jax.config import OptimizerConfig, ScheduleConfig, load_config
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.losses import softmax_cross_entropy, targets
@@ -180,6 +181,75 @@ def test_adafactor_factors_large_kernels_and_reduces_a_loss():
   for _ in range(60):
     params, state = step(params, state)
   assert loss(params) < 0.1 * before
+
+
+def adafactor(gradients, factored: bool, limit: float, largest_decay: float):
+  """Updates of a kernel (arXiv 1804.04235, Algorithms 3 to 5; 2106.04560, Section 3.4), float64."""
+  rows = columns = square = momentum = 0.0
+  for t, g in enumerate(gradients, 1):
+    decay = min(1 - t**-0.8, largest_decay)
+    mean = lambda old, new, decay=decay: decay * old + (1 - decay) * new  # noqa: E731
+    if factored:
+      rows = mean(rows, (g**2 + 1e-30).mean(axis=1, keepdims=True))
+      columns = mean(columns, (g**2 + 1e-30).mean(axis=0, keepdims=True))
+      square = rows * columns / rows.mean()
+    else:
+      square = mean(square, g**2 + 1e-30)
+    update = g / np.sqrt(square)
+    if limit:
+      update = update / max(1, np.sqrt(np.mean(update**2)) / limit)
+    momentum = 0.9 * momentum + 0.1 * update
+    yield momentum
+
+
+@pytest.mark.parametrize('limit', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(('least', 'factored'), [(24, True), (25, False)])
+@pytest.mark.parametrize('largest_decay', [0.5, 0.999])  # after two steps 0.43, after three 0.58
+def test_adafactor_is_its_closed_form(limit, least, factored, largest_decay):
+  params = {'kernel': np.zeros((40, 24), np.float32)}
+  config = dict(max_update_rms=limit, min_dim_to_factor=least, b2=largest_decay)
+  opt = optimizer(name='adafactor', momentum_dtype='float32', **config)
+  actual, _ = follow(opt, params, steps=4)
+  gradients = [np.float64(normal_like(params, seed + 1)['kernel']) for seed in range(4)]
+  expected = -0.1 * sum(adafactor(gradients, factored, limit, largest_decay))
+  np.testing.assert_allclose(actual['kernel'], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_optimizer_of_g14_is_that_of_big_vision():
+  """Composed as its config says (train_vit_g.py): the decay is absolute there, in units of 8e-4."""
+  config = load_config('configs/vit_g14.py')
+  shapes = {'encoder': {'kernel': (48, 4, 40), 'bias': (40,)}, 'head': {'kernel': (40, 33)}}
+  params = normal_like(jax.tree.map(np.zeros, shapes, is_leaf=lambda x: type(x) is tuple), seed=0)
+  steps = 20  # of a schedule whose lengths are divided by 50,000
+  shorter = dataclasses.replace(config.schedule, warmup_steps=2.0, timescale=2.0, cooldown_steps=5)
+  ours = make_optimizer(config.optimizer, make_schedule(shorter, steps))
+
+  def relative_rate(step):
+    rate = jnp.minimum(1, step / 2) / jnp.sqrt(1 + jnp.maximum(step - 2, 0) / 2)
+    return rate * jnp.minimum(1, (steps - step) / 5)
+
+  def decay(name, factor):
+    mask = {key: {x: x == 'kernel' and key == name for x in params[key]} for key in params}
+    return optax.add_decayed_weights(0.03 * 8e-4 * factor, mask)
+
+  theirs = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.scale_by_factored_rms(
+      min_dim_size_to_factor=32,
+      epsilon=1e-30,
+      decay_rate_fn=lambda i, power: jnp.minimum(0.999, 1 - (jnp.float32(i) + 1) ** -power),
+    ),
+    optax.ema(0.9, debias=False, accumulator_dtype=jnp.bfloat16),
+    optax.scale(8e-4),
+    decay('head', 100),
+    decay('encoder', 1),
+    optax.scale_by_schedule(relative_rate),
+    optax.scale(-1),
+  )
+  actual, expected = (follow(opt, params, steps)[0] for opt in (ours, theirs))
+  changes = jax.tree.map(lambda a, b: a - b, expected, params)
+  assert all(np.abs(change).max() > 1e-3 for change in jax.tree.leaves(changes))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
 @pytest.mark.parametrize(('size', 'factor'), [(8.0, 0.25), (1.0, 1.0)])

@@ -17,6 +17,7 @@ ARGUMENTS = (
   '--config.checkpoint.every=4',
   '--config.eval_every=10',
   '--config.ema_decay=0.9',
+  '--config.ema_warmup=True',
   '--config.optimizer.momentum_dtype=bfloat16',
 )
 

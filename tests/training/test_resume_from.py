@@ -129,6 +129,8 @@ def test_on_two_devices_the_curve_is_the_same(source, tmp_path, monkeypatch):
     ('', ('--config.total_steps=10',), 'config.total_steps is 10; the state in .* of step 12'),
     ('', ('--config.model.width=32',), 'config.model.width is 32, but the run in .* has 16'),
     ('', ('--config.optimizer.name=sgd',), "config.optimizer.name is 'sgd', but .* has 'adamw'"),
+    ('', ('--config.optimizer.head_lr_multiplier=0',), 'head_lr_multiplier is 0.0, but .* has 1.0'),
+    ('', ('--config.optimizer.min_dim_to_factor=8',), 'min_dim_to_factor is 8, but .* has 32'),
     ('', ('--config.data.image_size=16',), 'config.data.image_size is 16, but'),
     ('@8', ('--config.data.skip_batches=((5,6),)',), 'it can skip batches from 8 on'),
   ],
@@ -173,3 +175,5 @@ def test_another_order_of_the_data_is_allowed_and_said(source):
 def test_regularization_and_execution_may_change(source):
   assert find(f'{source}@8', '--config.model.remat=full', '--config.model.attention=xla').step == 8
   assert find(f'{source}@8', '--config.model.dropout_rate=0.2', '--config.ema_decay=0').step == 8
+  groups = ('--config.optimizer.head_lr_multiplier=2', '--config.optimizer.head_decay_multiplier=0')
+  assert find(f'{source}@8', '--config.ema_warmup=True', *groups).step == 8

@@ -21,7 +21,9 @@ from vit_jax.config import StepConfig
 from vit_jax.training import step as step_lib
 
 
-def make_step(accumulation_steps=1, ema_decay=0.0, loss='softmax', smoothing=0.0, **fields):
+def make_step(
+  accumulation_steps=1, ema_decay=0.0, ema_warmup=False, loss='softmax', smoothing=0.0, **fields
+):
   train_step = step_lib.make_train_step(
     make_model(**fields),
     optax.sgd(rate, momentum=0.9),
@@ -31,6 +33,7 @@ def make_step(accumulation_steps=1, ema_decay=0.0, loss='softmax', smoothing=0.0
       loss=loss,
       label_smoothing=smoothing,
       ema_decay=ema_decay,
+      ema_warmup=ema_warmup,
       accumulation_steps=accumulation_steps,
     ),
   )
@@ -156,3 +159,14 @@ def test_moving_average_is_its_recurrence():
   assert_close(state.ema_params, expected)
   assert state.eval_params is state.ema_params
   assert not equal(state.ema_params, state.params)
+
+
+def test_warmup_of_the_moving_average_is_its_recurrence():
+  """As tf.train.ExponentialMovingAverage(0.3, num_updates=t): 2/11, 3/12, then 0.3."""
+  train_step, state = make_step(ema_decay=0.3, ema_warmup=True), first_state(use_ema=True)
+  expected = jax.tree.map(np.array, state.ema_params)
+  for t in range(1, 5):
+    state, _ = train_step(state, BATCH, KEY)
+    decay = [2 / 11, 3 / 12, 0.3, 0.3][t - 1]
+    expected = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, expected, state.params)  # noqa: B023
+  assert_close(state.ema_params, expected)

@@ -6,9 +6,9 @@ from vit_jax.config.evals import EvalConfig
 from vit_jax.config.reading import call_config_function, default_config, eval_config
 from vit_jax.config.reading import from_config_dict, load_config
 from vit_jax.config.runs import check_same_run, write_config
+from vit_jax.config.optimization import OptimizerConfig, ScheduleConfig
 from vit_jax.config.schema import AugmentConfig, CheckpointConfig, Config, DataConfig, MeshConfig
-from vit_jax.config.schema import ModelConfig
-from vit_jax.config.schema import OptimizerConfig, Preprocessing, ScheduleConfig, StepConfig
-from vit_jax.config.schema import OnBadExample, PositionResize, choices, height_width
+from vit_jax.config.schema import ModelConfig, OnBadExample, PositionResize, Preprocessing
+from vit_jax.config.schema import StepConfig, choices, height_width
 
 __all__ = ['Config', 'default_config', 'eval_config', 'from_config_dict', 'load_config']

@@ -25,9 +25,10 @@ from vit_jax.config.fields import (
   section,
   walk_fields,
 )
+from vit_jax.config.optimization import OptimizerConfig, ScheduleConfig
 from vit_jax.errors import UserError
 
-Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g']
+Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g', 'G']
 ResNet = Literal[
   'R50x1', 'R50x2', 'R50x3', 'R101x1', 'R101x3', 'R152x1', 'R152x2', 'R152x4', 'R200x3'
 ]
@@ -326,64 +327,6 @@ class DataConfig(Section, path='data'):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(Section, path='optimizer'):
-  """The update rule."""
-
-  name: Literal['adamw', 'sgd', 'adafactor'] = field(
-    'adamw', 'adamw (Table 3), sgd with momentum (Table 4), adafactor (arXiv 2106.04560)'
-  )
-  b1: float = field(0.9, 'momentum (first-moment decay)', RATE)
-  momentum_dtype: Literal['auto', 'float32', 'bfloat16'] = field(
-    'auto', 'of the momentum (first moment); auto: float32 for adamw, else bfloat16'
-  )
-  b2: float = field(0.999, 'adamw: second-moment decay', RATE)
-  epsilon: float = field(1e-8, 'adamw: added to the denominator', POSITIVE)
-  weight_decay: float = field(0.0, 'decoupled, on kernels only', NOT_NEGATIVE)
-  clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
-  skip_factor: float = field(
-    0.0,
-    'an update is skipped if its gradient norm is more than this times the running mean; 0: none',
-    Range('0 or more than 1', lambda x: x == 0 or 1 < x < math.inf),
-  )
-  skip_decay: float = field(0.99, 'decay of that mean; none is skipped in 1 / (1 - it) steps', RATE)
-
-
-@dataclasses.dataclass(frozen=True)
-class ScheduleConfig(Section, path='schedule'):
-  """The learning rate of each step."""
-
-  decay: Literal['cosine', 'linear', 'rsqrt', 'constant'] = field(
-    'cosine', 'shape of the schedule after the warmup'
-  )
-  learning_rate: float = field(1e-3, 'peak learning rate', NOT_NEGATIVE)
-  warmup_steps: float = field(
-    0.0,
-    'steps of linear warmup; below 1: a share of the run',
-    Range(
-      'a share of the run below 1, or a whole number of steps',
-      lambda x: 0 <= x < math.inf and (x < 1 or x == round(x)),
-    ),
-  )
-  end: float = field(0.0, 'linear: final learning rate', NOT_NEGATIVE)
-  timescale: float = field(10_000.0, 'rsqrt: timescale in steps', POSITIVE)
-  cooldown_steps: int = field(0, 'steps of linear decay to zero at the end', NOT_NEGATIVE)
-
-  def resolve_steps(self, total_steps: int) -> 'ScheduleConfig':
-    """The schedule with a whole number of warmup steps.
-
-    Raises:
-      UserError: when the warmup does not end before the run does.
-    """
-    share_or_steps = self.warmup_steps
-    steps = round(share_or_steps * total_steps) if share_or_steps < 1 else share_or_steps
-    if steps >= total_steps:
-      self.refuse(
-        'warmup_steps', f'the run has {total_steps} steps, and the warmup must end before it does'
-      )
-    return dataclasses.replace(self, warmup_steps=float(steps))
-
-
-@dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Section, path='checkpoint'):
   """The checkpoints of a run."""
 
@@ -476,6 +419,9 @@ class StepConfig(Section):
   )
   cutmix_alpha: float = field(0.0, 'Beta parameter of CutMix; 0: off', NOT_NEGATIVE)
   ema_decay: float = field(0.0, 'decay of the parameter average that is evaluated; 0: off', RATE)
+  ema_warmup: bool = field(
+    False, 'at step t, from 1, that decay is at most (1 + t) / (10 + t), as of TensorFlow'
+  )
   sam_rho: float = field(
     0.0,
     'radius of the perturbation of SAM (arXiv 2010.01412), two gradients a step; 0: off',
@@ -492,6 +438,10 @@ class StepConfig(Section):
     super().__post_init__()
     if self.batch_size % self.accumulation_steps:
       self.refuse('batch_size', f'accumulation_steps={self.accumulation_steps} must divide it')
+    if self.ema_warmup and not self.ema_decay:
+      self.refuse(
+        'ema_warmup', 'ema_decay is 0 (no average); set ema_decay, or this field to False'
+      )
     for name in ('sam_rho_min', 'gsam_alpha'):
       if getattr(self, name) and not self.sam_rho:
         self.refuse(name, 'sam_rho is 0 (no SAM); set sam_rho, or this field to 0')

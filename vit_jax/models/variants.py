@@ -23,6 +23,7 @@ VARIANTS = {
   'H': Variant(width=1280, depth=32, mlp_dim=5120, num_heads=16),
   # arXiv 2106.04560 (Scaling Vision Transformers), Table 2.
   'g': Variant(width=1408, depth=40, mlp_dim=6144, num_heads=16),
+  'G': Variant(width=1664, depth=48, mlp_dim=8192, num_heads=16),
 }
 
 

@@ -9,6 +9,7 @@ import optax
 
 from vit_jax.config import OptimizerConfig, ScheduleConfig
 from vit_jax.training.outliers import skip_outliers
+from vit_jax.training.parameter_groups import in_head, scale_groups, without_frozen
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -59,17 +60,40 @@ def decay_mask(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 
-def _adafactor_second_moment_decay(
-  step: jax.typing.ArrayLike, exponent: jax.typing.ArrayLike
-) -> jax.Array:
-  """1 - t^-0.8, at most 0.999 (arXiv 2106.04560, Section 3.4)."""
-  return jnp.minimum(1 - (jnp.asarray(step, jnp.float32) + 1) ** -jnp.asarray(exponent), 0.999)
+def head_decay_mask(params: Any) -> Any:
+  """True for the kernels of the head."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == 'kernel' and in_head(path), params
+  )
+
+
+def _adafactor(config: OptimizerConfig, momentum_dtype: str) -> list[optax.GradientTransformation]:
+  """Adafactor as arXiv 2106.04560 (Section 3.4) changed it.
+
+  The momentum is kept, updates are not scaled by the size of a parameter, and the second moment
+  decays by 1 - t^-0.8, at most `config.b2`. google-research/big_vision does not limit updates by
+  default (`max_update_rms` = 0), optax does.
+  """
+
+  def second_moment_decay(step: jax.typing.ArrayLike, exponent: jax.typing.ArrayLike) -> jax.Array:
+    t = jnp.asarray(step, jnp.float32) + 1
+    return jnp.minimum(1 - t ** -jnp.asarray(exponent), config.b2)
+
+  limit = config.max_update_rms
+  return [
+    optax.scale_by_factored_rms(
+      min_dim_size_to_factor=config.min_dim_to_factor, decay_rate_fn=second_moment_decay
+    ),
+    optax.clip_by_block_rms(limit) if limit else optax.identity(),
+    optax.ema(config.b1, debias=False, accumulator_dtype=momentum_dtype),
+  ]
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
   """Clipping by global norm, the update rule, decoupled weight decay, the learning rate.
 
   The decay is multiplied by the learning rate (as in `optax.adamw`), and reaches kernels only.
+  Both may be others for the head; frozen parameters have neither updates nor moments.
 
     adamw      Adam (pretraining, Table 3)
     sgd        momentum, in bfloat16 as in the released code (Table 4)
@@ -86,18 +110,16 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
       optax.scale_by_adam(config.b1, config.b2, config.epsilon, mu_dtype=momentum_dtype)
     ],
     'sgd': lambda: [optax.trace(config.b1, accumulator_dtype=momentum_dtype)],
-    'adafactor': lambda: [
-      optax.scale_by_factored_rms(
-        min_dim_size_to_factor=32, decay_rate_fn=_adafactor_second_moment_decay
-      ),
-      optax.clip_by_block_rms(1.0),
-      optax.ema(config.b1, debias=False, accumulator_dtype=momentum_dtype),
-    ],
+    'adafactor': lambda: _adafactor(config, momentum_dtype),
   }
   chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  chain += rules[config.name]()
+  chain += without_frozen(rules[config.name](), config)
   if config.weight_decay:
     chain.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
+    if more := config.head_decay_multiplier - 1:
+      chain.append(optax.add_decayed_weights(more * config.weight_decay, head_decay_mask))
+  if (config.head_lr_multiplier, config.backbone_lr_multiplier) != (1, 1):
+    chain.append(scale_groups(config))
   optimizer = optax.chain(*chain, optax.scale_by_learning_rate(schedule))
   if not config.skip_factor:
     return optimizer

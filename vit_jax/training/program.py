@@ -27,6 +27,7 @@ from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.optimizer import make_optimizer, make_schedule
+from vit_jax.training.parameter_groups import stop_frozen_gradients
 from vit_jax.training.sharpness import make_rho
 from vit_jax.training.step import TrainState, init_state, make_train_step
 
@@ -159,6 +160,7 @@ def build_program(
         step,
         make_rho(step, schedule_config, schedule),
         sharding.gradient_shardings(abstract.params, mesh),
+        functools.partial(stop_frozen_gradients, optimizer_config),
       ),
       in_shardings=(shardings, batch_sharding, replicated),
       out_shardings=(shardings, replicated),

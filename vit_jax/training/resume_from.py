@@ -28,7 +28,8 @@ from vit_jax.training.workdir import resolve_workdir
 RECORD_FILE = 'resumed_from.json'
 # Fields that the state depends on, or that only the beginning of a run reads.
 _FIXED = re.compile(
-  r'model\.(?!dropout_rate|attention_dropout_rate|stochastic_depth_rate)|optimizer\.name$|'
+  r'model\.(?!dropout_rate|attention_dropout_rate|stochastic_depth_rate)|'
+  r'optimizer\.(name|min_dim_to_factor)$|'
   r'data\.(image_size|channels)$|objective$|masked_target$|init_from$|init_head$|position_resize$'
 )
 _ORDER = ('seed', 'batch_size', 'data.class_balanced', 'data.train.source', 'data.train.split')
@@ -74,7 +75,12 @@ def find_source(config: Config, facts: Mapping[str, Any]) -> SourceRun:
   before = read_json(workdir / 'config.json')
   changes = _changes(before, config)
   execution = {name for name, _, each in walk_fields(config) if each.metadata['execution']}
-  fixed = (name for name in changes if _FIXED.match(name) and name not in execution)
+  fixed = (
+    name
+    for name, values in changes.items()
+    if (_FIXED.match(name) and name not in execution)
+    or (name.endswith('lr_multiplier') and 0 in values)  # frozen parameters have no moments
+  )
   if name := next(fixed, None):
     old, new = changes[name]
     raise UserError(

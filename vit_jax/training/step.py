@@ -77,6 +77,17 @@ def _draw(batch: Batch, model: Model, config: StepConfig, key: Array) -> tuple[B
   return batch | {'example': jnp.arange(batch['image'].shape[0])}, key
 
 
+def _average_decay(config: StepConfig, step: Array) -> Array | float:
+  """The decay of the moving average at a step, from 1.
+
+  With warmup as tf.train.ExponentialMovingAverage with `num_updates`, which then counts the update
+  that has just been made.
+  """
+  if not config.ema_warmup:
+    return config.ema_decay
+  return jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+
+
 def make_train_step(
   model: Model,
   optimizer: optax.GradientTransformation,
@@ -84,17 +95,19 @@ def make_train_step(
   config: StepConfig,
   rho: Schedule | None = None,
   shardings: GradientShardings | None = None,
+  stop_frozen: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns train_step(state, batch, key) -> (state, metrics).
 
   The batch is {'image': (B, H, W, C) uint8, 'label': (B,) int32 or (B, C)}; the key is the
   run's, and each step folds its number in. Metrics are float32 scalars. `rho` is the radius of
   SAM's perturbation, by the number of the step; None: without SAM. `shardings` are those of the
-  gradients; None: on one device.
+  gradients; None: on one device. `stop_frozen` stops the gradients of frozen parameters.
   """
   num_micro_batches = config.accumulation_steps
 
   def loss_fn(params: Any, batch: Batch, key: Array) -> Array:
+    params = stop_frozen(params)
     images: Array = scale_pixels(batch['image'])
     options: Any = {'deterministic': False, 'rngs': {'dropout': key}}
     options['examples'] = batch['example']
@@ -139,7 +152,8 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-      ema_params = optax.incremental_update(params, ema_params, 1 - config.ema_decay)
+      decay = _average_decay(config, state.step + 1)
+      ema_params = optax.incremental_update(params, ema_params, 1 - decay)
     metrics = {
       'train/loss': value,
       'train/gradient_norm': optax.tree.norm(grads),
