@@ -11,12 +11,13 @@ from tests import process_groups
 from tests.process_groups import ARGUMENTS, messages, wait_for_exit, wait_for_line
 from vit_jax.errors import faults_named
 
-# The command, with a fault after its fourth step.
+# The command, with a fault after its fourth step, or another statement at its beginning.
 COMMAND = """
 import ctypes, os, signal, sys, time
 import jax
 from vit_jax import command_line, main
 from vit_jax.distributed import peers, processes
+from vit_jax.training.initial_state import Start
 from vit_jax.training.progress import Progress
 
 def hang():
@@ -28,13 +29,14 @@ def update(self, number=iter(range(1, 100)), update=Progress.update):
     {fault}
 
 Progress.update = update
+{setup}
 command_line.run(main.main)
 """
 
 
-def start_group(fault, count, *arguments):
+def start_group(fault, count, *arguments, setup=''):
   """Starts a run of `count` processes with the fault, a statement."""
-  command = ('-c', COMMAND.format(fault=fault))
+  command = ('-c', COMMAND.format(fault=fault or 'pass', setup=setup))
   return process_groups.start_group(count, 1, *ARGUMENTS, *arguments, command=command)
 
 
@@ -45,6 +47,15 @@ def test_a_hang_ends_all_processes_and_leaves_the_stacks_of_each(tmp_path):
   assert 'Nothing has finished for 1 s on ' in errors[0] + errors[1]
   stacks = [file.read_text() for file in (tmp_path / 'hangs').iterdir()]
   assert len(stacks) == 2 and all(' in hang' in text for text in stacks)
+
+
+def test_a_restore_that_hangs_ends_the_run(tmp_path):
+  setup = 'Start.make_state = lambda *unused: hang()'
+  group = start_group('', 1, f'--workdir={tmp_path}', '--config.hang_timeout=1', setup=setup)
+  codes, errors = wait_for_exit(group)
+  assert codes == [78] and 'Nothing has finished for 1 s on ' in errors[0], errors
+  (stacks,) = (tmp_path / 'hangs').iterdir()
+  assert ' in hang' in stacks.read_text()
 
 
 def test_a_process_that_is_stopped_is_lost_by_its_silence(tmp_path):
@@ -88,6 +99,8 @@ def test_the_host_of_a_fault_is_named(tmp_path):
     f'error: A device or the network of {socket.gethostname()} failed ({FAULT}); rerun the '
     'same command to resume from the last checkpoint, on another host if it fails again.'
   ]
+  (record,) = (tmp_path / 'failures').iterdir()
+  assert record.name == f'0-{socket.gethostname()}.txt' and FAULT in record.read_text()
 
 
 @pytest.mark.parametrize(
