@@ -20,6 +20,8 @@ from vit_jax.errors import LostPeerError, UserError
 
 MAX_LISTED = 8  # processes in a message
 
+_Peer = tuple[dict[str, Any], Connection]  # its hello, the connection with it
+
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
@@ -116,11 +118,11 @@ def _choose_processes(
 
 def _accept_peers(
   server: socket.socket, count: int, hello_keys: Iterable[str], timeout: float
-) -> list[tuple[dict[str, Any], Connection]]:
+) -> list[_Peer]:
   """The hello and the connection of `count` processes, or of those within the timeout."""
-  peers: list[tuple[dict[str, Any], Connection]] = []
+  peers: list[_Peer] = []
   deadline = time.monotonic() + timeout
-  while len(peers) < count:
+  while len(peers := _without_exited(peers)) < count:
     server.settimeout(max(deadline - time.monotonic(), 0.001))
     try:
       connection = Connection(server.accept()[0])
@@ -129,14 +131,17 @@ def _accept_peers(
     hello = connection.receive(timeout=2)
     if not hello or hello.keys() != hello_keys:  # not a process of ours
       connection.close()
-      continue
-    # A process that has exited and was restarted counts once.
-    for peer, old_connection in peers[:]:
-      if peer['id'] == hello['id'] and old_connection.is_closed_by_peer():
-        old_connection.close()
-        peers.remove((peer, old_connection))
-    peers.append((hello, connection))
-  return [(hello, peer) for hello, peer in peers if not peer.is_closed_by_peer()]
+    else:
+      peers.append((hello, connection))
+  return _without_exited(peers)
+
+
+def _without_exited(peers: Sequence[_Peer]) -> list[_Peer]:
+  """Those that still wait: one that has exited may be missing, or have been restarted."""
+  exited = [peer for peer in peers if peer[1].is_closed_by_peer()]
+  for _, connection in exited:
+    connection.close()
+  return [peer for peer in peers if peer not in exited]
 
 
 def _connect_to_process_0(
