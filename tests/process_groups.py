@@ -30,9 +30,9 @@ FAST = {
 
 
 def start_group(
-  count, devices, *arguments, command=('-m', 'vit_jax.main'), cwd=lambda i: SANDBOX, **env
+  count, devices, *arguments, command=('-m', 'vit_jax.main'), cwd=lambda i: SANDBOX, ids=None, **env
 ):
-  """Starts a run of `count` processes with `devices` devices each."""
+  """Starts a run of `count` processes with `devices` devices each, or only those with `ids`."""
   address = f'--coordinator=127.0.0.1:{free_port()}'
   env = {**os.environ, **FAST, 'JAX_NUM_CPU_DEVICES': str(devices), **env}
   return [
@@ -51,7 +51,7 @@ def start_group(
       stderr=subprocess.PIPE,
       text=True,
     )
-    for i in range(count)
+    for i in (range(count) if ids is None else ids)
   ]
 
 

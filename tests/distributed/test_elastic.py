@@ -1,14 +1,24 @@
 """Runs that start without some of their processes: who starts, and that nothing else changes."""
 
 import json
+import signal
 import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from tests.helpers import free_port
-from tests.process_groups import close, connect
+from tests.helpers import free_port, losses, write_images
+from tests.process_groups import (
+  ARGUMENTS,
+  close,
+  connect,
+  messages,
+  start_group,
+  wait_for_exit,
+  wait_for_line,
+)
 from vit_jax.distributed import cluster, rendezvous
 from vit_jax.distributed.cluster import ProcessInfo
 from vit_jax.errors import LostPeerError, UserError
@@ -168,3 +178,105 @@ def test_a_late_process_is_told_and_changes_nothing():
   assert groups[1].connections[0].receive(5) == {'still': 'there'}
   for group in groups.values():
     close(group)
+
+
+# Real processes.
+
+# The command; it records a hash of each row of each batch that it trains on, by step and row.
+COMMAND = """
+import hashlib, os, pathlib, sys, time
+import numpy as np
+from vit_jax import command_line, main
+from vit_jax.training import loop
+
+folder = pathlib.Path(os.environ['RECORDS'])
+(folder / f'imported.{os.getpid()}').touch()
+while '--process_id=0' in sys.argv and len(list(folder.iterdir())) < int(os.environ['IMPORTED']):
+  time.sleep(0.1)  # so that nobody is missing because it starts slowly
+batches = loop.DataLoader.batches
+
+def recorded(self, name, first_step=0, last_step=None):
+  for step, batch in enumerate(batches(self, name, first_step, last_step), start=first_step):
+    for image, label in zip(*(batch[key].addressable_shards for key in ('image', 'label'))):
+      start = image.index[0].start or 0
+      for row, pair in enumerate(zip(np.asarray(image.data), np.asarray(label.data)), start):
+        digest = hashlib.sha256(b''.join(array.tobytes() for array in pair)).hexdigest()
+        if name == 'train':
+          with open(folder / f'rows.{os.getpid()}', 'a') as file:
+            print(step, row, digest, file=file)
+    yield batch
+
+loop.DataLoader.batches = recorded
+command_line.run(main.main)
+"""
+STEPS, BATCH = 18, 12
+
+
+def start_recorded(workdir, count, ids, *arguments):
+  """Starts the processes `ids` of `count`; they record what they train on in WORKDIR.records/."""
+  records = workdir.with_suffix('.records')
+  records.mkdir(exist_ok=True)
+  images = workdir.parent
+  return start_group(
+    count,
+    1,
+    *ARGUMENTS,
+    f'--config.batch_size={BATCH}',
+    f'--config.total_steps={STEPS}',
+    f'--config.data.train.source=3*folder:{images}/a + 1*folder:{images}/b',
+    f'--config.data.test.source=folder:{images}/a',
+    '--config.data.skip_batches=((3,5),(9,10))',
+    '--config.data.workers=0',
+    '--config.eval_batch_size=12',
+    f'--config.eval_every={STEPS}',
+    '--config.checkpoint.every=6',
+    f'--workdir={workdir}',
+    *arguments,
+    command=('-c', COMMAND),
+    ids=ids,
+    RECORDS=str(records),
+    IMPORTED=str(len(list(records.iterdir())) + len(ids)),
+  )
+
+
+def read_records(workdir):
+  """The hashes {(step, row): {digest, …}} of all starts."""
+  records = {}
+  for file in workdir.with_suffix('.records').glob('rows.*'):
+    for line in file.read_text().splitlines():
+      step, row, digest = line.split()
+      records.setdefault((int(step), int(row)), set()).add(digest)
+  return records
+
+
+def test_a_run_on_four_three_and_four_processes_is_that_of_one(tmp_path):
+  for seed, name in enumerate('ab'):
+    names = [f'{s}/{c}/{i}.png' for s in ('train', 'test') for c in 'xy' for i in range(6 + seed)]
+    write_images(tmp_path / name, dict.fromkeys(names, (8, 8)), seed)
+  uninterrupted, run = tmp_path / 'uninterrupted', tmp_path / 'run'
+  (single,) = start_recorded(uninterrupted, 1, [0])
+
+  group = start_recorded(run, 4, [0, 1, 2, 3])
+  wait_for_line(group[0], 'step 4/')
+  group[2].terminate()
+  codes, errors = wait_for_exit(group)
+  assert codes == [75] * 4, errors
+
+  flags = ('--min_processes=3', '--start_timeout=3')
+  group = start_recorded(run, 4, [0, 1, 3], *flags)
+  wait_for_line(group[0], '3 of 4 processes connected within 3 s; the run starts without 2.')
+  wait_for_line(group[0], 'step 12/')
+  group[2].kill()
+  codes, errors = wait_for_exit(group)
+  assert codes == [76, 76, -signal.SIGKILL], errors
+  assert messages(errors[1])[0].startswith(f'error: process 2 ({HOST}) was lost')
+
+  codes, errors = wait_for_exit(start_recorded(run, 4, [0, 1, 2, 3], *flags))
+  assert codes == [0] * 4, errors
+  codes, errors = wait_for_exit([single])
+  assert codes == [0], errors
+  expected, records = read_records(uninterrupted), read_records(run)
+  assert sorted(expected) == [(step, row) for step in range(STEPS) for row in range(BATCH)]
+  assert len(set.union(*expected.values())) == STEPS * BATCH  # augmentation makes all differ
+  assert records == expected
+  np.testing.assert_allclose(losses(run), losses(uninterrupted), rtol=1e-5)
