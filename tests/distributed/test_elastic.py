@@ -1,6 +1,7 @@
 """Runs that start without some of their processes: who starts, and that nothing else changes."""
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -249,6 +250,18 @@ def read_records(workdir):
   return records
 
 
+def check_logs(folder):
+  """Each process has a log of its starts, by the number that its launcher gave it."""
+  logs = {i: (folder / f'{HOST}-{i}.log').read_text() for i in range(4)}
+  starts = [re.findall(r'^--- .* UTC, process (\d) on ', logs[i], re.MULTILINE) for i in logs]
+  assert starts == [['0'] * 3, ['1'] * 3, ['2'] * 2, ['3'] * 3]
+  assert all('\nstopped: received SIGTERM; step ' in log for log in logs.values())
+  lost = f'\nerror: process 2 ({HOST}) was lost'
+  assert [lost in log for log in logs.values()] == [True, True, False, False]
+  assert '; the run starts without 2.\n' in logs[0] and f'\nstep {STEPS}/{STEPS}, ' in logs[0]
+  assert not any('\nstep ' in logs[i] for i in (1, 2, 3))  # one console
+
+
 def test_a_run_on_four_three_and_four_processes_is_that_of_one(tmp_path):
   for seed, name in enumerate('ab'):
     names = [f'{s}/{c}/{i}.png' for s in ('train', 'test') for c in 'xy' for i in range(6 + seed)]
@@ -279,4 +292,5 @@ def test_a_run_on_four_three_and_four_processes_is_that_of_one(tmp_path):
   assert sorted(expected) == [(step, row) for step in range(STEPS) for row in range(BATCH)]
   assert len(set.union(*expected.values())) == STEPS * BATCH  # augmentation makes all differ
   assert records == expected
+  check_logs(run / 'logs')
   np.testing.assert_allclose(losses(run), losses(uninterrupted), rtol=1e-5)

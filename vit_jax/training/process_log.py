@@ -3,14 +3,15 @@
 Storage that fails or hangs neither ends nor stops a run: a thread writes.
 """
 
-import concurrent.futures
 import contextlib
 import os
+import queue
 import re
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from etils import epath
@@ -70,26 +71,40 @@ class _ProcessLog:
     self._uploader: Uploader | None = None
     self._early = bytearray()  # printed before the log was opened
     self._num_writes = 0
-    # One thread, which storage may stop.
-    self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='log')
-    self._last: concurrent.futures.Future[None] = concurrent.futures.Future()
-    self._last.set_result(None)
+    self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+    self._idle = threading.Event()
+    self._idle.set()
+    # Storage may stop it for ever: the process must be able to end without it.
+    threading.Thread(target=self._run, name='log', daemon=True).start()
 
   def write(self, text: str, is_urgent: bool) -> None:
     """Appends whole lines; returns once they are written, or after some seconds."""
-    self._submit(self._append, text.encode(errors='backslashreplace'), is_urgent)
+    content = text.encode(errors='backslashreplace')
+    self._put(lambda: self._append(content, is_urgent))
 
   def open(self, workdir: epath.Path) -> None:
-    self._submit(self._open, workdir)
+    self._put(lambda: self._open(workdir))
 
   def close(self) -> None:
-    self._submit(self._close)
+    """Writes what is left; gives up after some seconds."""
+    if self._uploader:
+      self._put(self._uploader.flush)
+    self._tasks.put(None)
 
-  def _submit(self, function: Any, *args: Any) -> None:
-    is_free = self._last.done()
-    self._last = self._pool.submit(function, *args)
-    if is_free:  # else the storage hangs, or this is the thread that writes
-      concurrent.futures.wait([self._last], _WAIT_SECONDS)
+  def _put(self, task: Callable[[], None]) -> None:
+    is_idle = self._idle.is_set()
+    self._idle.clear()
+    self._tasks.put(task)
+    if is_idle:  # else the storage hangs, or this is the thread that writes
+      self._idle.wait(_WAIT_SECONDS)
+
+  def _run(self) -> None:
+    while task := self._tasks.get():
+      task()
+      if self._tasks.empty():
+        self._idle.set()
+    if self._uploader:
+      self._uploader.close()
 
   def _append(self, content: bytes, is_urgent: bool) -> None:
     if self._output is None:
@@ -126,10 +141,6 @@ class _ProcessLog:
     header = f'--- {date}, process {self._process_id} on {socket.gethostname()}, PID {os.getpid()}'
     early, self._early = bytes(self._early), bytearray()
     self._append(f'{header}\n'.encode() + early, is_urgent=True)
-
-  def _close(self) -> None:
-    if self._uploader:
-      self._uploader.close()
 
 
 class _LoggedStream:
