@@ -97,6 +97,25 @@ def test_a_signal_between_two_starts_stops_the_script(tmp_path):
   assert (tmp_path / 'starts').read_text() == 'x'
 
 
+@pytest.mark.parametrize(('nodes', 'used'), [(1, 1), (2, 2), (3, 2), (4, 4)])
+@pytest.mark.parametrize('code', [0, 76])
+def test_slurm_starts_as_many_processes_as_divide_the_batch(nodes, used, code, tmp_path):
+  for name, end in (('srun', code), ('scontrol', 0)):
+    script = f'#!/bin/bash\necho {name} "$@" >> {tmp_path}/log\nexit {end}\n'
+    (tmp_path / name).write_text(script)
+    (tmp_path / name).chmod(0o755)
+  env = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NUM_NODES': str(nodes)}
+  result = subprocess.run(
+    ['bash', ROOT / 'launch' / 'slurm.sbatch', 'configs/x.py', '--workdir=w'],
+    env=env | {'SLURM_JOB_ID': '7'},
+  )
+  assert result.returncode == code
+  started, *requeued = (tmp_path / 'log').read_text().splitlines()
+  assert f' --nodes={used} --ntasks={used} ' in started
+  assert started.endswith('python -m vit_jax.main --config=configs/x.py --workdir=w')
+  assert requeued == ['scontrol requeue 7'] * (code > 4)
+
+
 # An array job runs all of its tasks, in reverse order; --dependency waits, so it is run at once.
 FAKE_SBATCH = """#!/bin/bash
 echo "$*" >> "$LOG"

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import tqdm
 
 from vit_jax import compilation_cache, errors, signals
+from vit_jax.distributed import cluster
 from vit_jax.errors import UserError
 from vit_jax.text import printable, shortened
 
@@ -86,17 +87,26 @@ def default_workdir(config: str, prefix: str = '') -> str:
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of a run of several processes; `distributed_run` takes their values."""
+  """Adds the flags of a run of several processes: for `detect_process` and `distributed_run`."""
   add = parser.add_argument
   add('--coordinator', metavar='HOST:PORT', help='address of process 0')
   add('--num_processes', type=int, metavar='N', help='processes in the run')
   add('--process_id', type=int, metavar='I', help='number of this one, from 0')
+  min_help = 'start with at least M processes, without those that are missing (default: all)'
+  add('--min_processes', type=int, metavar='M', help=min_help)
   add(
     '--start_timeout',
     type=float,
     default=60,
     metavar='SECONDS',
     help='how long to wait for the other processes (default: %(default)g)',
+  )
+
+
+def detect_process(args: argparse.Namespace) -> cluster.ProcessInfo | None:
+  """This process in the run that the flags or the environment tell of; None if it is alone."""
+  return cluster.detect_cluster(
+    args.coordinator, args.num_processes, args.process_id, args.min_processes
   )
 
 

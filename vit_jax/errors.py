@@ -188,14 +188,8 @@ def faults_named(is_sound: Callable[[], bool]) -> Iterator[None]:
     ) from None
 
 
-def _print(text: str) -> None:
-  """Prints on stderr, unless that cannot be written: the exit code remains the right one."""
-  with contextlib.suppress(OSError):
-    print(text, file=sys.stderr, flush=True)
-
-
-def report(error: BaseException) -> tuple[int, str]:
-  """Prints on stderr what ended a command; returns its exit code and a one-line message."""
+def describe(error: BaseException) -> tuple[int, str, str]:
+  """What ended a command: its exit code, a one-line message, and the text for the user."""
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
     error = UserError(f'{error.filename or "A file"} cannot be written ({error.strerror}).')
   elif isinstance(error, OSError) and error.errno in _USERS_ERRORS and error.filename:
@@ -203,13 +197,21 @@ def report(error: BaseException) -> tuple[int, str]:
   elif isinstance(error, ImportError) and error.name is None:  # of a package for gs://…, s3://…
     error = UserError(f'A package is missing ({first_line(error).rstrip(".")}).')
   if isinstance(error, RunError):
-    _print(f'{error.label}: {error}')
-    return error.exit_code, str(error)
+    return error.exit_code, str(error), f'{error.label}: {error}'
   if isinstance(error, KeyboardInterrupt):
     message = f'{": ".join(filter(None, ("interrupted by the keyboard", str(error))))}.'
-    with interrupt_lock:
-      _print(message)
+    return 130, message, message
+  text = ''.join(traceback.format_exception(error)).rstrip('\n')
+  return 1, f'{type(error).__name__}: {first_line(error)}', text
+
+
+def report(error: BaseException) -> tuple[int, str]:
+  """Prints on stderr what ended a command; returns its exit code and a one-line message."""
+  code, message, text = describe(error)
+  is_interrupt = isinstance(error, KeyboardInterrupt)
+  with interrupt_lock if is_interrupt else contextlib.nullcontext():
+    with contextlib.suppress(OSError):  # where nothing can be printed, the exit code still holds
+      print(text, file=sys.stderr, flush=True)
+    if is_interrupt:
       interrupt_reported.set()
-    return 130, message
-  traceback.print_exception(error)
-  return 1, f'{type(error).__name__}: {first_line(error)}'
+  return code, message

@@ -12,7 +12,7 @@ from vit_jax.classifier import Classifier
 from vit_jax.config import EvalConfig, OnBadExample, choices
 from vit_jax.config.evals import EvalKind
 from vit_jax.config.schema import Interpolation, ResizeRule
-from vit_jax.distributed import cluster, processes, sharding
+from vit_jax.distributed import processes, sharding
 from vit_jax.errors import PreemptedError, StoppedError, UserError
 from vit_jax.evaluation.reports.result_files import ResultFiles
 from vit_jax.evaluation.score import score
@@ -103,10 +103,11 @@ def main() -> None:
   configs = _eval_configs(args)
   files = ResultFiles(args.per_class, args.predictions, args.confusion)
   files.check_flags(configs)
-  process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
+  process = command_line.detect_process(args)
   names = ('model', 'data', 'split', 'eval', 'batch_size', 'image_size', 'dtype')
   settings: dict[str, Any] = {f'--{name}': getattr(args, name) for name in names}
-  with processes.distributed_run(process, settings, args.start_timeout):
+  sizes = (args.batch_size,)
+  with processes.distributed_run(process, settings, args.start_timeout, batch_sizes=sizes):
     if not jax.process_index():
       files.check_paths()
     vit = _load(args)

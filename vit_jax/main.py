@@ -15,8 +15,9 @@ import jax
 
 from vit_jax import command_line
 from vit_jax.config import config_help, flatten, load_config, section_names
-from vit_jax.distributed import cluster, processes
+from vit_jax.distributed import processes
 from vit_jax.errors import UserError
+from vit_jax.training import process_log
 from vit_jax.training.loop import train_and_evaluate
 
 
@@ -62,10 +63,13 @@ def main(start: float | None = None) -> None:
   if args.workdir == '':
     raise UserError('--workdir is empty; leave it out, or name a folder.')
   workdir = args.workdir or command_line.default_workdir(args.config)
-  process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
+  process, timeout = command_line.detect_process(args), args.start_timeout
   settings = {f'config.{name}': value for name, value in flatten(config).items()}
   settings |= {'--workdir': workdir, 'the version of jax': jax.__version__}
-  with processes.distributed_run(process, settings, args.start_timeout, config.grace_period):
+  with (
+    process_log.output_logged(workdir, process),
+    processes.distributed_run(process, settings, timeout, config.grace_period, config.batch_sizes),
+  ):
     try:
       train_and_evaluate(config, workdir, start)
     except KeyboardInterrupt:

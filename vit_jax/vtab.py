@@ -14,7 +14,7 @@ import jax
 
 from vit_jax import command_line
 from vit_jax.data.vtab_tasks import parse_tasks
-from vit_jax.distributed import cluster, processes
+from vit_jax.distributed import processes
 from vit_jax.text import printable_lines
 from vit_jax.training.workdir import resolve_workdir
 from vit_jax.transfer import vtab_runs
@@ -64,10 +64,11 @@ def main() -> None:
   protocol = vtab_runs.task_config(args.model, tasks[0], ())
   name = re.sub(r'[^A-Za-z0-9_.]+', '-', args.model) + ('-validation' if args.validate else '')
   workdir = resolve_workdir(args.workdir or f'runs/vtab-{name}')
-  process = cluster.detect_cluster(args.coordinator, args.num_processes, args.process_id)
+  process = command_line.detect_process(args)
   shared = {'--model': args.model, '--tasks': tasks, '--workdir': str(workdir)}
   shared |= {'--image_size': args.image_size, 'the config': overrides}
-  with processes.distributed_run(process, shared, args.start_timeout):
+  sizes = sorted({size for config in configs.values() for size in config.batch_sizes})
+  with processes.distributed_run(process, shared, args.start_timeout, batch_sizes=sizes):
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
       report = vtab_runs.run_vtab(args.model, configs, protocol, workdir)
     if jax.process_index() == 0:

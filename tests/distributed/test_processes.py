@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import SANDBOX, TINY, free_port, losses, start
+from tests.process_groups import close, connect
 from vit_jax.distributed import cluster, rendezvous
 from vit_jax.distributed.cluster import ProcessInfo
 from vit_jax.errors import LostPeerError, UserError
@@ -122,31 +123,7 @@ def test_a_tpu_vm_queries_its_metadata_server(monkeypatch):
     server.shutdown()
 
 
-# Connecting the processes: in threads, because JAX is not needed.
-
-
-def connect(*processes, timeout=20.0, hosts=()):
-  """Connects processes (id, count, settings); returns the group or the error of each."""
-  port, results = free_port(), [None] * len(processes)
-
-  def start_one(i, process_id, count, settings):
-    process = ProcessInfo(f'127.0.0.1:{port}', count, process_id, hosts)
-    try:
-      results[i] = rendezvous.connect_processes(process, settings, timeout)
-    except (UserError, LostPeerError) as error:
-      results[i] = error
-
-  threads = [threading.Thread(target=start_one, args=(i, *p)) for i, p in enumerate(processes)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  return results
-
-
-def close(group):
-  for connection in group.connections.values():
-    connection.close()
+# Connecting the processes.
 
 
 def test_processes_with_the_same_settings_are_connected():

@@ -559,6 +559,13 @@ class Config(StepConfig):
     return configs
 
   @property
+  def batch_sizes(self) -> tuple[int, ...]:
+    """The different sizes of batches that are divided among devices at once."""
+    evals = (config.batch_size for config in self.eval_configs.values())
+    sizes = {self.batch_size // self.accumulation_steps, self.eval_batch_size, *evals}
+    return tuple(sorted(sizes - {0}))
+
+  @property
   def step(self) -> StepConfig:
     """The fields of `StepConfig` alone."""
     names = (each.name for each in dataclasses.fields(StepConfig))

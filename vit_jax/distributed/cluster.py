@@ -19,12 +19,14 @@ class ProcessInfo:
   process_id: int  # from 0
   hosts: tuple[str, ...] = ()  # host name of each process, if known
   local_device: int | None = None  # index of the one GPU of its host to use; None: all
+  min_processes: int | None = None  # that suffice to start; None: all
 
 
 def detect_cluster(
   coordinator: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
+  min_processes: int | None = None,
   env: Mapping[str, str] = os.environ,
 ) -> ProcessInfo | None:
   """Detects the processes of the run; None if this one is alone, as on a laptop.
@@ -34,12 +36,15 @@ def detect_cluster(
   variable JAX_COORDINATOR_PORT then sets the port.
 
   Raises:
-    UserError: unless coordinator, num_processes and process_id go together; set all or none.
+    UserError: unless coordinator, num_processes and process_id go together, all or none; or when
+      the run cannot start with `min_processes`.
   """
   if (coordinator, num_processes, process_id) != (None, None, None):
     process = _from_flags(coordinator, num_processes, process_id)
   else:
     process = _from_slurm(env) or _from_tpu(env)
+  if min_processes is not None:
+    process = _with_min_processes(process, min_processes, env)
   return process if process and process.num_processes > 1 else None
 
 
@@ -57,6 +62,26 @@ def _from_flags(
       f'--num_processes={num_processes}.'
     )
   return ProcessInfo(coordinator, num_processes, process_id)
+
+
+def _with_min_processes(
+  process: ProcessInfo | None, min_processes: int, env: Mapping[str, str]
+) -> ProcessInfo:
+  flag = f'--min_processes={min_processes}'
+  if process is None:
+    raise UserError(f'{flag} needs a run of several processes; leave it out.')
+  if not 1 <= min_processes <= process.num_processes:
+    raise UserError(
+      f'{flag} must be from 1 to the number of processes, which is {process.num_processes}.'
+    )
+  if min_processes < process.num_processes:
+    slice_host = _from_tpu(env)
+    if slice_host and slice_host.num_processes > 1:
+      raise UserError(
+        f'{flag}: a TPU slice starts only with all of its hosts, here '
+        f'{process.num_processes} processes; leave it out.'
+      )
+  return dataclasses.replace(process, min_processes=min_processes)
 
 
 def node_names(text: str) -> list[str]:

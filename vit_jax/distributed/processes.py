@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -113,6 +114,7 @@ def distributed_run(
   settings: Mapping[str, Any],
   timeout: float,
   grace_period: float = 300,
+  batch_sizes: Sequence[int] = (),
 ) -> Iterator[None]:
   """Connects the processes of a run and starts JAX; inside, the end of one ends all of them.
 
@@ -124,9 +126,11 @@ def distributed_run(
     settings: JSON values that must be the same on all processes, by names that the user knows.
     timeout: seconds to wait for the others.
     grace_period: seconds from SIGTERM to the end of this process, whatever it is doing then.
+    batch_sizes: of a run that `process.min_processes` may start; their number must divide these.
 
   Raises:
-    LostPeerError: when processes are missing after the timeout; it names them.
+    LostPeerError: when processes are missing after the timeout, and it names them; or when the run
+      starts without this one.
     UserError: when settings differ; it names them.
   """
   global _watcher
@@ -143,13 +147,16 @@ def distributed_run(
       yield
     return
   settings = {**settings, 'the code of vit_jax': _code_hash()}
-  group = rendezvous.connect_processes(process, settings, timeout)
+  group = rendezvous.connect_processes(process, settings, timeout, batch_sizes)
+  process = dataclasses.replace(
+    process, process_id=group.process_id, num_processes=len(group.hosts)
+  )
   _watcher = watcher = PeerWatcher(group, _sigterm, _write_stacks)
   try:
     with sigterm_handled:
       _start_jax(process, group.coordinator, timeout)
       if process.process_id == 0:
-        _print_processes(group.hosts)
+        _print_processes(group)
       yield
       jax.distributed.shutdown()  # waits for the others
   except BaseException as error:  # noqa: BLE001 - the others must learn of every end
@@ -191,7 +198,10 @@ def _start_jax(process: ProcessInfo, coordinator: str, timeout: float) -> None:
     ) from None
 
 
-def _print_processes(hosts: Sequence[str]) -> None:
+def _print_processes(group: rendezvous.ProcessGroup) -> None:
+  hosts = group.hosts
+  if group.note:
+    print(f'{group.note}.', flush=True)
   if len(hosts) > rendezvous.MAX_LISTED:
     num_hosts, num_devices = plural(len(set(hosts)), 'host'), plural(jax.device_count(), 'device')
     print(f'{plural(len(hosts), "process")} on {num_hosts}: {num_devices}', flush=True)

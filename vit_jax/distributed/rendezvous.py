@@ -15,74 +15,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.distributed.cluster import ProcessInfo
+from vit_jax.distributed.connection import Connection
 from vit_jax.errors import LostPeerError, UserError
 
-# A host that vanishes closes nothing: it is lost after 3 s of silence and three probes, 2 s apart.
-# The kernels answer probes, so a process that compiles or is stopped for a while is not lost.
-_KEEPALIVE = {'TCP_KEEPIDLE': 3, 'TCP_KEEPINTVL': 2, 'TCP_KEEPCNT': 3}
 MAX_LISTED = 8  # processes in a message
 
-
-class Connection:
-  """Messages over a socket, one JSON object per line."""
-
-  def __init__(self, connected: socket.socket):
-    self._socket, self._lines = connected, connected.makefile(encoding='utf-8')
-    connected.settimeout(None)
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-      if hasattr(socket, name):
-        connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-  def send(self, message: Mapping[str, Any]) -> None:
-    """Sends a message; if the peer is gone, only `receive` notices."""
-    with contextlib.suppress(OSError):
-      self._socket.sendall(json.dumps(message).encode() + b'\n')
-
-  def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
-    """Waits for a message; None when the peer is gone, sends anything else, or times out."""
-    self._socket.settimeout(timeout)
-    try:
-      message = json.loads(self._lines.readline(2**20))
-    except (OSError, ValueError):
-      return None
-    finally:
-      self._socket.settimeout(None)
-    return message if isinstance(message, dict) else None
-
-  def close(self) -> None:
-    """Closes the connection; messages that were sent still arrive."""
-    self._lines.close()
-    self._socket.close()
-
-  def is_closed_by_peer(self) -> bool:
-    try:
-      return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-      return False
-    except OSError:
-      return True
+_Peer = tuple[dict[str, Any], Connection]  # its hello, the connection with it
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessGroup:
   """The connected processes of a run."""
 
-  process_id: int  # of this process
+  process_id: int  # of this process, in this group
   hosts: Sequence[str]  # host name of each process
   connections: Mapping[int, Connection]  # process 0 with each of the others
   coordinator: str  # HOST:PORT where JAX's coordinator must listen
+  note: str = ''  # of process 0: which processes the group is without
 
 
 def connect_processes(
-  process: ProcessInfo, settings: Mapping[str, Any], timeout: float
+  process: ProcessInfo, settings: Mapping[str, Any], timeout: float, batch_sizes: Sequence[int] = ()
 ) -> ProcessGroup:
-  """Connects process 0 with all others and compares their settings; see `distributed_run`."""
-  settings = {'--num_processes': process.num_processes, **settings}
+  """Connects process 0 with all others and compares their settings; see `distributed_run`.
+
+  If `process.min_processes` suffice, the group may be without some. Then it has new ids, from 0, in
+  the order of the old ones.
+  """
+  settings = {
+    '--num_processes': process.num_processes,
+    '--min_processes': process.min_processes,
+    **settings,
+  }
   hello = {'id': process.process_id, 'host': socket.gethostname(), 'settings': settings}
   hello = json.loads(json.dumps(hello))  # tuples are lists, as in the messages of the others
   if process.process_id == 0:
-    return _listen_for_others(process, hello, timeout)
+    return _listen_for_others(process, hello, timeout, batch_sizes)
   return _connect_to_process_0(process, hello, timeout)
 
 
@@ -100,7 +68,9 @@ def _free_port(address: str, preferred: int) -> int:
   raise UserError(f'No port is free on {socket.gethostname()}.')
 
 
-def _listen_for_others(process: ProcessInfo, hello: dict[str, Any], timeout: float) -> ProcessGroup:
+def _listen_for_others(
+  process: ProcessInfo, hello: dict[str, Any], timeout: float, batch_sizes: Sequence[int]
+) -> ProcessGroup:
   """Process 0: waits for the others, checks their settings, sends them JAX's address."""
   host, port = process.coordinator.rsplit(':', 1)
   try:
@@ -114,28 +84,45 @@ def _listen_for_others(process: ProcessInfo, hello: dict[str, Any], timeout: flo
     peers = _accept_peers(server, process.num_processes - 1, hello.keys(), timeout)
   hellos = [hello, *(peer for peer, _ in peers)]
   names = {hello['id']: hello['host'] for hello in hellos}
-  error = _settings_error(hellos) or _missing_error(process, names, timeout)
-  hosts = [names.get(i, '') for i in range(process.num_processes)]
+  ids = _choose_processes(process, sorted(names), batch_sizes)
+  absence = _describe_absence(process, names, ids, timeout, batch_sizes)
+  error = _settings_error(hellos) or (None if ids else LostPeerError(absence))
   coordinator = f'{host}:{_free_port(bind_address(host), int(port) + 1)}'
-  answer = {'coordinator': coordinator, 'hosts': hosts, 'code': 0, 'message': ''}
-  if error:
-    answer |= {'code': error.exit_code, 'message': str(error)}
-  for _, connection in peers:
-    connection.send(answer)
-    if error:
+  group = {'coordinator': coordinator, 'hosts': [names[i] for i in ids]}
+  connections = {}
+  for peer, connection in peers:
+    i, refusal = peer['id'], error
+    if refusal is None and i not in ids:
+      refusal = LostPeerError(f'{absence}; rerun the same command to join its next start.')
+    if refusal is None:
+      connections[ids.index(i)] = connection
+      connection.send({**group, 'id': ids.index(i), 'code': 0})
+    else:
+      connection.send({'code': refusal.exit_code, 'message': str(refusal)})
       connection.close()
   if error:
     raise error
-  return ProcessGroup(0, hosts, {peer['id']: connection for peer, connection in peers}, coordinator)
+  return ProcessGroup(0, group['hosts'], connections, coordinator, absence)
+
+
+def _choose_processes(
+  process: ProcessInfo, connected: Sequence[int], batch_sizes: Sequence[int]
+) -> Sequence[int]:
+  """Which of the connected processes start the run: the most that divide it; none if too few."""
+  for count in range(len(connected), (process.min_processes or process.num_processes) - 1, -1):
+    if not any(size % count for size in batch_sizes):
+      return connected[:count]
+  # All of them find out why, once they know their devices.
+  return connected if len(connected) == process.num_processes else ()
 
 
 def _accept_peers(
   server: socket.socket, count: int, hello_keys: Iterable[str], timeout: float
-) -> list[tuple[dict[str, Any], Connection]]:
+) -> list[_Peer]:
   """The hello and the connection of `count` processes, or of those within the timeout."""
-  peers: list[tuple[dict[str, Any], Connection]] = []
+  peers: list[_Peer] = []
   deadline = time.monotonic() + timeout
-  while len(peers) < count:
+  while len(peers := _without_exited(peers)) < count:
     server.settimeout(max(deadline - time.monotonic(), 0.001))
     try:
       connection = Connection(server.accept()[0])
@@ -144,14 +131,17 @@ def _accept_peers(
     hello = connection.receive(timeout=2)
     if not hello or hello.keys() != hello_keys:  # not a process of ours
       connection.close()
-      continue
-    # A process that has exited and was restarted counts once.
-    for peer, old_connection in peers[:]:
-      if peer['id'] == hello['id'] and old_connection.is_closed_by_peer():
-        old_connection.close()
-        peers.remove((peer, old_connection))
-    peers.append((hello, connection))
-  return peers
+    else:
+      peers.append((hello, connection))
+  return _without_exited(peers)
+
+
+def _without_exited(peers: Sequence[_Peer]) -> list[_Peer]:
+  """Those that still wait: one that has exited may be missing, or have been restarted."""
+  exited = [peer for peer in peers if peer[1].is_closed_by_peer()]
+  for _, connection in exited:
+    connection.close()
+  return [peer for peer in peers if peer not in exited]
 
 
 def _connect_to_process_0(
@@ -167,10 +157,12 @@ def _connect_to_process_0(
       break
     except OSError as error:
       if time.monotonic() > deadline:
+        is_elastic = process.min_processes not in (None, process.num_processes)
+        joins = '; if the run has started without it, it joins the next start' * is_elastic
         raise LostPeerError(
           f'Process 0 did not answer at {process.coordinator} within {timeout:g} s '
           f'({error.strerror or error}); start it, or let {name} wait longer with '
-          '--start_timeout=SECONDS.'
+          f'--start_timeout=SECONDS{joins}.'
         ) from None
       time.sleep(0.2)
   connection = Connection(connected)
@@ -185,7 +177,7 @@ def _connect_to_process_0(
   if answer['code']:
     kind = UserError if answer['code'] == UserError.exit_code else LostPeerError
     raise kind(answer['message'])
-  return ProcessGroup(process.process_id, answer['hosts'], {0: connection}, answer['coordinator'])
+  return ProcessGroup(answer['id'], answer['hosts'], {0: connection}, answer['coordinator'])
 
 
 def _settings_error(hellos: Sequence[Mapping[str, Any]]) -> UserError | None:
@@ -219,15 +211,37 @@ def _list(ids: Iterable[int], hosts: Mapping[int, str]) -> str:
   return ', '.join(names[:MAX_LISTED]) + (f' and {more} more' if more > 0 else '')
 
 
-def _missing_error(
-  process: ProcessInfo, hosts: Mapping[int, str], timeout: float
-) -> LostPeerError | None:
-  """Names the processes that are not in `hosts`, the host names of those connected."""
-  missing = set(range(process.num_processes)) - hosts.keys()
-  if not missing:
-    return None
-  return LostPeerError(
-    f'{len(hosts)} of {process.num_processes} processes connected within {timeout:g} s: '
-    f'{_list(hosts, hosts)}; missing: {_list(missing, dict(enumerate(process.hosts)))}; '
-    '--start_timeout=SECONDS waits longer.'
-  )
+def _describe_absence(
+  process: ProcessInfo,
+  hosts: Mapping[int, str],
+  ids: Sequence[int],
+  timeout: float,
+  batch_sizes: Sequence[int],
+) -> str:
+  """A sentence about the processes that the run is without, or that it cannot start without.
+
+  Args:
+    process: process 0.
+    hosts: the host names of those connected, by their ids.
+    ids: those that start the run; none if they are too few.
+    timeout: in seconds, after which others were missing.
+    batch_sizes: which the number of processes must divide.
+  """
+  missing, surplus = set(range(process.num_processes)) - hosts.keys(), hosts.keys() - set(ids)
+  least = process.min_processes or process.num_processes
+  sizes = ' and '.join(map(str, batch_sizes))
+  missing_text = _list(missing, dict(enumerate(process.hosts)))
+  text = f'{len(hosts)} of {process.num_processes} processes connected within {timeout:g} s'
+  if not ids:
+    reason = f'--min_processes={least} are needed; ' if least < process.num_processes else ''
+    if len(hosts) >= least:
+      reason = f'no number from {least} to {len(hosts)} divides the batches of {sizes}; '
+    listed = f'{_list(hosts, hosts)}; missing: {missing_text}'
+    return f'{text}: {listed}; {reason}--start_timeout=SECONDS waits longer.'
+  without = []
+  if missing:
+    without.append(f'without {missing_text}')
+  if surplus:
+    reason = f'because {len(ids) + 1} or more do not divide the batches of {sizes}'
+    without.append(f'without {_list(surplus, hosts)}, {reason}')
+  return f'{text}; the run starts {", and ".join(without)}' if without else ''

@@ -17,6 +17,7 @@ from vit_jax.distributed.processes import (
   should_stop,
 )
 from vit_jax.errors import PreemptedError, StoppedError, faults_named, memory_explained
+from vit_jax.training import process_log
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.export import MODEL, export_models
 from vit_jax.training.initial_state import open_start
@@ -87,6 +88,7 @@ def train_and_evaluate(
 
   # The state.
   begin = open_start(config, program, train, test, facts, workdir)
+  process_log.open_log(workdir)
   checkpointer, first_step = begin.checkpointer, begin.first_step
   is_complete = first_step == config.total_steps
   progress = Progress(program, first_step)

@@ -29,9 +29,10 @@ class Output(Protocol):
 
 
 class WriteFailures:
-  """Says on stderr once that metrics cannot be written, and at the end what became of them."""
+  """Says on stderr once that something cannot be written, and at the end what became of it."""
 
-  def __init__(self):
+  def __init__(self, name: str = 'metrics'):
+    self._name = name
     self._num_failures = self._dropped_bytes = 0
 
   def report(self, path: epath.PathLike, error: Exception) -> None:
@@ -56,7 +57,7 @@ class WriteFailures:
     self._print(f'writing failed {plural(self._num_failures, "time")}; {end}')
 
   def _print(self, text: str) -> None:
-    print(f'metrics: {text}', file=sys.stderr, flush=True)
+    print(f'{self._name}: {text}', file=sys.stderr, flush=True)
 
 
 class LocalFile:
