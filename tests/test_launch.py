@@ -116,6 +116,31 @@ def test_slurm_starts_as_many_processes_as_divide_the_batch(nodes, used, code, t
   assert requeued == ['scontrol requeue 7'] * (code > 4)
 
 
+@pytest.mark.parametrize(
+  ('code', 'count', 'calls'),
+  [
+    (0, '', []),
+    (5, '', []),
+    (75, '3', ['scontrol requeue 7']),
+    (76, '', ['sleep 2', 'scontrol requeue 7']),
+    (137, '3', ['sleep 16', 'scontrol requeue 7']),
+    (78, '50', ['sleep 256', 'scontrol requeue 7']),
+  ],
+)
+def test_slurm_requeues_a_job_that_can_resume(code, count, calls, tmp_path):
+  for name in ('srun', 'sleep', 'scontrol'):
+    end = f'exit {code}' if name == 'srun' else f'echo "{name} $*" >> {tmp_path}/calls'
+    (tmp_path / name).write_text(f'#!/bin/bash\n{end}\n')
+    (tmp_path / name).chmod(0o755)
+  environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7'}
+  environment |= {'SLURM_JOB_NUM_NODES': '3', **({'SLURM_RESTART_COUNT': count} if count else {})}
+  script = ROOT / 'launch' / 'slurm.sbatch'
+  result = subprocess.run(['bash', script, 'configs/vit_l16.py'], env=environment)
+  assert result.returncode == code
+  made = (tmp_path / 'calls').read_text().splitlines() if calls else []
+  assert made == calls and (tmp_path / 'calls').exists() == bool(calls)
+
+
 # An array job runs all of its tasks, in reverse order; --dependency waits, so it is run at once.
 FAKE_SBATCH = """#!/bin/bash
 echo "$*" >> "$LOG"

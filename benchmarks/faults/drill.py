@@ -39,7 +39,7 @@ from benchmarks.faults.runs import (
 )
 
 # More than a compilation takes, which the uninterrupted run has left in the cache.
-HANG_TIMEOUT = '--config.hang_timeout=30'
+HANG_TIMEOUT = '--config.hang_timeout=20'
 
 
 def give_fault(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.faults.runs import Group
 
 _STOPPED_SECONDS = 25  # more than the silence after which `faulty_main` gives up a process
+_STOPPED_ALONE_SECONDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ def _send(number: signal.Signals) -> Callable[[Group, int], None]:
 
 def _stop(group: Group, victim: int) -> None:
   group.processes[victim].send_signal(signal.SIGSTOP)
-  deadline = time.monotonic() + _STOPPED_SECONDS
   others = [process for i, process in enumerate(group.processes) if i != victim]
+  deadline = time.monotonic() + (_STOPPED_SECONDS if others else _STOPPED_ALONE_SECONDS)
   while time.monotonic() < deadline and not (others and all(x.poll() is not None for x in others)):
     time.sleep(0.1)
   group.processes[victim].send_signal(signal.SIGCONT)
