@@ -133,8 +133,9 @@ def test_storage_that_hangs_stops_no_process(workdir, capsys, monkeypatch):
       print(i)
   assert time.monotonic() - started < 5
   assert capsys.readouterr().out == ''.join(f'{i}\n' for i in range(100))
-  with open(pipe) as reader:
-    assert re.match(START, reader.readline())  # and the thread goes on
+  with open(os.open(pipe, os.O_RDWR)) as reader:  # the storage is back
+    assert re.match(START, reader.readline())
+    assert [reader.readline() for _ in range(100)] == [f'{i}\n' for i in range(100)]
 
 
 def test_a_bucket_gets_an_object_for_each_start(workdir, capsys, monkeypatch):
