@@ -129,7 +129,8 @@ def run(main: Callable[[], None]) -> NoReturn:
   for stream in (sys.stdout, sys.stderr):  # escapes of what a terminal cannot encode
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')
-  for library in ('absl', 'jax', 'orbax', 'etils'):  # their errors are raised, too
+  # Their errors are raised, too; those of threads that save concern what is reported anyway.
+  for library in ('absl', 'jax', 'orbax', 'etils', 'gcsfs', 'concurrent.futures'):
     logging.getLogger(library).setLevel(logging.CRITICAL)
   compilation_cache.enable_cache()
   with signals.interruptible():
