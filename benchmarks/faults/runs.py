@@ -110,6 +110,7 @@ class Group:
     self.workdir, self.start_time = workdir, time.monotonic()
     self.processes = []
     for i, log in enumerate(self.logs):
+      log.unlink(missing_ok=True)  # of the start before
       process = subprocess.Popen(
         [
           sys.executable,
