@@ -38,8 +38,8 @@ from benchmarks.faults.runs import (
   compare,
 )
 
-# More than a compilation takes, which the uninterrupted run has left in the cache.
-HANG_TIMEOUT = '--config.hang_timeout=20'
+# Seconds, more than a compilation takes, which the uninterrupted run has left in the cache.
+HANG_TIMEOUT, HANG_TIMEOUT_OF_PROCESSES = 20, 40
 
 
 def give_fault(
@@ -178,10 +178,12 @@ def main() -> None:
     if fault.from_start and topology[0] == 1 and not has_checkpoint:
       fault = FAULTS['KILL']  # nothing to differ from
     row, is_last = None, count >= args.count
+    seconds = HANG_TIMEOUT if topology[0] == 1 else HANG_TIMEOUT_OF_PROCESSES
+    timeout = f'--config.hang_timeout={seconds}'
     group = (
       Group(topology, config, run)
       if is_last
-      else Group(topology, (*config, HANG_TIMEOUT), run, victim, fault.environment, fault.flags)
+      else Group(topology, (*config, timeout), run, victim, fault.environment, fault.flags)
     )
     try:
       if is_last:
