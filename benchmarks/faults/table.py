@@ -1,8 +1,8 @@
 """The matrix of all faults given so far: python benchmarks/faults/table.py [CSV…]
 
-Reads what drill.py wrote (default: results/drill_*.csv of this folder) and prints Markdown: a row for
-each fault with, for each number of processes and for changing topologies, how many were given and
-how many of these ended as documented; then the runs that finished.
+Reads what drill.py wrote (default: results/drill_*.csv of this folder) and prints Markdown: a row
+for each fault with, for each number of processes and for changing topologies, how many were given
+and how many of these ended as documented; then the runs that finished.
 """
 
 import collections
@@ -55,8 +55,8 @@ def table(faults: dict[str, list[Row]], runs: dict[str, list[Row]]) -> str:
       identical = sum(row['parameters_identical'] == 'True' for row in rows)
       worst = max(float(row['largest_loss_difference']) for row in rows)
       lines.append(
-        f'\n{title}: {len(rows)} finished runs, {identical} with the same bits as the uninterrupted '
-        f'one, largest difference of a loss {worst:.1e}'
+        f'\n{title}: {len(rows)} finished runs, {identical} with the same bits as the '
+        f'uninterrupted one, largest difference of a loss {worst:.1e}'
       )
   return '\n'.join(lines)
 
