@@ -57,7 +57,7 @@ def draw_attention(weights: np.ndarray, token: int, grid: tuple[int, int]) -> An
 
 
 def draw_attention_distance(distances: np.ndarray) -> Any:
-  """`attention_distance`, (L, K) pixels, over the depth: a point for each head (Figure 7, right)."""
+  """`attention_distance`, (L, K) pixels: a point for each head of a block (Figure 7, right)."""
   figure = _figure(5, 4)
   axes = figure.subplots()
   for head, of_head in enumerate(np.asarray(distances).T):

@@ -4,6 +4,7 @@ Shapes: B batch, C classes, M of them that are asked for, K heads, N tokens, h w
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,9 @@ Array = jax.Array
 
 
 def relevance(
-  vit: Classifier, images: jax.typing.ArrayLike, classes: jax.typing.ArrayLike
+  vit: Classifier,
+  images: jax.typing.ArrayLike,
+  classes: jax.typing.ArrayLike | Sequence[Sequence[int]],
 ) -> Array:
   """The relevance of each patch for classes (Chefer et al., arXiv 2103.15679, Equations 5 and 6).
 
@@ -47,11 +50,11 @@ def relevance(
     ValueError: for images or classes of another shape.
   """
   model, (prefix, grid) = token_attention_model(vit.model), token_grid(vit)
-  images, classes = vit.check_images(images), np.asarray(classes)
-  if classes.ndim != 2 or len(classes) != len(images) or classes.dtype.kind not in 'iu':
+  pixels, classes = vit.check_images(images), np.asarray(classes)
+  if classes.ndim != 2 or len(classes) != len(pixels) or classes.dtype.kind not in 'iu':
     raise ValueError(
       f'classes are {classes.dtype}{list(classes.shape)}; pass integers, a row for each of the '
-      f'{len(images)} images.'
+      f'{len(pixels)} images.'
     )
   if not model.num_classes:
     raise UserError('The model has no head, so nothing speaks for a class; load one that has.')
@@ -59,7 +62,7 @@ def relevance(
     wrong = classes[(classes < 0) | (classes >= model.num_classes)][0]
     raise UserError(f'There is no class {wrong}; the model has {model.num_classes:,} classes.')
   # pyright takes linen modules for unhashable, because they are not declared frozen.
-  rows = _relevance(model, vit.params, images, classes)  # pyright: ignore[reportArgumentType]
+  rows = _relevance(model, vit.params, pixels, classes)  # pyright: ignore[reportArgumentType]
   return rows[..., prefix:].reshape(*rows.shape[:2], *grid)
 
 
