@@ -37,7 +37,7 @@ def test_the_first_block_is_on_the_right():
 @pytest.mark.parametrize('name', GOLDEN_MODELS)
 def test_the_map_is_what_reaches_the_head(name):
   vit, images = golden(name), golden_images(name)
-  pool, depth, grid = vit.model.pool, vit.model.depth, None
+  pool, depth = vit.model.pool, vit.model.depth
   params, patches = embedded(vit, images)
   maps = np.asarray(attention_map(vit, images))
   grid = tuple(side // vit.model.patch_size for side in vit.image_size)

@@ -46,7 +46,7 @@ function explore(root) {
     for (let i = 0; i < grid[0] * grid[1]; i++) {
       const y = Math.floor(Math.floor(i / grid[1]) / factor);
       const x = Math.floor((i % grid[1]) / factor);
-      values.push(row[prefix + y * cells[1] + x] / most);
+      values.push(Math.sqrt(row[prefix + y * cells[1] + x] / most));  // few are much larger
     }
     return values;
   }

@@ -49,9 +49,9 @@ class PatchMap:
 
   @property
   def uri(self) -> str:
-    """The map from its smallest to its largest value, as a picture."""
+    """The map as a picture: square roots, because few patches have much larger values."""
     low, high = self.values.min(), self.values.max()
-    return heat_maps.overlay_uri((self.values - low) / max(high - low, 1e-30))
+    return heat_maps.overlay_uri(np.sqrt((self.values - low) / max(high - low, 1e-30)))
 
   @property
   def peak(self) -> tuple[int, int]:

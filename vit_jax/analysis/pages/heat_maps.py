@@ -26,7 +26,7 @@ def color_ramp() -> np.ndarray:
   """(256, 4) uint8: red, green, blue and opacity of a value from 0 to 255, over an image."""
   values = np.linspace(0, 1, 256)
   colors = [np.interp(values, _COLORS[:, 0], _COLORS[:, channel]) for channel in (1, 2, 3)]
-  opacity = 255 * 0.85 * values**0.6
+  opacity = 255 * 0.85 * values**0.85
   return np.rint(np.stack([*colors, opacity], axis=-1)).astype(np.uint8)
 
 
