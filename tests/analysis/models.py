@@ -10,7 +10,7 @@ from tests.analysis.numpy_vit import float64
 from tests.helpers import GOLDEN, jit, random_params
 from vit_jax.models.vit import VisionTransformer
 
-GOLDEN_MODELS = ('vit_token_prelogits', 'vit_gap', 'big_vision_map_scan', 'hybrid_stages')
+GOLDEN_MODELS = ('vit_token_prelogits', 'vit_gap', 'big_vision_map_scan', 'hybrid_stem')
 
 
 @functools.cache

@@ -16,7 +16,7 @@ def align(components: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-  ('name', 'kernel'), [('vit_gap', 'embedding'), ('mixer', 'stem'), ('hybrid_stages', None)]
+  ('name', 'kernel'), [('vit_gap', 'embedding'), ('mixer', 'stem'), ('hybrid_stem', None)]
 )
 def test_filters_are_principal_components(name, kernel):
   vit = golden(name)

@@ -54,7 +54,7 @@ def pooling(vit: Classifier, images: jax.typing.ArrayLike) -> Array:
 
 def attention_and_pooling(vit: Classifier, images: jax.typing.ArrayLike) -> tuple[Array, Array]:
   """`attention` and `pooling`, from one pass."""
-  model = token_attention_model(vit.model)
+  model = token_attention_model(vit.model).clone(num_classes=0)
   # pyright takes linen modules for unhashable, because they are not declared frozen.
   return _weights(model, vit.params, vit.check_images(images))  # pyright: ignore[reportArgumentType]
 
@@ -117,7 +117,7 @@ def _attend(record: Any) -> Attend:
 
 @functools.partial(jax.jit, static_argnames='model')
 def _weights(model: VisionTransformer, params: Any, images: Array) -> tuple[Array, Array]:
-  _, weights = recorded(model.clone(num_classes=0), params, images)
+  _, weights = recorded(model, params, images)
   blocks = jnp.stack(weights[: model.depth], axis=1)
   return blocks, pooling_weights(model, weights, lambda heads: heads.mean(1))
 

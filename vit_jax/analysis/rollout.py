@@ -3,6 +3,8 @@
 Shapes: B batch, L layers (blocks), K heads, N tokens, h w grid of patches.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from vit_jax.models.precision import FULL_PRECISION
 Array = jax.Array
 
 
+@jax.jit
 def rollout(weights: jax.typing.ArrayLike) -> Array:
   """Attention rollout (arXiv 2005.00928, Section 3; Appendix D.7 of the ViT paper).
 
@@ -55,6 +58,7 @@ def attention_map(vit: Classifier, images: jax.typing.ArrayLike) -> Array:
   return pooled_map(rollout(weights), pooled, *token_grid(vit))
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def pooled_map(matrix: Array, pooled: Array, num_prefix: int, grid: tuple[int, int]) -> Array:
   """The rows of (B, N, N) weighted by (B, N), for the patches, with the sum 1: (B, h, w)."""
   row = jnp.einsum('bn,bnm->bm', pooled, matrix, precision=FULL_PRECISION)
