@@ -159,6 +159,7 @@ def test_classes_are_named_by_label_or_number():
   vit = type(vit)(vit.model, vit.params, vit.image_size, labels=['cat', 'dog, puppy', '0'])
   assert resolve_classes(vit, ['cat, 1']) == [0, 1]
   assert resolve_classes(vit, ['dog, puppy', 'cat', 'cat']) == [1, 0]
+  assert resolve_classes(vit, ['dog,cat']) == [1, 0]  # by its first name
   assert resolve_classes(vit, ['0']) == [2]  # a label before a number
   for text, words in (('cta', 'did you mean cat'), ('3', 'name a label'), ('', 'name a label')):
     with pytest.raises(UserError, match=words):

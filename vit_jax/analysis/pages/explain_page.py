@@ -5,6 +5,7 @@ cannot become one even if it were not escaped.
 """
 
 import base64
+import collections
 import dataclasses
 import difflib
 import hashlib
@@ -74,15 +75,19 @@ class ExplainedImage:
 
 
 def resolve_classes(vit: Classifier, texts: Sequence[str]) -> list[int]:
-  """The numbers of classes that a user names; each text is a label, a number, or several of them
-  with commas between.
+  """The numbers of classes that a user names; each text is a label, the part of one before its
+  first comma, a number, or several of these with commas between.
 
   Raises:
     UserError: for a class that the model does not have, or more than `MAX_CLASSES`.
   """
   if texts and not vit.model.num_classes:
     raise UserError('The model has no head, and so no classes; leave out --classes.')
-  names = {vit.label(i): i for i in reversed(range(vit.model.num_classes))}
+  labels = [vit.label(i) for i in range(vit.model.num_classes)]
+  synonyms = [label.split(',')[0] for label in labels]  # of ImageNet's 'tabby, tabby cat'
+  count = collections.Counter(synonyms)
+  names = {name: i for i, name in enumerate(synonyms) if count[name] == 1}
+  names |= {label: i for i, label in reversed(list(enumerate(labels)))}
 
   def find(text: str) -> int | None:
     text = text.strip()
