@@ -4,6 +4,7 @@ Shapes: B batch, L layers (blocks), K heads, N tokens: the class token, if any, 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -104,12 +105,10 @@ def recorded(
   return outputs, weights
 
 
-def _attend(record: Any) -> Attend:
+def _attend(record: Callable[[Array], Array]) -> Attend:
   def attend(query: Array, key: Array, value: Array, drop: Any, bias: Array | None) -> Array:
     del drop  # there is no dropout outside of training
-    exact = value.astype(
-      jnp.float32
-    )  # else the weights would be rounded to the dtype of the values
+    exact = value.astype(jnp.float32)  # else the weights are rounded to the dtype of the values
     return einsum_attention(query, key, exact, record, bias).astype(value.dtype)
 
   return attend
@@ -122,7 +121,9 @@ def _weights(model: VisionTransformer, params: Any, images: Array) -> tuple[Arra
   return blocks, pooling_weights(model, weights, lambda heads: heads.mean(1))
 
 
-def pooling_weights(model: VisionTransformer, weights: list[Array], of_query: Any) -> Array:
+def pooling_weights(
+  model: VisionTransformer, weights: list[Array], of_query: Callable[[Array], Array]
+) -> Array:
   """(B, N): the row of the class token, the mean of all rows, or `of_query` of (B, K, 1, N)."""
   batch, _, _, num_tokens = weights[0].shape
   if model.pool == 'map':
