@@ -120,7 +120,8 @@ class Classifier:
     pixels = read_pixels(images, self.channels)
     return scale_pixels(preprocess(pixels, self.image_size, self.preprocessing))
 
-  def _check_images(self, images: jax.typing.ArrayLike) -> Any:
+  def check_images(self, images: jax.typing.ArrayLike) -> Any:
+    """Returns them as an array; raises `ValueError` unless the model takes them."""
     array: Any = images if hasattr(images, 'dtype') else np.asarray(images, np.float32)
     shape, dtype, (height, width) = array.shape, array.dtype, self.image_size
     size = shape[1:3] if isinstance(self.model, BiTResNet | DETR) else (height, width)
@@ -143,7 +144,7 @@ class Classifier:
     Returns:
       (B, num_classes) float32, or (B, D) features.
     """
-    return inference.logits(self.model, self.params, self._check_images(images))
+    return inference.logits(self.model, self.params, self.check_images(images))
 
   def probabilities(self, images: jax.typing.ArrayLike) -> jax.Array:
     """As calling it, but returns probabilities, (B, num_classes) float32 in [0, 1]."""
@@ -197,7 +198,7 @@ class Classifier:
     Args:
       images: as for calling it.
     """
-    return inference.pooled_features(self.model, self.params, self._check_images(images))
+    return inference.pooled_features(self.model, self.params, self.check_images(images))
 
   def tokens(self, images: jax.typing.ArrayLike, *, return_prefix_tokens: bool = False) -> Tokens:
     """The tokens of the patches after the last LayerNorm, row by row.
@@ -212,7 +213,7 @@ class Classifier:
     Raises:
       ValueError: for a ResNet or DETR, which has no patches.
     """
-    model, array = self._token_model(), self._check_images(images)
+    model, array = self._token_model(), self.check_images(images)
     return self._split(_last_tokens(model, self.params, array), return_prefix_tokens)
 
   def intermediates(
@@ -237,7 +238,7 @@ class Classifier:
     Raises:
       ValueError: for a block that the model does not have, or for a ResNet or DETR.
     """
-    model, array = self._token_model(), self._check_images(images)
+    model, array = self._token_model(), self.check_images(images)
     for layer in layers:
       if not -model.depth <= layer < model.depth:
         raise ValueError(f'There is no layer {layer}; the model has {model.depth} blocks.')

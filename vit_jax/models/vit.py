@@ -135,13 +135,16 @@ class MAPHead(nn.Module):
   mlp_dim: int
   num_heads: int
   numerics: Numerics
+  attention: Attend = einsum_attention
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = (1, 1, x.shape[-1])
     probe = self.param('probe', nn.initializers.xavier_uniform(), shape).astype(self.numerics.dtype)
     probe = jnp.tile(probe, (x.shape[0], 1, 1))
-    attention = MultiHeadDotProductAttention(self.num_heads, dtype=self.numerics.dtype)
+    attention = MultiHeadDotProductAttention(
+      self.num_heads, dtype=self.numerics.dtype, attention=self.attention
+    )
     x = attention(probe, x)  # (B, 1, D)
     y = self.numerics.layer_norm()(x)
     x = x + MlpBlock(self.mlp_dim, numerics=self.numerics)(y)
@@ -170,6 +173,7 @@ class VisionTransformer(nn.Module):
     numerics: dtype, GELU and LayerNorm epsilon.
     attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
       results only by rounding.
+    pool_attention: that of pool map, whose single query no kernel makes faster.
     remat: a key of REMAT.
     scan_blocks: run the blocks as a loop, which compiles one block instead of all.
     constrain: applied to the tokens (B, N, D) at block boundaries, to shard them.
@@ -194,6 +198,7 @@ class VisionTransformer(nn.Module):
   axial: bool = False
   numerics: Numerics = Numerics()
   attention: Attend = einsum_attention
+  pool_attention: Attend = einsum_attention
   remat: str = 'none'
   scan_blocks: bool = False
   constrain: Callable[[Array], Array] = identity
@@ -268,5 +273,8 @@ class VisionTransformer(nn.Module):
     elif self.pool == 'gap':
       x = x.mean(axis=1, dtype=jnp.float32)
     else:
-      x = MAPHead(self.mlp_dim, self.num_heads, self.numerics, name='MAPHead_0')(x)
+      head = MAPHead(
+        self.mlp_dim, self.num_heads, self.numerics, self.pool_attention, name='MAPHead_0'
+      )
+      x = head(x)
     return x.astype(jnp.float32)

@@ -5,25 +5,16 @@ import io
 import pathlib
 from typing import Any
 
-import jinja2
-
 from vit_jax import files
 from vit_jax.errors import UserError
 from vit_jax.planning import report
 from vit_jax.planning.cycles import PARTS, PASSES, CycleEstimate
 from vit_jax.planning.planner import Plan
 from vit_jax.planning.topologies import Topology
+from vit_jax.templates import environment
 
 _SUFFIXES = ('.html', '.csv')
-_TEMPLATES = jinja2.Environment(
-  loader=jinja2.PackageLoader('vit_jax.planning', ''),
-  autoescape=True,
-  undefined=jinja2.StrictUndefined,
-  trim_blocks=True,
-  lstrip_blocks=True,
-)
-_TEMPLATES.filters['thousands'] = '{:,}'.format
-_TEMPLATES.filters['percent'] = '{:.1%}'.format
+_TEMPLATES = environment('vit_jax.planning')
 _TEMPLATES.filters['ms'] = lambda seconds: '' if seconds is None else f'{seconds * 1e3:,.2f}'
 
 

@@ -1,20 +1,14 @@
-"""The data card as one HTML file, with pictures of each class.
-
-Names in data sets are hostile: the template escapes whatever it prints, and unprintable characters
-become escape sequences.
-"""
+"""The data card as one HTML file, with pictures of each class."""
 
 import base64
 import io
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import jinja2
 from PIL import Image
 
 from vit_jax.data.decoding.images import decode_image
 from vit_jax.prepare.card import Card, class_counts, list_warnings, min_median_max
-from vit_jax.text import printable
+from vit_jax.templates import environment
 
 MAX_CLASSES = 1000  # that are shown with pictures
 _MAX_CLASSES_WITH_SEVERAL = 100  # beyond this number of classes, each has one picture
@@ -22,20 +16,7 @@ _THUMBNAIL_HEIGHT = 96  # pixels
 _MAX_BARS = 12
 
 
-def _make_printable(value: Any) -> Any:
-  """Applied to everything the template prints; the output of macros (Markup) has been already."""
-  return printable(value) if type(value) is str else value
-
-
-_TEMPLATES = jinja2.Environment(
-  loader=jinja2.PackageLoader('vit_jax.prepare', ''),
-  autoescape=True,
-  undefined=jinja2.StrictUndefined,
-  finalize=_make_printable,
-  trim_blocks=True,
-  lstrip_blocks=True,
-)
-_TEMPLATES.filters['thousands'] = '{:,}'.format
+_TEMPLATES = environment('vit_jax.prepare')
 _TEMPLATES.filters['megabytes'] = lambda size: f'{size / 1e6:,.1f} MB'
 
 
