@@ -21,7 +21,7 @@ def read(paths: Iterable[pathlib.Path]) -> tuple[dict[str, list[Row]], dict[str,
   faults, runs = collections.defaultdict(list), collections.defaultdict(list)
   for path in paths:
     column = path.stem.split('_')[1]
-    rows = list(csv.DictReader(path.open()))
+    rows: list[Row] = list(csv.DictReader(path.open()))
     for row in rows:
       row.setdefault('fault', row.get('signal', ''))  # what older drills call it
     (runs if path.stem.endswith('_runs') else faults)[column] += rows
@@ -55,7 +55,7 @@ def table(faults: dict[str, list[Row]], runs: dict[str, list[Row]]) -> str:
       identical = sum(row['parameters_identical'] == 'True' for row in rows)
       worst = max(float(row['largest_loss_difference']) for row in rows)
       lines.append(
-        f'\n{title}: {len(rows)} finished runs, {identical} with the same bits as the '
+        f'\n{title}: of {len(rows)} finished, {identical} with the same bits as the '
         f'uninterrupted one, largest difference of a loss {worst:.1e}'
       )
   return '\n'.join(lines)
