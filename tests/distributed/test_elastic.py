@@ -1,6 +1,5 @@
 """Runs that start without some of their processes: who starts, and that nothing else changes."""
 
-import json
 import re
 import signal
 import socket
@@ -137,20 +136,6 @@ def test_a_batch_that_no_number_divides_is_named():
   assert [group.process_id for group in groups.values()] == [0, 1, 2]
   for group in groups.values():
     close(group)
-
-
-def test_a_process_that_died_while_it_waited_is_missing():
-  hellos = [{'id': i, 'host': 'x', 'settings': {}} for i in (1, 2)]
-  with socket.create_server(('127.0.0.1', 0)) as server:
-    clients = []
-    for hello in hellos:
-      clients.append(socket.create_connection(server.getsockname()))
-      clients[-1].sendall(json.dumps(hello).encode() + b'\n')
-    clients[0].close()
-    peers = rendezvous._accept_peers(server, 3, hellos[0].keys(), 1)
-    assert [hello['id'] for hello, _ in peers] == [2]
-    for closable in (clients[1], *(connection for _, connection in peers)):
-      closable.close()
 
 
 def test_settings_of_all_that_connect_must_agree():

@@ -183,16 +183,23 @@ def test_other_clients_are_ignored():
   assert len(groups) == 2
 
 
-def test_a_process_that_was_restarted_counts_once():
-  hellos = [{'id': i, 'host': host, 'settings': {}} for i, host in ((1, 'a'), (1, 'b'), (2, 'c'))]
+@pytest.mark.parametrize(
+  ('names', 'waiting'),
+  [
+    (((1, 'a'), (1, 'b'), (2, 'c')), ['b', 'c']),  # process 1 was restarted
+    (((1, 'a'), (2, 'c')), ['c']),  # it is missing
+  ],
+)
+def test_a_process_that_ended_while_it_waited_does_not_count(names, waiting):
+  hellos = [{'id': i, 'host': host, 'settings': {}} for i, host in names]
   with socket.create_server(('127.0.0.1', 0)) as server:
     clients = []
     for hello in hellos:
       clients.append(socket.create_connection(server.getsockname()))
       clients[-1].sendall(json.dumps(hello).encode() + b'\n')
     clients[0].close()
-    peers = rendezvous._accept_peers(server, 2, hellos[0].keys(), 20)
-    assert [hello['host'] for hello, _ in peers] == ['b', 'c']
+    peers = rendezvous._accept_peers(server, 2, hellos[0].keys(), 1)
+    assert [hello['host'] for hello, _ in peers] == waiting
     for closable in (*clients, *(connection for _, connection in peers)):
       closable.close()
 

@@ -139,12 +139,12 @@ class Checkpointer:
   def __exit__(self, kind: type[BaseException] | None, *unused) -> None:
     try:
       if kind in (None, PreemptedError):
-        self._finish()
+        self.wait()
       else:  # the error to report; the other processes are elsewhere
         with contextlib.suppress(*_WRITE_ERRORS):
           self._manager.wait_until_finished()
     finally:
-      with contextlib.suppress(*_WRITE_ERRORS):  # of writes: `_finish` has reported what counts
+      with contextlib.suppress(*_WRITE_ERRORS):  # of writes: `wait` has reported what counts
         self._manager.close()
 
   def latest_step(self) -> int | None:
@@ -163,10 +163,6 @@ class Checkpointer:
   def folder(self, step: int) -> epath.Path:
     """Where the state of a step is, for `read_params`."""
     return self._manager.directory / str(step) / ITEM
-
-  def wait(self) -> None:
-    """Waits for the save in progress; raises as `save` does."""
-    self._finish()
 
   def is_best(self, score: float) -> bool:
     """Returns True if no checkpoint has reached this score, such as the test accuracy."""
@@ -195,7 +191,7 @@ class Checkpointer:
       UserError: when this or an earlier checkpoint cannot be written for lack of space or rights.
       MachineError: when too many saves have failed.
     """
-    self._finish()
+    self.wait()
     metrics = None if score is None else {'score': score}
     self._best = max(self._best, -math.inf if score is None else score)
     save = _Save(step, metrics, before_commit, state if is_last else None)
@@ -222,8 +218,12 @@ class Checkpointer:
     with_retries(self._manager.reload)
     return error
 
-  def _finish(self) -> None:
-    """Waits for the save in progress; repeats it if it is the last of the run, and failed."""
+  def wait(self) -> None:
+    """Waits for the save in progress; repeats it if it is the last of the run, and failed.
+
+    Raises:
+      UserError, MachineError: as `save`.
+    """
     save = self._saving
     if save is None or not (failure := self._wait(save)):
       return

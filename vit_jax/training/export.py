@@ -45,7 +45,8 @@ def export_models(
     return ''
   last, best = checkpointer.latest_step(), checkpointer.best_step()
   assert last is not None  # the last step was saved
-  names = {last: MODEL} if best in (None, last) else {last: MODEL, best: BEST_MODEL}
+  is_last_best = best in (None, last)
+  names = {last: MODEL} if is_last_best else {last: MODEL, best: BEST_MODEL}
   try:
     (workdir / BEST_MODEL).rmtree(missing_ok=True)  # of a run that was shorter
     for step, name in names.items():
@@ -54,7 +55,7 @@ def export_models(
       vit.save(workdir / name, 'model', overwrite=True)
   except OSError as error:
     raise storage_error(f'The models in {workdir} cannot be written', error) from None
-  if best in (None, last):
+  if is_last_best:
     return ''
   score = checkpointer.score(best)
   return f'best model: {workdir / BEST_MODEL} (step {best:,}, score {score:.4f})\n'
