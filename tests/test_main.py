@@ -537,6 +537,15 @@ def test_a_real_process_ends_in_one_sentence_too():
   assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
 
 
+def test_the_outlook_of_google_for_this_python_is_not_shown():
+  code = """import warnings, vit_jax.main
+warnings.warn('You are using a Python version (3.11.7) which Google will stop', FutureWarning)
+"""
+  command = [sys.executable, '-c', code]
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (result.returncode, result.stderr) == (0, '')
+
+
 def test_libraries_of_a_few_data_sets_and_evaluations_are_not_imported_by_every_run():
   others = {'datasets', 'matplotlib', 'pandas', 'pyarrow', 'scipy', 'sklearn'}
   code = f"import sys, vit_jax.main; sys.exit(', '.join({others} & set(sys.modules)) or 0)"

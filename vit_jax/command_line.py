@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -18,6 +19,9 @@ from vit_jax import compilation_cache, errors, signals
 from vit_jax.distributed import cluster
 from vit_jax.errors import UserError
 from vit_jax.text import printable, shortened
+
+# Of google.api_core, about the years ahead of this version of Python.
+warnings.filterwarnings('ignore', 'You are using a Python version', FutureWarning)
 
 _MAX_NAME = 240  # bytes of the name of a folder; file systems allow 255
 
