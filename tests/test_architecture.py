@@ -19,7 +19,7 @@ LAYERS = (
   ('config',),
   ('models', 'distributed'),
   ('data', 'weights', 'checkpoints'),
-  ('classifier', 'load_classifier', 'evaluation', 'prepare', 'verification'),
+  ('classifier', 'classifier_card', 'load_classifier', 'evaluation', 'prepare', 'verification'),
   ('training',),
   ('planning', 'sweeps', 'transfer', 'experiments', 'analysis'),
   (
