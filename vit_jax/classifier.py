@@ -319,7 +319,7 @@ class Classifier:
       self.preprocessing,
       self.loss,
       list(self.labels) if self.labels is not None and self.model.num_classes else None,
-      gelu='tanh' if numerics.approximate_gelu else 'exact',
+      gelu=numerics.gelu,
       layer_norm_epsilon=numerics.layer_norm_epsilon,
       dtype=build.dtype_name(self.model),
     )

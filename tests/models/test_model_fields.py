@@ -28,7 +28,7 @@ def test_published_sizes_are_named_and_numerics_kept():
   fields = model_fields(build.model_from_config(config, 10))
   assert (fields['variant'], 'width' in fields) == ('L', False)
   model = build.model_from_config(ModelConfig(**fields), 10)
-  numerics = dataclasses.replace(Numerics(), approximate_gelu=False, layer_norm_epsilon=1e-12)
+  numerics = dataclasses.replace(Numerics(), gelu='exact', layer_norm_epsilon=1e-12)
   assert (model.numerics, model.patch_size) == (numerics, 32)
   resnet = build.model_from_config(ModelConfig(variant='R50x1'), 10)
   assert model_fields(resnet) == {'variant': 'R50x1'}

@@ -105,7 +105,7 @@ def test_weights_are_adapted_to_other_numbers_of_channels(name, channels, tmp_pa
 def test_the_report_says_where_a_run_differs_from_its_source(tmp_path):
   vit = vit_jax.load(GOLDEN / 'vit_gap.npz')
   shape, rule = (*vit.image_size, 3), Preprocessing('squash', 1.0, fill=(1,))
-  exact = vit.model.clone(numerics=Numerics(approximate_gelu=False, layer_norm_epsilon=1e-5))
+  exact = vit.model.clone(numerics=Numerics(gelu='exact', layer_norm_epsilon=1e-5))
   dataclasses.replace(vit, model=exact, preprocessing=rule).save(tmp_path / 'x.npz')
   _, report = load_params(tmp_path / 'x.npz', vit.model, shape, preprocessing=Preprocessing())
   assert (

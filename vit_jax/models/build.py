@@ -123,7 +123,7 @@ def model_from_config(
     position_embedding=config.position_embedding,
     position_entry=config.position_entry,
     axial=config.axial,
-    numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
+    numerics=Numerics(dtype, config.gelu, config.layer_norm_epsilon),
     attention=attention,
     remat=config.remat,
     scan_blocks=config.scan_blocks,

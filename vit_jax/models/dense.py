@@ -102,13 +102,14 @@ class Dense(nn.Module):
 class PatchEmbedding(nn.Module):
   """A convolution with a stride of its kernel's size: (B, H, W, C) -> (B, H/P, W/P, D).
 
-  Its parameters are those of an `nn.Conv`: kernel (P, P, C, D) and bias (D,). Rows and columns that
-  fill no patch are left out.
+  Its parameters are those of an `nn.Conv`: kernel (P, P, C, D) and, with `use_bias`, bias (D,).
+  Rows and columns that fill no patch are left out.
   """
 
   patch_size: int
   features: int
   dtype: Any = jnp.float32
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -116,7 +117,9 @@ class PatchEmbedding(nn.Module):
     batch, height, width = x.shape[0], x.shape[1] // patch, x.shape[2] // patch
     init = nn.initializers.lecun_normal()
     kernel = self.param('kernel', init, (patch, patch, channels, self.features))
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    bias = jnp.zeros(self.features)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = x[:, : height * patch, : width * patch].astype(self.dtype)
     x = x.reshape(batch, height, patch, width, patch, channels).swapaxes(2, 3)
     x = x.reshape(batch, height * width, patch * patch * channels)

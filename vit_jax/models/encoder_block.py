@@ -4,6 +4,8 @@ Shapes: B batch, N tokens, D width, K heads, M mlp_dim.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,24 +16,32 @@ from vit_jax.models.dense import Dense
 from vit_jax.models.dot_product_attention import Attend, einsum_attention
 from vit_jax.models.dropout import dropout, split_keys
 from vit_jax.models.positions import Positions, enter_block, relative_logits
+from vit_jax.models.rotary import Rotation
 
 Array = jax.Array
+
+GELUS: dict[str, Callable[[Array], Array]] = {
+  'tanh': functools.partial(nn.gelu, approximate=True),
+  'exact': functools.partial(nn.gelu, approximate=False),
+  'quick': lambda x: x * nn.sigmoid(1.702 * x),  # of the original CLIP
+}
+MLPS = ('gelu', 'swiglu', 'swiglu_norm')
 
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-  """Options that change the outputs but not the parameters.
+  """Options that change the outputs, and that the parameters do not determine.
 
   Attributes:
     dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32. Float32
       products have full precision (precision.py).
-    approximate_gelu: use the tanh approximation, as the released JAX weights do; most PyTorch
-      weights were trained with the exact GELU.
+    gelu: a key of GELUS: tanh approximates it, as the released JAX weights do; most PyTorch
+      weights were trained with the exact one.
     layer_norm_epsilon: 1e-6 in the released JAX code and in timm, 1e-12 in Transformers.
   """
 
   dtype: Any = jnp.float32
-  approximate_gelu: bool = True
+  gelu: str = 'tanh'
   layer_norm_epsilon: float = 1e-6
 
   def layer_norm(self, name: str | None = None) -> nn.LayerNorm:
@@ -40,21 +50,43 @@ class Numerics:
 
 
 class MlpBlock(nn.Module):
-  """Dense, GELU, dense: (B, N, D) -> (B, N, D)."""
+  """Dense, GELU, dense: (B, N, D) -> (B, N, D).
+
+  A kind of MLPS: `swiglu` multiplies the hidden units by gates in place of the GELU (arXiv
+  2002.05202), `swiglu_norm` also normalizes them (EVA-02, arXiv 2303.11331, Section 2.1).
+  """
 
   mlp_dim: int
   dropout_rate: float = 0.0
   numerics: Numerics = Numerics()
+  kind: str = 'gelu'
 
   @nn.compact
   def __call__(self, x: Array, keys: Array | None = None) -> Array:
     width, (hidden_keys, output_keys) = x.shape[-1], split_keys(keys, 2)
     bias_init = nn.initializers.normal(stddev=1e-6)
-    x = Dense((width,), (self.mlp_dim,), self.numerics.dtype, bias_init)(x)  # (B, N, M)
-    x = nn.gelu(x, approximate=self.numerics.approximate_gelu)
+    y = Dense((width,), (self.mlp_dim,), self.numerics.dtype, bias_init)(x)  # (B, N, M)
+    if self.kind == 'gelu':
+      x = GELUS[self.numerics.gelu](y)
+    else:
+      gate = Dense((width,), (self.mlp_dim,), self.numerics.dtype, bias_init, name='gate')(x)
+      x = nn.silu(gate) * y
+      if self.kind == 'swiglu_norm':
+        x = self.numerics.layer_norm()(x)
     x = dropout(x, self.dropout_rate, hidden_keys)
     x = Dense((self.mlp_dim,), (width,), self.numerics.dtype, bias_init)(x)  # (B, N, D)
     return dropout(x, self.dropout_rate, output_keys)
+
+
+class LayerScale(nn.Module):
+  """A learned factor of each feature of a branch (arXiv 2103.17239, Section 3)."""
+
+  initial_value: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param('scale', nn.initializers.constant(self.initial_value), x.shape[-1:])
+    return x * scale.astype(x.dtype)
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -62,13 +94,15 @@ class MultiHeadDotProductAttention(nn.Module):
 
   The values are those of `values` (B, L, D), or of `inputs`, as the keys are.
   With a table of relative embeddings (`PositionEmbedding`; then N = L) they are further keys,
-  whose logits are added to those of the content (Appendix D.4).
+  whose logits are added to those of the content (Appendix D.4). A rotation applies to queries and
+  keys.
   """
 
   num_heads: int
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
   attention: Attend = einsum_attention
+  rotation: Rotation | None = None
 
   @nn.compact
   def __call__(
@@ -86,11 +120,13 @@ class MultiHeadDotProductAttention(nn.Module):
       x = Dense((width,), head_shape, self.dtype, name=name)(x)
       return x.reshape(*x.shape[:2], *head_shape)
 
-    query = project(queries, 'query')
+    query, key = project(queries, 'query'), project(inputs, 'key')
+    if self.rotation is not None:
+      query, key = self.rotation(query), self.rotation(key)
     is_dropped = keys is not None and self.dropout_rate > 0
     x = self.attention(
       query,
-      project(inputs, 'key'),
+      key,
       project(inputs if values is None else values, 'value'),
       (lambda weights: dropout(weights, self.dropout_rate, keys)) if is_dropped else None,
       None if table is None else relative_logits(query * query.shape[-1] ** -0.5, table),
@@ -105,6 +141,8 @@ class EncoderBlock(nn.Module):
   Stochastic depth (arXiv 1603.09382, Section 3) drops a branch of an example with probability
   `relative_depth * stochastic_depth_rate`; `relative_depth` is 0 for the first block and 1 for
   the last. Where an example is several sequences, it drops the branch of all of them.
+
+  The other fields are those of `VisionTransformer`.
   """
 
   mlp_dim: int
@@ -115,6 +153,9 @@ class EncoderBlock(nn.Module):
   numerics: Numerics = Numerics()
   attention: Attend = einsum_attention
   positions: Positions = Positions()  # that are learned in each block, or shared by them
+  rotation: Rotation | None = None
+  layer_scale: float = 0.0
+  mlp: str = 'gelu'
 
   @nn.compact
   def __call__(
@@ -127,17 +168,23 @@ class EncoderBlock(nn.Module):
     weight_keys, output_keys, branch_keys, mlp_keys, mlp_branch_keys = split_keys(keys, 5)
     depth_rate = self.stochastic_depth_rate and self.stochastic_depth_rate * relative_depth
 
-    def drop_branch(branch: Array, keys: Array | None) -> Array:
+    def finish(branch: Array, keys: Array | None) -> Array:
+      if self.layer_scale:
+        branch = LayerScale(self.layer_scale)(branch)
       return dropout(branch, depth_rate, keys, broadcast_dims=(1, 2))
 
     x, table = enter_block(self.positions, self.num_heads, x, shared)
     y = self.numerics.layer_norm()(x)
     y = MultiHeadDotProductAttention(
-      self.num_heads, self.attention_dropout_rate, self.numerics.dtype, self.attention
+      self.num_heads,
+      self.attention_dropout_rate,
+      self.numerics.dtype,
+      self.attention,
+      self.rotation,
     )(y, y, weight_keys, table)
     y = dropout(y, self.dropout_rate, output_keys)
-    x = x + drop_branch(y, branch_keys)
+    x = x + finish(y, branch_keys)
 
     y = self.numerics.layer_norm()(x)
-    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics)(y, mlp_keys)
-    return x + drop_branch(y, mlp_branch_keys)
+    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics, self.mlp)(y, mlp_keys)
+    return x + finish(y, mlp_branch_keys)

@@ -16,7 +16,7 @@ import numpy as np
 from vit_jax.config import ModelConfig
 from vit_jax.models.dense import PatchEmbedding
 from vit_jax.models.dropout import dropout, example_keys, split_keys
-from vit_jax.models.encoder_block import Numerics
+from vit_jax.models.encoder_block import GELUS, Numerics
 from vit_jax.models.head import classify
 from vit_jax.models.precision import with_full_precision
 from vit_jax.models.resnet import identity
@@ -36,7 +36,7 @@ class MixingMlp(nn.Module):
   def __call__(self, x: Array) -> Array:
     size, dtype = x.shape[-1], self.numerics.dtype
     x = nn.Dense(self.hidden_dim, dtype=dtype)(x)
-    x = nn.gelu(x, approximate=self.numerics.approximate_gelu)
+    x = GELUS[self.numerics.gelu](x)
     return nn.Dense(size, dtype=dtype)(x)
 
 
@@ -130,7 +130,7 @@ def mixer_from_config(
     num_classes=num_classes,
     stochastic_depth_rate=config.stochastic_depth_rate,
     head_bias_init=config.head_bias_init,
-    numerics=Numerics(dtype, config.gelu == 'tanh', config.layer_norm_epsilon),
+    numerics=Numerics(dtype, config.gelu, config.layer_norm_epsilon),
     remat=config.remat,
     constrain=constrain,
   )

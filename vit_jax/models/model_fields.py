@@ -39,10 +39,7 @@ def model_fields(model: Model) -> dict[str, Any]:
     detr = DETRVariant(**{name: getattr(model, name) for name in DETRVariant.__annotations__})
     name = next((name for name, each in DETR_VARIANTS.items() if each == detr), None)
     return {'variant': name or 'DETR-R50', **({} if name else vars(detr))}
-  numerics = {
-    'gelu': 'tanh' if model.numerics.approximate_gelu else 'exact',
-    'layer_norm_epsilon': model.numerics.layer_norm_epsilon,
-  }
+  numerics = {'gelu': model.numerics.gelu, 'layer_norm_epsilon': model.numerics.layer_norm_epsilon}
   if isinstance(model, MlpMixer):
     mixer = MixerVariant(model.width, model.depth, model.token_mlp_dim, model.mlp_dim)
     name = next((name for name, each in MIXER_VARIANTS.items() if each == mixer), None)

@@ -29,6 +29,7 @@ from vit_jax.models.head import classify
 from vit_jax.models.positions import ADDED, PositionEmbedding, Positions, add_positions
 from vit_jax.models.precision import FULL_PRECISION, with_full_precision
 from vit_jax.models.resnet import hybrid_features, hybrid_stride, identity
+from vit_jax.models.rotary import Rotary, Rotation
 
 Array = jax.Array
 
@@ -60,6 +61,7 @@ class Encoder(nn.Module):
     block: the class of all blocks, `EncoderBlock` or `AxialBlock`.
     block_fields: of every block.
     positions, position_entry: as in `VisionTransformer`, on the grid of the patches.
+    pre_norm, final_norm: as in `VisionTransformer`.
     dropout_rate, numerics, remat, scan_blocks, constrain: as in `VisionTransformer`.
   """
 
@@ -68,6 +70,8 @@ class Encoder(nn.Module):
   block_fields: dict[str, Any]
   positions: Positions
   position_entry: str
+  pre_norm: bool
+  final_norm: bool
   dropout_rate: float
   numerics: Numerics
   remat: str
@@ -75,7 +79,7 @@ class Encoder(nn.Module):
   constrain: Callable[[Array], Array]
 
   @nn.compact
-  def __call__(self, x: Array, keys: Array | None = None) -> Array:
+  def __call__(self, x: Array, keys: Array | None = None, registers: Array | None = None) -> Array:
     embedding_keys, encoder_keys = split_keys(keys, 2)
     shared, block_fields = None, dict(self.block_fields)
     embedding = functools.partial(PositionEmbedding, self.positions, block_fields['num_heads'])
@@ -85,6 +89,12 @@ class Encoder(nn.Module):
       x = add_positions(x, embedding(name='posembed_input')(x))
     else:
       block_fields['positions'] = self.positions
+    if registers is not None:
+      first_patch = x.shape[1] - math.prod(self.positions.grid)
+      registers = jnp.tile(registers, (len(x), 1, 1)).astype(x.dtype)
+      x = jnp.concatenate([x[:, :first_patch], registers, x[:, first_patch:]], axis=1)
+    if self.pre_norm:
+      x = self.numerics.layer_norm('pre_norm')(x)
     num_tokens = x.shape[1]
     takes_any_length = not {'grid', 'positions'} & block_fields.keys()
     are_weights_dropped = keys is not None and block_fields['attention_dropout_rate'] > 0
@@ -104,7 +114,8 @@ class Encoder(nn.Module):
       for i in range(self.depth):
         x = block(**block_fields, name=f'encoderblock_{i}')(x, depths[i], block_keys[i], shared)
         x = self.constrain(x)
-    return self.numerics.layer_norm('encoder_norm')(x[:, :num_tokens])
+    x = x[:, :num_tokens]
+    return self.numerics.layer_norm('encoder_norm')(x) if self.final_norm else x
 
   def _scan(
     self,
@@ -159,7 +170,11 @@ class VisionTransformer(nn.Module):
     width, depth, mlp_dim, num_heads: the size (Table 1 of the paper).
     num_classes: C; 0: no head, and the result is the features before it, (B, D) or
       (B, pre_logits) float32.
-    pool: 'token' (class token), 'gap' (global average pooling) or 'map' (attention pooling).
+    pool: a key of POOLS: 'token' (class token), 'gap' (global average pooling of the patches),
+      'map' (attention pooling of all tokens), 'token_gap' (the first two, concatenated, as in
+      DINOv2, arXiv 2304.07193, Appendix B.3) or 'distilled' (the class token and a distillation
+      token, each with a head of its own, whose logits are averaged: DeiT, arXiv 2012.12877,
+      Section 4).
     pre_logits: width of the tanh layer before the head (Section 3.1); 0: no layer.
     dropout_rate, attention_dropout_rate, stochastic_depth_rate: in [0, 1); for training.
     head_bias_init: initial value of the head's bias; about -log(C) suits sigmoid losses.
@@ -170,6 +185,16 @@ class VisionTransformer(nn.Module):
       'layers_shared' (all have the same ones). Relative embeddings are in the attention of each
       block: their own by 'stem', the same ones by 'layers_shared'.
     axial: attention along rows, then along columns (`AxialBlock`); needs pool gap or map.
+    class_token: there is one, though the pool is gap (MAE fine-tuned, EVA-02) or map.
+    registers: further tokens without positions, after the class token (arXiv 2309.16588).
+    rotary: rotates queries and keys by the places of their patches; None: does not.
+    patch_bias: False: the patch embedding has no bias (CLIP).
+    pre_norm: a LayerNorm before the blocks (CLIP, arXiv 2103.00020, Section 2.4).
+    mlp: of MLPS: 'gelu', 'swiglu' (DINOv2 g, DINOv3 H+ and 7B) or 'swiglu_norm' (EVA-02).
+    layer_scale: initial factor of each branch (`LayerScale`); 0: no factors.
+    final_norm: 'encoder', a LayerNorm of all tokens after the blocks, or 'pooled', of the features
+      after pooling (fc_norm of MAE and BEiT).
+    head_bias: False: the head is a projection without bias (CLIP).
     numerics: dtype, GELU and LayerNorm epsilon.
     attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
       results only by rounding.
@@ -196,6 +221,15 @@ class VisionTransformer(nn.Module):
   position_embedding: str = '1d'
   position_entry: str = 'stem'
   axial: bool = False
+  class_token: bool = False
+  registers: int = 0
+  rotary: Rotary | None = None
+  patch_bias: bool = True
+  pre_norm: bool = False
+  mlp: str = 'gelu'
+  layer_scale: float = 0.0
+  final_norm: str = 'encoder'
+  head_bias: bool = True
   numerics: Numerics = Numerics()
   attention: Attend = einsum_attention
   pool_attention: Attend = einsum_attention
@@ -214,7 +248,12 @@ class VisionTransformer(nn.Module):
     if self.pre_logits:
       x = nn.Dense(self.pre_logits, precision=FULL_PRECISION, name='pre_logits')(x)
       x = nn.tanh(x)
-    return classify(x, self.num_classes, self.head_bias_init)  # (B, C)
+    head = functools.partial(
+      classify, num_classes=self.num_classes, bias_init=self.head_bias_init, use_bias=self.head_bias
+    )
+    if self.pool == 'distilled':  # x is (B, 2, D)
+      return (head(x[:, 0]) + head(x[:, 1], name='head_distillation')) / 2
+    return head(x)  # (B, C)
 
   # Parts of a compact method, which others can be made of.
 
@@ -224,20 +263,22 @@ class VisionTransformer(nn.Module):
     if self.resnet_width:
       x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)
       patch //= hybrid_stride(self.resnet_blocks)
-    return PatchEmbedding(patch, self.width, dtype, name='embedding')(x)
+    return PatchEmbedding(patch, self.width, dtype, self.patch_bias, name='embedding')(x)
 
   def encode(self, x: Array, deterministic: bool, examples: Array | None = None) -> Array:
-    """Patch embeddings (B, H/P, W/P, D) -> encoded tokens (B, N, D), after the class token if any.
+    """Patch embeddings (B, H/P, W/P, D) -> encoded tokens (B, N, D), the prefix tokens first.
 
     With position embeddings that do not depend on the grid, (B, N, D) will do. What is dropped of
     an example depends on its number in `examples`, (B,); by default on its place in the batch.
     """
     positions = Positions(self.position_embedding, grid=x.shape[1:-1])
     x = x.reshape(x.shape[0], math.prod(positions.grid), self.width)
-    if self.pool == 'token':
-      token = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-      tokens = jnp.tile(token, (x.shape[0], 1, 1)).astype(x.dtype)
-      x = jnp.concatenate([tokens, x], axis=1)  # (B, N + 1, D)
+    prefix = [
+      jnp.tile(self.learned_tokens(name), (x.shape[0], 1, 1)).astype(x.dtype)
+      for name in self.prefix_names
+    ]
+    x = jnp.concatenate([*prefix, x], axis=1)
+    registers = self.learned_tokens('registers', self.registers) if self.registers else None
     block_fields: dict[str, Any] = dict(
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
@@ -249,6 +290,10 @@ class VisionTransformer(nn.Module):
     )
     if self.axial:
       block_fields['grid'] = positions.grid
+    else:
+      block_fields |= dict(layer_scale=self.layer_scale, mlp=self.mlp)
+    if self.rotary is not None:
+      block_fields['rotation'] = Rotation(self.rotary, positions.grid, self.num_prefix_tokens)
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
     is_random = is_random and not deterministic
     keys = example_keys(self.make_rng('dropout'), examples, x.shape[0]) if is_random else None
@@ -258,23 +303,55 @@ class VisionTransformer(nn.Module):
       block_fields,
       positions,
       self.position_entry,
+      self.pre_norm,
+      self.final_norm == 'encoder',
       self.dropout_rate,
       self.numerics,
       self.remat,
       self.scan_blocks,
       self.constrain,
       name='Transformer',
-    )(x, keys)
+    )(x, keys, registers)
+
+  def learned_tokens(self, name: str, count: int = 1) -> Array:
+    """A parameter (1, count, D), the same tokens for all images."""
+    return self.param(name, nn.initializers.zeros, (1, count, self.width))
+
+  @property
+  def prefix_names(self) -> tuple[str, ...]:
+    """The parameters of the tokens before the patches that have positions."""
+    has_class_token = self.class_token or self.pool in ('token', 'token_gap', 'distilled')
+    return (
+      *(('cls',) if has_class_token else ()),
+      *(('distillation',) if self.pool == 'distilled' else ()),
+    )
+
+  @property
+  def num_prefix_tokens(self) -> int:
+    """How many tokens are before those of the patches."""
+    return len(self.prefix_names) + self.registers
 
   def pool_tokens(self, x: Array) -> Array:
-    """Encoded tokens (B, N, D) or (B, N + 1, D) -> one feature vector an image, (B, D) float32."""
-    if self.pool == 'token':
-      x = x[:, 0]
-    elif self.pool == 'gap':
-      x = x.mean(axis=1, dtype=jnp.float32)
-    else:
-      head = MAPHead(
+    """Encoded tokens (B, N, D) -> one feature vector an image, (B, D) float32.
+
+    Those of pool `token_gap` are (B, 2 D), of `distilled` (B, 2, D).
+    """
+
+    def average() -> Array:
+      return x[:, self.num_prefix_tokens :].mean(axis=1, dtype=jnp.float32)
+
+    def attention() -> Array:
+      return MAPHead(
         self.mlp_dim, self.num_heads, self.numerics, self.pool_attention, name='MAPHead_0'
-      )
-      x = head(x)
-    return x.astype(jnp.float32)
+      )(x)
+
+    features = {
+      'token': lambda: x[:, 0],
+      'gap': average,
+      'map': attention,
+      'token_gap': lambda: jnp.concatenate([x[:, 0].astype(jnp.float32), average()], axis=-1),
+      'distilled': lambda: x[:, :2],
+    }[self.pool]()
+    if self.final_norm == 'pooled':
+      features = self.numerics.layer_norm('pool_norm')(features)
+    return features.astype(jnp.float32)

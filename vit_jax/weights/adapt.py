@@ -122,8 +122,8 @@ def _differences(
   """The config fields of a source that a run has otherwise: 'model.gelu=exact', …"""
   old, new = (getattr(each, 'numerics', build.RELEASED_NUMERICS) for each in (weights.model, model))
   differences = []
-  if old.approximate_gelu != new.approximate_gelu:
-    differences.append(f'model.gelu={"tanh" if old.approximate_gelu else "exact"}')
+  if old.gelu != new.gelu:
+    differences.append(f'model.gelu={old.gelu}')
   if old.layer_norm_epsilon != new.layer_norm_epsilon:
     differences.append(f'model.layer_norm_epsilon={old.layer_norm_epsilon:g}')
   own = weights.metadata.preprocessing

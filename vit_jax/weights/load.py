@@ -80,8 +80,7 @@ def open_weights(
     tensors = pytorch.fold_normalization(tensors, mean, std, name)
     notes = (f'the normalization of pixels with mean {mean} is folded in', *notes)
   numerics = Numerics(
-    approximate_gelu=(gelu or metadata.gelu) == 'tanh',
-    layer_norm_epsilon=metadata.layer_norm_epsilon,
+    gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
   model = model_from_tensors(tensors, name, numerics)
   pool = getattr(model, 'pool', None)

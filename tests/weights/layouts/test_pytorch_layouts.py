@@ -111,7 +111,7 @@ def test_stored_outputs_of_transformers(processor, folder):
   images = np.stack([vit.preprocess(image) for image in EXPECTED['transformers/pixels']])
   close(vit(images), EXPECTED[f'transformers/logits_{processor}'])
   assert (vit.labels, vit.loss, vit.preprocessing.crop_fraction) == (LABELS, 'sigmoid', 1.0)
-  assert vit.model.numerics == Numerics(approximate_gelu=False, layer_norm_epsilon=1e-12)
+  assert vit.model.numerics == Numerics(gelu='exact', layer_norm_epsilon=1e-12)
 
 
 def test_the_processor_in_processor_config(folder):
@@ -215,7 +215,7 @@ def test_a_rectangle_of_transformers_without_its_config(tmp_path):
 def test_transformers_without_its_config_has_the_defaults_of_its_class(tmp_path):
   shutil.copy(GOLDEN / 'transformers' / 'model.safetensors', tmp_path / 'x.safetensors')
   vit = vit_jax.load(tmp_path / 'x.safetensors', **HEADS)
-  assert vit.model.numerics == Numerics(approximate_gelu=False, layer_norm_epsilon=1e-12)
+  assert vit.model.numerics == Numerics(gelu='exact', layer_norm_epsilon=1e-12)
   assert 'states no activation: exact GELU' in str(vit.report)
   tanh = vit_jax.load(tmp_path / 'x.safetensors', gelu='tanh', **HEADS)
   assert tanh.model.numerics != vit.model.numerics and 'activation' not in str(tanh.report)

@@ -19,7 +19,7 @@ from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.layouts import timm_config
 from vit_jax.weights.metadata import UnsupportedError
 
-EXACT = Numerics(approximate_gelu=False)
+EXACT = Numerics(gelu='exact')
 SQUARE, WIDE = (32, 32), (16, 40)
 MODELS = {
   'token': (VisionTransformer(8, 48, 2, 96, 3, 5), SQUARE),
