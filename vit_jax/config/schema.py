@@ -72,8 +72,10 @@ class ModelConfig(Section, path='model'):
     0, "a Mixer's: hidden dimension of its token-mixing MLPs; 0: the variant's", NOT_NEGATIVE
   )
   num_heads: int = field(0, "attention heads; 0: the variant's, 8 of a ResNet", NOT_NEGATIVE)
-  pool: Literal['token', 'gap', 'map'] = field(
-    'token', 'class token, global average pooling or attention pooling'
+  pool: Literal['token', 'gap', 'map', 'token_gap', 'distilled'] = field(
+    'token',
+    'class token, global average pooling, attention pooling, class token and average (DINOv2), or '
+    'class and distillation token (DeiT)',
   )
   pre_logits: int = field(0, 'width of the tanh layer before the head; 0: no layer', NOT_NEGATIVE)
   dropout_rate: float = field(0.0, 'dropout of activations', RATE)
@@ -82,8 +84,9 @@ class ModelConfig(Section, path='model'):
     0.0, 'drop rate of the last block; grows linearly with depth', RATE
   )
   head_bias_init: float = field(0.0, "initial value of the head's bias")
-  gelu: Literal['tanh', 'exact'] = field(
-    'tanh', 'tanh approximation (released JAX weights) or exact (most PyTorch weights)'
+  gelu: Literal['tanh', 'exact', 'quick'] = field(
+    'tanh',
+    'tanh approximation (released JAX weights), exact (most PyTorch weights) or quick (CLIP)',
   )
   layer_norm_epsilon: float = field(1e-6, 'epsilon of every LayerNorm', POSITIVE)
   resnet_width: int = field(
@@ -118,6 +121,29 @@ class ModelConfig(Section, path='model'):
     'stem has one in each block, layers_shared one for all',
   )
   axial: bool = field(False, 'attention along rows, then columns; needs pool gap or map')
+  class_token: bool = field(False, 'a class token with pool gap or map, too')
+  registers: int = field(
+    0,
+    'further tokens without positions (arXiv 2309.16588)',
+    Range('from 0 to 1024', lambda x: 0 <= x <= 1024),
+  )
+  rotary: Literal['none', 'dinov3', 'eva02', 'perception_encoder'] = field(
+    'none', 'rotary positions of queries and keys, by the rule of a family'
+  )
+  rotary_grid: tuple[int, ...] = field(
+    (), 'rows and columns of patches of pretraining, to which eva02 scales others; (): it does not'
+  )
+  patch_bias: bool = field(True, 'the patch embedding has a bias; False: CLIP')
+  pre_norm: bool = field(False, 'a LayerNorm before the blocks (CLIP)')
+  mlp: Literal['gelu', 'swiglu', 'swiglu_norm'] = field(
+    'gelu', 'a plain MLP, a gated one (arXiv 2002.05202), or that with a LayerNorm (EVA-02)'
+  )
+  layer_scale: float = field(
+    0.0, 'initial factor of each branch (arXiv 2103.17239); 0: no factors', NOT_NEGATIVE
+  )
+  final_norm: Literal['encoder', 'pooled'] = field(
+    'encoder', 'LayerNorm of all tokens after the blocks, or of the pooled features'
+  )
   remat: Literal['none', 'dots', 'full'] = field(
     'none',
     'the backward pass recomputes nothing, all but dense layers and flash attention, or all',

@@ -20,12 +20,12 @@ from vit_jax.models.dot_product_attention import choose_attention
 from vit_jax.models.mixer import MlpMixer, mixer_from_config
 from vit_jax.models.model_options import check_fields
 from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
+from vit_jax.models.rotary import rotary_from_config
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
 
 Model = VisionTransformer | BiTResNet | MlpMixer | DETR
 
-GELUS = ('tanh', 'exact')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}  # of matrix products
 RELEASED_NUMERICS = Numerics()
 MAX_DEPTH = 1000  # blocks
@@ -35,7 +35,8 @@ MAX_CLASSES = 2**20
 _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
-    'resnet_blocks position_embedding position_entry axial'
+    'resnet_blocks position_embedding position_entry axial class_token registers rotary patch_bias '
+    'pre_norm mlp layer_scale final_norm head_bias'
   ).split(),
   BiTResNet: (
     'width blocks num_classes spatial window num_heads non_local_stages non_local_subsample'
@@ -123,6 +124,14 @@ def model_from_config(
     position_embedding=config.position_embedding,
     position_entry=config.position_entry,
     axial=config.axial,
+    class_token=config.class_token,
+    registers=config.registers,
+    rotary=rotary_from_config(config),
+    patch_bias=config.patch_bias,
+    pre_norm=config.pre_norm,
+    mlp=config.mlp,
+    layer_scale=config.layer_scale,
+    final_norm=config.final_norm,
     numerics=Numerics(dtype, config.gelu, config.layer_norm_epsilon),
     attention=attention,
     remat=config.remat,

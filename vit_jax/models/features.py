@@ -23,8 +23,8 @@ def features(model: Model, params: Any, images: jax.Array) -> jax.Array:
 
 
 def num_prefix_tokens(model: TokenModel) -> int:
-  """The number of tokens before those of the patches: 1 with a class token, else 0."""
-  return int(isinstance(model, VisionTransformer) and model.pool == 'token')
+  """The number of tokens before those of the patches: the class token, registers, …"""
+  return model.num_prefix_tokens if isinstance(model, VisionTransformer) else 0
 
 
 def last_tokens(model: TokenModel, params: Any, images: jax.Array) -> jax.Array:

@@ -83,13 +83,14 @@ def _mixing_flops(model: MlpMixer, image_size: tuple[int, int]) -> tuple[int, in
 
 
 def _num_tokens(model: VisionTransformer, image_size: tuple[int, int]) -> int:
-  return _num_patches(model, image_size) + (model.pool == 'token')
+  return _num_patches(model, image_size) + model.num_prefix_tokens
 
 
 def _block_flops(model: VisionTransformer, image_size: tuple[int, int]) -> tuple[int, int]:
   """FLOPs of one block: (dense layers, the products of the attention: two; three if relative)."""
   tokens, width = _num_tokens(model, image_size), model.width
-  dense = 2 * tokens * (4 * width**2 + 2 * width * model.mlp_dim)
+  mlp_layers = 2 if model.mlp == 'gelu' else 3
+  dense = 2 * tokens * (4 * width**2 + mlp_layers * width * model.mlp_dim)
   is_relative = model.position_embedding == 'relative'
 
   def attention(tokens: int, patches: int) -> int:  # of one sequence

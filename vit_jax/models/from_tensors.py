@@ -9,17 +9,23 @@ from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import MAX_DEPTH, RELEASED_NUMERICS, Model
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
+from vit_jax.models.rotary import Rotary
 from vit_jax.models.vit import Numerics, VisionTransformer
 
 _MAX_STAGES, _MAX_UNITS = 8, 100  # of a ResNet, all of whose units are traced
 TOKEN_MIXING = 'MixerBlock_0/token_mixing/Dense_0/kernel'  # of a Mixer: (patches, hidden units)
 _MAX_WINDOW = 1023  # pixels
 _BLOCK = 'Transformer/encoderblock_0'
+_LAYER_SCALE = 1e-5  # initial factor of a new model of the same architecture (arXiv 2103.17239)
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 
 
 def model_from_tensors(
-  tensors: Mapping[str, Any], source: str, numerics: Numerics = RELEASED_NUMERICS
+  tensors: Mapping[str, Any],
+  source: str,
+  numerics: Numerics = RELEASED_NUMERICS,
+  pool: str | None = None,
+  rotary: Rotary | None = None,
 ) -> Model:
   """Reads the architecture off parameter names and shapes.
 
@@ -27,6 +33,8 @@ def model_from_tensors(
     tensors: {'embedding/kernel': array, …}, with current linen names.
     source: of the tensors, for error messages.
     numerics: of a Transformer or Mixer; its tensors do not determine them.
+    pool: of a Transformer; None: as its tensors are used first of all.
+    rotary: of a Transformer, which no tensor tells.
 
   Raises:
     UserError: if they are not the tensors of one of the classes of `Model`.
@@ -40,7 +48,7 @@ def model_from_tensors(
       return _mixer_from_tensors(tensors, numerics)
     if 'input_projection/kernel' in tensors:
       return _detr_from_tensors(tensors)
-    return _vit_from_tensors(tensors, numerics)
+    return _vit_from_tensors(tensors, numerics, pool, rotary)
   except KeyError as error:
     raise UserError(
       f'{source} is not a Vision Transformer, MLP-Mixer, BiT or DETR encoder in a known layout: it '
@@ -53,7 +61,9 @@ def model_from_tensors(
     ) from None
 
 
-def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionTransformer:
+def _vit_from_tensors(
+  tensors: Mapping[str, Any], numerics: Numerics, pool: str | None, rotary: Rotary | None
+) -> VisionTransformer:
   patch, columns, _, width = tensors['embedding/kernel'].shape
   axial = f'{_BLOCK}/row/{_ATTENTION}/query/kernel' in tensors
   block = f'{_BLOCK}/row' if axial else _BLOCK
@@ -64,7 +74,8 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
     resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
   if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
-  pool = 'token' if 'cls' in tensors else 'map' if 'MAPHead_0/probe' in tensors else 'gap'
+  pool = pool or _pool(tensors, width)
+  mlp = f'{block}/MlpBlock_0'
   position_embedding, position_entry = _positions(tensors)
   return VisionTransformer(
     patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
@@ -80,8 +91,39 @@ def _vit_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> VisionT
     position_embedding=position_embedding,
     position_entry=position_entry,
     axial=axial,
+    class_token='cls' in tensors and pool in ('gap', 'map'),
+    registers=_num_tokens(tensors, 'registers'),
+    rotary=rotary,
+    patch_bias='embedding/bias' in tensors,
+    pre_norm='Transformer/pre_norm/scale' in tensors,
+    mlp=(
+      'swiglu_norm'
+      if f'{mlp}/LayerNorm_0/scale' in tensors
+      else 'swiglu'
+      if f'{mlp}/gate/kernel' in tensors
+      else 'gelu'
+    ),
+    layer_scale=_LAYER_SCALE if f'{block}/LayerScale_0/scale' in tensors else 0.0,
+    final_norm='pooled' if 'pool_norm/scale' in tensors else 'encoder',
+    head_bias='head/kernel' not in tensors or 'head/bias' in tensors,
     numerics=numerics,
   )
+
+
+def _pool(tensors: Mapping[str, Any], width: int) -> str:
+  """The pooling of a Transformer, as far as its tensors tell: a class token may be there only."""
+  if 'distillation' in tensors:
+    return 'distilled'
+  if 'MAPHead_0/probe' in tensors:
+    return 'map'
+  if 'cls' not in tensors:
+    return 'gap'
+  head = tensors.get('head/kernel')
+  return 'token_gap' if head is not None and head.shape[0] == 2 * width else 'token'
+
+
+def _num_tokens(tensors: Mapping[str, Any], name: str) -> int:
+  return tensors[name].shape[1] if name in tensors else 0
 
 
 def _mixer_from_tensors(tensors: Mapping[str, Any], numerics: Numerics) -> MlpMixer:

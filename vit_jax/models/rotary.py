@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from vit_jax.config import ModelConfig
+
 Array = jax.Array
 
 
@@ -49,6 +51,13 @@ ROTARIES = {  # of published families, by the name of `config.model.rotary`
     base=10_000.0, coordinates='index', offset=1.0, columns_first=True, neighbors=True
   ),
 }
+
+
+def rotary_from_config(config: ModelConfig) -> Rotary | None:
+  """The rule that `config.rotary` names, on the grid of its pretraining; None: no rotation."""
+  if config.rotary == 'none':
+    return None
+  return dataclasses.replace(ROTARIES[config.rotary], reference_grid=config.rotary_grid)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from etils import epath
 from vit_jax.data.imagenet import class_names_of_head
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.encoder_block import GELUS
 from vit_jax.models.from_tensors import TOKEN_MIXING, model_from_tensors
 from vit_jax.models.masked_patches import encoder_params
 from vit_jax.models.mixer import MlpMixer
@@ -56,8 +57,8 @@ def open_weights(
   Raises:
     UserError: for a source that is missing, damaged, or not a supported model.
   """
-  if gelu not in (None, *build.GELUS):
-    raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(build.GELUS)}.')
+  if gelu not in (None, *GELUS):
+    raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(GELUS)}.')
   _check_normalization(mean, std)
   file, metadata = open_model(source)
   name = str(file.path)

@@ -17,7 +17,8 @@ from vit_jax.config import Preprocessing, choices, height_width
 from vit_jax.config.schema import Loss
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import parse_json, read_text, user_path
-from vit_jax.models.build import DTYPES, GELUS, MAX_IMAGE_SIDE
+from vit_jax.models.build import DTYPES, MAX_IMAGE_SIDE
+from vit_jax.models.encoder_block import GELUS
 from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY
 
 _STORED = ('loss', 'gelu', 'layer_norm_epsilon', 'dtype')  # as they are

@@ -81,7 +81,7 @@ def _count(name: str, shape: tuple[int, ...], model: VisionTransformer, source: 
     raise UserError(f'{source} has relative embeddings of shape {shape}, not (2 N - 1, K, D/K).')
   if len(shape) != 3 or shape[0] != 1:
     raise UserError(f'{source} has position embeddings of shape {shape}, not (1, N, D).')
-  return shape[1] - (model.pool == 'token' and name.endswith('/pos_embedding'))
+  return shape[1] - (len(model.prefix_names) if name.endswith('/pos_embedding') else 0)
 
 
 def grid_of_patches(
