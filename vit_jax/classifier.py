@@ -321,6 +321,8 @@ class Classifier:
       list(self.labels) if self.labels is not None and self.model.num_classes else None,
       gelu=numerics.gelu,
       layer_norm_epsilon=numerics.layer_norm_epsilon,
+      mean=getattr(self.model, 'pixel_mean', ()) or None,
+      std=getattr(self.model, 'pixel_std', ()) or None,
       dtype=build.dtype_name(self.model),
     )
 

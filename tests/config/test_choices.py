@@ -9,8 +9,8 @@ from vit_jax.config import AugmentConfig, ModelConfig, OptimizerConfig, Schedule
 from vit_jax.config.schema import Section
 from vit_jax.data.augmentation.randaugment import POLICIES
 from vit_jax.models.build import resolve_dtype
-from vit_jax.models.encoder_block import GELUS
 from vit_jax.models.dot_product_attention import choose_attention
+from vit_jax.models.encoder_block import GELUS
 from vit_jax.models.losses import LOSSES
 from vit_jax.models.positions import ENTRIES, KINDS
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS

@@ -36,7 +36,7 @@ _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
     'resnet_blocks position_embedding position_entry axial class_token registers rotary patch_bias '
-    'pre_norm mlp layer_scale final_norm head_bias'
+    'pre_norm mlp layer_scale final_norm head_bias pixel_mean pixel_std'
   ).split(),
   BiTResNet: (
     'width blocks num_classes spatial window num_heads non_local_stages non_local_subsample'

@@ -195,6 +195,8 @@ class VisionTransformer(nn.Module):
     final_norm: 'encoder', a LayerNorm of all tokens after the blocks, or 'pooled', of the features
       after pooling (fc_norm of MAE and BEiT).
     head_bias: False: the head is a projection without bias (CLIP).
+    pixel_mean, pixel_std: of pixels in [0, 1], for each channel, by which images are normalized
+      before the patch embedding; (): 0.5, which leaves images in [-1, 1] as they are.
     numerics: dtype, GELU and LayerNorm epsilon.
     attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
       results only by rounding.
@@ -230,6 +232,8 @@ class VisionTransformer(nn.Module):
   layer_scale: float = 0.0
   final_norm: str = 'encoder'
   head_bias: bool = True
+  pixel_mean: tuple[float, ...] = ()
+  pixel_std: tuple[float, ...] = ()
   numerics: Numerics = Numerics()
   attention: Attend = einsum_attention
   pool_attention: Attend = einsum_attention
@@ -260,6 +264,10 @@ class VisionTransformer(nn.Module):
   def embed_patches(self, images: Array) -> Array:
     """Images (B, H, W, 3) -> patch embeddings (B, H/P, W/P, D), of a hybrid's features."""
     dtype, patch, x = self.numerics.dtype, self.patch_size, images
+    if self.pixel_mean:
+      shape = (1, 1, 1, len(self.pixel_mean))
+      mean, std = (np.reshape(np.float32(x), shape) for x in (self.pixel_mean, self.pixel_std))
+      x = ((x + 1) / 2 - mean) / std
     if self.resnet_width:
       x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)
       patch //= hybrid_stride(self.resnet_blocks)

@@ -17,12 +17,15 @@ from vit_jax.hardware import num_cores
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.text import plural, printable
+from vit_jax.weights import normalization
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.init_head import keeps_head
 from vit_jax.weights.layouts.released import flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
 from vit_jax.weights.metadata import ModelMetadata
 from vit_jax.weights.position_tables import is_position_table, resize_table
+
+_NORMALIZATION = ('pixel_mean', 'pixel_std')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +184,8 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
       f'{type(model).__name__}; choose another variant.'
     )
   old, new = build.architecture(weights.model), build.architecture(model)
-  ignored = {'num_classes'} if new.get('pre_logits') else {'num_classes', 'pre_logits'}
+  ignored = {'num_classes', 'head_bias', *_NORMALIZATION, 'layer_scale'}
+  ignored |= set() if new.get('pre_logits') else {'pre_logits'}
   differing = [
     f'{name} is {old[name]} in the file, {new[name]} in the config'
     for name in old
@@ -217,7 +221,7 @@ def adapt_weights(
   image_size, channels = image_shape[:2], image_shape[2]
   build.check_image_size(image_size, model, 'image_size')
   params = flatten(build.abstract_params(model, image_size, channels))
-  tensors, old_head, zeros, resized = dict(weights.tensors), {}, {}, {}
+  tensors, old_head, zeros, resized = _normalized(weights, model), {}, {}, {}
   if new_head:
     for prefix in ('head/',) if 'pre_logits/kernel' in params else ('head/', 'pre_logits/'):
       names = [name for name in tensors if name.startswith(prefix)]
@@ -260,6 +264,14 @@ def adapt_weights(
     ignored=(*(f'{name} {x.shape}' for name, x in old_head.items()), *weights.ignored),
     notes=(*weights.notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
   )
+
+
+def _normalized(weights: SourceWeights, model: build.Model) -> dict[str, Tensor]:
+  """The tensors for a model with that normalization of pixels, or without one."""
+  mean, std = (getattr(weights.model, name, ()) for name in _NORMALIZATION)
+  if not mean or mean == getattr(model, 'pixel_mean', ()):
+    return dict(weights.tensors)
+  return normalization.fold(weights.tensors, mean, std, weights.name)
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

@@ -16,8 +16,9 @@ from vit_jax.models.from_tensors import TOKEN_MIXING, model_from_tensors
 from vit_jax.models.masked_patches import encoder_params
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import Numerics, VisionTransformer
+from vit_jax.weights import normalization
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
-from vit_jax.weights.layouts import families, hugging_face, pytorch, released, timm, timm_config
+from vit_jax.weights.layouts import families, hugging_face, released, timm, timm_config
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model
@@ -77,13 +78,17 @@ def open_weights(
   metadata, assumptions = _assume(layout, metadata, gelu, mean, 'cls' in tensors)
   notes = (*notes, *assumptions, *changes)
   mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
-  if {*mean, *std} != {0.5}:
-    tensors = pytorch.fold_normalization(tensors, mean, std, name)
-    notes = (f'the normalization of pixels with mean {mean} is folded in', *notes)
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
   model = model_from_tensors(tensors, name, numerics)
+  if {*mean, *std} != {0.5}:
+    if isinstance(model, VisionTransformer):
+      channels = tensors[build.input_kernel(tensors)].shape[2]
+      model = normalization.with_normalization(model, mean, std, channels, name)
+    else:
+      tensors = normalization.fold(tensors, mean, std, name)
+    notes = (f'the normalization of pixels has mean {mean}', *notes)
   pool = getattr(model, 'pool', None)
   if pool and metadata.pool and metadata.pool != pool:
     raise UserError(

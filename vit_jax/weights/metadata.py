@@ -82,7 +82,10 @@ class ModelMetadata:
     preprocessing = self.preprocessing and dataclasses.asdict(self.preprocessing)
     if preprocessing is not None:
       preprocessing |= {'mean': self.mean or HALF, 'std': self.std or HALF}
-    return {'model': dict(architecture), 'preprocessing': preprocessing, **fields}
+    model = {
+      n: dataclasses.asdict(x) if n == 'rotary' and x else x for n, x in architecture.items()
+    }
+    return {'model': model, 'preprocessing': preprocessing, **fields}
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> 'ModelMetadata':

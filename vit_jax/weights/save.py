@@ -1,5 +1,6 @@
 """Writes a model in any layout; a file or folder appears whole or not at all."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,8 @@ from vit_jax.files import is_special, real_path, scratch_path, user_path, write_
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.retries import storage_error, with_retries
-from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
+from vit_jax.weights import normalization
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import hugging_face, image_processor, released, timm, timm_config
 from vit_jax.weights.metadata import ModelMetadata
@@ -176,6 +178,12 @@ def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epa
 
   Metadata goes into comments that they ignore.
   """
+  if metadata.mean and metadata.std and isinstance(model, VisionTransformer):
+    tensors = {name: Tensor.from_array(x) for name, x in released.flatten(params).items()}
+    folded = normalization.fold(tensors, metadata.mean, metadata.std, 'The model')
+    params = released.unflatten({name: tensor.read() for name, tensor in folded.items()})
+    model = model.clone(pixel_mean=(), pixel_std=(), patch_bias=True)
+    metadata = dataclasses.replace(metadata, mean=None, std=None)
   text = _to_json(model, metadata)
   write_file(path, lambda temporary: released.write_npz(temporary, params, text))
 
@@ -228,7 +236,7 @@ def save_hugging_face(
   config = hugging_face.make_config(model, metadata, size, channels)
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))
   preprocessor = image_processor.make_config(
-    size, metadata.preprocessing or Preprocessing(), channels
+    size, metadata.preprocessing or Preprocessing(), channels, metadata.mean, metadata.std
   )
 
   def write(temporary: epath.Path) -> None:

@@ -163,11 +163,15 @@ def _squash(crop: tuple[int, int], resized: tuple[int, int], interpolation: Any)
 
 
 def make_config(
-  image_size: tuple[int, int], preprocessing: Preprocessing, channels: int = 3
+  image_size: tuple[int, int],
+  preprocessing: Preprocessing,
+  channels: int = 3,
+  mean: tuple[float, ...] | None = None,
+  std: tuple[float, ...] | None = None,
 ) -> dict[str, Any]:
   """The preprocessor_config.json that does what `preprocess` does, as far as one can.
 
-  `unexpressed` says what it cannot.
+  `unexpressed` says what it cannot. The mean and std are of pixels in [0, 1]; None: 0.5.
   """
   height, width = image_size
   fraction = preprocessing.crop_fraction
@@ -188,8 +192,8 @@ def make_config(
     'do_rescale': True,
     'rescale_factor': 1 / 255,
     'do_normalize': True,
-    'image_mean': [0.5] * channels,
-    'image_std': [0.5] * channels,
+    'image_mean': list(mean or [0.5] * channels),
+    'image_std': list(std or [0.5] * channels),
   }
 
 

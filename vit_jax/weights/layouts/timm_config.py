@@ -177,6 +177,8 @@ def make_config(
     'model_args': arguments,
     'pretrained_cfg': {
       **_make_pretrained(metadata.preprocessing or Preprocessing(), image_size, channels),
+      'mean': list(metadata.mean or [0.5] * channels),
+      'std': list(metadata.std or [0.5] * channels),
       'num_classes': model.num_classes,
       'first_conv': 'patch_embed.proj',
       'classifier': 'head',
@@ -218,8 +220,6 @@ def _make_pretrained(
     'interpolation': interpolation if interpolation in _INTERPOLATIONS else 'bilinear',
     'crop_pct': _crop_pct(preprocessing, image_size),
     'crop_mode': 'center' if preprocessing.resize == 'crop' else preprocessing.resize,
-    'mean': [0.5] * channels,
-    'std': [0.5] * channels,
   }
 
 
