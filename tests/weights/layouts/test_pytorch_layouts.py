@@ -265,7 +265,7 @@ def test_an_unknown_number_of_heads_is_asked_for():
 def test_a_hybrid_normalizes_its_pixels(tmp_path):
   vit, mean = classifier('hybrid_stem'), (0.485, 0.456, 0.406)
   vit.save(tmp_path / 'model.safetensors')
-  pretrained = {'mean': mean, 'input_size': [3, *vit.image_size]}
+  pretrained = {'mean': mean, 'std': (0.5,) * 3, 'input_size': [3, *vit.image_size]}
   config = {'architecture': 'hybrid', 'pretrained_cfg': pretrained}
   (tmp_path / 'config.json').write_text(json.dumps(config))
   pixels = np.random.default_rng(0).uniform(0, 1, (2, *vit.image_size, 3)).astype(np.float32)
