@@ -269,7 +269,7 @@ def test_a_hybrid_normalizes_its_pixels(tmp_path):
   config = {'architecture': 'hybrid', 'pretrained_cfg': pretrained}
   (tmp_path / 'config.json').write_text(json.dumps(config))
   pixels = np.random.default_rng(0).uniform(0, 1, (2, *vit.image_size, 3)).astype(np.float32)
-  loaded = vit_jax.load(tmp_path, vit.image_size, **HEADS)
+  loaded = vit_jax.load(tmp_path, vit.image_size, gelu='tanh', **HEADS)
   close(loaded(2 * pixels - 1), vit((pixels - np.float32(mean)) / 0.5))
 
 
