@@ -81,7 +81,7 @@ def open_weights(
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
-  model = model_from_tensors(tensors, name, numerics)
+  model = model_from_tensors(tensors, name, numerics, rotary=metadata.rotary)
   if {*mean, *std} != {0.5}:
     if isinstance(model, VisionTransformer):
       channels = tensors[build.input_kernel(tensors)].shape[2]
@@ -105,7 +105,8 @@ def open_weights(
     metadata, note = _describe_image_tower(metadata, model.num_classes)
     notes = (*notes, note)
   if isinstance(model, VisionTransformer):
-    if model.position_embedding == 'none' and metadata.has_positions:
+    has_positions = metadata.has_positions and model.rotary is None
+    if model.position_embedding == 'none' and has_positions:
       raise UserError(
         f'{name} has no position embeddings, and no config.json of vit_jax that says '
         'position_embedding=none.'

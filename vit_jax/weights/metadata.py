@@ -19,6 +19,7 @@ from vit_jax.errors import UserError, first_line
 from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.models.build import DTYPES, MAX_IMAGE_SIDE
 from vit_jax.models.encoder_block import GELUS
+from vit_jax.models.rotary import Rotary
 from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY
 
 _STORED = ('loss', 'gelu', 'layer_norm_epsilon', 'dtype')  # as they are
@@ -46,7 +47,8 @@ class ModelMetadata:
   loss: str = 'softmax'  # or 'sigmoid'
   labels: list[str] | None = None  # a name for each class
   num_heads: int | None = None
-  gelu: str | None = None  # 'tanh' or 'exact'
+  gelu: str | None = None  # a key of GELUS
+  rotary: Rotary | None = None  # of queries and keys
   layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
   mean: tuple[float, ...] | None = None  # of pixels in [0, 1], one for each channel
   std: tuple[float, ...] | None = None
@@ -102,6 +104,7 @@ class ModelMetadata:
       preprocessing=Preprocessing(**rule) if rule else None,
       num_heads=model.get('num_heads') or None,  # a ResNet may have 0
       has_positions=model.get('position_embedding') != 'none',
+      rotary=_read_rotary(model.get('rotary')),
       mean=mean,
       std=std,
       is_own=bool(content),
@@ -136,6 +139,12 @@ class ModelMetadata:
         f'{source} has a head of {num_classes} classes but {len(self.labels)} labels; correct '
         'the labels beside it.'
       )
+
+
+def _read_rotary(content: Any) -> Rotary | None:
+  if not isinstance(content, dict):  # of a run it is a name, and its config says the rest
+    return None
+  return Rotary(**{**content, 'reference_grid': tuple(content.get('reference_grid', ()))})
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The layout of Hugging Face Transformers: its `ViTForImageClassification` and `ViTModel`."""
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,48 +11,22 @@ from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
-from vit_jax.weights.layouts import image_processor, pytorch
-from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
+from vit_jax.weights.layouts import hugging_face_names, image_processor, pytorch
+from vit_jax.weights.layouts.hugging_face_names import Names
+from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
-_MARKER = 'embeddings.patch_embeddings.projection.weight'
-# Name in Transformers: the linen parameter.
-_PARAMETERS = {'embeddings.cls_token': 'cls', 'embeddings.position_embeddings': POSITIONS}
-# Name of a layer in Transformers: the linen module.
-_LAYERS = {
-  'embeddings.patch_embeddings.projection': 'embedding',
-  'layernorm': 'Transformer/encoder_norm',
-  'classifier': 'head',
-  'pooler.dense': 'pre_logits',
-}
-_BLOCK = {
-  'layernorm_before': 'LayerNorm_0',
-  'layernorm_after': 'LayerNorm_1',
-  'attention.attention.query': f'{ATTENTION}/query',
-  'attention.attention.key': f'{ATTENTION}/key',
-  'attention.attention.value': f'{ATTENTION}/value',
-  'attention.output.dense': f'{ATTENTION}/out',
-  'intermediate.dense': 'MlpBlock_0/Dense_0',
-  'output.dense': 'MlpBlock_0/Dense_1',
-}
-# The state dicts of Transformers 5 have other names than its files.
+# The state dicts of Transformers 5 have other names than its files: of ViT, in a block.
 _NAMES_5 = (
   'layernorm_before layernorm_after attention.q_proj attention.k_proj attention.v_proj '
   'attention.o_proj mlp.fc1 mlp.fc2'
 ).split()
-_BLOCK_5: dict[str, str] = dict(zip(_NAMES_5, _BLOCK.values(), strict=True))
-_CONFIG_DEFAULTS = dict(  # of its ViTConfig
-  model_type='vit',
-  hidden_act='gelu',
-  pooler_act='tanh',
-  image_size=224,
-  num_channels=3,
-  layer_norm_eps=1e-12,
-  num_attention_heads=12,
+# Leaves that PyTorch calls neither weight nor bias.
+_LEAVES = {r'\.lambda1$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_proj.\1'}
+_CONFIG_DEFAULTS = dict(
+  hidden_act='gelu', pooler_act='tanh', image_size=224, num_channels=3, num_attention_heads=12
 )
-
-# Of Transformers, with the forward pass of its `ViTModel` (and, for vit_mae, without masks).
-_MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae')
+_TEXT_TOWER = re.compile(r'text_model\.|text_projection|text_embeds|logit_(scale|bias)$')
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -59,27 +34,57 @@ _MODEL_TYPES = ('vit', 'vit_msn', 'vit_mae')
 
 def detect(names: Collection[str]) -> tuple[str, list[str]] | None:
   """('Hugging Face', prefixes of all names, best first) for names of Transformers, else None."""
-  for marker in ('vit.' + _MARKER, _MARKER):
-    if prefixes := pytorch.find_prefixes(names, marker):
-      return 'Hugging Face', prefixes
+  for kind in hugging_face_names.ALL:
+    for marker in kind.markers:
+      for name in {f'{kind.backbone}{marker}': None, marker: None}:
+        if prefixes := pytorch.find_prefixes(names, name):
+          return 'Hugging Face', prefixes
   return None
+
+
+def _kind(names: Collection[str]) -> Names:
+  """The table of the tensors of these names, as `detect` has them."""
+  for kind in hugging_face_names.ALL:
+    if any(name in names for marker in kind.markers for name in (marker, kind.backbone + marker)):
+      return kind
+  raise ValueError(f'no Transformers names among {len(names)}')
 
 
 def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   """Translates tensors as `timm.to_linen` does."""
-  parameters = _PARAMETERS | {f'vit.{name}': linen for name, linen in _PARAMETERS.items()}
-  tensors = {n: x for n, x in tensors.items() if not n.endswith('embeddings.mask_token')}
-  return pytorch.to_linen(tensors, parameters, _find_modules, num_heads, 'Hugging Face', source), ()
+  kind, notes = _kind(tensors), []
+  inside = {}
+  for name, tensor in tensors.items():
+    short = name.removeprefix(kind.backbone)
+    if _TEXT_TOWER.match(name):
+      notes = ['the image tower was taken; text towers are not supported']
+    elif short not in kind.ignored:
+      for pattern, replacement in _LEAVES.items():
+        short = re.sub(pattern, replacement, short)
+      inside[short] = _with_batch(short, tensor, kind)
+  blocks = re.compile(re.escape(kind.block_prefix) + r'(\d+)\.')
+
+  def find_modules(layer: str) -> str | None:
+    if match := blocks.match(layer):
+      return pytorch.block_layers(kind.block_prefix, kind.block, int(match[1])).get(layer)
+    if kind is hugging_face_names.VIT and (match := re.match(r'layers\.(\d+)\.', layer)):
+      block = dict(zip(_NAMES_5, kind.block.values(), strict=True))
+      return pytorch.block_layers('layers.', block, int(match[1])).get(layer)
+    return kind.layers.get(layer)
+
+  linen = pytorch.to_linen(inside, kind.parameters, find_modules, num_heads, 'Hugging Face', source)
+  return pytorch.with_key_biases(linen), tuple(notes)
 
 
-def _find_modules(layer: str) -> str | None:
-  layer = layer.removeprefix('vit.')
-  if match := re.fullmatch(r'(encoder\.layer\.|layers\.)(\d+)\..*', layer):
-    table = _BLOCK if match[1] == 'encoder.layer.' else _BLOCK_5
-    return pytorch.block_layers(match[1], table, int(match[2])).get(layer)
-  return _LAYERS.get(layer)
+def _with_batch(name: str, tensor: Tensor, kind: Names) -> Tensor:
+  """CLIP and SigLIP store positions as (N, D) and the class token as (D,)."""
+  missing = {POSITIONS: 3, 'cls': 3}.get(kind.parameters.get(name, ''), 0) - len(tensor.shape)
+  if missing <= 0:
+    return tensor
+  shape = (*(1,) * missing, *tensor.shape)
+  return tensor.map(shape, lambda x: x.reshape(shape))
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
@@ -93,11 +98,14 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
   Raises:
     UnsupportedError: for another model, or a processor that cannot be followed.
   """
-  config = {**_CONFIG_DEFAULTS, **config}
+  model_type = config.get('model_type', 'vit')
+  kind = next((kind for kind in hugging_face_names.ALL if model_type in kind.model_types), None)
+  if kind is None:
+    raise UnsupportedError(f'a model of the type {model_type}')
+  config = {**_CONFIG_DEFAULTS, **kind.defaults, **config, **(config.get('vision_config') or {})}
   activation, size = config['hidden_act'], config['image_size']
-  if config['model_type'] not in _MODEL_TYPES:
-    raise UnsupportedError(f'a model of the type {config["model_type"]}')
-  pytorch.check_activation(activation)
+  if activation != 'silu':  # of a gated MLP
+    pytorch.check_activation(activation)
   if config['pooler_act'] != 'tanh':
     raise UnsupportedError(f'a pooler with the activation {config["pooler_act"]}')
   id2label = config.get('id2label') or {}
@@ -126,7 +134,8 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
     loss='sigmoid' if multi_label else 'softmax',
     labels=labels,
     num_heads=config['num_attention_heads'],
-    gelu=pytorch.GELUS[activation],
+    gelu=pytorch.GELUS.get(activation, 'exact'),
+    rotary=kind.rotary and dataclasses.replace(kind.rotary, base=float(config['rope_theta'])),
     layer_norm_epsilon=float(config['layer_norm_eps']),
     dtype=ours.get('dtype'),
     mean=mean,
@@ -170,10 +179,11 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
       f'The model has {feature}, which ViTForImageClassification does not support; write an '
       '.npz, or a vit_jax folder (--layout=model).'
     )
-  layers = dict(_LAYERS)
+  kind = hugging_face_names.VIT
+  layers = dict(kind.layers)
   for i in range(pytorch.count_blocks(params)):
-    layers |= pytorch.block_layers('encoder.layer.', _BLOCK, i)
-  state_dict = pytorch.from_linen(params, _PARAMETERS, layers)
+    layers |= pytorch.block_layers(kind.block_prefix, kind.block, i)
+  state_dict = pytorch.from_linen(params, kind.parameters, layers)
   return {n if n.startswith('classifier.') else f'vit.{n}': x for n, x in state_dict.items()}
 
 

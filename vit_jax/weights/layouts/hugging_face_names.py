@@ -6,7 +6,9 @@ A table maps the name of a layer to its linen modules, as pytorch.py does. Leave
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
+from vit_jax.models.rotary import ROTARIES, Rotary
 from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
 
 _QUERY_KEY_VALUE = f'{ATTENTION}/query {ATTENTION}/key {ATTENTION}/value'
@@ -29,6 +31,8 @@ class Names:
     block: name of a layer in a block: its linen modules.
     ignored: tensors that are no part of the encoder, with the linen parameter of their shape; they
       are written as zeros.
+    defaults: of the fields of config.json.
+    rotary: of its queries and keys, with the `rope_theta` of config.json as its base.
   """
 
   family: str
@@ -42,6 +46,8 @@ class Names:
   block_prefix: str
   block: Mapping[str, str]
   ignored: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  rotary: Rotary | None = None
 
 
 _EMBEDDINGS = {'embeddings.cls_token': 'cls', 'embeddings.position_embeddings': POSITIONS}
@@ -81,6 +87,7 @@ VIT = Names(
   layers=_LAYERS | {'pooler.dense': 'pre_logits'},
   block_prefix='encoder.layer.',
   block=_BLOCK,
+  defaults={'layer_norm_eps': 1e-12},
 )
 DEIT = dataclasses.replace(
   VIT,
@@ -112,6 +119,7 @@ DINOV2 = Names(
     'mlp.weights_out': 'MlpBlock_0/Dense_1',
   },
   ignored={'embeddings.mask_token': (1,)},
+  defaults={'layer_norm_eps': 1e-6},
 )
 DINOV3 = Names(
   family='DINOv3',
@@ -134,6 +142,8 @@ DINOV3 = Names(
     'mlp.down_proj': 'MlpBlock_0/Dense_1',
   },
   ignored={'embeddings.mask_token': (1, 1)},
+  defaults={'layer_norm_eps': 1e-5, 'num_attention_heads': 6, 'rope_theta': 100.0},
+  rotary=ROTARIES['dinov3'],
 )
 _TOWER_BLOCK = {
   'layer_norm1': 'LayerNorm_0',
@@ -167,6 +177,7 @@ SIGLIP = Names(
   },
   block_prefix='encoder.layers.',
   block=_TOWER_BLOCK,
+  defaults={'layer_norm_eps': 1e-6, 'hidden_act': 'gelu_pytorch_tanh'},
 )
 CLIP = Names(
   family='CLIP',
@@ -188,5 +199,6 @@ CLIP = Names(
   },
   block_prefix='encoder.layers.',
   block=_TOWER_BLOCK,
+  defaults={'layer_norm_eps': 1e-5, 'hidden_act': 'quick_gelu'},
 )
 ALL = (CLIP, SIGLIP, DINOV3, DINOV2, DEIT, VIT)

@@ -23,7 +23,7 @@ _WRAPPERS = _EMA | frozenset(
   'student'.split()
 )
 # Name of the activation in a config: value of `ModelMetadata.gelu`.
-GELUS = {'gelu': 'exact', 'gelu_python': 'exact'} | dict.fromkeys(
+GELUS = {'gelu': 'exact', 'gelu_python': 'exact', 'quick_gelu': 'quick'} | dict.fromkeys(
   'gelu_pytorch_tanh gelu_new gelu_fast gelu_accurate gelu_tanh'.split(), 'tanh'
 )
 _PROJECTIONS = ('/query', '/key', '/value')
@@ -132,12 +132,28 @@ def to_linen(
   return linen
 
 
+def with_key_biases(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """The tensors with zeros for a bias of keys that a query's softmax does not depend on.
+
+  DINOv3 and EVA-02 have none; adding one changes no output.
+  """
+  completed = dict(linen)
+  for name in linen:
+    if name.endswith(f'{ATTENTION}/query/bias'):
+      key = name.replace('/query/', '/key/')
+      if key not in linen:
+        completed[key] = linen[name].map(linen[name].shape, np.zeros_like)
+  return completed
+
+
 def _layer_to_linen(
   modules: Sequence[str], leaf: str, tensor: Tensor, num_heads: int
 ) -> dict[str, Tensor]:
   """The linen tensors in one 'weight' or 'bias', which holds the modules one after the other."""
   if modules[0].endswith(_PROJECTIONS):
     return _split_heads(modules, leaf, tensor, num_heads)
+  if modules[1:]:
+    return _split_rows(modules, leaf, tensor, num_heads)
   (module,), shape = modules, tensor.shape
   if leaf == 'bias':
     return {f'{module}/bias': tensor}
@@ -153,6 +169,20 @@ def _layer_to_linen(
     kernel = tensor.map((shape[2], shape[3], shape[1], shape[0]), lambda x: x.transpose(2, 3, 1, 0))
     return {f'{module}/kernel': kernel}
   return {f'{module}/kernel': tensor.map(shape[::-1], np.transpose)}
+
+
+def _split_rows(
+  modules: Sequence[str], leaf: str, tensor: Tensor, num_heads: int
+) -> dict[str, Tensor]:
+  """Equal parts of the rows of one layer, for each module."""
+  rows = tensor.shape[0] // len(modules)
+  if rows * len(modules) != tensor.shape[0]:
+    raise ValueError(tensor.shape)
+  linen = {}
+  for i, module in enumerate(modules):
+    part = tensor.rows(i * rows, (i + 1) * rows)
+    linen |= _layer_to_linen([module], leaf, part, num_heads)
+  return linen
 
 
 def _split_heads(
