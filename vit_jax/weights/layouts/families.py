@@ -65,7 +65,7 @@ _FAMILIES = {
   'a VGG or AlexNet': r'^features\.0\.weight$',
   'a ResNet': r'(^|\.)layer1\.0\.conv1\.|(^|\.)resnet\.(embedder|encoder)\.',
   # Vision Transformers of another kind.
-  'a Vision Transformer with register tokens': r'(^|\.)(reg_tokens?|register_tokens)$',
+  'a Vision Transformer with register tokens': r'(^|\.)reg_tokens?$',
   'a Vision Transformer with normalized queries and keys (qk_norm)': r'\.attn\.[qk]_norm\.',
   'a Vision Transformer with a normalization inside its attention or MLP (scale_attn_norm)': (
     r'^blocks\.\d+\.(attn|mlp)\.norm\.'
@@ -79,7 +79,7 @@ _FAMILIES = {
   ),
   'a Vision Transformer with a normalization after pooling (fc_norm)': r'(^|\.)fc_norm\.',
   'a Vision Transformer with a normalization of its patches': r'^patch_embed\.norm\.',
-  'a Vision Transformer with a gated MLP (SwiGLU)': r'\.mlp\.(w12|w1|w3|gate_proj|weights_in)\.',
+  'a Vision Transformer with a gated MLP (SwiGLU)': r'\.mlp\.(w12|w1|w3)\.',
   'a Vision Transformer with rotary position embeddings': r'(^|\.)rope\.|(^|\.)freqs',
   'a convolutional network': r'\.running_mean$',
 }

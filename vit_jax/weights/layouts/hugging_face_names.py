@@ -201,4 +201,4 @@ CLIP = Names(
   block=_TOWER_BLOCK,
   defaults={'layer_norm_eps': 1e-5, 'hidden_act': 'quick_gelu'},
 )
-ALL = (CLIP, SIGLIP, DINOV3, DINOV2, DEIT, VIT)
+ALL = (CLIP, SIGLIP, DINOV2, DINOV3, DEIT, VIT)
