@@ -1,7 +1,7 @@
 """Draws the pictures of README.md and of the pages: `python docs/make_pictures.py RUN [IMAGE…]`.
 
 architecture.svg is drawn from the tables below. explain.png is a screenshot, by Chromium, of what
-`python -m vit_jax.explain` writes of the run's model; without IMAGE it shows a digit of scikit-learn.
+`python -m vit_jax.explain` writes of the run's model; without IMAGE of a digit of scikit-learn.
 """
 
 import argparse
@@ -114,7 +114,9 @@ def _digit(path: pathlib.Path, index: int = 3) -> pathlib.Path:
 
 def photograph(run: str, images: list[str]) -> None:
   """Writes explain.png: the page of `python -m vit_jax.explain`, as Chromium shows it."""
-  chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))))
+  chromium = next(
+    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')))
+  )
   with tempfile.TemporaryDirectory() as folder:
     page, picture = pathlib.Path(folder, 'page.html'), pathlib.Path(folder, 'page.png')
     names = images or [str(_digit(pathlib.Path(folder, 'digit.png')))]

@@ -19,7 +19,9 @@ def _page(package: str) -> str:
   if package != COMMANDS:
     return f'# {package}\n\n::: {package}\n'
   modules = sorted(path.stem for path in (ROOT / 'vit_jax').glob('[a-z]*.py'))
-  directives = [f'## {name}\n\n::: vit_jax.{name}\n    options: {{heading_level: 3}}\n' for name in modules]
+  directives = [
+    f'## {name}\n\n::: vit_jax.{name}\n    options: {{heading_level: 3}}\n' for name in modules
+  ]
   return '\n'.join(['# vit_jax: commands and ground floor\n', *directives])
 
 

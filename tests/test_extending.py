@@ -45,9 +45,10 @@ def run(module, *arguments):
     assert stopped.code == 0, stopped.code
 
 tiny, snippet, images = json.loads(sys.argv[1]), sys.argv[2], np.load('images.npy')
-data = '--config.data.train.source=arrays:pixels.npz'
-run(main, '--config=configs/quickstart.py', '--workdir=run', data, '--config.data.workers=1', *tiny)
-run(evaluate, '--model=run', '--data=arrays:pixels.npz', '--eval=nearest_mean', '--json', '--no-cache')
+data = 'arrays:pixels.npz'
+flags = [f'--config.data.train.source={data}', '--config.data.workers=1', *tiny]
+run(main, '--config=configs/quickstart.py', '--workdir=run', *flags)
+run(evaluate, '--model=run', f'--data={data}', '--eval=nearest_mean', '--json', '--no-cache')
 exec(snippet)
 print(vit.report)
 np.save('logits.npy', vit_jax.load('vit_b_16')(images))
