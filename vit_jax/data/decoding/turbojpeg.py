@@ -2,7 +2,8 @@
 
 Decoding only the crop makes reading a third faster than decoding whole images
 (docs/measurements.md, Input pipeline) and yields the same pixels. The library is the system's or
-the one in the `turbojpeg` package; without either, `images.py` decodes whole images with simplejpeg.
+the one in the `turbojpeg` package; without either, `images.py` decodes whole images with
+simplejpeg.
 """
 
 import ctypes
