@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from vit_jax.run_report.curves import Curve, Point, common_range
 from vit_jax.text import format_value, printable
 
-WIDTH, HEIGHT = 400, 216  # units of the picture
-LEFT, RIGHT, TOP, BOTTOM = 54, 392, 10, 186  # of the area of the curves
+WIDTH, HEIGHT = 400, 208  # units of the picture
+LEFT, RIGHT, TOP, BOTTOM = 54, 380, 10, 186  # of the area of the curves
 _LOG_RATIO = 20  # of the largest to the smallest value from which on a logarithmic axis is offered
 
 

@@ -83,8 +83,7 @@ def render_comparison(runs: Mapping[str, Run]) -> str:
     'comparison_page.html.j2',
     names=list(runs),
     plots=[plot for plot in drawn if plot],
-    columns=['state', 'step', *metrics],
-    rows=[(name, _last_values(run, metrics)) for name, run in runs.items()],
+    rows=_last_values(list(runs.values()), metrics),
     differing=_differing_fields(list(runs.values())),
   )
 
@@ -117,10 +116,16 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
   return tiles
 
 
-def _last_values(run: Run, metrics: Sequence[str]) -> list[str]:
-  last = {name: curve.last for name, curve in run.curves.curves.items()}
-  values = [format_value(name, x.value) if (x := last.get(name)) else '' for name in metrics]
-  return [run.state.name, f'{run.curves.step:,}', *values]
+def _last_values(runs: Sequence[Run], metrics: Sequence[str]) -> list[tuple[str, list[str]]]:
+  """(what it is, its text for each run)."""
+
+  def text(run: Run, metric: str) -> str:
+    curve = run.curves.curves.get(metric)
+    return format_value(metric, curve.last.value) if curve and curve.last else ''
+
+  states = [('state', [run.state.name for run in runs])]
+  steps = [('step', [f'{run.curves.step:,}' for run in runs])]
+  return [*states, *steps, *((name, [text(run, name) for run in runs]) for name in metrics)]
 
 
 def _differing_fields(runs: Sequence[Run]) -> dict[str, list[str]]:

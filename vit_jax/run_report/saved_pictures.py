@@ -1,4 +1,4 @@
-"""Pictures that a run keeps for its report, in `workdir/report/`: of its first batch, of mistakes."""
+"""Pictures that a run keeps for its report, in `workdir/report/`."""
 
 import dataclasses
 import json
