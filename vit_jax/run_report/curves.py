@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 MAX_INTERVALS = 300  # of steps, of each of which a curve keeps its lowest and highest point
-_TRAINING = (
+TRAINING = (
   'train/loss',
   'train/learning_rate',
   'train/gradient_norm',
@@ -29,7 +29,6 @@ class Curve:
   """A value by the step.
 
   Attributes:
-    lowest, highest: points of the extreme values, the first ones of equal values.
     last: the point of the last step; None without any.
   """
 
@@ -37,9 +36,19 @@ class Curve:
     self._max_intervals, self._width = max_intervals, 1  # steps of an interval
     self._extremes: dict[int, tuple[Point, Point]] = {}  # number of the interval -> its extremes
     self._gaps: dict[int, int] = {}  # number of the interval -> step of a value that is not finite
-    self.lowest: Point | None = None
-    self.highest: Point | None = None
     self.last: Point | None = None
+
+  @property
+  def lowest(self) -> Point | None:
+    """The first point of the lowest value; None without any."""
+    lows = [low for _, (low, _) in sorted(self._extremes.items())]
+    return min(lows, key=lambda point: point.value, default=None)
+
+  @property
+  def highest(self) -> Point | None:
+    """The first point of the highest value; None without any."""
+    highs = [high for _, (_, high) in sorted(self._extremes.items())]
+    return max(highs, key=lambda point: point.value, default=None)
 
   def add(self, step: int, value: Any) -> None:
     """Adds a value, in any order of steps, again without effect; None and NaN leave a gap."""
@@ -47,18 +56,20 @@ class Curve:
       number = float(value)
     except (TypeError, ValueError, OverflowError):
       number = math.nan
+    interval = step // self._width
     if not abs(number) <= _MAX_VALUE:  # NaN
-      self._gaps[step // self._width] = step
+      self._gaps[interval] = step
     else:
       point = Point(step, number)
-      low, high = self._extremes.get(step // self._width, (point, point))
-      low, high = (point if number < low.value else low), (point if number > high.value else high)
-      self._extremes[step // self._width] = low, high
-      if self.last is None or self.lowest is None or self.highest is None:
-        self.last = self.lowest = self.highest = point
-      self.last = point if step >= self.last.step else self.last
-      self.lowest = low if low.value < self.lowest.value else self.lowest
-      self.highest = high if high.value > self.highest.value else self.highest
+      if self.last is None or step >= self.last[0]:
+        self.last = point
+      low, high = extremes = self._extremes.get(interval) or (point, point)
+      if number < low.value:
+        self._extremes[interval] = point, high
+      elif number > high.value:
+        self._extremes[interval] = low, point
+      elif low is point:
+        self._extremes[interval] = extremes
     while max(len(self._extremes), len(self._gaps)) > 2 * self._max_intervals:
       self._double_width()
 
@@ -114,7 +125,7 @@ class Curves:
       return
     self.step = max(self.step, step)
     for name, value in line.items():
-      if name in _TRAINING or is_evaluation(name):
+      if name in TRAINING or is_evaluation(name):
         if name not in self.curves:
           self.curves[name] = Curve(self._max_intervals)
         self.curves[name].add(step, value)
@@ -135,8 +146,8 @@ class Curves:
 
   def names(self) -> list[str]:
     """Those of the curves: the loss, evaluations, the rest of training."""
-    evaluations = sorted(set(self.curves) - set(_TRAINING))
-    order = [_TRAINING[0], *evaluations, *_TRAINING[1:]]
+    evaluations = sorted(set(self.curves) - set(TRAINING))
+    order = [TRAINING[0], *evaluations, *TRAINING[1:]]
     return [name for name in order if name in self.curves]
 
   def main_metric(self) -> str | None:

@@ -47,7 +47,7 @@ def predicted_and_measured(run: Run) -> tuple[list[str], list[tuple[str, Sequenc
     (name, ['' if values[i] is None else text(values[i]) for i in kept])
     for name, values, text in rows
   ]
-  return [_COLUMNS[i] for i in kept] if rows else [], table, _note(run)
+  return [_COLUMNS[i] for i in kept] if rows else [], table, _note(run, has_measured=2 in kept)
 
 
 def _find(content: Any, *keys: str) -> float | None:
@@ -57,7 +57,7 @@ def _find(content: Any, *keys: str) -> float | None:
   return content if type(content) in (int, float) and 0 <= content < 1e300 else None
 
 
-def _note(run: Run) -> str:
+def _note(run: Run, has_measured: bool) -> str:
   notes = []
   if run.plan:
     notes.append(f'The plan is that of plan.json, for {run.plan.get("topology")}.')
@@ -65,5 +65,6 @@ def _note(run: Run) -> str:
     notes.append(
       f'The compiler: arguments and temporaries of the train step on {run.compiled.get("devices")}.'
     )
-  notes.append('Measured: largest memory in use, the other figures at the last log.')
+  if has_measured:
+    notes.append('Measured: largest memory in use, the other figures at the last log.')
   return ' '.join(notes)

@@ -129,11 +129,11 @@ def _last_values(runs: Sequence[Run], metrics: Sequence[str]) -> list[tuple[str,
 
 
 def _differing_fields(runs: Sequence[Run]) -> dict[str, list[str]]:
-  """The fields that are not the same in all runs; '' where a run does not have one."""
+  """The fields that are not the same in all runs with a config; '' where there is none."""
   configs = [{} if run.config is None else flatten(run.config) for run in runs]
-  names = dict.fromkeys(name for config in configs for name in config)
-  texts = {
-    name: [shortened(repr(config[name]), 400) if name in config else '' for config in configs]
-    for name in names
-  }
-  return {name: values for name, values in texts.items() if len(set(values)) > 1}
+  differing = {}
+  for name in dict.fromkeys(name for config in configs for name in config):
+    texts = [shortened(repr(config[name]), 400) if name in config else '' for config in configs]
+    if len({text for text, config in zip(texts, configs, strict=True) if config}) > 1:
+      differing[name] = texts
+  return differing

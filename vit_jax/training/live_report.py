@@ -1,7 +1,7 @@
 """`workdir/report.html`, renewed while a run goes.
 
-A thread of process 0 reads, draws and writes, so that steps wait neither for it nor for the storage. What fails
-is one warning.
+A thread of process 0 reads, draws and writes, so that steps wait neither for it nor for the
+storage. What fails is one warning.
 """
 
 import json
@@ -18,6 +18,7 @@ from vit_jax.errors import first_line
 from vit_jax.evaluation.classification import Result
 from vit_jax.files import write_text
 from vit_jax.models.flops import train_flops
+from vit_jax.retries import with_retries
 from vit_jax.run_metrics import stream_metrics
 from vit_jax.run_report.curves import Curves
 from vit_jax.run_report.run_files import COMPILED_STEP, read_with_curves
@@ -92,7 +93,7 @@ class LiveReport:
 
   def _try(self, task: Callable[[], None]) -> None:
     try:
-      task()
+      with_retries(task)
     except Exception as error:  # noqa: BLE001 - no report is worth a run
       self._warn(first_line(error))
 
