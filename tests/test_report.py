@@ -25,7 +25,7 @@ def test_the_report_of_a_finished_run(tiny_run, command, tmp_path):
     'Images of step 1, as the model sees them',
     'Most confident mistakes after step 6',
     'digits (train), example',
-    'arguments and temporaries of the train step on 1 x cpu',
+    'arguments and temporaries of the compiled train step, on 1 x cpu',
   ):
     assert words in written, words
   assert written.count('<figure class="plot"') == 11

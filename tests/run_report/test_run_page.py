@@ -112,9 +112,9 @@ def test_what_was_predicted_and_what_happened():
   known.add({'step': 41, **last})
   plan = {'topology': 'v5e:2x2', 'step_time': {'predicted': 0.25}, 'mfu': 0.5}
   text = text_of(render(hostile_run(curves=known, plan=plan)))
-  assert 'plan compiler measured' in text
+  assert 'plan this run measured' in text
   assert 'memory of a device 4 MB 6 MB' in text
-  assert 'time of a step 250.0 ms 500.0 ms' in text  # a batch of 512
+  assert 'time of a step, with waiting for data 250.0 ms 500.0 ms' in text  # a batch of 512
   assert 'share of peak FLOP/s 50.0%' in text and 'for v5e:2x2' in text
   assert 'Predicted' not in text_of(render(hostile_run(plan={}, compiled={})))
 

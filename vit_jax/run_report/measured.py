@@ -6,10 +6,12 @@ from typing import Any
 from vit_jax.run_report.run_files import Run
 from vit_jax.text import format_bytes
 
-_COLUMNS = ('plan', 'compiler', 'measured')
+_COLUMNS = ('plan', 'this run', 'measured')
 
 
-def predicted_and_measured(run: Run) -> tuple[list[str], list[tuple[str, Sequence[str]]], str]:
+def predicted_and_measured(
+  run: Run,
+) -> tuple[Sequence[str], Sequence[tuple[str, Sequence[str]]], str]:
   """A table.
 
   Returns:
@@ -17,10 +19,8 @@ def predicted_and_measured(run: Run) -> tuple[list[str], list[tuple[str, Sequenc
     predicted.
   """
   plan, compiled, curves = run.plan, run.compiled, run.curves.curves
-  rate, utilization = (
-    curves[name].last.value if name in curves and curves[name].last else None
-    for name in ('train/images_per_second', 'train/model_flops_utilization')
-  )
+  last = {name: curve.last.value for name, curve in curves.items() if curve.last}
+  rate = last.get('train/images_per_second')
   batch_size = run.config.batch_size if run.config else None
   seconds = batch_size / rate if batch_size and rate else None
   rows = [
@@ -35,11 +35,15 @@ def predicted_and_measured(run: Run) -> tuple[list[str], list[tuple[str, Sequenc
       '{:.4g}'.format,
     ),
     (
-      'time of a step',
+      'time of a step, with waiting for data',
       (_find(plan, 'step_time', 'predicted'), None, seconds),
       lambda value: f'{value * 1e3:,.1f} ms',
     ),
-    ('share of peak FLOP/s', (_find(plan, 'mfu'), None, utilization), '{:.1%}'.format),
+    (
+      'share of peak FLOP/s',
+      (_find(plan, 'mfu'), None, last.get('train/model_flops_utilization')),
+      '{:.1%}'.format,
+    ),
   ]
   rows = [row for row in rows if any(value is not None for value in row[1][:2])]
   kept = [i for i in range(3) if any(values[i] is not None for _, values, _ in rows)]
@@ -63,7 +67,8 @@ def _note(run: Run, has_measured: bool) -> str:
     notes.append(f'The plan is that of plan.json, for {run.plan.get("topology")}.')
   if run.compiled:
     notes.append(
-      f'The compiler: arguments and temporaries of the train step on {run.compiled.get("devices")}.'
+      'This run: arguments and temporaries of the compiled train step, on '
+      f'{run.compiled.get("devices")}; FLOPs by formula.'
     )
   if has_measured:
     notes.append('Measured: largest memory in use, the other figures at the last log.')

@@ -105,7 +105,7 @@ def _labels(label: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, fl
   if label.ndim == 0:
     return [(class_names[int(label)], 1.0)]
   classes = np.argsort(-label.astype(np.float32), kind='stable')[:_MAX_LABELS].tolist()
-  return [(class_names[i], float(label[i])) for i in classes if label[i] > 0]
+  return [(str(class_names[i]), float(label[i])) for i in classes if label[i] > 0]
 
 
 def _uri(pixels: np.ndarray) -> str:
