@@ -50,7 +50,8 @@ def test_the_page_is_renewed(tmp_path, parts):
 
 
 def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path, parts, capsys):
-  (tmp_path / 'report.html').mkdir()  # in its place
+  (tmp_path / 'report.html').mkdir()  # in their place
+  (tmp_path / 'report').write_text('')
   with LiveReport(epath.Path(tmp_path), 0, *parts) as report:
     for step in range(3):
       report.add(step, {'train/loss': 1.0})
