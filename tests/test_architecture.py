@@ -9,6 +9,7 @@ import re
 import pytest
 
 from tests.helpers import ROOT
+from vit_jax import __main__
 
 PACKAGE = ROOT / 'vit_jax'
 # From the ground up: a module imports from its own layer and from those before it.
@@ -21,13 +22,13 @@ LAYERS = (
   ('config',),
   ('models', 'distributed'),
   ('data', 'weights', 'checkpoints'),
-  ('classifier', 'load_classifier', 'evaluation', 'prepare', 'verification'),
+  ('classifier', 'classifier_card', 'load_classifier', 'evaluation', 'prepare', 'verification'),
   ('run_report',),
   ('training',),
   ('planning', 'sweeps', 'transfer', 'experiments', 'analysis'),
   (
     *'command_line main evaluate predict convert prepare_data plan catalog verify sweep'.split(),
-    *'vtab goodput explain report experiments.scaling'.split(),
+    *'vtab goodput explain report experiments.scaling __main__'.split(),
   ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -93,6 +94,10 @@ def test_no_command_imports_another():
   for command in COMMANDS:
     others = {f'vit_jax.{name}' for name in COMMANDS} - {f'vit_jax.{command}'}
     assert not GRAPH[f'vit_jax.{command}'] & others
+
+
+def test_every_command_is_listed():
+  assert sorted(__main__.COMMANDS.values()) == sorted(set(COMMANDS) - {'__main__'})
 
 
 def test_no_two_files_share_a_name():

@@ -259,3 +259,17 @@ def test_stablehlo_is_named_by_its_preprocessing(vit):
     'mean': [0.5] * 3,
     'std': [0.5] * 3,
   }
+
+
+def test_a_notebook_shows_the_model_and_escapes_names(vit):
+  hostile = ['<script>alert(1)</script>', '"><img src=x>', '\u202eabc', *'defg']
+  shown = dataclasses.replace(vit, labels=hostile)._repr_html_()
+  for text in ('VisionTransformer', '64 × 64 pixels, 3 channels', vit.preprocessing.summary()):
+    assert text in shown
+  assert f'{sum(x.size for x in jax.tree.leaves(vit.params)):,} parameters' in shown
+  assert '&lt;script&gt;alert(1)' in shown and '<script' not in shown and '<img' not in shown
+  assert r'\u202eabc' in shown and 'vit_token_prelogits.npz' in shown
+  features = vit.with_head(0)._repr_html_()
+  assert 'no head' in features and '<details>' not in features
+  many = vit.with_head(3000, [f'name {i}' for i in range(3000)])._repr_html_()
+  assert 'name 999' in many and 'name 1000' not in many and '2,000 more' in many

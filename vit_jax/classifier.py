@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from vit_jax import classifier_card
 from vit_jax.config import Preprocessing, height_width
 from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.data.decoding.image_input import ImageInput, is_single, read_pixels
@@ -80,15 +81,31 @@ class Classifier:
     labels = None if labels is None else list(labels)
     return cls(model, children[0], image_size, labels, preprocessing, loss)
 
+  def _architecture(self) -> list[tuple[str, Any]]:
+    """The names and values of what is worth showing, without the number of classes."""
+    items = build.architecture(self.model).items()
+    return [item for item in items if item[1] and item not in _USUAL and item[0] != 'num_classes']
+
   def __repr__(self) -> str:
-    fields = build.architecture(self.model)
-    classes, (height, width) = fields.pop('num_classes'), self.image_size
-    shown = [item for item in fields.items() if item[1] and item not in _USUAL]
-    size = ', '.join(f'{name} {value}' for name, value in shown)
+    classes, (height, width) = self.model.num_classes, self.image_size
+    size = ', '.join(f'{name} {value}' for name, value in self._architecture())
     return (
       f'Classifier({type(self.model).__name__} of {build.count_parameters(self.params):,} '
       f'parameters: {size}; images {height}x{width}; {classes:,} classes)'
     )
+
+  def _repr_html_(self) -> str:
+    """What notebooks show: the architecture, the preprocessing, the classes, what was loaded."""
+    height, width = self.image_size
+    rows = [
+      *((name.replace('_', ' '), value) for name, value in self._architecture()),
+      ('computes in', build.dtype_name(self.model)),
+      ('images', f'{height} × {width} pixels, {self.channels} channels'),
+      ('preprocessing', self.preprocessing.summary()),
+      ('classes', f'{self.model.num_classes:,}' if self.model.num_classes else 'no head'),
+    ]
+    kind, parameters = type(self.model).__name__, build.count_parameters(self.params)
+    return classifier_card.render(kind, parameters, rows, self.labels, self.report)
 
   @property
   def channels(self) -> int:

@@ -1,13 +1,13 @@
-"""Compiles a run's train step for devices that need not exist, and reports what it needs.
+"""Predicts the memory, time and traffic of a run on devices that need not exist.
 
   python -m vit_jax.plan --config=configs/vit_l16.py --topology=v5e:16x16
   python -m vit_jax.plan --config=configs/vit_l16.py --sweep=v5e-256,v4-128 --out=l16.csv
 
-Config fields are set as for vit_jax.main: --config.field=value. Topologies: v2, v3, v4, v5e, v5p,
-v6e or tpu7x, by their chips along each dimension (v5e:16x16, v4:4x4x4) or as Google names slices
-(v5e-256, v4-128: TensorCores), config.mesh.num_slices of them; or cpu:8. Without the training
-data, set config.data.num_classes; an example then has one label. The exit code is 4 when a run
-does not fit.
+It compiles the train step itself. Config fields are set as for vit_jax.main:
+--config.field=value. Topologies: v2, v3, v4, v5e, v5p, v6e or tpu7x, by their chips along each
+dimension (v5e:16x16, v4:4x4x4) or as Google names slices (v5e-256, v4-128: TensorCores),
+config.mesh.num_slices of them; or cpu:8. Without the training data, set config.data.num_classes;
+an example then has one label. The exit code is 4 when a run does not fit.
 
 On a TPU topology it predicts the time of a step from the compiler's own cycle estimates;
 --profile=FILE.html or FILE.csv writes where the cycles go.

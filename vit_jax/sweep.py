@@ -1,4 +1,4 @@
-"""Tries all values of a grid, chooses on held-out training data, and scores the test data once.
+"""Tries all values of a grid and chooses on held-out training data.
 
   python -m vit_jax.sweep --config=configs/quickstart.py \\
     --grid config.schedule.learning_rate=0.001,0.003,0.01,0.03

@@ -1,4 +1,4 @@
-"""Trains models of equal compute on parts of a data set, and shows which one needs how much data.
+"""Compares models of equal compute, trained on parts of a data set.
 
   python -m vit_jax.experiments.scaling --config.data.train.source=folder:data/cifar10 --jobs=2
 
