@@ -1,4 +1,4 @@
-"""Reports of runs: curves, config, predictions and measurements, pictures, as one HTML file.
+"""Shows runs as a page: curves, config, predicted and measured figures, pictures.
 
   python -m vit_jax.report runs/quickstart                  # as the run itself writes it
   python -m vit_jax.report runs/a runs/b --out=both.html    # curves side by side, what differs
