@@ -95,7 +95,7 @@ def vector_memory(device_kind: str) -> int:
 
 
 def device_memory(device: Any) -> int | None:
-  """Bytes that programs can use on a JAX device; None if unknown, as on a CPU, which has no limit."""
+  """Bytes that programs can use on a JAX device; None on a CPU, which has no limit of its own."""
   return (device.memory_stats() or {}).get('bytes_limit')
 
 

@@ -1,4 +1,4 @@
-"""Folders of images from folders, archives and addresses: whole, inside of the target, or not at all."""
+"""Images from folders, archives and addresses: all of them, in their folder, or none at all."""
 
 import functools
 import hashlib
@@ -32,21 +32,23 @@ def test_a_folder_is_used_as_it_is(folder, tmp_path):
 @pytest.mark.parametrize('kind', ['zip', 'tar', 'gztar', 'xztar'])
 def test_archives_are_unpacked_once(kind, folder, tmp_path):
   archive = shutil.make_archive(str(tmp_path / 'archive'), kind, folder)
-  target = fetch_images(archive, tmp_path / 'data' / 'new')
-  assert target == tmp_path / 'data' / 'new'
+  target = fetch_images(archive, tmp_path / 'data')
+  assert target == tmp_path / 'data' / 'archive'
   for name in IMAGES:
     assert (target / name).read_bytes() == (folder / name).read_bytes()
   (target / 'pets/cat/1.png').unlink()
-  assert fetch_images(archive, target) == target and not (target / 'pets/cat/1.png').exists()
-  assert [path.name for path in (tmp_path / 'data').iterdir()] == ['new']
+  assert (
+    fetch_images(archive, tmp_path / 'data') == target and not (target / 'pets/cat/1.png').exists()
+  )
+  assert [path.name for path in (tmp_path / 'data').iterdir()] == ['archive']
 
 
 def test_only_the_archive_with_the_sha256_is_unpacked(folder, tmp_path):
   archive = shutil.make_archive(str(tmp_path / 'archive'), 'zip', folder)
   with pytest.raises(UserError, match='has the sha256 [0-9a-f]{64} instead of 00'):
-    fetch_images(archive, tmp_path / 'data' / 'new', sha256='00')
+    fetch_images(archive, tmp_path / 'data', sha256='00')
   digest = hashlib.sha256((tmp_path / 'archive.zip').read_bytes()).hexdigest()
-  assert fetch_images(archive, tmp_path / 'data' / 'new', sha256=digest).is_dir()
+  assert fetch_images(archive, tmp_path / 'data', sha256=digest).is_dir()
 
 
 def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
@@ -55,7 +57,7 @@ def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
     member.size = 3
     file.addfile(member, io.BytesIO(b'abc'))
   with pytest.raises(UserError, match='damaged archive .*outside'):
-    fetch_images(tmp_path / 'bad.tar', tmp_path / 'data' / 'new')
+    fetch_images(tmp_path / 'bad.tar', tmp_path / 'data')
   assert not any((tmp_path / 'data').iterdir())
 
 
@@ -70,15 +72,15 @@ def test_an_archive_cannot_write_outside_of_its_folder(tmp_path):
 )
 def test_other_sources_are_refused(source, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    fetch_images(source, tmp_path / 'data' / 'new')
-  assert not (tmp_path / 'data' / 'new').exists()
+    fetch_images(source, tmp_path / 'data')
+  assert not list((tmp_path / 'data').glob('*'))
 
 
 @pytest.mark.parametrize('suffix', ['.zip', '.tar.gz'])
 def test_a_damaged_archive_leaves_nothing(suffix, tmp_path):
   (tmp_path / f'bad{suffix}').write_bytes(b'not an archive')
   with pytest.raises(UserError, match='damaged archive'):
-    fetch_images(tmp_path / f'bad{suffix}', tmp_path / 'data' / 'new')
+    fetch_images(tmp_path / f'bad{suffix}', tmp_path / 'data')
   assert not any((tmp_path / 'data').iterdir())
 
 
@@ -99,7 +101,7 @@ def test_an_archive_is_downloaded(folder, tmp_path, monkeypatch):
       return real(url.replace('https://', 'http://'), timeout=timeout)
 
     monkeypatch.setattr(image_archive.urllib.request, 'urlopen', without_tls)
-    target = fetch_images(f'https://{address}', tmp_path / 'data' / 'new')
+    target = fetch_images(f'https://{address}', tmp_path / 'data')
     server.shutdown()
   assert (target / 'pets/dog/1.png').exists()
-  assert [path.name for path in (tmp_path / 'data').iterdir()] == ['new']
+  assert [path.name for path in (tmp_path / 'data').iterdir()] == ['archive']

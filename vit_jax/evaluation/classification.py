@@ -109,7 +109,7 @@ class Result:
     return {name: value for name, value in metrics.items() if value is not None}
 
   def confusion_array(self, num_classes: int) -> np.ndarray:
-    """The confusion matrix as (num_classes, num_classes) int64: rows labels, columns top classes."""
+    """The confusion matrix, (num_classes, num_classes) int64: rows labels, columns top classes."""
     matrix = np.zeros((num_classes, num_classes), np.int64)
     for pair, count in self.confusion_matrix.items():
       matrix[pair] = count

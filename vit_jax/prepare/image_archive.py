@@ -23,31 +23,38 @@ _BAR = dict(unit='B', unit_scale=True, unit_divisor=1024, leave=False, disable=N
 
 
 def fetch_images(
-  source: str | os.PathLike[str], target: str | os.PathLike[str], *, sha256: str | None = None
+  source: str | os.PathLike[str],
+  parent: str | os.PathLike[str] = 'data',
+  *,
+  sha256: str | None = None,
 ) -> pathlib.Path:
   """Returns a folder of images, from wherever they are.
 
   Args:
     source: a folder, which is returned as it is; an archive (.zip, .tar, .tar.gz, .tgz, .tar.xz,
       .tar.bz2), or its https address.
-    target: the folder that gets the content of an archive, complete or not at all; one that exists
-      already is returned as it is.
+    parent: in it, an archive is unpacked to a folder of its name, completely or not at all; one
+      that exists already is returned as it is.
     sha256: of the archive, in hexadecimal digits, if it is known.
 
   Raises:
     UserError: for a source that does not exist or is no archive, cannot be downloaded, is damaged,
-      or has another sha256; for a target that cannot be written.
+      or has another sha256; for a folder that cannot be written.
   """
-  source, target = os.fspath(source), pathlib.Path(user_path(target))
+  source = os.fspath(source)
   if '://' not in source and user_path(source).is_dir():
     return pathlib.Path(user_path(source))
-  if target.is_dir():
-    return target
-  name = urllib.parse.urlsplit(source).path if '://' in source else source
-  if not name.endswith(_SUFFIXES):
+  name = pathlib.PurePosixPath(
+    urllib.parse.urlsplit(source).path if '://' in source else source
+  ).name
+  suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
+  if suffix is None:
     raise UserError(
       f'{source} is neither a folder nor an archive of images ({", ".join(_SUFFIXES)}).'
     )
+  target = pathlib.Path(user_path(parent)) / name.removesuffix(suffix)
+  if target.is_dir():
+    return target
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.unpacking-') as scratch:
