@@ -1,7 +1,7 @@
 """Writes the GitHub repository into all notebooks and the README: their badges, the install cell.
 
-  python colabs/set_repository.py OWNER/NAME
-  python colabs/set_repository.py OWNER/NAME --check    # writes nothing; exit code 1 if one differs
+python colabs/set_repository.py OWNER/NAME
+python colabs/set_repository.py OWNER/NAME --check    # writes nothing; exit code 1 if one differs
 """
 
 import argparse
