@@ -1,5 +1,6 @@
 """The notebooks in colabs/ are short, without outputs, agree on their setup, and run offline."""
 
+import importlib.util
 import json
 import os
 import re
@@ -161,6 +162,89 @@ def test_all_files_name_one_repository_and_a_command_sets_it(tmp_path):
   assert set_repository('no_owner').returncode == 2
 
 
+# In place of pip: it records its arguments, and brings the JAX that they ask for.
+FAKE_PIP = """
+import json, pathlib, re, sys
+here = pathlib.Path(__file__).parent.parent
+(here / 'arguments.json').write_text(json.dumps(sys.argv[1:]))
+extra = re.search(r',(cuda|tpu)', sys.argv[-1])
+backend = {'cuda': 'gpu', 'tpu': 'tpu'}[extra[1]] if extra else 'cpu'
+if 'jax==' not in sys.argv[-1]:
+  text = f'__version__ = "9.8.7"\\ndef default_backend(): return "{backend}"'
+  (here / 'jax.py').write_text(text)
+"""
+
+
+def run_install_cell(folder, devices=(), driver='', jax=None, repository='me/vit', **env):
+  """What the cell prints, and what it asks pip for, on a machine with these devices and JAX."""
+  (folder / 'bin').mkdir()
+  (folder / 'pip').mkdir()
+  (folder / 'pip' / '__main__.py').write_text(FAKE_PIP)
+  (folder / 'pip' / '__init__.py').touch()
+  jax_text = 'raise ImportError'
+  if jax:
+    jax_text = f'__version__ = "{jax[1]}"\ndef default_backend(): return "{jax[0]}"'
+  (folder / 'jax.py').write_text(jax_text)
+  if driver:
+    (folder / 'bin' / 'nvidia-smi').write_text(f'#!/bin/sh\necho {driver}\n')
+    (folder / 'bin' / 'nvidia-smi').chmod(0o755)
+  source = cell(read(NAMES[0]), 'install').source
+  source = re.sub("(?<=REPOSITORY = ')[^']*", repository, source)
+  files = f'import fnmatch, glob\nglob.glob = lambda x: fnmatch.filter({list(devices)}, x)\n'
+  env = {'PATH': str(folder / 'bin'), 'PYTHONPATH': str(folder), **env}
+  # Without site-packages, where vit_jax may be installed.
+  command = [sys.executable, '-B', '-S', '-c', files + source]
+  result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+  file = folder / 'arguments.json'
+  return result, json.loads(file.read_text()) if file.exists() else []
+
+
+NVIDIA, TPU = ['/dev/nvidia0'], ['/dev/accel0']
+NEW, KEPT = 'JAX 9.8.7 for {} is new', 'JAX {} for {} is what this machine had.'
+
+
+@pytest.mark.parametrize(
+  ('devices', 'driver', 'jax', 'extras', 'pins', 'line'),
+  [
+    ([], '', None, 'figures', [], NEW.format('CPU')),
+    ([], '', ('cpu', '0.11.0'), 'figures', ['jax==0.11.0'], KEPT.format('0.11.0', 'CPU')),
+    ([], '', ('cpu', '0.9.2'), 'figures', [], 'new (it had 0.9.2)'),
+    (NVIDIA, '550.54.15', ('gpu', '0.10.1'), 'figures', ['jax==0.10.1'], 'what this machine had'),
+    (NVIDIA, '550.54.15', ('gpu', '0.7.2'), 'figures,cuda12', [], NEW.format('GPU')),
+    (NVIDIA, '580.65.06', ('cpu', '0.11.0'), 'figures,cuda', [], NEW.format('GPU')),
+    (NVIDIA, '', None, 'figures,cuda12', [], NEW.format('GPU')),
+    (TPU, '', ('tpu', '0.10.2'), 'figures', ['jax==0.10.2'], KEPT.format('0.10.2', 'TPU')),
+    (['/dev/vfio/0'], '', ('cpu', '0.12.0'), 'figures,tpu', [], NEW.format('TPU')),
+    ([], '', ('gpu', '0.11.0'), 'figures', ['jax==0.11.0'], KEPT.format('0.11.0', 'GPU')),
+  ],
+)
+def test_jax_is_installed_only_where_none_works(devices, driver, jax, extras, pins, line, tmp_path):
+  result, arguments = run_install_cell(tmp_path, devices, driver, jax)
+  package = f'vit_jax[{extras}] @ git+https://github.com/me/vit'
+  assert arguments == ['install', '--quiet', package, *pins], result.stderr
+  assert line in result.stdout and 'WARNING' not in result.stdout
+  assert result.stdout.count('\n') == 1
+
+
+def test_the_environment_of_a_tpu_counts(tmp_path):
+  _, arguments = run_install_cell(tmp_path, TPU_NAME='local')
+  assert '[figures,tpu]' in arguments[-1]
+
+
+def test_nothing_is_installed_twice_or_from_nowhere(tmp_path):
+  result, arguments = run_install_cell(tmp_path, repository='OWNER/vit_jax')
+  assert not arguments and 'Set REPOSITORY' in result.stderr
+  (tmp_path / 'again' / 'vit_jax').mkdir(parents=True)
+  (tmp_path / 'again' / 'vit_jax' / '__init__.py').touch()
+  result, arguments = run_install_cell(tmp_path / 'again')
+  assert not arguments and 'nothing to do' in result.stdout
+
+
+def test_the_oldest_jax_is_that_of_the_package():
+  oldest = re.search(r'MIN_JAX = \((.*)\)', cell(read(NAMES[0]), 'install').source)[1]
+  assert f'"jax>={oldest.replace(", ", ".")}.' in (ROOT / 'pyproject.toml').read_text()
+
+
 def test_a_released_model_is_loaded_by_name_and_shown(folder):
   cells = execute('use_a_released_model', {'model': PUBLISHED}, folder)
   assert 'installed already' in stream_text(cells['install'])
@@ -192,14 +276,7 @@ def test_a_model_is_trained_from_scratch_and_planned(folder):
   last = [line for line in map(json.loads, lines) if 'test/accuracy' in line][-1]
   assert last['step'] == 20 and last['test/examples'] == int(total) == 360
   assert last['test/accuracy'] == pytest.approx(int(correct) / 360, abs=1e-6)
-  if not registry_has_tpu_compiler():
-    assert 'cpu:8: 8 devices' in stream_text(cells['plan'])
-
-
-def registry_has_tpu_compiler():
-  import importlib.util
-
-  return importlib.util.find_spec('libtpu') is not None
+  assert 'cpu:8: 8 devices' in stream_text(cells['plan']) or importlib.util.find_spec('libtpu')
 
 
 def test_every_step_by_hand_agrees_with_the_model(folder):
