@@ -26,7 +26,9 @@ def with_repository(text: str, repository: str) -> str:
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    description='Writes the GitHub repository into the notebooks and the README.'
+  )
   parser.add_argument('repository', metavar='OWNER/NAME')
   parser.add_argument('--check', action='store_true', help='write nothing')
   args = parser.parse_args()

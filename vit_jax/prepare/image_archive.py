@@ -4,13 +4,13 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
 import tarfile
 import tempfile
 import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from typing import Any
 
 import tqdm
 
@@ -19,7 +19,7 @@ from vit_jax.files import user_path
 
 _TIMEOUT = 30.0  # seconds without a byte
 _SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.xz', '.tar.bz2')
-_BAR = dict(unit='B', unit_scale=True, unit_divisor=1024, leave=False, disable=None)
+_BAR: dict[str, Any] = dict(unit='B', unit_scale=True, unit_divisor=1024, leave=False, disable=None)
 
 
 def fetch_images(
@@ -84,8 +84,9 @@ def _local_file(source: str, scratch: pathlib.Path) -> Iterator[pathlib.Path]:
   try:
     with urllib.request.urlopen(source, timeout=_TIMEOUT) as response, path.open('wb') as file:
       length = response.length
-      with tqdm.tqdm.wrapattr(file, 'write', total=length, desc='download', **_BAR) as output:
-        shutil.copyfileobj(response, output, 2**20)
+      with tqdm.tqdm(desc='download', total=length, **_BAR) as bar:
+        while chunk := response.read(2**20):
+          bar.update(file.write(chunk))
   except OSError as error:
     raise UserError(f'{source} cannot be downloaded: {first_line(error)}.') from None
   if length is not None and path.stat().st_size != length:
