@@ -191,9 +191,11 @@ def run_install_cell(folder, devices=(), driver='', jax=None, repository='me/vit
   source = cell(read(NAMES[0]), 'install').source
   source = re.sub("(?<=REPOSITORY = ')[^']*", repository, source)
   files = f'import fnmatch, glob\nglob.glob = lambda x: fnmatch.filter({list(devices)}, x)\n'
-  env = {'PATH': str(folder / 'bin'), 'PYTHONPATH': str(folder), **env}
+  # Bytecode of the same second and size would hide the JAX that pip writes.
+  env |= {'PYTHONPATH': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
+  env |= {'PATH': str(folder / 'bin')}
   # Without site-packages, where vit_jax may be installed.
-  command = [sys.executable, '-B', '-S', '-c', files + source]
+  command = [sys.executable, '-S', '-c', files + source]
   result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
   file = folder / 'arguments.json'
   return result, json.loads(file.read_text()) if file.exists() else []
