@@ -36,7 +36,8 @@ def draw_images(
   columns = min(columns, len(images))
   rows = math.ceil(len(images) / columns)
   lines = max((title.count('\n') + 1 for title in titles), default=0)
-  figure = _figure(2.2 * columns, (2.2 + 0.18 * lines) * rows)
+  side = min(2.2, 10 / columns)
+  figure = _figure(side * columns, (side + 0.18 * lines) * rows)
   for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
     axes.set_axis_off()
     if index < len(images):
