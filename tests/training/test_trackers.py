@@ -40,7 +40,7 @@ def test_a_failing_function_is_one_warning(tmp_path, capsys):
     ('a.b:', 'it takes wandb, or'),
     ('no_such_package:f', 'cannot be imported'),
     (f'{FUNCTIONS}:none', "no attribute 'none'"),
-    (f'{FUNCTIONS}:NO_FUNCTION', 'is no function'),
+    (f'{FUNCTIONS}:NO_FUNCTION', 'is not a function'),
   ],
 )
 def test_a_wrong_name_is_refused(name, words):
