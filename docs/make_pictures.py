@@ -1,7 +1,8 @@
 """Draws the pictures of README.md and of the pages: `python docs/make_pictures.py RUN [IMAGE…]`.
 
-architecture.svg is drawn from the tables below. explain.png is a screenshot, by Chromium, of what
-`python -m vit_jax.explain` writes of the run's model; without IMAGE of a digit of scikit-learn.
+architecture.svg is drawn from the tables below. report.png and explain.png are screenshots, by
+Chromium, of what `python -m vit_jax.report` and `vit_jax.explain` write of the run and its model;
+without IMAGE of a digit of scikit-learn.
 """
 
 import argparse
@@ -112,32 +113,32 @@ def _digit(path: pathlib.Path, index: int = 3) -> pathlib.Path:
   return path
 
 
-def photograph(run: str, images: list[str]) -> None:
-  """Writes explain.png: the page of `python -m vit_jax.explain`, as Chromium shows it."""
-  chromium = next(
-    filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome')))
-  )
+def photograph(command: list[str], name: str, size: str) -> None:
+  """Writes a picture of the page that a command of the package writes, as Chromium shows it."""
+  browsers = map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))
   with tempfile.TemporaryDirectory() as folder:
     page, picture = pathlib.Path(folder, 'page.html'), pathlib.Path(folder, 'page.png')
-    names = images or [str(_digit(pathlib.Path(folder, 'digit.png')))]
-    command = [sys.executable, '-m', 'vit_jax.explain', f'--model={run}', *names, f'--out={page}']
-    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, '-m', *command, f'--out={page}'], check=True)
     flags = ['--headless=new', '--no-sandbox', '--disable-gpu', '--hide-scrollbars']
-    flags += ['--window-size=1100,1480', '--virtual-time-budget=4000', f'--screenshot={picture}']
-    subprocess.run([chromium, *flags, page.as_uri()], check=True, capture_output=True)
+    flags += [f'--window-size={size}', '--virtual-time-budget=4000', f'--screenshot={picture}']
+    subprocess.run([next(filter(None, browsers)), *flags, page.as_uri()], check=True)
     with Image.open(picture) as image:
       colors = image.convert('RGB').quantize(128)
-    colors.save(PICTURES / 'explain.png', optimize=True)
+    colors.save(PICTURES / name, optimize=True)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('run', help='the model of explain.png, such as runs/quickstart/model')
-  parser.add_argument('images', nargs='*', metavar='IMAGE', help='what it explains')
+  parser.add_argument('run', help='the workdir of a run, such as runs/quickstart')
+  parser.add_argument('images', nargs='*', metavar='IMAGE', help='what explain.png explains')
   args = parser.parse_args()
   PICTURES.mkdir(exist_ok=True)
   (PICTURES / 'architecture.svg').write_text(draw_architecture())
-  photograph(args.run, args.images)
+  photograph(['vit_jax.report', args.run], 'report.png', '1100,1240')
+  with tempfile.TemporaryDirectory() as folder:
+    images = args.images or [str(_digit(pathlib.Path(folder, 'digit.png')))]
+    command = ['vit_jax.explain', f'--model={args.run}/model', *images]
+    photograph(command, 'explain.png', '1100,1480')
 
 
 if __name__ == '__main__':
