@@ -15,16 +15,20 @@ PACKAGE = ROOT / 'vit_jax'
 # From the ground up: a module imports from its own layer and from those before it.
 LAYERS = (
   ('errors', 'text'),
-  (*'compiler compilation_cache files retries run_metrics signals hardware templates'.split(),),
+  (
+    *'compiler compilation_cache data_uri files retries run_metrics signals hardware'.split(),
+    'templates',
+  ),
   ('config',),
   ('models', 'distributed'),
   ('data', 'weights', 'checkpoints'),
   ('classifier', 'classifier_card', 'load_classifier', 'evaluation', 'prepare', 'verification'),
+  ('run_report',),
   ('training',),
   ('planning', 'sweeps', 'transfer', 'experiments', 'analysis'),
   (
     *'command_line main evaluate predict convert prepare_data plan catalog verify sweep'.split(),
-    *'vtab goodput explain experiments.scaling __main__'.split(),
+    *'vtab goodput explain report experiments.scaling __main__'.split(),
   ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -26,3 +26,12 @@ def test_cores_are_limited_by_the_quota_of_a_container(files, limit, tmp_path, m
   monkeypatch.setattr(hardware, '_CGROUP', tmp_path)
   monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(64)), raising=False)
   assert hardware.num_cores() == limit
+
+
+def test_the_memory_of_a_device_is_the_limit_of_its_allocator():
+  class Device:
+    def __init__(self, stats):
+      self.memory_stats = lambda: stats
+
+  assert hardware.device_memory(Device({'bytes_limit': 123, 'bytes_in_use': 4})) == 123
+  assert hardware.device_memory(Device(None)) is None  # a CPU

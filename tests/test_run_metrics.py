@@ -5,7 +5,13 @@ import json
 import pytest
 from etils import epath
 
-from vit_jax.run_metrics import metrics_files, part_name, read_metrics, truncate_metrics
+from vit_jax.run_metrics import (
+  metrics_files,
+  part_name,
+  read_metrics,
+  stream_metrics,
+  truncate_metrics,
+)
 
 
 def text(*steps: int) -> str:
@@ -51,3 +57,13 @@ def test_what_is_no_metrics_is_named(tmp_path):
   path.write_text(text(1) + '{"loss": 1}\n')
   with pytest.raises(ValueError, match='line 2 is not a JSON object with a step'):
     read_metrics(path)
+
+
+def test_lines_are_streamed_from_files_and_parts(tmp_path):
+  (tmp_path / 'metrics').mkdir()
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1}\n{"a": 2}\n[3]\n{"step": 2}\n{"st')
+  (tmp_path / 'metrics' / part_name(3)).write_text('{"step": 3}\n')
+  workdir = epath.Path(tmp_path)
+  assert list(stream_metrics(workdir)) == [{'step': 1, 'a': 1}, {'step': 2}, {'step': 3}]
+  assert len(list(stream_metrics(workdir / 'metrics.jsonl'))) == 2
+  assert list(stream_metrics(workdir / 'metrics')) == []

@@ -18,6 +18,7 @@ COMMANDS = {  # name: its module, in the order of their use
   'catalog': 'catalog',
   'prepare_data': 'prepare_data',
   'plan': 'plan',
+  'report': 'report',
   'goodput': 'goodput',
   'verify': 'verify',
   'sweep': 'sweep',

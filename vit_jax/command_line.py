@@ -18,6 +18,7 @@ import tqdm
 from vit_jax import compilation_cache, errors, signals
 from vit_jax.distributed import cluster
 from vit_jax.errors import UserError
+from vit_jax.files import is_remote, user_path, write_text
 from vit_jax.text import printable, shortened
 
 # Of google.api_core, about the years ahead of this version of Python.
@@ -71,6 +72,23 @@ def check_range(name: str, value: int, least: int, most: int) -> None:
   """Raises `UserError` for a number out of its range; `name` is that of the flag."""
   if not least <= value <= most:
     raise UserError(f'{name} is {value}; it must be from {least} to {most:,}.')
+
+
+def check_page(out: str) -> None:
+  """Raises `UserError` unless a page can be written there; `out` is --out."""
+  if not out.endswith('.html'):
+    raise UserError(f'--out is {out!r}; it takes a file that ends in .html.')
+  path = user_path(out)
+  if not is_remote(path) and (not path.parent.is_dir() or path.is_dir()):
+    raise UserError(f'{out} is a folder, or in none that exists; choose another --out.')
+
+
+def write_page(out: str, page: str) -> None:
+  """Writes a page; raises `UserError` if that fails."""
+  try:
+    write_text(user_path(out), page)
+  except OSError as error:
+    raise UserError(f'{out} cannot be written: {error.strerror or error}.') from None
 
 
 def default_workdir(config: str, prefix: str = '') -> str:

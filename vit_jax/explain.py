@@ -9,7 +9,6 @@ from vit_jax.analysis.pages.compact_attention import choose_factor
 from vit_jax.analysis.pages.explain_page import explain, render, resolve_classes, resolve_layers
 from vit_jax.errors import UserError
 from vit_jax.evaluation.reports.predictions import find_images
-from vit_jax.files import user_path, write_text
 from vit_jax.load_classifier import load
 from vit_jax.text import plural
 
@@ -35,10 +34,7 @@ def _parse_args() -> argparse.Namespace:
   args = parser.parse_args()
   command_line.check_range('--top_k', args.top_k, 1, 1000)
   command_line.check_range('--max_mb', args.max_mb, 1, 1000)
-  if not args.out.endswith('.html'):
-    raise UserError(f'--out is {args.out!r}; it takes a file that ends in .html.')
-  if not user_path(args.out).parent.is_dir() or user_path(args.out).is_dir():
-    raise UserError(f'{args.out} is a folder, or in none that exists; choose another --out.')
+  command_line.check_page(args.out)
   return args
 
 
@@ -64,10 +60,7 @@ def main() -> None:
     else:
       explained.append(explain(vit, path.name, pixels, args.top_k, classes, layers, factor))
   if explained:
-    try:
-      write_text(user_path(args.out), render(vit, args.model, layers, explained))
-    except OSError as error:
-      raise UserError(f'{args.out} cannot be written: {error.strerror or error}.') from None
+    command_line.write_page(args.out, render(vit, args.model, layers, explained))
     print(f'{args.out}: {plural(len(explained), "image")}')
   if failed:
     sys.exit(UserError.exit_code)

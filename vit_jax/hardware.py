@@ -94,6 +94,11 @@ def vector_memory(device_kind: str) -> int:
   return (next(sizes, None) or 0) * 7 * 2**17
 
 
+def device_memory(device: Any) -> int | None:
+  """Bytes that programs can use on a JAX device; None on a CPU, which has no limit of its own."""
+  return (device.memory_stats() or {}).get('bytes_limit')
+
+
 def has_flash_attention(device: Any) -> bool:
   """Whether cuDNN's flash attention runs on a JAX device: on NVIDIA's from Ampere on."""
   capability = getattr(device, 'compute_capability', '')  # '9.0'; AMD's are no numbers

@@ -22,7 +22,7 @@ from typing import Any
 from vit_jax import command_line
 from vit_jax.config import Config, load_config
 from vit_jax.errors import DeviceMemoryError, UserError
-from vit_jax.planning import fallback, planner, profile_page, report, topologies
+from vit_jax.planning import fallback, plan_report, planner, profile_page, topologies
 from vit_jax.planning.planner import Plan
 from vit_jax.planning.topologies import Topology
 
@@ -37,14 +37,14 @@ def _plan_one(config: Config, topology: Topology, args: argparse.Namespace) -> N
   _log(f'compiling for {topology.name}{"; a pod takes minutes" if topology.chip else ""} …')
   plan = planner.make_plan(config, topology, labels)
   if not args.json:
-    print(report.page(plan))
+    print(plan_report.page(plan))
   tried: list[Plan] = []
   if plan.fits is False and plan.limit is not None and not args.no_fallback:
     _log('it does not fit; compiling fallback configs …')
     for candidate in fallback.fallback_plans(config, topology, labels, plan.limit):
       tried.append(candidate)
       if not args.json:
-        print(f'tried {report.fallback_line(candidate)}', flush=True)
+        print(f'tried {plan_report.fallback_line(candidate)}', flush=True)
   flags = tried[-1].flags if tried and tried[-1].fits else None
   profiled = tried[-1] if flags else plan
   if args.profile and profiled.cycles is None:
@@ -53,8 +53,8 @@ def _plan_one(config: Config, topology: Topology, args: argparse.Namespace) -> N
     profile_page.write(profiled, profiled.cycles, args.profile)
     _log(f'{args.profile} is the profile of this config{f" with {flags}" if flags else ""}')
   if args.json:
-    fallbacks = [report.as_json(candidate) for candidate in tried]
-    fields = report.as_json(plan) | {'tried': fallbacks, 'fits_with': flags}
+    fallbacks = [plan_report.as_json(candidate) for candidate in tried]
+    fields = plan_report.as_json(plan) | {'tried': fallbacks, 'fits_with': flags}
     print(json.dumps(fields, indent=2))
   if plan.fits is False:
     advice = f'set {flags}, which fits' if flags else 'use more chips'
@@ -73,13 +73,13 @@ def _sweep(config: Config, topologies: list[Topology], args: argparse.Namespace)
       _log(f'{topology.name} is left out: {error}')
       continue
     if args.out:
-      _write_row(args.out, report.row(plans[-1]), is_first=len(plans) == 1)
+      _write_row(args.out, plan_report.row(plans[-1]), is_first=len(plans) == 1)
   if not plans:
     raise UserError('The config can run on none of these topologies.')
   if args.json:
-    print(json.dumps([report.as_json(plan) for plan in plans], indent=2))
+    print(json.dumps([plan_report.as_json(plan) for plan in plans], indent=2))
   else:
-    print(report.table([report.row(plan) for plan in plans]))
+    print(plan_report.table([plan_report.row(plan) for plan in plans]))
 
 
 def _write_row(path: str, row: dict[str, Any], is_first: bool) -> None:

@@ -5,12 +5,12 @@ A local workdir has one `metrics.jsonl`. Files in a bucket cannot grow, so there
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
-from vit_jax.files import parse_json, read_text, write_text
+from vit_jax.files import is_remote, open_to_read, parse_json, read_text, write_text
 from vit_jax.retries import with_retries
 
 METRICS_FILE, PARTS_FOLDER = 'metrics.jsonl', 'metrics'
@@ -58,6 +58,34 @@ def _lines(file: epath.Path) -> Iterator[dict[str, Any]]:
     if not isinstance(line, dict) or type(line.get('step')) is not int:
       raise ValueError(f'line {number} is not a JSON object with a step')
     yield line
+
+
+def stream_metrics(workdir: epath.Path) -> Iterator[dict[str, Any]]:
+  """The lines of `read_metrics` one by one, however large the files are.
+
+  They come in the order of the files, without what a kill has cut short and what has no step.
+
+  Args:
+    workdir: of the run, or the path of its metrics.jsonl.
+
+  Raises:
+    OSError: for a file that cannot be read.
+  """
+  is_file = workdir.suffix == '.jsonl' and not workdir.is_dir()
+  for path in [workdir] if is_file else metrics_files(workdir):
+    if is_remote(path):
+      yield from _with_steps(read_text(path).splitlines())
+    else:
+      with open(open_to_read(path), 'rb') as file:
+        yield from _with_steps(file)
+
+
+def _with_steps(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
+  for text in lines:
+    with contextlib.suppress(ValueError):
+      line = parse_json(text)
+      if isinstance(line, dict) and type(line.get('step')) is int:
+        yield line
 
 
 def parse_lines(text: str) -> list[dict[str, Any]]:

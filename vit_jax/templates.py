@@ -1,9 +1,11 @@
 """HTML pages from Jinja2 templates.
 
 Names in files are hostile: whatever a template prints is escaped, and unprintable characters become
-escape sequences.
+escape sequences. Templates share `page_parts.html.j2`.
 """
 
+import base64
+import hashlib
 import importlib.resources
 from typing import Any
 
@@ -16,7 +18,7 @@ from vit_jax.text import printable, printable_lines
 def environment(package: str) -> jinja2.Environment:
   """The templates in the folder of a package, with the filters that pages share."""
   templates = jinja2.Environment(
-    loader=jinja2.PackageLoader(package, ''),
+    loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, '') for name in (package, 'vit_jax')]),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     finalize=_make_printable,
@@ -37,3 +39,14 @@ def _make_printable(value: Any) -> Any:
 def inline_file(package: str, name: str) -> markupsafe.Markup:
   """A file of a package, our own style or script, to be printed as it is."""
   return markupsafe.Markup(importlib.resources.files(package).joinpath(name).read_text('utf-8'))
+
+
+def policy(script: str) -> str:
+  """A Content-Security-Policy that lets a page run this script alone, and load nothing.
+
+  So a hostile name in a file cannot become a script even if it were not escaped.
+  """
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  return (
+    f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+  )

@@ -7,6 +7,9 @@ in a log or on a page, passes through `printable`.
 import unicodedata
 from collections.abc import Iterable
 
+# In the names of metrics that are shares.
+_SHARES = ('accuracy', 'precision', 'calibration', 'utilization', 'goodput', 'data_wait')
+
 
 def plural(count: int, noun: str) -> str:
   """'1 image', '1,234 images', '2 processes'."""
@@ -60,5 +63,9 @@ def format_metric(name: str, value: float) -> str:
   name = name.replace('_', ' ')
   if name.startswith('examples'):
     return plural(round(value), 'example') + name.removeprefix('examples')
-  is_share = any(word in name for word in ('accuracy', 'precision', 'calibration'))
-  return f'{name} {value:.2%}' if is_share else f'{name} {value:.4g}'
+  return f'{name} {format_value(name, value)}'
+
+
+def format_value(name: str, value: float) -> str:
+  """The value of a metric: '96.67%' of a share, '0.1503' of others."""
+  return f'{value:.2%}' if any(word in name for word in _SHARES) else f'{value:.4g}'

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.models import noise, tiny
+from tests.helpers import write_finished_run
 from vit_jax import analysis
 from vit_jax.errors import UserError
 
@@ -64,6 +65,47 @@ def test_filters_and_positions(vit):
   assert size(figure) == 2  # with the scale
   shown = figure.axes[0].images[0].get_array()
   np.testing.assert_array_equal(shown[3:5, 4:7], similarity[1, 1])
+
+
+def test_a_grid_of_images_with_titles_in_the_color_of_right_and_wrong(vit):
+  images = noise(vit)
+  figure = analysis.draw_images([*images, *images, images[0]], ['cat', 'dog'], 3, [True, False])
+  assert size(figure) == 6 and not figure.axes[5].images
+  shown = figure.axes[4].images[0].get_array()
+  np.testing.assert_allclose(shown, images[0] / 2 + 0.5, atol=1e-6)
+  titles = [(axes.get_title(), axes.title.get_color()) for axes in figure.axes[:2]]
+  assert titles == [('cat', 'tab:green'), ('dog', 'tab:red')]
+  assert size(analysis.draw_images(images[:1])) == 1
+
+
+def test_patches_stand_apart_at_their_places(vit):
+  image = noise(vit)[0]
+  figure = analysis.draw_patches(image, 4)
+  assert size(figure) == 2
+  whole, apart = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
+  assert whole.shape == (8, 12, 3) and apart.shape == (9, 14, 3)
+  np.testing.assert_array_equal(apart[5:9, 10:14], whole[4:8, 8:12])
+  assert (apart[4] == 1).all() and (apart[:, 9] == 1).all()
+
+
+def test_a_learning_curve_has_the_metrics_of_the_run(tmp_path):
+  pytest.importorskip('matplotlib')
+  write_finished_run(tmp_path / 'run', 0.75, loss=0.5)
+  figure = analysis.draw_learning_curve(tmp_path / 'run')
+  assert size(figure) == 2
+  (losses, accuracy) = figure.axes[0].lines[1], figure.axes[1].lines[0]
+  assert [*losses.get_xdata()] == [6] and [*losses.get_ydata()] == [0.5]
+  assert [*accuracy.get_xdata()] == [3, 6] and [*accuracy.get_ydata()] == [0, 0.75]
+  with pytest.raises(UserError, match='no metrics of a run'):
+    analysis.draw_learning_curve(tmp_path)
+
+
+def test_bars_of_the_calibration_are_the_accuracies_of_bins():
+  pytest.importorskip('matplotlib')
+  figure = analysis.draw_calibration(np.array([[4.0, 0, 12], [1, 0, 12], [0.5, 0, 11]]))
+  assert size(figure) == 2
+  heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+  assert heights == [[0.25, 0, 1], [0.25, 0, 0.75]]
 
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from vit_jax.evaluation.probability_metrics import calibration_error, mean_average_precision
+from vit_jax.evaluation.probability_metrics import (
+  calibration_bins,
+  calibration_error,
+  mean_average_precision,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -24,6 +28,14 @@ def test_calibration_equals_a_direct_count():
       gap = np.mean(correct[inside]) - np.mean(confidence[inside], dtype=float)
       total += len(inside) / 500 * abs(gap)
   assert calibration_error(confidence, correct) == pytest.approx(total, rel=1e-12)
+
+
+def test_bins_count_their_examples():
+  confidence = np.float32([0, 0.05, 0.5, 0.52, 1])
+  bins = calibration_bins(confidence, np.array([False, True, True, True, False]))
+  assert bins.shape == (3, 15)
+  np.testing.assert_allclose(bins[:, [0, 7, 14]], [[2, 2, 1], [1, 2, 0], [0.05, 1.02, 1]])
+  assert bins[0].sum() == 5
 
 
 def test_a_perfect_and_a_blind_model():

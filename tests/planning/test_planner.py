@@ -14,7 +14,7 @@ from tests.helpers import NO_TRANSFORMER, TINY, run, start
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.models import flops
-from vit_jax.planning import fallback, planner, report
+from vit_jax.planning import fallback, plan_report, planner
 from vit_jax.planning.compile import CompiledStep, Memory, argument_bytes
 from vit_jax.planning.planner import Labels
 from vit_jax.planning.step_time import StepTime
@@ -204,13 +204,13 @@ class TestFallbackConfigs:
     limit = plan.memory.needed - 1
     plan = planner.make_plan(config, CPU_8, LABELS, limit)
     assert plan.fits is False and plan.bytes_over_limit == 1
-    assert 'does not fit by 0.00 MiB' in report.page(plan)
+    assert 'does not fit by 0.00 MiB' in plan_report.page(plan)
     *others, last = fallback.fallback_plans(config, CPU_8, LABELS, limit)
     assert not any(plan.fits for plan in others)
     assert last.fits and last.memory.needed <= limit
     assert last.flags == '--config.accumulation_steps=2'
     assert last.micro_batch == plan.micro_batch // 2
-    assert last.flags in report.fallback_line(last)
+    assert last.flags in plan_report.fallback_line(last)
 
 
 def test_classes_are_counted_or_set_by_the_user():
@@ -257,7 +257,7 @@ def test_minimum_step_time_and_chip_hours():
   days = 2 * plan.hours * 128 / 24
   # Table 2 of the paper: 2.5k TPUv3-core-days, so the bound is below it, but not far below.
   assert 500 < days < 2500
-  assert 'a core' in report.page(plan)
+  assert 'a core' in plan_report.page(plan)
 
 
 def test_a_plan_of_an_absent_slice(tmp_path):

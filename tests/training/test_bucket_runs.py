@@ -44,3 +44,7 @@ def test_a_killed_run_resumes_to_the_same_metrics_over_faulty_storage(bucket, tm
   whole = os.path.getsize(tmp_path / 'metrics.jsonl')
   assert metrics and max(max(sizes) for sizes in metrics.values()) < 2 * whole
   assert any('events.out.tfevents' in name for name in bucket.uploads)
+  assert {'run/report.html', 'run/report/first_batch.json'} <= set(bucket.uploads)
+  reported = run('report', workdir, f'--out={tmp_path}/page.html')
+  assert reported.returncode == 0, reported.stderr
+  assert '<b>complete</b>' in (tmp_path / 'page.html').read_text()

@@ -5,8 +5,12 @@ from vit_jax.analysis.embeddings import filters, position_similarity
 from vit_jax.analysis.figures import (
   draw_attention,
   draw_attention_distance,
+  draw_calibration,
   draw_filters,
+  draw_images,
+  draw_learning_curve,
   draw_overlay,
+  draw_patches,
   draw_position_similarity,
 )
 from vit_jax.analysis.relevance import relevance
@@ -18,8 +22,12 @@ __all__ = [
   'attention_map',
   'draw_attention',
   'draw_attention_distance',
+  'draw_calibration',
   'draw_filters',
+  'draw_images',
+  'draw_learning_curve',
   'draw_overlay',
+  'draw_patches',
   'draw_position_similarity',
   'filters',
   'pooling',

@@ -1,4 +1,4 @@
-"""Matplotlib figures of what the other functions of `vit_jax.analysis` return.
+"""Matplotlib figures of images, of what the other functions of `vit_jax.analysis` return, of runs.
 
 Each returns a `matplotlib.figure.Figure`, which notebooks show and `figure.savefig(path)` writes.
 Matplotlib is optional: without it, they raise `UserError`.
@@ -8,11 +8,114 @@ Shapes: L layers (blocks), K heads, N tokens, P patch size, h w grid of patches.
 
 import importlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
+from vit_jax.files import user_path
+from vit_jax.run_metrics import read_metrics
+
+
+def draw_images(
+  images: Sequence[np.ndarray],
+  titles: Sequence[str] = (),
+  columns: int = 4,
+  correct: Sequence[bool] = (),
+) -> Any:
+  """A grid of images.
+
+  Args:
+    images: at least one, each (H, W, C) float in [-1, 1], as `vit.preprocess` returns them.
+    titles: of the images, if any.
+    columns: of the grid, if there are as many images.
+    correct: for each image, whether its title is green or red; without it, titles are black.
+  """
+  columns = min(columns, len(images))
+  rows = math.ceil(len(images) / columns)
+  lines = max((title.count('\n') + 1 for title in titles), default=0)
+  side = min(2.2, 10 / columns)
+  figure = _figure(side * columns, (side + 0.18 * lines) * rows)
+  for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    axes.set_axis_off()
+    if index < len(images):
+      _show_image(axes, images[index])
+    if index < len(titles):
+      color = ('tab:red', 'tab:green')[bool(correct[index])] if len(correct) else 'black'
+      axes.set_title(titles[index], fontsize='small', color=color)
+  return figure
+
+
+def draw_patches(image: np.ndarray, patch_size: int) -> Any:
+  """An image beside the patches that a Vision Transformer cuts it into, row by row (Figure 1).
+
+  Args:
+    image: (H, W, C) float in [-1, 1]; `patch_size` divides H and W.
+    patch_size: pixels.
+  """
+  height, width, channels = image.shape
+  grid = height // patch_size, width // patch_size
+  gap = max(1, patch_size // 4)
+  patches = np.asarray(image).reshape(grid[0], patch_size, grid[1], patch_size, channels)
+  margins = ((0, 0), (0, gap), (0, 0), (0, gap), (0, 0))
+  spread = np.pad(patches, margins, constant_values=1)  # white
+  spread = spread.reshape(grid[0] * (patch_size + gap), grid[1] * (patch_size + gap), channels)
+  figure = _figure(9, 4.5)
+  for axes, pixels in zip(figure.subplots(1, 2), (image, spread[:-gap, :-gap]), strict=True):
+    _show_image(axes, pixels)
+    axes.set_axis_off()
+  return figure
+
+
+def draw_learning_curve(workdir: epath.PathLike) -> Any:
+  """The losses and the test accuracy of a run, also of one that is not finished, by steps.
+
+  Raises:
+    UserError: for a workdir without metrics.
+  """
+  try:
+    lines = read_metrics(user_path(workdir))
+  except (OSError, ValueError) as error:
+    raise UserError(f'{workdir} has no metrics of a run ({first_line(error)}).') from None
+  figure = _figure(9, 3.2)
+  left, right = figure.subplots(1, 2)
+  left.set(title='loss', xlabel='step', yscale='log')
+  right.set(title='test accuracy', xlabel='step', ylim=(0, 1.03))
+  right.yaxis.set_major_formatter('{x:.0%}')
+  curves = (
+    (left, 'train/loss', dict(color='tab:gray', label='training')),
+    (left, 'test/loss', dict(color='tab:blue', label='test', marker='o', markersize=4)),
+    (right, 'test/accuracy', dict(color='tab:blue', marker='o', markersize=4)),
+  )
+  for axes, name, look in curves:
+    points = [(line['step'], line[name]) for line in lines if name in line]
+    axes.plot([step for step, _ in points], [value for _, value in points], **look)
+    axes.grid(alpha=0.3)
+  left.legend()
+  return figure
+
+
+def draw_calibration(bins: np.ndarray) -> Any:
+  """A reliability diagram of `calibration_bins`, (3, bins), and how confident the model is.
+
+  Bars are the accuracies of the bins; where they reach the diagonal, an image that is given the
+  probability p is correct with probability p.
+  """
+  counts, correct, _ = bins
+  edges = np.linspace(0, 1, len(counts) + 1)
+  accuracies = correct / np.maximum(counts, 1)
+  figure = _figure(9, 3.6)
+  left, right = figure.subplots(1, 2)
+  look = dict(width=1 / len(counts), align='edge', color='tab:blue', edgecolor='white')
+  left.bar(edges[:-1], accuracies, **look)
+  left.plot([0, 1], [0, 1], '--', color='tab:gray', label='perfectly calibrated')
+  left.set(xlabel='probability of the top class', ylabel='accuracy', xlim=(0, 1), ylim=(0, 1))
+  left.legend(loc='upper left')
+  right.bar(edges[:-1], counts / max(counts.sum(), 1), **look)
+  right.set(xlabel='probability of the top class', ylabel='share of the images', xlim=(0, 1))
+  return figure
 
 
 def draw_overlay(image: np.ndarray, patch_map: np.ndarray, title: str = '') -> Any:

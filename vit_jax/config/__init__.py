@@ -3,7 +3,8 @@
 from vit_jax.config.field_help import config_help, section_names
 from vit_jax.config.fields import flatten, replace_fields
 from vit_jax.config.evals import EvalConfig
-from vit_jax.config.reading import call_config_function, default_config, eval_config
+from vit_jax.config.reading import call_config_function, changed_fields, default_config
+from vit_jax.config.reading import eval_config
 from vit_jax.config.reading import from_config_dict, load_config
 from vit_jax.config.runs import check_same_run, write_config
 from vit_jax.config.optimization import OptimizerConfig, ScheduleConfig

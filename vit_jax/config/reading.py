@@ -92,6 +92,13 @@ def _with_evals(names: Iterable[str]) -> Config:
   return Config(evals=make_evals(evals))
 
 
+def changed_fields(config: Config) -> dict[str, tuple[Any, Any]]:
+  """{'model.width': (64, 0), …}: the fields that are not their defaults, with these."""
+  fields = flatten(config)
+  defaults = flatten(_with_evals(fields))
+  return {name: (x, defaults[name]) for name, x in fields.items() if x != defaults[name]}
+
+
 def _check_name(name: str, config: Config) -> None:
   known = list(flatten(config))
   if name not in known:

@@ -519,6 +519,12 @@ class Config(StepConfig):
   position_resize: PositionResize = field(
     'corners', "how init_from's position embeddings are resized; corners: as released"
   )
+  tracker: str = field(
+    '',
+    "gets the metrics, too: '' for none, wandb, or package.module:function, which process 0 calls "
+    'as function(step, metrics)',
+    execution=True,
+  )
   hang_timeout: float = field(
     1800.0,
     'seconds in which a step, evaluation batch, save or compilation must finish; 0: any',

@@ -108,6 +108,13 @@ class Result:
     }
     return {name: value for name, value in metrics.items() if value is not None}
 
+  def confusion_array(self, num_classes: int) -> np.ndarray:
+    """The confusion matrix, (num_classes, num_classes) int64: rows labels, columns top classes."""
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    for pair, count in self.confusion_matrix.items():
+      matrix[pair] = count
+    return matrix
+
   def confusions(self) -> list[tuple[int, int, int, int]]:
     """Returns (label, top class, count, examples of the label), the most frequent first."""
     scores = self.class_scores

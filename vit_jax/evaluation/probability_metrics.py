@@ -5,6 +5,22 @@ import numpy as np
 _NUM_BINS = 15
 
 
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+  """Counts the examples of 15 bins of the confidence, for a reliability diagram.
+
+  Args:
+    confidence, correct: as for `calibration_error`; finite.
+
+  Returns:
+    (3, 15) float64, for each bin the number of its examples, the number of the correct ones, and
+    the sum of their confidences.
+  """
+  confidence = confidence.astype(np.float64)
+  bins = np.clip(np.ceil(confidence * _NUM_BINS).astype(int) - 1, 0, _NUM_BINS - 1)
+  weights = (np.ones_like(confidence), correct, confidence)
+  return np.stack([np.bincount(bins, each, _NUM_BINS) for each in weights])
+
+
 def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
   """The expected calibration error: 15 bins of equal width (Guo et al., arXiv 1706.04599).
 
@@ -17,12 +33,10 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     The mean over the examples of the distance between the accuracy of their bin and its mean
     confidence, in [0, 1]; NaN for a confidence that is not finite.
   """
-  confidence = confidence.astype(np.float64)
   if not np.isfinite(confidence).all():
     return float('nan')
-  bins = np.clip(np.ceil(confidence * _NUM_BINS).astype(int) - 1, 0, _NUM_BINS - 1)
-  gaps = np.bincount(bins, correct - confidence, _NUM_BINS)  # (accuracy - confidence) * examples
-  return float(np.abs(gaps).sum() / len(confidence))
+  _, num_correct, sums = calibration_bins(confidence, correct)
+  return float(np.abs(num_correct - sums).sum() / len(confidence))
 
 
 def mean_average_precision(labels: np.ndarray, scores: np.ndarray) -> float | None:

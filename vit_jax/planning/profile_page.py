@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_jax import files
 from vit_jax.errors import UserError
-from vit_jax.planning import report
+from vit_jax.planning import plan_report
 from vit_jax.planning.cycles import PARTS, PASSES, CycleEstimate
 from vit_jax.planning.planner import Plan
 from vit_jax.planning.topologies import Topology
@@ -69,7 +69,7 @@ def as_html(plan: Plan, cycles: CycleEstimate) -> str:
       bars.append((part, sum(by_pass.values()), by_pass))
   return _TEMPLATES.get_template('profile_page.html.j2').render(
     title=f'{plan.topology.name}, {plan.global_batch:,} images a step',
-    lines=report.page(plan),
+    lines=plan_report.page(plan),
     cycles=cycles,
     bars=sorted(bars, key=lambda bar: -bar[1]),
     passes=[name for name in PASSES if any(row.direction == name for row in cycles.parts)],

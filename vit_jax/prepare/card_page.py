@@ -1,12 +1,11 @@
 """The data card as one HTML file, with pictures of each class."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping
 
 from PIL import Image
 
 from vit_jax.data.decoding.images import decode_image
+from vit_jax.data_uri import picture_uri
 from vit_jax.prepare.card import Card, class_counts, list_warnings, min_median_max
 from vit_jax.templates import environment
 
@@ -21,12 +20,10 @@ _TEMPLATES.filters['megabytes'] = lambda size: f'{size / 1e6:,.1f} MB'
 
 
 def _thumbnail(data: bytes) -> str:
-  """Returns a base64-encoded JPEG."""
+  """Returns a data URI."""
   image = Image.fromarray(decode_image(data, 'a thumbnail'))
   image.thumbnail((_THUMBNAIL_HEIGHT * 2, _THUMBNAIL_HEIGHT))
-  file = io.BytesIO()
-  image.save(file, 'JPEG', quality=70)
-  return base64.b64encode(file.getvalue()).decode()
+  return picture_uri(image, quality=70)
 
 
 def _histogram(counts: Mapping[int, int]) -> list[tuple[str, int]]:

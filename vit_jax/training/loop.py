@@ -6,7 +6,7 @@ import jax
 from etils import epath
 
 from vit_jax import signals
-from vit_jax.config import Config
+from vit_jax.config import Config, flatten
 from vit_jax.data.loading.loader import DataLoader, num_workers, open_streams
 from vit_jax.distributed import sharding
 from vit_jax.distributed.failures import FailureLog
@@ -21,6 +21,7 @@ from vit_jax.training import process_log
 from vit_jax.training.evaluator import Result, open_evaluator
 from vit_jax.training.export import MODEL, export_models
 from vit_jax.training.initial_state import open_start
+from vit_jax.training.live_report import LiveReport
 from vit_jax.training.metrics import MetricsWriter
 from vit_jax.training.phases import PhaseTimer
 from vit_jax.training.preflight import open_sources
@@ -32,6 +33,7 @@ from vit_jax.training.run_history import RunHistory
 from vit_jax.training.same_data import check_same_on_all_processes
 from vit_jax.training.save_schedule import SaveSchedule
 from vit_jax.training.throughput import ThroughputMeter
+from vit_jax.training.trackers import Tracker
 from vit_jax.training.workdir import resolve_workdir
 
 
@@ -53,8 +55,8 @@ def train_and_evaluate(
 
   Args:
     config: of the run.
-    workdir: gets config.json, metrics, TensorBoard events, restarts.jsonl, checkpoints/, model/,
-      and best_model/ if an earlier step was better.
+    workdir: gets config.json, metrics, TensorBoard events, report.html, restarts.jsonl,
+      checkpoints/, model/, and best_model/ if an earlier step was better.
     start: the `time.monotonic()` at which the process began, for the record of the run's time.
 
   Returns:
@@ -70,7 +72,7 @@ def train_and_evaluate(
     DeviceMemoryError: when the devices run out of memory.
     PreemptedError: after SIGTERM (inside `distributed_run`), once the state is saved.
   """
-  timer = PhaseTimer(start)
+  timer, tracker = PhaseTimer(start), Tracker(config.tracker)
   workdir = resolve_workdir(workdir)
   mesh = sharding.make_mesh(config.mesh)
 
@@ -108,7 +110,9 @@ def train_and_evaluate(
   # The loop. Metrics reach the host one step late, so that the devices never wait for it.
   fetch = functools.partial(fetch_sound, after_skipped=config.rollback.after_skipped)
   key = program.random_key()
-  writer = MetricsWriter(workdir, first_step, enabled=jax.process_index() == 0)
+  report = LiveReport(workdir, first_step, program, streams)
+  followers = (report.add, tracker)
+  writer = MetricsWriter(workdir, first_step, jax.process_index() == 0, followers)
   meter = ThroughputMeter(program, first_step, timer)
   profiler = Profiler(config.profile.steps, workdir, timer, progress.print)
   previous, result = None, None
@@ -117,6 +121,8 @@ def train_and_evaluate(
   faults_are_named = faults_named(progress.has_steps)
   with (
     hangs_ended(),
+    tracker.running(flatten(config), workdir),
+    report,
     history,
     failures.recording(),
     checkpointer,
@@ -134,6 +140,7 @@ def train_and_evaluate(
         result, metrics = evaluator.run(step, state, loader, only_test=not is_new)
       if is_new and metrics:
         writer.write(step, metrics)
+        report.renew(step, result)
         progress.print_result(step, result, metrics, loader)
       return result
 
@@ -150,6 +157,7 @@ def train_and_evaluate(
         compiled = compiling.result()
       train_step = compiled.call
       progress.print_compiled(compiled)
+      report.add_compiled(compiled)
       report_progress()
     for step, batch in enumerate(batches, start=first_step + 1):
       signals.check_interrupted()

@@ -7,7 +7,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -27,19 +27,24 @@ from vit_jax.run_metrics import (
 )
 from vit_jax.training.metrics_output import LocalFile, Output, Parts, Uploader, WriteFailures
 
+Follower = Callable[[int, Mapping[str, float]], None]
+
 
 class MetricsWriter:
   """Appends to the metrics of `workdir`; only one process of a run is enabled.
 
   A local workdir gets `metrics.jsonl` and a file of TensorBoard events; a bucket gets parts of
-  bounded size, `metrics/<first step>.jsonl` and event files, uploaded by a thread.
+  bounded size, `metrics/<first step>.jsonl` and event files, uploaded by a thread. `followers` are
+  called with each step and its metrics after these are written; they must not raise.
 
   Raises:
     MachineError, UserError: when the metrics of the run that is resumed cannot be read.
   """
 
-  def __init__(self, workdir: epath.Path, first_step: int, enabled: bool):
-    self._workdir, self._enabled = workdir, enabled
+  def __init__(
+    self, workdir: epath.Path, first_step: int, enabled: bool, followers: Sequence[Follower] = ()
+  ):
+    self._workdir, self._enabled, self._followers = workdir, enabled, followers
     self._sinks: Sequence[LocalFile | Uploader] = ()  # what is flushed
     if not enabled:
       return
@@ -104,6 +109,8 @@ class MetricsWriter:
     with signals.delayed(signal.SIGINT):  # no half of it
       self._lines.append(step, line.encode())
       self._events.append(step, b''.join(map(_record, events)))
+    for follow in self._followers:
+      follow(step, metrics)
 
 
 def _event_file_name() -> str:

@@ -62,7 +62,7 @@ def _micro_batches(batch: Batch, count: int, num_parts: int) -> Batch:
   )
 
 
-def _draw(batch: Batch, model: Model, config: StepConfig, key: Array) -> tuple[Batch, Array]:
+def draw_batch(batch: Batch, model: Model, config: StepConfig, key: Array) -> tuple[Batch, Array]:
   """The batch with what is drawn for it and the numbers of its examples; the key for dropout.
 
   All is drawn for the whole batch, so that accumulation changes no partner and no patch.
@@ -140,7 +140,7 @@ def make_train_step(
 
   def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(key, state.step)
-    arguments = state.params, *_draw(batch, model, config, key)
+    arguments = state.params, *draw_batch(batch, model, config, key)
     if rho is None:
       value, grads = gradients(*arguments)
     else:

@@ -75,7 +75,9 @@ def open_weights(
   encoder_tensors = encoder_params(tensors)  # all of them, except of a masked-patch checkpoint
   ignored += tuple(name for name in tensors if name not in encoder_tensors)
   tensors = encoder_tensors
-  metadata, assumptions = _assume(layout, metadata, gelu, mean, 'cls' in tensors)
+  metadata, assumptions = _assume(
+    layout, translator is released, metadata, gelu, mean, 'cls' in tensors
+  )
   notes = (*notes, *assumptions, *changes)
   mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
   numerics = Numerics(
@@ -172,6 +174,7 @@ def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] 
 
 def _assume(
   layout: str,
+  is_released: bool,
   metadata: ModelMetadata,
   gelu: str | None,
   mean: tuple[float, ...] | None,
@@ -181,7 +184,7 @@ def _assume(
 
   Google's models are known to have tanh GELU and pixels in [-1, 1].
   """
-  if layout not in ('timm', 'timm BiT', 'Hugging Face'):
+  if is_released:
     return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
   notes = []
   if metadata.gelu is None and gelu is None and layout != 'timm BiT':

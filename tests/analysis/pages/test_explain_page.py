@@ -2,16 +2,14 @@
 
 import base64
 import hashlib
-import html.parser
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
 from tests.analysis.models import golden, noise, tiny
+from tests.browser import CHROMIUM, Elements, browse
 from vit_jax import analysis
 from vit_jax.analysis.pages.explain_page import explain, render, resolve_classes, resolve_layers
 from vit_jax.errors import UserError
@@ -21,34 +19,6 @@ HOSTILE = [
   '"><img src=x onerror="document.title=\'hacked\'">',
   'a\u202eb{{ 7*7 }}\x1b',
 ]
-CHROMIUM = next(
-  filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
-)
-
-
-class Elements(html.parser.HTMLParser):
-  """All elements of a page as (name, attributes), the texts of scripts, the visible text."""
-
-  def __init__(self, page: str):
-    super().__init__()
-    self.elements, self.scripts, self.text, self._inside = [], [], '', ''
-    self.feed(page)
-
-  def handle_starttag(self, tag, attrs):
-    self.elements.append((tag, dict(attrs)))
-    self._inside = tag
-    if tag == 'script':
-      self.scripts.append((dict(attrs), ''))
-
-  def handle_endtag(self, tag):
-    self._inside = ''
-
-  def handle_data(self, data):
-    if self._inside == 'script':
-      attributes, text = self.scripts.pop()
-      self.scripts.append((attributes, text + data))
-    elif self._inside != 'style':
-      self.text += data
 
 
 def make_page(vit, count=2, classes=(), factor=1, layers=None, names=HOSTILE) -> str:
@@ -201,19 +171,6 @@ const pixels = [...canvas.getImageData(0, 0, 4, 3).data];
 document.getElementById('result').textContent = JSON.stringify(
   {said, pixels, wide: document.documentElement.scrollWidth > window.innerWidth});
 </script>"""
-
-
-def browse(path, *flags) -> tuple[str, str]:
-  """The page after its scripts, and what the browser reports."""
-  result = subprocess.run(
-    [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', *flags]
-    + [f'--user-data-dir={path.parent}/profile', '--dump-dom', path.as_uri()],
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )  # fmt: skip
-  assert result.returncode == 0, result.stderr
-  return result.stdout, '\n'.join(x for x in result.stderr.splitlines() if 'CONSOLE' in x)
 
 
 def sentence(weights, layer: int, head: int | None, token: int) -> str:

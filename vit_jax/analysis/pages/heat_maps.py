@@ -1,13 +1,12 @@
 """Small pictures for a page, as data URIs: images, maps of patches, filters, similarities."""
 
-import base64
-import io
 import math
 
 import numpy as np
 from PIL import Image
 
-_SMALL = 64  # pixels; smaller images are stored without loss
+from vit_jax.data_uri import picture_uri
+
 _MAX_TILES = 16  # along a side of the similarities
 # From dark to bright, also for those who do not see all colors: [position, red, green, blue].
 _COLORS = np.array(
@@ -35,13 +34,13 @@ def image_uri(image: np.ndarray) -> str:
   pixels = np.clip(np.rint((np.asarray(image, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
   if pixels.shape[-1] != 3:
     pixels = np.rint(pixels.mean(axis=-1)).astype(np.uint8)
-  return _uri(Image.fromarray(pixels), 'PNG' if max(pixels.shape[:2]) <= _SMALL else 'JPEG')
+  return picture_uri(Image.fromarray(pixels))
 
 
 def overlay_uri(patch_map: np.ndarray) -> str:
   """A map (h, w) in [0, 1] as (h, w) pixels in the colors of `color_ramp`, with opacity."""
   values = np.rint(np.clip(patch_map, 0, 1) * 255).astype(np.uint8)
-  return _uri(Image.fromarray(color_ramp()[values]), 'PNG')
+  return picture_uri(Image.fromarray(color_ramp()[values]))
 
 
 def filter_uri(component: np.ndarray) -> str:
@@ -62,10 +61,4 @@ def similarity_uri(similarity: np.ndarray) -> tuple[str, int]:
   shades = np.pad(shades, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)))  # transparent lines
   rows, columns, height, width, _ = shades.shape
   pixels = shades.swapaxes(1, 2).reshape(rows * height, columns * width, 4)[:-1, :-1]
-  return _uri(Image.fromarray(np.ascontiguousarray(pixels)), 'PNG'), step
-
-
-def _uri(image: Image.Image, kind: str) -> str:
-  file = io.BytesIO()
-  image.save(file, kind, **({'quality': 88} if kind == 'JPEG' else {}))
-  return f'data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}'
+  return picture_uri(Image.fromarray(np.ascontiguousarray(pixels))), step

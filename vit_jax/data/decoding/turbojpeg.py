@@ -1,8 +1,9 @@
 """Decodes a box of a JPEG through libjpeg-turbo's C interface (TurboJPEG 3).
 
-Decoding only the crop makes reading a third faster than decoding whole images (README.md,
-Reading) and yields the same pixels. The library is the system's or the one in the `turbojpeg`
-package; without either, `images.py` decodes whole images with simplejpeg.
+Decoding only the crop makes reading a third faster than decoding whole images
+(docs/measurements.md, Input pipeline) and yields the same pixels. The library is the system's or
+the one in the `turbojpeg` package; without either, `images.py` decodes whole images with
+simplejpeg.
 """
 
 import ctypes

@@ -186,9 +186,7 @@ def _parquet(columns: list[list[str]]) -> bytes:
 
 def _png(outcome: Outcome) -> bytes:
   assert outcome.result is not None
-  matrix = np.zeros((len(outcome.class_names),) * 2, np.int64)
-  for pair, count in outcome.result.confusion_matrix.items():
-    matrix[pair] = count
+  matrix = outcome.result.confusion_array(len(outcome.class_names))
   file = io.BytesIO()
   confusion_picture.draw(matrix, outcome.class_names).save(file, 'PNG')
   return file.getvalue()
