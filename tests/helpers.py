@@ -240,6 +240,7 @@ def make_program(config: Config, num_classes: int, devices=None, multi_label=Fal
     config.data.image_shape,
     num_classes,
     multi_label,
+    config.lora,
   )
 
 

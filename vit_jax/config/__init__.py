@@ -7,7 +7,7 @@ from vit_jax.config.reading import call_config_function, changed_fields, default
 from vit_jax.config.reading import eval_config
 from vit_jax.config.reading import from_config_dict, load_config
 from vit_jax.config.runs import check_same_run, write_config
-from vit_jax.config.optimization import OptimizerConfig, ScheduleConfig
+from vit_jax.config.optimization import NO_LORA, LoraConfig, OptimizerConfig, ScheduleConfig
 from vit_jax.config.schema import AugmentConfig, CheckpointConfig, Config, DataConfig, MeshConfig
 from vit_jax.config.schema import ModelConfig, OnBadExample, PositionResize, Preprocessing
 from vit_jax.config.schema import StepConfig, choices, height_width

@@ -57,7 +57,7 @@ def section(default: Callable[[], 'Section']) -> Any:
   return dataclasses.field(default_factory=default)
 
 
-_PLURAL = {int: 'integers', float: 'numbers'}
+_PLURAL = {int: 'integers', float: 'numbers', str: 'strings'}
 
 
 def describe_type(annotation: Any) -> str:

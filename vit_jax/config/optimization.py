@@ -2,9 +2,19 @@
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 from vit_jax.config.fields import NOT_NEGATIVE, POSITIVE, RATE, Range, Section, field
+
+PROJECTIONS = ('query', 'key', 'value', 'out', 'mlp')  # that can have adapters
+
+
+def _are_patterns(values: tuple[str, ...]) -> bool:
+  try:
+    return all(map(re.compile, values))
+  except re.error:
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,18 @@ class OptimizerConfig(Section, path='optimizer'):
   backbone_lr_multiplier: float = field(
     1.0, 'the same of all other parameters; 0: only the head is trained', NOT_NEGATIVE
   )
+  freeze: tuple[str, ...] = field(
+    (),
+    'regular expressions of whole parameter names; those that match are not trained, as '
+    "('embedding/.*', 'Transformer/encoderblock_[0-5]/.*')",
+    Range('regular expressions', _are_patterns),
+  )
+  layer_decay: float = field(
+    1.0,
+    'times the learning rate, for each layer from the head down (arXiv 2106.08254): '
+    'layer_decay^(depth + 1 - i) for block i, from 1, and i = 0 before the blocks; 1: none',
+    Range('more than 0 and at most 1', lambda x: 0 < x <= 1),
+  )
   clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', NOT_NEGATIVE)
   skip_factor: float = field(
     0.0,
@@ -55,6 +77,29 @@ class OptimizerConfig(Section, path='optimizer'):
       self.refuse(
         'backbone_lr_multiplier', 'so is head_lr_multiplier; one of them must be positive'
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig(Section, path='lora'):
+  """Low-rank adaptation (arXiv 2106.09685) of init_from: adapters and head are trained alone."""
+
+  rank: int = field(0, 'of the adapters; 0: none, and all parameters are trained', NOT_NEGATIVE)
+  alpha: float = field(8.0, 'the adapters are scaled by alpha / rank', POSITIVE)
+  projections: tuple[str, ...] = field(
+    ('query', 'value'),
+    'of each block that have adapters; mlp: all layers of the MLP',
+    Range(
+      f'at least one of {", ".join(PROJECTIONS)}', lambda x: len(x) > 0 and set(x) <= {*PROJECTIONS}
+    ),
+  )
+
+  @property
+  def scale(self) -> float:
+    """What the product of an adapter is multiplied by."""
+    return self.alpha / self.rank if self.rank else 0.0
+
+
+NO_LORA = LoraConfig()
 
 
 @dataclasses.dataclass(frozen=True)

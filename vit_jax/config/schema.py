@@ -25,7 +25,7 @@ from vit_jax.config.fields import (
   section,
   walk_fields,
 )
-from vit_jax.config.optimization import OptimizerConfig, ScheduleConfig
+from vit_jax.config.optimization import LoraConfig, OptimizerConfig, ScheduleConfig
 from vit_jax.errors import UserError
 
 Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g', 'G']
@@ -488,6 +488,7 @@ _SUPERVISED_ONLY = {
   'mixup_alpha': _NO_LABELS,
   'cutmix_alpha': _NO_LABELS,
   'init_from': 'starts from random weights',
+  'lora.rank': 'starts from random weights',
   'model.pre_logits': _NO_CLASSES,
   'model.head_bias_init': _NO_CLASSES,
 }
@@ -543,6 +544,7 @@ class Config(StepConfig):
   model: ModelConfig = section(ModelConfig)
   data: DataConfig = section(DataConfig)
   optimizer: OptimizerConfig = section(OptimizerConfig)
+  lora: LoraConfig = section(LoraConfig)
   schedule: ScheduleConfig = section(ScheduleConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   profile: ProfileConfig = section(ProfileConfig)
@@ -556,6 +558,10 @@ class Config(StepConfig):
       raise UserError(
         f'config.total_steps is {self.total_steps} and config.epochs {self.epochs}; one of '
         'them must be positive, the other 0.'
+      )
+    if self.lora.rank and not (self.init_from or self.resume_from):
+      self.lora.refuse(
+        'rank', 'there is nothing to adapt; set config.init_from, or this field to 0'
       )
     if self.objective == 'masked_patches':
       self._check_masked_patches()

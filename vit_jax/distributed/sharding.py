@@ -20,18 +20,19 @@ AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')  # a batch is sharded over both
 
 # Tensor parallelism (arXiv 1909.08053, Section 3): a pattern for the end of an array's path in the
-# state, and the axis that is sharded over `tensor`; D width, K heads, M mlp_dim. The path of an
-# optimizer moment ends with that of its parameter. Whether an axis counts from the end matters for
+# state, and the axis that is sharded over `tensor`; D width, K heads, M mlp_dim. Adapters
+# (models/lora.py) have some axes of their kernel. The path of an optimizer moment ends with that of
+# its parameter. Whether an axis counts from the end matters for
 # Adafactor's factored moments, which lack one axis of their kernel.
 _MLP = '(MlpBlock_0|token_mixing|channel_mixing)'
 TENSOR_RULES = (
-  (r'/(query|key|value)/kernel', -2),  # (D, K, D / K): the heads
+  (r'/(query|key|value)/(kernel|lora_b)', -2),  # (D, K, D / K): the heads
   (r'/(query|key|value)/bias', -2),  # (K, D / K)
-  (r'/out/kernel', 0),  # (K, D / K, D)
+  (r'/out/(kernel|lora_a)', 0),  # (K, D / K, D)
   (r'/relative_embedding', -2),  # (2 N - 1, K, D / K)
-  (rf'/{_MLP}/Dense_0/kernel', -1),  # (D, M): the hidden units
-  (rf'/{_MLP}/Dense_0/bias', -1),  # (M,)
-  (rf'/{_MLP}/Dense_1/kernel', 0),  # (M, D)
+  (rf'/{_MLP}/(Dense_0|gate)/(kernel|lora_b)', -1),  # (D, M): the hidden units
+  (rf'/{_MLP}/(Dense_0|gate)/bias', -1),  # (M,)
+  (rf'/{_MLP}/Dense_1/(kernel|lora_a)', 0),  # (M, D)
 )
 _OPTIMIZER_STATE = re.compile(r'/(opt_state|ema_params)/')  # paths in the state
 # Elements of an array below which sharding it over `fsdp` is not worth the communication.

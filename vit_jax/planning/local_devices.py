@@ -56,7 +56,8 @@ def fit_local_devices(config: Config, labels: Labels, limit: int | None = None) 
     limit = device_memory(mesh.devices.flat[0])
   while True:
     sections = (config.model, config.optimizer, config.schedule, config.step)
-    program = build_program(mesh, *sections, config.data.image_shape, *labels)
+    shape = config.data.image_shape
+    program = build_program(mesh, *sections, shape, *labels, lora=config.lora)
     needed = compile_program(program).memory.needed
     micro = sharding.batch_sizes(mesh, config.batch_size, config.accumulation_steps)['micro']
     if needed is not None and (limit is None or needed <= limit):

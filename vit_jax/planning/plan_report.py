@@ -17,10 +17,12 @@ def page(plan: Plan) -> str:
     f'micro-batches of {plan.micro_batch:,}'
   )
   remat = f', and {plan.recomputed_flops:.4g} for rematerialization'
+  is_partial = plan.trained_parameters < plan.parameters
+  trained = f', {plan.trained_parameters:,} of them trained' if is_partial else ''
   lines = [
     ('devices', _devices(plan)),
     ('mesh', ', '.join(f'{axis} {size}' for axis, size in plan.mesh.items())),
-    ('parameters', f'{plan.parameters:,}'),
+    ('parameters', f'{plan.parameters:,}{trained}'),
     ('batch', batch),
     (f'memory of a {unit}', ''),
     ('  arguments', _format_size(memory.arguments)),

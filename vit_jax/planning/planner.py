@@ -36,7 +36,8 @@ class Plan:
   num_chips: int
   num_devices: int
   num_hosts: int
-  parameters: int  # of the model
+  parameters: int  # of the model, adapters included
+  trained_parameters: int  # of these, not frozen: they alone have gradients and moments
   global_batch: int  # examples of a step
   host_batch: int  # of these, read by a host
   device_batch: int  # held by a device
@@ -138,7 +139,7 @@ def build_for(config: Config, topology: Topology, labels: Labels) -> Program:
   mesh = sharding.make_mesh(config.mesh, devices)
   sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
   sections = (config.model, config.optimizer, config.schedule, config.step)
-  return build_program(mesh, *sections, config.data.image_shape, *labels)
+  return build_program(mesh, *sections, config.data.image_shape, *labels, lora=config.lora)
 
 
 def make_plan(
@@ -192,6 +193,7 @@ def make_plan(
     num_devices=len(devices),
     num_hosts=len({device.process_index for device in devices}),
     parameters=count_parameters(program.abstract_state.params),
+    trained_parameters=program.num_trained,
     global_batch=batch_sizes['global'],
     host_batch=batch_sizes['host'],
     device_batch=batch_sizes['device'],

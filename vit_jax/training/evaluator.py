@@ -91,7 +91,7 @@ def open_evaluator(config: Config, program: Program, train: Source) -> Evaluator
   subject = Subject(
     encoder(model) if isinstance(model, MaskedPatchPredictor) else model,
     program.mesh,
-    program.state_shardings.params,
+    program.param_shardings,
     train.class_names,
     data.height_width,
     data.channels,

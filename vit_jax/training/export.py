@@ -13,6 +13,7 @@ from vit_jax.classifier import Classifier
 from vit_jax.config import Config
 from vit_jax.data.sources import Source
 from vit_jax.models.build import Model
+from vit_jax.models.lora import merge_adapters
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
 from vit_jax.retries import storage_error
 
@@ -50,8 +51,9 @@ def export_models(
   try:
     (workdir / BEST_MODEL).rmtree(missing_ok=True)  # of a run that was shorter
     for step, name in names.items():
-      params = read_params(checkpointer.folder(step))
-      vit = _classifier(config, model, traverse_util.unflatten_dict(params, sep='/'), test)
+      params = traverse_util.unflatten_dict(read_params(checkpointer.folder(step)), sep='/')
+      params = merge_adapters(params, config.lora.scale)
+      vit = _classifier(config, model, params, test)
       vit.save(workdir / name, 'model', overwrite=True)
   except OSError as error:
     raise storage_error(f'The models in {workdir} cannot be written', error) from None

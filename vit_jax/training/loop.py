@@ -81,9 +81,8 @@ def train_and_evaluate(
   facts = check_same_on_all_processes({'train': train, 'test': test})
   config = skip_recorded(config.resolve_steps(train.size), workdir)
   data, labels = config.data, (train.num_classes, train.multi_label)
-  program = build_program(
-    mesh, config.model, config.optimizer, config.schedule, config.step, data.image_shape, *labels
-  )
+  sections = config.model, config.optimizer, config.schedule, config.step
+  program = build_program(mesh, *sections, data.image_shape, *labels, config.lora)
   sharding.check_batch_size(mesh, config.eval_batch_size, 'eval_batch_size')
   streams = open_streams(data, train, test, config.batch_size, config.eval_batch_size, config.seed)
   evaluator = open_evaluator(config, program, train)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.config import OptimizerConfig, ScheduleConfig
+from vit_jax.models.lora import ADAPTER
 from vit_jax.training.outliers import skip_outliers
-from vit_jax.training.parameter_groups import in_head, scale_groups, without_frozen
+from vit_jax.training.parameter_groups import in_head, scale_groups
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -55,9 +56,12 @@ def make_schedule(config: ScheduleConfig, total_steps: int) -> Schedule:
   return schedule
 
 
+_DECAYED = ('kernel', *ADAPTER)  # not biases, norms, the class token, positions
+
+
 def decay_mask(params: Any) -> Any:
-  """True for kernels; biases, norms, the class token and positions are not decayed."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+  """True for kernels and adapters, which are decayed."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in _DECAYED, params)
 
 
 def head_decay_mask(params: Any) -> Any:
@@ -93,7 +97,8 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
   """Clipping by global norm, the update rule, decoupled weight decay, the learning rate.
 
   The decay is multiplied by the learning rate (as in `optax.adamw`), and reaches kernels only.
-  Both may be others for the head; frozen parameters have neither updates nor moments.
+  Both may be others for the head, and the rate for each layer; a rate is that of the decay, too.
+  The parameters are those of `trained_params`: frozen ones have neither updates nor moments.
 
     adamw      Adam (pretraining, Table 3)
     sgd        momentum, in bfloat16 as in the released code (Table 4)
@@ -113,12 +118,12 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
     'adafactor': lambda: _adafactor(config, momentum_dtype),
   }
   chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  chain += without_frozen(rules[config.name](), config)
+  chain += rules[config.name]()
   if config.weight_decay:
     chain.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
     if more := config.head_decay_multiplier - 1:
       chain.append(optax.add_decayed_weights(more * config.weight_decay, head_decay_mask))
-  if (config.head_lr_multiplier, config.backbone_lr_multiplier) != (1, 1):
+  if {config.head_lr_multiplier, config.backbone_lr_multiplier, config.layer_decay} != {1}:
     chain.append(scale_groups(config))
   optimizer = optax.chain(*chain, optax.scale_by_learning_rate(schedule))
   if not config.skip_factor:

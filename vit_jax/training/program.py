@@ -16,18 +16,26 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.compiler import compiler_options, init_compiler_options
-from vit_jax.config import ModelConfig, OptimizerConfig, ScheduleConfig, StepConfig
+from vit_jax.config import (
+  NO_LORA,
+  LoraConfig,
+  ModelConfig,
+  OptimizerConfig,
+  ScheduleConfig,
+  StepConfig,
+)
 from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.evaluation.masked_patch_scores import make_masked_eval_step
 from vit_jax.models import build
+from vit_jax.models.lora import has_adapters, merge_adapters
 from vit_jax.models.masked_patches import MaskedPatchPredictor, with_prediction_head
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.training.optimizer import make_optimizer, make_schedule
-from vit_jax.training.parameter_groups import stop_frozen_gradients
+from vit_jax.training.parameter_groups import check_groups, trained_params
 from vit_jax.training.sharpness import make_rho
 from vit_jax.training.step import TrainState, init_state, make_train_step
 
@@ -49,11 +57,13 @@ class Program:
   step: StepConfig  # length, batch and loss of the run
   image_shape: tuple[int, int, int]  # (H, W, C) of a batch's images
   abstract_state: Any  # a `TrainState` of `ShapeDtypeStruct`s with their shardings
+  param_shardings: Any  # `NamedSharding`s of the parameters that the model takes
+  num_trained: int  # parameters that are not frozen, adapters included
   abstract_batch: dict[str, jax.ShapeDtypeStruct]  # a global batch, as `train_step` takes it
   init: Any  # (params or None) -> TrainState, jitted; the parameters are donated
   train_step: Any  # (state, batch, key) -> (state, metrics), jitted; the state is donated
   eval_step: Any  # (params, batch) -> scores, jitted
-  gather: Any  # the moving average, divided over `data` -> sharded as parameters are; jitted
+  gather: Any  # parameters, or their average -> as the model takes and shards them; jitted
 
   @property
   def state_shardings(self) -> Any:
@@ -61,8 +71,13 @@ class Program:
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
   def eval_params(self, state: TrainState) -> Any:
-    """`state.eval_params`, sharded as parameters are; the arrays of `state` where they are that."""
-    wanted, params = self.state_shardings.params, state.eval_params
+    """`state.eval_params` as the model takes them; the arrays of `state` where they are that.
+
+    Adapters are merged; the average of kernels with adapters is that of their factors.
+    """
+    wanted, params = self.param_shardings, state.eval_params
+    if has_adapters(params):
+      return self.gather(params)
 
     def is_sharded(array: jax.Array, sharding: NamedSharding) -> bool:
       return array.sharding.is_equivalent_to(sharding, array.ndim)
@@ -101,6 +116,7 @@ def build_program(
   image_shape: tuple[int, int, int],
   num_classes: int,
   multi_label: bool = False,
+  lora: LoraConfig = NO_LORA,
 ) -> Program:
   """Builds the program of a run.
 
@@ -110,6 +126,7 @@ def build_program(
     image_shape: (H, W, C) of the images.
     num_classes: of the training data.
     multi_label: labels are (B, C) uint8 rather than (B,) int32.
+    lora: of the run.
 
   Raises:
     UserError: for values that do not go together, or that the mesh does not divide.
@@ -129,10 +146,22 @@ def build_program(
     if isinstance(model, MaskedPatchPredictor)
     else make_eval_step(model, step.loss)
   )
+  select_trained = functools.partial(trained_params, optimizer_config)
   init = functools.partial(
-    init_state, model, optimizer, image_shape, step.seed, use_ema=step.ema_decay > 0
+    init_state,
+    model,
+    optimizer,
+    image_shape,
+    step.seed,
+    use_ema=step.ema_decay > 0,
+    lora=lora,
+    select_trained=select_trained,
   )
   abstract = jax.eval_shape(init)
+  check_groups(optimizer_config, abstract.params)
+  trained = select_trained(abstract.params)
+  merge = functools.partial(merge_adapters, scale=lora.scale)
+  param_shardings = sharding.state_shardings(jax.eval_shape(merge, abstract.params), mesh)
   shardings = sharding.state_shardings(abstract, mesh)
   platform = mesh.devices.flat[0].platform
   options = compiler_options(platform)
@@ -159,8 +188,9 @@ def build_program(
         schedule,
         step,
         make_rho(step, schedule_config, schedule),
-        sharding.gradient_shardings(abstract.params, mesh),
-        functools.partial(stop_frozen_gradients, optimizer_config),
+        sharding.gradient_shardings(trained, mesh),
+        select_trained,
+        lora.scale,
       ),
       in_shardings=(shardings, batch_sharding, replicated),
       out_shardings=(shardings, replicated),
@@ -169,11 +199,13 @@ def build_program(
     ),
     eval_step=jax.jit(
       eval_step,
-      in_shardings=(shardings.params, batch_sharding),
+      in_shardings=(param_shardings, batch_sharding),
       out_shardings=replicated,
       compiler_options=options,
     ),
-    gather=jax.jit(lambda ema_params: ema_params, out_shardings=shardings.params),
+    gather=jax.jit(merge, out_shardings=param_shardings),
+    param_shardings=param_shardings,
+    num_trained=build.count_parameters(trained),
     abstract_batch={
       name: jax.ShapeDtypeStruct((step.batch_size, *shape), dtype, sharding=batch_sharding)
       for name, (shape, dtype) in batch.items()

@@ -35,11 +35,13 @@ def describe(program: Program) -> list[str]:
   micro = f' in micro-batches of {batch["micro"]}' if step.accumulation_steps > 1 else ''
   params = sharding.sharded_bytes(program.abstract_state.params)
   state = sharding.sharded_bytes(program.abstract_state)
+  total, trained = count_parameters(program.abstract_state.params), program.num_trained
+  of_them = '' if trained == total else f' ({trained:,} trained)'
   return [
     f'{plural(mesh.size, f"{mesh.devices.flat[0].device_kind} device")} of '
     f'{plural(jax.process_count(), "process")}; mesh {axes}',
     f'batch {batch["global"]}: {batch["host"]} per host, {batch["device"]} per device{micro}',
-    f'{count_parameters(program.abstract_state.params):,} parameters: '
+    f'{total:,} parameters{of_them}: '
     f'{format_bytes(params["sharded"])} sharded, {format_bytes(params["replicated"])} '
     f'replicated; with the optimizer each device holds {format_bytes(state["device"])}',
   ]

@@ -29,7 +29,7 @@ RECORD_FILE = 'resumed_from.json'
 # Fields that the state depends on, or that only the beginning of a run reads.
 _FIXED = re.compile(
   r'model\.(?!dropout_rate|attention_dropout_rate|stochastic_depth_rate)|'
-  r'optimizer\.(name|min_dim_to_factor)$|'
+  r'optimizer\.(name|min_dim_to_factor|freeze)$|lora\.|'
   r'data\.(image_size|channels)$|objective$|masked_target$|init_from$|init_head$|position_resize$'
 )
 _ORDER = ('seed', 'batch_size', 'data.class_balanced', 'data.train.source', 'data.train.split')

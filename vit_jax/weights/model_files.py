@@ -4,16 +4,20 @@ import dataclasses
 import os
 import re
 
+import numpy as np
 from etils import epath
 
 from vit_jax.checkpoints import stored_params
+from vit_jax.config import LoraConfig
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import parse_json, read_text, user_path
+from vit_jax.models.lora import ADAPTER, merge_adapters
 from vit_jax.weights import registry
 from vit_jax.weights.evaluation_protocols import protocol
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
 from vit_jax.weights.layouts import hugging_face, timm_config
+from vit_jax.weights.layouts.released import flatten, unflatten
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError, damage_explained, read_json
 
 _WEIGHTS = ('params.npz', 'model/params.npz', 'model.safetensors', 'pytorch_model.bin')
@@ -72,10 +76,15 @@ def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
   step = stored_params.find_checkpoint(folder.resolve())  # Orbax takes no relative paths
   if step is None:
     raise UserError(f'{folder} has no model: none of {", ".join(_WEIGHTS)} and no checkpoints.')
-  tensors = {name: Tensor.from_array(x) for name, x in stored_params.read_params(step).items()}
-  config = step.parent.parent.parent / 'config.json'
-  with damage_explained(str(config)):
-    metadata = ModelMetadata.from_run_config(read_json(config))
+  params = stored_params.read_params(step)
+  path = step.parent.parent.parent / 'config.json'
+  with damage_explained(str(path)):
+    config = read_json(path)
+    metadata = ModelMetadata.from_run_config(config)
+    if any(name.endswith(ADAPTER) for name in params):
+      lora = LoraConfig(**config['lora'])
+      params = flatten(merge_adapters(unflatten(params), lora.scale))
+  tensors = {name: Tensor.from_array(np.asarray(x)) for name, x in params.items()}
   return TensorFile(step, 'Orbax', tensors), metadata
 
 
