@@ -29,6 +29,7 @@ def _parse_args() -> argparse.Namespace:
   add('--data', required=True, help='folder:/path, array_record:/path, … (all: docs/data.md)')
   add('--split', default='test', help='split of the data')
   add('--eval', default='classification', metavar='KIND[,KIND…]', help=f'of {kinds}')
+  add('--class_embeddings', default='', metavar='FILE', help='zero_shot: .npz of the classes')
   add('--train_data', default='', help='training data of fewshot, knn, linear_probe (as --data)')
   add('--train_split', default='train', help='its split')
   add('--shots', type=_parse_numbers, default=EvalConfig.shots, help='fewshot: images of a class')
@@ -83,6 +84,7 @@ def _eval_configs(args: argparse.Namespace) -> dict[str, EvalConfig]:
       shots=args.shots,
       l2=args.l2,
       neighbors=args.neighbors,
+      class_embeddings=args.class_embeddings if kind == 'zero_shot' else '',
       batch_size=args.batch_size,
     )
     for kind in kinds

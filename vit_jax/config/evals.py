@@ -9,7 +9,7 @@ from typing import Literal
 from vit_jax.config.fields import NOT_NEGATIVE, Range, Section, field, section
 from vit_jax.errors import UserError
 
-EvalKind = Literal['classification', 'real', 'fewshot', 'knn', 'linear_probe']
+EvalKind = Literal['classification', 'real', 'fewshot', 'knn', 'linear_probe', 'zero_shot']
 _COUNTS = Range('positive numbers', lambda x: len(x) > 0 and min(x) > 0)
 
 
@@ -20,7 +20,7 @@ class EvalConfig(Section, path='evals.NAME'):
   kind: EvalKind = field(
     'classification',
     'classification: of the test examples; real: by ImageNet-ReaL labels; of frozen features: '
-    'fewshot, knn, linear_probe',
+    'fewshot, knn, linear_probe; zero_shot: by class_embeddings',
     execution=True,
   )
   every: int = field(0, 'steps between evaluations; 0: eval_every', NOT_NEGATIVE, execution=True)
@@ -42,6 +42,9 @@ class EvalConfig(Section, path='evals.NAME'):
   neighbors: tuple[int, ...] = field(
     (10, 20, 100, 200), 'knn: numbers of neighbors', _COUNTS, execution=True
   )
+  class_embeddings: str = field(
+    '', 'zero_shot: .npz file of the classes, (C, D), made by a text tower', execution=True
+  )
   batch_size: int = field(
     0, 'examples in a batch; 0: eval_batch_size', NOT_NEGATIVE, execution=True
   )
@@ -50,6 +53,8 @@ class EvalConfig(Section, path='evals.NAME'):
     super().__post_init__()
     if self.train_source and not self.source:
       self.refuse('train_source', 'name the source of the test examples, too')
+    if (self.kind == 'zero_shot') != bool(self.class_embeddings):
+      self.refuse('class_embeddings', f'kind is {self.kind}; zero_shot needs a file, others none')
 
 
 @functools.cache

@@ -22,7 +22,10 @@ _PROBABILITIES = {'softmax': jax.nn.softmax, 'sigmoid': jax.nn.sigmoid}
 
 
 def make_eval_step(
-  model: Model, loss: str, class_subset: tuple[int, ...] | None = None
+  model: Model,
+  loss: str,
+  class_subset: tuple[int, ...] | None = None,
+  to_logits: Callable[[jax.Array], jax.Array] = lambda outputs: outputs,
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
   """Returns eval_step(params, batch) -> the scores of the B examples, without `jit` and shardings.
 
@@ -46,12 +49,14 @@ def make_eval_step(
     loss: a key of LOSSES.
     class_subset: the outputs that are scored, in the order of the classes of the data; all others
       are left out before anything is computed. None: all outputs, in their order.
+    to_logits: from the outputs of the model (B, D) to logits (B, C).
   """
   indices = None if class_subset is None else np.array(class_subset, np.int32)
 
   def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     labels = batch['label']
-    logits = cast(jax.Array, model.apply({'params': params}, scale_pixels(batch['image'])))
+    outputs = model.apply({'params': params}, scale_pixels(batch['image']))
+    logits = to_logits(cast(jax.Array, outputs))
     logits = logits if indices is None else logits[:, indices]
     num_classes = logits.shape[1]
     _, top = jax.lax.top_k(logits, min(TOP_K, num_classes))

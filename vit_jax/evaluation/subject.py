@@ -18,6 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import class_subset
 from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.evaluation.probes import frozen_features
+from vit_jax.evaluation.zero_shot import ClassEmbeddings
 from vit_jax.models import build
 
 
@@ -63,6 +64,20 @@ class Subject:
       subset = None if outputs == tuple(range(self.model.num_classes)) else outputs
       self._eval_steps[outputs] = self._jit(make_eval_step(self.model, self.loss, subset))
     return self._eval_steps[outputs]
+
+  def zero_shot_step(self, classes: ClassEmbeddings) -> Any:
+    """(params, batch) -> scores, jitted; by the cosines of outputs and class embeddings.
+
+    Raises:
+      UserError: if the outputs have another number of features.
+    """
+    dim, width = self.model.num_classes or self.feature_dim, classes.embeddings.shape[1]
+    if dim != width:
+      raise UserError(
+        f'The class embeddings have {width:,} features, but those of the model {dim:,}; take those '
+        'of its own text tower.'
+      )
+    return self._jit(make_eval_step(self.model, classes.loss, to_logits=classes.logits))
 
   def find_outputs(self, source: Source) -> tuple[int, ...]:
     """Those of the classes of a source; raises `UserError` if it has others, or no head."""

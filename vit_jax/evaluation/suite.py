@@ -14,6 +14,7 @@ from vit_jax.evaluation import class_subset, classification, real
 from vit_jax.evaluation.probes import feature_cache, fewshot, frozen_features, knn, linear_probe
 from vit_jax.evaluation.probes.frozen_features import Features
 from vit_jax.evaluation.subject import Subject
+from vit_jax.evaluation.zero_shot import read_class_embeddings
 from vit_jax.text import format_metric
 
 Batches = Callable[[str], Iterator[Any]]  # from the key of a stream
@@ -102,6 +103,22 @@ def _open_classification(name: str, config: EvalConfig, subject: Subject) -> Eva
   return Evaluation(name, config.every, {key: stream}, run)
 
 
+def _open_zero_shot(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
+  classes = read_class_embeddings(config.class_embeddings)
+  key, stream = subject.open(config.source, config.split, config.batch_size)
+  source, count = stream.reader.source, len(classes.embeddings)
+  outputs = class_subset.find_outputs(classes.names, count, source)
+  step = subject.zero_shot_step(classes.select(outputs))
+  described = class_subset.describe_outputs(outputs, count)
+
+  def run(inputs: Inputs) -> Outcome:
+    result = classification.evaluate(step, inputs.params, inputs.batches(key))
+    found = result, result.rows, source, source.class_names
+    return Outcome(source.name, result.metrics, described, *found)
+
+  return Evaluation(name, config.every, {key: stream}, run)
+
+
 def _score_knn(config: EvalConfig, train: Features, test: Features) -> dict[str, float]:
   return knn.evaluate(train, test, neighbors=config.neighbors)
 
@@ -164,9 +181,12 @@ def _open_probe(name: str, config: EvalConfig, subject: Subject) -> Evaluation:
   return Evaluation(name, config.every, {train_key: train, test_key: test}, run)
 
 
-_KINDS = {'classification': _open_classification, 'real': _open_classification} | dict.fromkeys(
-  ('fewshot', *_PROBES), _open_probe
-)
+_KINDS = {
+  'classification': _open_classification,
+  'real': _open_classification,
+  'zero_shot': _open_zero_shot,
+  **dict.fromkeys(('fewshot', *_PROBES), _open_probe),
+}
 
 
 def open_evaluations(configs: Mapping[str, EvalConfig], subject: Subject) -> list[Evaluation]:
