@@ -3,9 +3,12 @@
   python -m vit_jax.main --config=configs/finetune.py:b16,cifar10
   python -m vit_jax.main --config=configs/finetune.py:l16,imagenet,paper    as in Table 2
   python -m vit_jax.main --config=configs/finetune.py:ti16,folder:/my/images
+  python -m vit_jax.main --config=configs/finetune.py:dinov2_b14,folder:/my/images
+  python -m vit_jax.main --config=configs/finetune.py:/my/weights,folder:/my/images
 
-The argument is model,dataset: one of recipes.MODELS, and one of recipes.FINE_TUNING or any data
-source (your own images: docs/own_images.md). The weights in RELEASED are downloaded once;
+The argument is model,dataset: one of recipes.MODELS, of foundation.FAMILIES, or the weights of any
+ViT, whose tensors give config.model (docs/foundation_weights.md); and one of recipes.FINE_TUNING or
+any data source (your own images: docs/own_images.md). The weights in RELEASED are downloaded once;
 --config.init_from=FILE uses others. With ,paper ImageNet is fine-tuned at the size of Table 2, 512
 px for L/16 and 518 px for H/14, and the average of the parameters is evaluated; the other data sets
 of that table are fine-tuned as without it.
@@ -22,8 +25,12 @@ Mixers (the same README, at 224 px, which is the only size that a Mixer fits; ra
 CIFAR-10 96.82 %, L/16 98.34 %.
 """
 
-from configs import recipes
+import dataclasses
+
+from configs import foundation, recipes
 from vit_jax.config import default_config
+from vit_jax.models.model_fields import model_fields
+from vit_jax.weights.load import open_weights
 
 # The weights that a run starts from; for other models of recipes.MODELS your own, by default those
 # of configs/pretrain.py on JFT.
@@ -64,10 +71,11 @@ def start_from(model):
   return config
 
 
-def custom_data(model, source):
-  """A config for any data source: a small batch, and steps that follow from its size."""
-  config = start_from(model)
+def custom_data(config, source):
+  """Sets any data source: a small batch, and steps that follow from its size."""
   config.data.train.source = source
+  if source in recipes.FINE_TUNING:
+    set_splits(config, recipes.FINE_TUNING[source])
   config.total_steps, config.epochs = 0, 20.0
   config.batch_size = 32
   config.log_every = 10
@@ -82,13 +90,47 @@ def custom_data(model, source):
   return config
 
 
+def from_foundation(name, dataset):
+  """A config that starts from a row of foundation.FAMILIES, with its recipe."""
+  row = foundation.FAMILIES[name]
+  config = custom_data(default_config(), dataset)
+  config.init_from, config.data.image_size = row.weights, row.image_size
+  config.batch_size = foundation.BATCH_SIZE
+  config.model.update(row.fields)
+  with config.unlocked():
+    config.update_from_flattened_dict(foundation.RECIPES[row.recipe])
+  return config
+
+
+def from_weights(path, source):
+  """A config whose model is that of the weights at a path."""
+  config = custom_data(default_config(), source)
+  weights = open_weights(path)
+  config.init_from = path
+  config.model.update(model_fields(weights.model))
+  patch = getattr(weights.model, 'patch_size', 1)
+  config.data.image_size = 224 // patch * patch
+  if (preprocessing := weights.metadata.preprocessing) is not None:
+    config.data.test.update(dataclasses.asdict(preprocessing))
+  return config
+
+
+def set_splits(config, row):
+  """Sets the data of a row of recipes.FINE_TUNING."""
+  config.data.train.source = row.source
+  config.data.train.split, config.data.test.split = row.train_split, row.test_split
+
+
 def select(argument):
   """(model, data set or source, whether as in Table 2) of 'l16,imagenet,paper'."""
   model, _, dataset = argument.partition(',')
-  if model not in recipes.MODELS:
-    raise ValueError(f'the model is {model!r}; choose one of {", ".join(recipes.MODELS)}')
+  if model not in recipes.MODELS and model not in foundation.FAMILIES and '/' not in model:
+    names = ', '.join([*recipes.MODELS, *foundation.FAMILIES])
+    raise ValueError(f'the model is {model!r}; choose one of {names}, or name a path of weights')
   name, _, paper = dataset.partition(',')
   if name in recipes.FINE_TUNING and paper in ('', 'paper'):
+    if paper and model not in recipes.MODELS:
+      raise ValueError(f'{model} is not a model of the paper; leave ,paper out')
     if paper and name == 'imagenet' and model not in recipes.TABLE_2:
       raise ValueError(f'Table 2 has {" and ".join(recipes.TABLE_2)} on ImageNet, not {model}')
     return model, name, bool(paper)
@@ -107,16 +149,20 @@ def paper_grid(argument):
     ({'schedule.learning_rate': (0.001, …)}, train split, split on which the best one is chosen).
   """
   model, dataset, _ = select(argument)
-  if dataset not in recipes.FINE_TUNING:
-    raise ValueError(f'the paper has no grid for {dataset}')
+  if dataset not in recipes.FINE_TUNING or model not in recipes.MODELS:
+    raise ValueError(f'the paper has no grid for {model} on {dataset}')
   row = recipes.FINE_TUNING[dataset]
   return {'schedule.learning_rate': row.learning_rates}, row.part_to_train, row.part_to_choose
 
 
 def get_config(argument='b16,cifar10'):
   model, dataset, paper = select(argument)
+  if model in foundation.FAMILIES:
+    return from_foundation(model, dataset)
+  if model not in recipes.MODELS:
+    return from_weights(model, dataset)
   if dataset not in recipes.FINE_TUNING:
-    return custom_data(model, dataset)
+    return custom_data(start_from(model), dataset)
   row = recipes.FINE_TUNING[dataset]
   config = start_from(model)
   config.total_steps = row.steps
@@ -131,8 +177,7 @@ def get_config(argument='b16,cifar10'):
   config.data.test.update(
     resize='squash', crop_fraction=1.0, interpolation='bilinear', antialias=False
   )
-  config.data.train.source = row.source
-  config.data.train.split, config.data.test.split = row.train_split, row.test_split
+  set_splits(config, row)
   config.optimizer.name = 'sgd'
   config.optimizer.b1 = 0.9
   config.optimizer.clip_norm = 1.0

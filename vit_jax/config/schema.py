@@ -28,7 +28,7 @@ from vit_jax.config.fields import (
 from vit_jax.config.optimization import LoraConfig, OptimizerConfig, ScheduleConfig
 from vit_jax.errors import UserError
 
-Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g', 'G']
+Transformer = Literal['Ti', 'S', 'B', 'L', 'H', 'g', 'G', 'So400m', 'DINOv2-g', 'S+', 'H+', '7B']
 ResNet = Literal[
   'R50x1', 'R50x2', 'R50x3', 'R101x1', 'R101x3', 'R152x1', 'R152x2', 'R152x4', 'R200x3'
 ]

@@ -1,11 +1,14 @@
 """From a model to the fields of `config.model` that build it."""
 
+import dataclasses
 from typing import Any
 
+from vit_jax.errors import UserError
 from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import Model
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
+from vit_jax.models.rotary import ROTARIES, Rotary
 from vit_jax.models.variants import (
   DETR_VARIANTS,
   MIXER_VARIANTS,
@@ -29,6 +32,9 @@ def model_fields(model: Model) -> dict[str, Any]:
 
   Returns:
     {'variant': 'B', 'patch_size': 16, …}.
+
+  Raises:
+    UserError: for rotary positions of a rule that has no name.
   """
   if isinstance(model, BiTResNet):
     resnet = ResNetVariant(model.width, tuple(model.blocks))
@@ -57,8 +63,26 @@ def model_fields(model: Model) -> dict[str, Any]:
     'position_embedding': model.position_embedding,
     'position_entry': model.position_entry,
     'axial': model.axial,
+    'class_token': model.class_token,
+    'registers': model.registers,
+    **_rotary_fields(model.rotary),
+    'patch_bias': model.patch_bias or bool(model.pixel_mean),  # into which it is folded
+    'pre_norm': model.pre_norm,
+    'mlp': model.mlp,
+    'layer_scale': model.layer_scale,
+    'final_norm': model.final_norm,
     **numerics,
   }
+
+
+def _rotary_fields(rotary: Rotary | None) -> dict[str, Any]:
+  if rotary is None:
+    return {}
+  grid = rotary.reference_grid
+  for name, rule in ROTARIES.items():
+    if dataclasses.replace(rule, reference_grid=grid) == rotary:
+      return {'rotary': name, 'rotary_grid': grid}
+  raise UserError(f'config.model.rotary has no rule of {rotary}; choose another model.')
 
 
 def _attention_fields(model: BiTResNet) -> dict[str, Any]:

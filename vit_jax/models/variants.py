@@ -24,6 +24,15 @@ VARIANTS = {
   # arXiv 2106.04560 (Scaling Vision Transformers), Table 2.
   'g': Variant(width=1408, depth=40, mlp_dim=6144, num_heads=16),
   'G': Variant(width=1664, depth=48, mlp_dim=8192, num_heads=16),
+  # arXiv 2305.13035 (SoViT), Section 4, the image tower of SigLIP.
+  'So400m': Variant(width=1152, depth=27, mlp_dim=4304, num_heads=16),
+  # facebookresearch/dinov2, vision_transformer.py (vit_giant2): gated, of 2/3 of 4 x 1536 units.
+  'DINOv2-g': Variant(width=1536, depth=40, mlp_dim=4096, num_heads=24),
+  # facebookresearch/dinov3, hub/backbones.py: gated, of 2/3 of ffn_ratio x width units; its S, B
+  # and L are those above.
+  'S+': Variant(width=384, depth=12, mlp_dim=1536, num_heads=6),
+  'H+': Variant(width=1280, depth=32, mlp_dim=5120, num_heads=20),
+  '7B': Variant(width=4096, depth=40, mlp_dim=8192, num_heads=32),
 }
 
 

@@ -184,8 +184,12 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
       f'{type(model).__name__}; choose another variant.'
     )
   old, new = build.architecture(weights.model), build.architecture(model)
+  if getattr(weights.model, 'pixel_mean', ()):
+    old['patch_bias'] = True  # into which the normalization is folded
   ignored = {'num_classes', 'head_bias', *_NORMALIZATION, 'layer_scale'}
   ignored |= set() if new.get('pre_logits') else {'pre_logits'}
+  if _has_class_token(old) == _has_class_token(new) is not None:
+    ignored |= {'pool', 'class_token'}
   differing = [
     f'{name} is {old[name]} in the file, {new[name]} in the config'
     for name in old
@@ -193,6 +197,13 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
   ]
   if differing:
     raise UserError(f'{weights.name} has another architecture: {"; ".join(differing)}.')
+
+
+def _has_class_token(architecture: Mapping[str, Any]) -> bool | None:
+  """Whether a Transformer has one; None if its pooling has parameters or tokens of its own."""
+  if architecture.get('pool') not in ('token', 'gap', 'token_gap'):
+    return None
+  return architecture['pool'] != 'gap' or architecture['class_token']
 
 
 def adapt_weights(

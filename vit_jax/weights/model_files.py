@@ -12,7 +12,7 @@ from vit_jax.config import LoraConfig
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.models.lora import ADAPTER, merge_adapters
-from vit_jax.weights import registry
+from vit_jax.weights import hub, registry
 from vit_jax.weights.evaluation_protocols import protocol
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
@@ -28,8 +28,8 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
   """The tensors of a model, unread, and the metadata stored with or beside them.
 
   Args:
-    source: a published name; a file; or a folder of vit_jax, timm or Transformers, a workdir, an
-      Orbax checkpoint.
+    source: a published name; that of a model on huggingface.co; a file; or a folder of vit_jax,
+      timm or Transformers, a workdir, an Orbax checkpoint.
   """
   if not os.fspath(source):
     raise UserError('The name of the model is empty; name a file, a folder or a published model.')
@@ -37,7 +37,7 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
     raise UserError(f'{source} is a URL; download the file, or use the name of a published model.')
   if registry.is_name(source):
     return _open_published(os.fspath(source))
-  path = user_path(source)
+  path = hub.fetch(os.fspath(source)) if hub.is_name(source) else user_path(source)
   try:
     if not path.exists():
       raise UserError(
