@@ -190,6 +190,8 @@ def test_adapters_need_weights_to_adapt():
     UserError, match=r'config.lora.rank is 3; there is nothing to adapt; set conf'
   ):
     load('')
+  with pytest.raises(UserError, match='backbone_lr_multiplier=0 freezes its adapters; set that to'):
+    load('x', '--config.optimizer.backbone_lr_multiplier=0')
 
 
 def test_other_meshes_take_the_same_steps(base):

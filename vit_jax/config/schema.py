@@ -563,6 +563,10 @@ class Config(StepConfig):
       self.lora.refuse(
         'rank', 'there is nothing to adapt; set config.init_from, or this field to 0'
       )
+    if self.lora.rank and not self.optimizer.backbone_lr_multiplier:
+      self.lora.refuse(
+        'rank', 'optimizer.backbone_lr_multiplier=0 freezes its adapters; set that to 1'
+      )
     if self.objective == 'masked_patches':
       self._check_masked_patches()
 
