@@ -33,7 +33,7 @@ def model_from_tensors(
     tensors: {'embedding/kernel': array, …}, with current linen names.
     source: of the tensors, for error messages.
     numerics: of a Transformer or Mixer; its tensors do not determine them.
-    pool: of a Transformer; None: as its tensors are used first of all.
+    pool: of a Transformer, where its tensors leave a choice; None: the class token.
     rotary: of a Transformer, which no tensor tells.
 
   Raises:
@@ -74,7 +74,7 @@ def _vit_from_tensors(
     resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
   if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
-  pool = pool or _pool(tensors, width)
+  pool = _pool(tensors, width, pool)
   mlp = f'{block}/MlpBlock_0'
   position_embedding, position_entry = _positions(tensors)
   return VisionTransformer(
@@ -104,22 +104,32 @@ def _vit_from_tensors(
       else 'gelu'
     ),
     layer_scale=_LAYER_SCALE if f'{block}/LayerScale_0/scale' in tensors else 0.0,
-    final_norm='pooled' if 'pool_norm/scale' in tensors else 'encoder',
+    final_norm=(
+      'pooled'
+      if 'pool_norm/scale' in tensors
+      else 'encoder'
+      if 'Transformer/encoder_norm/scale' in tensors
+      else 'none'
+    ),
     head_bias='head/kernel' not in tensors or 'head/bias' in tensors,
     numerics=numerics,
   )
 
 
-def _pool(tensors: Mapping[str, Any], width: int) -> str:
-  """The pooling of a Transformer, as far as its tensors tell: a class token may be there only."""
+def _pool(tensors: Mapping[str, Any], width: int, stated: str | None) -> str:
+  """The pooling of a Transformer: the stated one, where a class token need not be what is pooled."""
   if 'distillation' in tensors:
     return 'distilled'
   if 'MAPHead_0/probe' in tensors:
     return 'map'
   if 'cls' not in tensors:
     return 'gap'
-  head = tensors.get('head/kernel')
-  return 'token_gap' if head is not None and head.shape[0] == 2 * width else 'token'
+  head = tensors.get('pre_logits/kernel', tensors.get('head/kernel'))
+  if head is None:
+    return stated if stated in ('gap', 'token_gap') else 'token'
+  if head.shape[0] == 2 * width:
+    return 'token_gap'
+  return 'gap' if stated == 'gap' else 'token'
 
 
 def _num_tokens(tensors: Mapping[str, Any], name: str) -> int:
