@@ -146,6 +146,10 @@ class ModelConfig(Section, path='model'):
   final_norm: Literal['encoder', 'pooled', 'none'] = field(
     'encoder', 'LayerNorm of all tokens after the blocks, of the pooled features, or none'
   )
+  pool_num_heads: int = field(
+    0, 'heads of pool map; 0: those of the blocks (Perception Encoder has 8)', NOT_NEGATIVE
+  )
+  pool_mlp_dim: int = field(0, 'hidden units of the MLP of pool map; 0: mlp_dim', NOT_NEGATIVE)
   remat: Literal['none', 'dots', 'full'] = field(
     'none',
     'the backward pass recomputes nothing, all but dense layers and flash attention, or all',

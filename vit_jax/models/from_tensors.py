@@ -111,6 +111,7 @@ def _vit_from_tensors(
       if 'Transformer/encoder_norm/scale' in tensors
       else 'none'
     ),
+    **_attention_pool(tensors, num_heads, mlp_dim),
     head_bias='head/kernel' not in tensors or 'head/bias' in tensors,
     numerics=numerics,
   )
@@ -130,6 +131,18 @@ def _pool(tensors: Mapping[str, Any], width: int, stated: str | None) -> str:
   if head.shape[0] == 2 * width:
     return 'token_gap'
   return 'gap' if stated == 'gap' else 'token'
+
+
+def _attention_pool(tensors: Mapping[str, Any], num_heads: int, mlp_dim: int) -> dict[str, int]:
+  """The sizes of pool map where they are not those of the blocks."""
+  if 'MAPHead_0/probe' not in tensors:
+    return {}
+  _, heads, _ = tensors[f'MAPHead_0/{_ATTENTION}/query/kernel'].shape
+  _, hidden = tensors['MAPHead_0/MlpBlock_0/Dense_0/kernel'].shape
+  return {
+    'pool_num_heads': 0 if heads == num_heads else heads,
+    'pool_mlp_dim': 0 if hidden == mlp_dim else hidden,
+  }
 
 
 def _num_tokens(tensors: Mapping[str, Any], name: str) -> int:

@@ -58,7 +58,7 @@ def load_params(
   source: epath.PathLike,
   model: build.Model,
   image_shape: tuple[int, int, int],
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   shardings: Any = None,
   preprocessing: Preprocessing | None = None,
   init_head: InitHead = 'new',
@@ -97,7 +97,7 @@ def check_source(
   source: epath.PathLike,
   model: build.Model,
   image_shape: tuple[int, int, int],
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   init_head: InitHead = 'new',
   class_names: Sequence[str] = (),
 ) -> None:
@@ -219,6 +219,8 @@ def adapt_weights(
   if position_resize not in methods:
     raise UserError(f'position_resize is {position_resize!r}; choose one of {", ".join(methods)}.')
   image_size, channels = image_shape[:2], image_shape[2]
+  if position_resize == 'auto':
+    position_resize = weights.metadata.position_resize or 'corners'
   build.check_image_size(image_size, model, 'image_size')
   params = flatten(build.abstract_params(model, image_size, channels))
   tensors, old_head, zeros, resized = _normalized(weights, model), {}, {}, {}

@@ -47,13 +47,16 @@ class ModelMetadata:
   loss: str = 'softmax'  # or 'sigmoid'
   labels: list[str] | None = None  # a name for each class
   num_heads: int | None = None
+  pool_num_heads: int | None = None  # of pool map, if they are not those of the blocks
   gelu: str | None = None  # a key of GELUS
   rotary: Rotary | None = None  # of queries and keys
   layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
   mean: tuple[float, ...] | None = None  # of pixels in [0, 1], one for each channel
   std: tuple[float, ...] | None = None
   dtype: str | None = None  # of the matrix products, a key of DTYPES
-  pool: str | None = None  # that the tensors must have: 'token', 'gap' or 'map'; not stored
+  pool: str | None = None  # that the tensors must have; stored with the model, as the next one
+  final_norm: str | None = None  # that of the model; None: as its tensors tell
+  position_resize: str | None = None  # how its family resizes position embeddings
   has_positions: bool = True  # False: trained without position embeddings; stored with the model
   notes: tuple[str, ...] = ()  # what was assumed; not stored
   is_own: bool = False  # written by vit_jax, so that what it does not state does not exist
@@ -103,7 +106,10 @@ class ModelMetadata:
       image_size=None if size is None else height_width(size),
       preprocessing=Preprocessing(**rule) if rule else None,
       num_heads=model.get('num_heads') or None,  # a ResNet may have 0
+      pool_num_heads=model.get('pool_num_heads') or None,
       has_positions=model.get('position_embedding') != 'none',
+      pool=model.get('pool'),
+      final_norm=model.get('final_norm'),
       rotary=_read_rotary(model.get('rotary')),
       mean=mean,
       std=std,

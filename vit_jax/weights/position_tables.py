@@ -13,6 +13,8 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.formats.lazy_tensor import Tensor
+from vit_jax.weights.layouts.released import POSITIONS
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -113,6 +115,61 @@ def grid_of_patches(
   if stored_size is not None:
     mismatch = f'does not match its image_size {stored_size}'
   raise UserError(f'{beginning} for {patches} patches, which {mismatch}.')
+
+
+def with_prefix_positions(
+  tensors: Mapping[str, Tensor], model: VisionTransformer, image_size: tuple[int, int] | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+  """The tensors with a position for each token before the patches but the registers, and notes.
+
+  In big_vision (but for files from before 2022) and in timm's `no_embed_class` models the tokens
+  before the patches are concatenated after positions are added; in other models of timm registers
+  have positions, too. Without an image size, the number of patches is taken for a square.
+  """
+  table = tensors.get(POSITIONS)
+  if table is None or len(table.shape) != 3 or model.position_entry != 'stem':
+    return dict(tensors), ()
+  count, prefix = table.shape[1], len(model.prefix_names)
+  grid = image_size and build.patch_grid(image_size, model)
+
+  def is_grid(patches: int) -> bool:
+    if grid:
+      return patches == math.prod(grid)
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
+
+  changed, registers = dict(tensors), tensors.get('registers')
+  if (
+    is_grid(count - prefix)
+    and (grid or not (prefix and is_grid(count)))
+    or not model.num_prefix_tokens
+  ):
+    return changed, ()
+  if prefix and is_grid(count):
+    changed[POSITIONS] = _prepend_zeros(table, prefix)
+    return changed, ('the class token had no position embedding and was given zeros',)
+  if registers is not None and is_grid(count - prefix - model.registers):
+    end = prefix + model.registers
+    changed['registers'] = registers.map(
+      registers.shape, lambda x: _float32(x) + _float32(table.read()[:, prefix:end])
+    )
+    changed[POSITIONS] = table.map(
+      (1, count - model.registers, table.shape[2]),
+      lambda x: np.concatenate([x[:, :prefix], x[:, end:]], axis=1),
+    )
+    return changed, ('the positions of the registers are added to them',)
+  return changed, ()
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+  return np.asarray(x, np.float32)
+
+
+def _prepend_zeros(positions: Tensor, number: int) -> Tensor:
+  batch, count, width = positions.shape
+  return positions.map(
+    (batch, count + number, width),
+    lambda x: np.concatenate([np.zeros_like(x[:, :1])] * number + [x], axis=1),
+  )
 
 
 def _interpolation(old: int, new: int, method: str) -> np.ndarray:

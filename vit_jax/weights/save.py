@@ -209,14 +209,13 @@ def save_timm(model: build.Model, params: Any, metadata: ModelMetadata, path: ep
 
   A path of another suffix is a folder, for `timm.create_model('local-dir:…', pretrained=True)`.
   """
-  tensors = timm.from_linen(params)
+  tensors = timm.from_linen(model, params)
   header = {'format': 'pt', METADATA_KEY: _to_json(model, metadata)}
   if _is_file(path, 'timm'):
     write_file(path, lambda temporary: write_safetensors(temporary, tensors, header))
     return
   assert metadata.image_size is not None
-  channels = params['embedding']['kernel'].shape[2] if 'embedding' in params else 0
-  config = timm_config.make_config(model, metadata, metadata.image_size, channels)
+  config = timm_config.make_config(model, metadata, metadata.image_size, tensors)
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))
 
   def write(temporary: epath.Path) -> None:
