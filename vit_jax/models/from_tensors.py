@@ -118,7 +118,7 @@ def _vit_from_tensors(
 
 
 def _pool(tensors: Mapping[str, Any], width: int, stated: str | None) -> str:
-  """The pooling of a Transformer: the stated one, where a class token need not be what is pooled."""
+  """The pooling of a Transformer: the stated one, where a class token need not be pooled."""
   if 'distillation' in tensors:
     return 'distilled'
   if 'MAPHead_0/probe' in tensors:

@@ -1,8 +1,8 @@
 """State dicts that authors published, under the names that timm has for the same tensors.
 
 Of OpenAI CLIP, OpenCLIP and MetaCLIP (open_clip/transformer.py), Perception Encoder
-(core/vision_encoder/pe.py), DINOv2 and DINOv3 (layers/), EVA-02 (eva_clip/eva_vit_model.py). MAE and
-DeiT have timm's names.
+(core/vision_encoder/pe.py), DINOv2 and DINOv3 (layers/), EVA-02 (eva_clip/eva_vit_model.py). MAE
+and DeiT have timm's names.
 """
 
 import dataclasses

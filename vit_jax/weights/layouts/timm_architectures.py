@@ -69,7 +69,7 @@ def closest(model: VisionTransformer, image_size: tuple[int, int]) -> str:
   candidates = {
     name: each
     for name, each in _read().items()
-    if (each['class'], each.get('eps', EPSILON)) == (kind, epsilon)
+    if (each.get('class'), each.get('eps', EPSILON)) == (kind, epsilon)
     and ('mlp_layer' in each) == needs_gated
   }
   default = (

@@ -55,6 +55,8 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
   architecture = str(config.get('architecture') or '').partition('.')[0]
   of_name = timm_architectures.arguments(architecture)
   arguments = {**of_name, **stated}
+  if 'unsupported' in of_name:
+    raise UnsupportedError(of_name['unsupported'])
   size = arguments.get('img_size') or (pretrained.get('input_size') or [3, 224, 224])[1:]
   image_size = height_width(size if isinstance(size, int) else tuple(size))
   heads = arguments.get('num_heads', 12 if of_name else None)
@@ -90,6 +92,7 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
     std=tuple(map(float, pretrained.get('std') or _IMAGENET_STD)),
     pool=pool,
+    has_positions=arguments.get('pos_embed', 'learn') not in ('', 'none'),
     position_resize='bicubic_antialias',  # resample_abs_pos_embed in timm/layers/pos_embed.py
   )
 

@@ -63,7 +63,8 @@ _TO_LEAVES = {
   r'\.([qv])_bias$': r'.\1_proj.bias',
 }
 _IGNORED = re.compile(  # parts of pretraining and buffers
-  r'mask_token|rope\.periods|(.*\.)?bias_mask|local_cls_norm\.|decoder_|(dino|ibot)_head\.|k_bias$'
+  r'mask_token|rope_embed\.periods|.*\.bias_mask|.*rope\.freqs_(cos|sin)$|local_cls_norm\.|decoder_|'
+  r'lm_head\.|(dino|ibot)_head\.'
 )
 POOL_HEADS_OF_PERCEPTION_ENCODER = 8
 
@@ -75,7 +76,7 @@ def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   """As `timm.to_linen`, of a Vision Transformer."""
-  packed = _packed_blocks(tensors)
+  packed, tensors = _packed_blocks(tensors), _with_masked_biases(tensors)
   named, ignored = {}, []
   for name, tensor in tensors.items():
     if _IGNORED.match(name):
@@ -97,6 +98,21 @@ def to_linen(
   return linen, (f'{", ".join(sorted(set(ignored))[:3])} of pretraining is left out',) * bool(
     [name for name in ignored if name != 'mask_token']
   )
+
+
+def _with_masked_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """The tensors with zeros for the biases of keys that DINOv3's own code multiplies by 0."""
+  masked = dict(tensors)
+  for name in tensors:
+    bias = tensors.get(name.removesuffix('_mask'))
+    if name.endswith('.qkv.bias_mask') and bias is not None:
+      masked[name.removesuffix('_mask')] = bias.map(bias.shape, _without_keys)
+  return masked
+
+
+def _without_keys(bias: np.ndarray) -> np.ndarray:
+  third = len(bias) // 3
+  return np.concatenate([bias[:third], np.zeros_like(bias[third:-third]), bias[-third:]])
 
 
 def _packed_blocks(tensors: Mapping[str, Tensor]) -> set[str]:
