@@ -28,7 +28,7 @@ def load(
   device: Any = None,
   shardings: Callable[[Any], Any] | None = None,
   keep_pre_logits: bool = False,
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   num_heads: int | None = None,
   gelu: str | None = None,
 ) -> Classifier:
@@ -51,9 +51,10 @@ def load(
     shardings: from the abstract parameter tree to a tree of shardings, for a model that is
       sharded over devices; each device gets only its shard.
     keep_pre_logits: keep that layer under a new head.
-    position_resize: 'corners', as in the released code, or 'half_pixel'.
+    position_resize: 'auto': as the family of the source does; 'corners', as in the released code;
+      'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias', as in PyTorch.
     num_heads: only for PyTorch files of an unpublished width that do not store it.
-    gelu: 'tanh' or 'exact', for files that do not store it.
+    gelu: 'tanh', 'exact' or 'quick', for files that do not store it.
 
   Raises:
     UserError: for a source that is missing, damaged or not a supported model, whose patches do
@@ -82,7 +83,17 @@ def load(
   sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
   params = adapt.read_params(tensors, weights.name, sharding_tree, _find_device(device))
   preprocessing = metadata.preprocessing or Preprocessing()
-  return Classifier(model, params, size, names, preprocessing, metadata.loss, report)
+  return Classifier(
+    model,
+    params,
+    size,
+    names,
+    preprocessing,
+    metadata.loss,
+    metadata.position_resize or 'corners',
+    metadata.license,
+    report,
+  )
 
 
 def _numbers(name: str, value: float | Sequence[float] | None) -> tuple[float, ...] | None:

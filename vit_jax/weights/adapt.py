@@ -58,7 +58,7 @@ def load_params(
   source: epath.PathLike,
   model: build.Model,
   image_shape: tuple[int, int, int],
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   shardings: Any = None,
   preprocessing: Preprocessing | None = None,
   init_head: InitHead = 'new',
@@ -72,7 +72,7 @@ def load_params(
       loaded if the model has one.
     image_shape: (H, W, C); position embeddings are resized to it, and the kernel of the first
       layer is adapted to C channels.
-    position_resize: 'corners', as in the released code, or 'half_pixel'.
+    position_resize: as in `vit_jax.load`.
     shardings: a tree of shardings; each device gets only its shard. None: the default device.
     preprocessing: of the run, for a note if the source has another one; None: no note.
     init_head, class_names: as in `keeps_head`.
@@ -97,7 +97,7 @@ def check_source(
   source: epath.PathLike,
   model: build.Model,
   image_shape: tuple[int, int, int],
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   init_head: InitHead = 'new',
   class_names: Sequence[str] = (),
 ) -> None:
@@ -209,7 +209,7 @@ def adapt_weights(
     image_shape: (H, W, C).
     new_head: replace the head by a zero-initialized one; a `pre_logits` layer that the model does
       not have is then dropped too.
-    position_resize: the method of `resize_position_embedding`.
+    position_resize: the method of `resize_position_embedding`; auto: that of the source's family.
 
   Raises:
     UserError: naming the first tensors that differ, or for a size that the patches do not tile, or
@@ -218,6 +218,8 @@ def adapt_weights(
   methods = choices(PositionResize)
   if position_resize not in methods:
     raise UserError(f'position_resize is {position_resize!r}; choose one of {", ".join(methods)}.')
+  if position_resize == 'auto':
+    position_resize = weights.metadata.position_resize or 'corners'
   image_size, channels = image_shape[:2], image_shape[2]
   build.check_image_size(image_size, model, 'image_size')
   params = flatten(build.abstract_params(model, image_size, channels))
