@@ -52,8 +52,8 @@ def load(
     shardings: from the abstract parameter tree to a tree of shardings, for a model that is
       sharded over devices; each device gets only its shard.
     keep_pre_logits: keep that layer under a new head.
-    position_resize: 'auto', as the family of the source does; 'corners', as in the released code;
-      'half_pixel'; 'bicubic' or 'bicubic_antialias'.
+    position_resize: 'auto': as the family of the source does; 'corners', as in the released code;
+      'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias', as in PyTorch.
     num_heads: only for PyTorch files of an unpublished width that do not store it.
     gelu: 'tanh', 'exact' or 'quick', for files that do not store it.
     rotary: 'none', 'dinov3', 'eva02' or 'perception_encoder', for state dicts of timm and of the
@@ -86,7 +86,17 @@ def load(
   sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
   params = adapt.read_params(tensors, weights.name, sharding_tree, _find_device(device))
   preprocessing = metadata.preprocessing or Preprocessing()
-  return Classifier(model, params, size, names, preprocessing, metadata.loss, report)
+  return Classifier(
+    model,
+    params,
+    size,
+    names,
+    preprocessing,
+    metadata.loss,
+    metadata.position_resize or 'corners',
+    metadata.license,
+    report,
+  )
 
 
 def _numbers(name: str, value: float | Sequence[float] | None) -> tuple[float, ...] | None:

@@ -26,6 +26,7 @@ def model_from_tensors(
   numerics: Numerics = RELEASED_NUMERICS,
   pool: str | None = None,
   rotary: Rotary | None = None,
+  final_norm: str | None = None,
 ) -> Model:
   """Reads the architecture off parameter names and shapes.
 
@@ -35,6 +36,7 @@ def model_from_tensors(
     numerics: of a Transformer or Mixer; its tensors do not determine them.
     pool: of a Transformer, where its tensors leave a choice; None: the class token.
     rotary: of a Transformer, which no tensor tells.
+    final_norm: 'none' for a Transformer that lacks the LayerNorm on purpose.
 
   Raises:
     UserError: if they are not the tensors of one of the classes of `Model`.
@@ -48,7 +50,7 @@ def model_from_tensors(
       return _mixer_from_tensors(tensors, numerics)
     if 'input_projection/kernel' in tensors:
       return _detr_from_tensors(tensors)
-    return _vit_from_tensors(tensors, numerics, pool, rotary)
+    return _vit_from_tensors(tensors, numerics, pool, rotary, final_norm)
   except KeyError as error:
     raise UserError(
       f'{source} is not a Vision Transformer, MLP-Mixer, BiT or DETR encoder in a known layout: it '
@@ -62,7 +64,11 @@ def model_from_tensors(
 
 
 def _vit_from_tensors(
-  tensors: Mapping[str, Any], numerics: Numerics, pool: str | None, rotary: Rotary | None
+  tensors: Mapping[str, Any],
+  numerics: Numerics,
+  pool: str | None,
+  rotary: Rotary | None,
+  final_norm: str | None,
 ) -> VisionTransformer:
   patch, columns, _, width = tensors['embedding/kernel'].shape
   axial = f'{_BLOCK}/row/{_ATTENTION}/query/kernel' in tensors
@@ -105,11 +111,7 @@ def _vit_from_tensors(
     ),
     layer_scale=_LAYER_SCALE if f'{block}/LayerScale_0/scale' in tensors else 0.0,
     final_norm=(
-      'pooled'
-      if 'pool_norm/scale' in tensors
-      else 'encoder'
-      if 'Transformer/encoder_norm/scale' in tensors
-      else 'none'
+      'pooled' if 'pool_norm/scale' in tensors else 'none' if final_norm == 'none' else 'encoder'
     ),
     **_attention_pool(tensors, num_heads, mlp_dim),
     head_bias='head/kernel' not in tensors or 'head/bias' in tensors,

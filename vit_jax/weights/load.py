@@ -77,6 +77,10 @@ def open_weights(
     notes += (f'the tensors {prefix}* were taken, not {prefixes[1]}*',)
   inside = {n.removeprefix(prefix): x for n, x in file.tensors.items() if n.startswith(prefix)}
   ignored = tuple(n for n in file.tensors if not n.startswith(prefix))
+  if translator is hugging_face:
+    metadata, unused, of_family = hugging_face.complete(metadata, inside, name)
+    inside = {n: x for n, x in inside.items() if n not in unused}
+    notes, ignored = notes + of_family, ignored + unused
   if translator is not released and (family := families.describe(inside)):
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
   if layout == 'timm':
@@ -90,15 +94,22 @@ def open_weights(
   encoder_tensors = encoder_params(tensors)  # all of them, except of a masked-patch checkpoint
   ignored += tuple(name for name in tensors if name not in encoder_tensors)
   tensors = encoder_tensors
-  metadata, assumed = _assume(
-    layout, translator is released, metadata, gelu, mean, 'cls' in tensors
-  )
+  if translator is released:
+    defaults = ModelMetadata(gelu='tanh')  # Google's models, whose pixels are in [-1, 1]
+  elif translator is hugging_face:
+    defaults = hugging_face.defaults(inside)
+  else:
+    defaults = ModelMetadata(preprocessing=timm_config.DEFAULT_PREPROCESSING)
+  metadata, assumed = _assume(layout, defaults, metadata, gelu, mean, 'cls' in tensors)
   notes = (*notes, *assumed, *changes)
   mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
-  model = model_from_tensors(tensors, name, numerics, metadata.pool, metadata.rotary)
+  model = model_from_tensors(
+    tensors, name, numerics, metadata.pool, metadata.rotary, metadata.final_norm
+  )
+  _check_config(metadata, model, name)
   if {*mean, *std} != {0.5}:
     if isinstance(model, VisionTransformer):
       channels = tensors[build.input_kernel(tensors)].shape[2]
@@ -132,11 +143,23 @@ def open_weights(
     if layout in ('timm', 'big_vision'):
       tensors, change = with_prefix_positions(tensors, model, known_size)
       notes += change
+  if metadata.license:
+    notes += (metadata.license,)
   size, grid = _trained_size(tensors, model, metadata.image_size, image_size, name)
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
   )
+
+
+def _check_config(metadata: ModelMetadata, model: build.Model, source: str) -> None:
+  """Raises `UserError` if the config beside the tensors has other sizes than they have."""
+  for name, size in metadata.sizes.items():
+    if getattr(model, name, size) != size:
+      raise UserError(
+        f'{source} has tensors of {name} {getattr(model, name)}, but its config.json says {size}; '
+        'put the config.json of these tensors beside them.'
+      )
 
 
 def _trained_size(
@@ -185,44 +208,42 @@ def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] 
 
 def _assume(
   layout: str,
-  is_released: bool,
+  defaults: ModelMetadata,
   metadata: ModelMetadata,
   gelu: str | None,
   mean: tuple[float, ...] | None,
   has_class_token: bool,
 ) -> tuple[ModelMetadata, list[str]]:
-  """Completes what a file does not state; also returns notes on what is assumed.
-
-  Google's models are known to have tanh GELU and pixels in [-1, 1].
-  """
-  if is_released:
-    return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
+  """Completes what a file does not state; also returns notes on what is assumed."""
+  completed = dataclasses.replace(metadata, gelu=metadata.gelu or defaults.gelu or 'exact')
+  if defaults.preprocessing is None:  # the released layout
+    return completed, []
   notes = []
   if metadata.gelu is None and gelu is None and layout != 'timm BiT':
     pooling, pool = '', ''
     if layout == 'timm' and has_class_token:
       pooling, pool = ' and no pooling', ', class token'
     notes.append(
-      f'the file states no activation{pooling}: exact GELU{pool}; pass gelu= for another activation'
+      f'the file states no activation{pooling}: {completed.gelu} GELU{pool}; pass gelu= for '
+      'another activation'
     )
   if metadata.preprocessing is None:
-    scaling = '' if mean or metadata.mean else 'pixels scaled to [-1, 1], '
-    rule = 'squashed' if layout == 'Hugging Face' else 'central 87.5 %'
+    pixels = defaults.mean or HALF
+    scaling = 'scaled to [-1, 1]' if {*pixels} == {0.5} else f'normalized by the mean {pixels}'
+    scaling = '' if mean or metadata.mean else f'pixels {scaling}, '
+    crop = defaults.preprocessing.crop_fraction
+    rule = 'squashed' if defaults.preprocessing.resize == 'squash' else f'central {100 * crop:g} %'
     notes.append(
       f'the file states no preprocessing: {scaling}images {rule}; pass mean=, std= for another'
     )
-  if layout == 'Hugging Face':
-    defaults = hugging_face.read_config({}, {})
-    epsilon = metadata.layer_norm_epsilon if metadata.image_size else defaults.layer_norm_epsilon
-  else:
-    defaults = ModelMetadata(preprocessing=timm_config.DEFAULT_PREPROCESSING)
-    epsilon = metadata.layer_norm_epsilon
-  completed = dataclasses.replace(
-    metadata,
-    gelu=metadata.gelu or 'exact',
-    layer_norm_epsilon=epsilon,
-    preprocessing=metadata.preprocessing or defaults.preprocessing,
-  )
+    completed = dataclasses.replace(
+      completed,
+      preprocessing=defaults.preprocessing,
+      mean=metadata.mean or defaults.mean,
+      std=metadata.std or defaults.std,
+    )
+  if layout == 'Hugging Face' and metadata.image_size is None:  # no config.json
+    completed = dataclasses.replace(completed, layer_norm_epsilon=defaults.layer_norm_epsilon)
   return completed, notes
 
 
@@ -231,7 +252,7 @@ _POOLING = {
   'gap': 'average',
   'map': 'attention (map)',
   'token_gap': 'the class token and average',
-  'distilled': 'the class token and a distillation token',
+  'distilled': 'the class and distillation tokens',
 }
 
 

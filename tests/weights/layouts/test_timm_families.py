@@ -119,8 +119,12 @@ def test_a_folder_of_timm_is_read_and_written_back(architecture, timm, tmp_path)
 
 
 def test_the_table_is_that_of_timm(timm):
-  modules = [importlib.import_module(f'timm.models.{n}') for n in ('vision_transformer', 'eva', 'deit')]
-  names = {name for module in modules for name in timm.list_models(module=module.__name__.split('.')[-1])}
+  modules = [
+    importlib.import_module(f'timm.models.{n}') for n in ('vision_transformer', 'eva', 'deit')
+  ]
+  names = {
+    name for module in modules for name in timm.list_models(module=module.__name__.split('.')[-1])
+  }
   table = json.loads(
     (importlib.resources.files('vit_jax.weights.layouts') / 'timm_architectures.json').read_text()
   )

@@ -93,6 +93,8 @@ def complete(
       metadata if rotary is None else dataclasses.replace(metadata, rotary=_rule(rotary, tensors))
     )
   metadata = dataclasses.replace(metadata, position_resize='bicubic_antialias')
+  if family_of(tensors) is _PERCEPTION and 'norm.weight' not in tensors:
+    metadata = dataclasses.replace(metadata, final_norm='none')
   if metadata.pool is None and 'fc_norm.weight' in tensors:
     metadata = dataclasses.replace(metadata, pool='gap')
   family = family_of(tensors)

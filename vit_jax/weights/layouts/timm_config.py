@@ -92,9 +92,20 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
     std=tuple(map(float, pretrained.get('std') or _IMAGENET_STD)),
     pool=pool,
+    final_norm='none' if _lacks_norms(arguments) else None,
     has_positions=arguments.get('pos_embed', 'learn') not in ('', 'none'),
     position_resize='bicubic_antialias',  # resample_abs_pos_embed in timm/layers/pos_embed.py
   )
+
+
+def _lacks_norms(arguments: Mapping[str, Any]) -> bool:
+  """Whether there is no LayerNorm after the blocks, nor after pooling."""
+  after_blocks, pooled = (
+    ('use_post_transformer_norm', 'use_fc_norm')
+    if arguments.get('class') == 'eva'
+    else ('final_norm', 'fc_norm')
+  )
+  return arguments.get(after_blocks) is False and not arguments.get(pooled)
 
 
 def _read_activation(arguments: Mapping[str, Any]) -> str:
