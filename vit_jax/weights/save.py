@@ -195,7 +195,8 @@ def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epa
   """Writes one file in the released layout, which the original loaders read.
 
   Metadata goes into comments that they ignore. So a normalization of pixels is folded into the
-  first layer and LayerScale into the layers before it, unless the model has parts that they do not know.
+  first layer and LayerScale into the layers before it, unless the model has parts that they do
+  not know.
   """
   plain = model.clone(layer_scale=0.0) if isinstance(model, VisionTransformer) else model
   if plain is not model and _is_released(plain):

@@ -44,20 +44,19 @@ def arguments(architecture: str) -> dict[str, Any]:
   return dict(_read().get(architecture, {}))
 
 
-def class_of(model: VisionTransformer) -> str:
-  """The key of CLASSES that can have the model's parameters."""
+def class_of(model: VisionTransformer, has_key_biases: bool) -> str:
+  """The key of CLASSES that has such a model; only `Eva` has biases of queries but not of keys."""
   if model.pool == 'distilled':
     return 'distilled'
   sizes_of_pool = model.pool_num_heads or model.pool_mlp_dim
   is_eva = model.rotary is not None or model.mlp == 'swiglu_norm' or sizes_of_pool
-  # Of the same name as in Eva, so that what was read from there is written alike.
-  is_eva = is_eva or (model.width, model.depth) == (1408, 40) and not model.pre_norm
-  return 'eva' if is_eva else 'vit'
+  is_plain = model.numerics.gelu == 'exact' and model.mlp == 'gelu'
+  return 'eva' if is_eva or (is_plain and not has_key_biases) else 'vit'
 
 
-def closest(model: VisionTransformer, image_size: tuple[int, int]) -> str:
-  """timm's name for a model, or for one that becomes it by arguments in config.json."""
-  kind, epsilon = class_of(model), model.numerics.layer_norm_epsilon
+def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) -> str:
+  """timm's name for a model of a class, or for one that becomes it by arguments in config.json."""
+  epsilon = model.numerics.layer_norm_epsilon
   needs_gated = kind == 'vit' and model.mlp == 'swiglu'
   wanted = _features(model)
 

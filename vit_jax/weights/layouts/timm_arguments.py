@@ -5,23 +5,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.layouts.timm_architectures import class_of, rotary_arguments
+from vit_jax.weights.layouts.timm_architectures import rotary_arguments
 
 _POOLS = {'token': 'token', 'distilled': 'token', 'gap': 'avg', 'map': 'map'}
 _ACTIVATIONS = {'tanh': 'gelu_tanh', 'exact': 'gelu', 'quick': 'quick_gelu'}
 
 
 def of_model(
-  model: VisionTransformer, image_size: tuple[int, int], state_dict: Mapping[str, Any]
+  model: VisionTransformer, kind: str, image_size: tuple[int, int], state_dict: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Every argument on which the numbers depend, whatever the architecture's own ones are.
 
   Args:
     model: what is written.
+    kind: of `timm_architectures.CLASSES`.
     image_size: (height, width) in pixels.
     state_dict: of `timm.from_linen`, {name: array}.
   """
-  is_packed = model.mlp == 'swiglu' and class_of(model) != 'eva'  # in SwiGLUPacked
+  is_packed = model.mlp == 'swiglu' and kind != 'eva'  # in SwiGLUPacked
   arguments = {
     'img_size': list(image_size),
     'patch_size': model.patch_size,
@@ -39,7 +40,7 @@ def of_model(
     'init_values': model.layer_scale or None,
     'no_embed_class': _lacks_prefix(model, image_size, state_dict),
   }
-  of_class = _of_eva if class_of(model) == 'eva' else _of_vit
+  of_class = _of_eva if kind == 'eva' else _of_vit
   return arguments | of_class(model, state_dict)
 
 

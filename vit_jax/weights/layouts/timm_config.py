@@ -10,7 +10,7 @@ from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
-from vit_jax.weights.layouts import pytorch, timm_architectures, timm_arguments
+from vit_jax.weights.layouts import pytorch, timm_architectures, timm_arguments, timm_vit
 from vit_jax.weights.metadata import HALF, ModelMetadata, UnsupportedError
 
 # Of pixels in [0, 1]: IMAGENET_DEFAULT_MEAN in timm/data/constants.py.
@@ -183,9 +183,10 @@ def make_config(
       'reads too.'
     )
   channels = state_dict['patch_embed.proj.weight'].shape[1]
-  arguments = timm_arguments.of_model(model, image_size, state_dict)
+  kind = timm_vit.written_class(model, state_dict)
+  arguments = timm_arguments.of_model(model, kind, image_size, state_dict)
   config = {
-    'architecture': timm_architectures.closest(model, image_size),
+    'architecture': timm_architectures.closest(model, kind, image_size),
     'num_classes': model.num_classes,
     'num_features': model.width,
     'global_pool': arguments['global_pool'],

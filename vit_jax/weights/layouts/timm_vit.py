@@ -184,7 +184,7 @@ def from_linen(model: VisionTransformer, params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of timm's class for the model."""
   tensors = {name: np.asarray(x, np.float32) for name, x in flatten(params).items()}
   _complete(model, tensors)
-  kind = class_of(model)
+  kind = class_of(model, _has_key_biases(tensors))
   _shorten_positions(model, tensors)
   is_separate = kind == 'eva' and model.mlp == 'swiglu_norm'
   block = dict(_BLOCK) | (_SEPARATE if is_separate else _FUSED)
@@ -203,6 +203,20 @@ def from_linen(model: VisionTransformer, params: Any) -> dict[str, np.ndarray]:
     name = re.sub(r'\.ls([12])\.weight$', scale, name.replace(_PACKED_NAME, 'mlp.fc1'))
     state_dict[name] = np.ascontiguousarray(array)
   return _without_zero_biases(model, kind, state_dict)
+
+
+def written_class(model: VisionTransformer, state_dict: Mapping[str, Any]) -> str:
+  """The key of `timm_architectures.CLASSES` for which `from_linen` has made a state dict."""
+  return class_of(model, has_key_biases='blocks.0.attn.q_bias' not in state_dict)
+
+
+def _has_key_biases(tensors: Mapping[str, np.ndarray]) -> bool:
+  """Whether keys have biases, or queries have none either."""
+  queries, keys = (
+    [x for n, x in tensors.items() if n.endswith(f'{ATTENTION}/{name}/bias')]
+    for name in ('query', 'key')
+  )
+  return any(x.any() for x in keys) or not any(x.any() for x in queries)
 
 
 def _complete(model: VisionTransformer, tensors: dict[str, np.ndarray]) -> None:
