@@ -3,6 +3,7 @@
 From the root of the repository, with the `torch` extra: `python -m tests.golden.make_timm_families`.
 """
 
+import copy
 import importlib
 import pathlib
 
@@ -54,9 +55,10 @@ def main() -> None:
   folder, expected = pathlib.Path(__file__).parent / 'timm_families', {}
   save = importlib.import_module('timm.models._hub').save_for_hf
   for name, (architecture, arguments) in MODELS.items():
-    module = randomize(timm.create_model(architecture, **TINY | arguments)).bfloat16()
-    save(module, folder / name, safe_serialization=True)
-    module = module.float()
+    module = randomize(timm.create_model(architecture, **TINY | arguments))
+    stored = copy.deepcopy(module).bfloat16()
+    save(stored, folder / name, safe_serialization=True)
+    module.load_state_dict(stored.state_dict())  # buffers such as rotary periods stay exact
     for size in SIZES:
       module.set_input_size(img_size=size)
       tokens, pooled = outputs(module, images_of(size))
