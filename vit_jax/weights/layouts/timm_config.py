@@ -74,7 +74,8 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
   ours = config.get(METADATA_KEY) or {}
   if ours.get('preprocessing'):
     written = ModelMetadata.from_json(ours).preprocessing or Preprocessing()
-    if _read_preprocessing(_make_pretrained(written, image_size, 3)) == preprocessing:
+    expected = _make_pretrained(written, image_size, 3) | {'mean': pretrained.get('mean')}
+    if _read_preprocessing(expected) == preprocessing:
       preprocessing = written  # nobody has changed pretrained_cfg
   return ModelMetadata(
     image_size=image_size,
