@@ -135,7 +135,7 @@ def _pool(tensors: Mapping[str, Any], width: int, stated: str | None) -> str:
   return 'gap' if stated == 'gap' else 'token'
 
 
-def _attention_pool(tensors: Mapping[str, Any], num_heads: int, mlp_dim: int) -> dict[str, int]:
+def _attention_pool(tensors: Mapping[str, Any], num_heads: int, mlp_dim: int) -> dict[str, Any]:
   """The sizes of pool map where they are not those of the blocks."""
   if 'MAPHead_0/probe' not in tensors:
     return {}
