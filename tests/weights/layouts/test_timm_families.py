@@ -11,9 +11,7 @@ import re
 import shutil
 import types
 from typing import Any
-from typing import Any
 
-import jax
 import jax
 import numpy as np
 import pytest
@@ -21,10 +19,7 @@ import safetensors.numpy
 
 import vit_jax
 from tests.helpers import GOLDEN
-from tests.helpers import GOLDEN
 from tests.torch_models import import_or_skip, randomize
-from vit_jax.errors import UserError
-from vit_jax.models.rotary import ROTARIES
 from vit_jax.errors import UserError
 from vit_jax.models.rotary import ROTARIES
 from vit_jax.weights.layouts import timm_architectures
@@ -305,17 +300,31 @@ def test_positions_of_registers_are_added_to_them(tmp_path):
 # --- live -------------------------------------------------------------------------------------
 
 
-# --- stored outputs ---------------------------------------------------------------------------
-
-FOLDER = GOLDEN / 'timm_families'
-EXPECTED = np.load(FOLDER / 'expected.npz')
-STORED = sorted({name.split('/')[0] for name in EXPECTED})
-SIZES = {16: (16, 16), 24: (16, 24)}
+@pytest.fixture(scope='module')
+def timm() -> types.ModuleType:
+  import_or_skip('torch')
+  return import_or_skip('timm')
 
 
-def images_of(size: tuple[int, int], number: int = 1) -> np.ndarray:
-  """As in `make_timm_families.py`."""
-  return np.float32(np.random.default_rng(1).uniform(-1, 1, (number, *size, 3)))
+def create(timm, architecture: str, **changes):
+  arguments = TINY | ARCHITECTURES[architecture] | changes
+  return randomize(timm.create_model(architecture, **arguments))
+
+
+def save(module, folder) -> None:
+  importlib.import_module('timm.models._hub').save_for_hf(module, folder, safe_serialization=True)
+
+
+def outputs_in_timm(module, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(last tokens, logits or features) of images in [-1, 1]."""
+  import torch
+
+  config = module.pretrained_cfg
+  mean, std = (np.float32(config[name]) for name in ('mean', 'std'))
+  pixels = torch.from_numpy(((images + 1) / 2 - mean) / std).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    tokens = module.forward_features(pixels)
+    return tokens.numpy(), module.forward_head(tokens).numpy()
 
 
 def assert_same_outputs(vit, module) -> None:
