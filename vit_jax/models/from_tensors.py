@@ -80,6 +80,8 @@ def _vit_from_tensors(
     resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
   if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
+  if rotary is not None and head_dim % 4:
+    raise ValueError(head_dim)
   pool = _pool(tensors, width, pool)
   mlp = f'{block}/MlpBlock_0'
   position_embedding, position_entry = _positions(tensors)

@@ -84,7 +84,7 @@ def open_weights(
   if translator is not released and (family := families.describe(inside)):
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
   if layout == 'timm':
-    metadata = assumptions.complete(metadata, inside, rotary)
+    metadata = assumptions.complete(metadata, inside, rotary, name)
   notes += tuple(note for note in metadata.notes if note not in notes)
   heads = num_heads if not metadata.is_own and metadata.image_size is None else None
   heads = heads or metadata.num_heads or num_heads

@@ -78,6 +78,7 @@ class ModelMetadata:
       ('loss', choices(Loss)),
       ('gelu', GELUS),
       ('dtype', DTYPES),
+      ('pool', ('token', 'gap', 'map', 'token_gap', 'distilled')),
       ('position_resize', choices(PositionResize)),
     ):
       value = getattr(self, name)
@@ -90,6 +91,9 @@ class ModelMetadata:
       raise ValueError('labels are not a list of strings')
     if num_heads is not None and not (type(num_heads) is int and 0 < num_heads < 2**16):
       raise ValueError(f'num_heads is not a number from 1 to {2**16 - 1}')
+    pool_num_heads = self.pool_num_heads
+    if pool_num_heads is not None and not (type(pool_num_heads) is int and pool_num_heads > 0):
+      raise ValueError('pool_num_heads is not a positive number')
     if not 0 <= self.layer_norm_epsilon < 1:
       raise ValueError('layer_norm_epsilon is not in [0, 1)')
     if self.mean is not None and not all(map(math.isfinite, self.mean)):

@@ -79,7 +79,7 @@ def _patch(tensors: Mapping[str, Tensor]) -> int:
 
 
 def complete(
-  metadata: ModelMetadata, tensors: Mapping[str, Tensor], rotary: str | None
+  metadata: ModelMetadata, tensors: Mapping[str, Tensor], rotary: str | None, source: str
 ) -> ModelMetadata:
   """The metadata with what the family of a state dict has, where nothing states it.
 
@@ -87,6 +87,10 @@ def complete(
     metadata: that is stored with the tensors.
     tensors: {name in timm: tensor}.
     rotary: of `vit_jax.load`.
+    source: the name of the file, for error messages.
+
+  Raises:
+    UserError: for another rotary, or a model that is not supported.
   """
   if metadata.is_own or metadata.image_size is not None:  # a config.json says it
     return (
@@ -98,12 +102,18 @@ def complete(
   if metadata.pool is None and 'fc_norm.weight' in tensors:
     metadata = dataclasses.replace(metadata, pool='gap')
   family = family_of(tensors)
+  if 'attn_pool.latent' in tensors and family is not _PERCEPTION:
+    if {'cls_token', 'reg_token'} & tensors.keys():
+      raise UserError(
+        f'{source} has attention pooling of the patches beside other tokens, which vit_jax does not '
+        'support.'
+      )
   if family is None:
     return (
       metadata if rotary is None else dataclasses.replace(metadata, rotary=_rule(rotary, tensors))
     )
   shape, (mean, std) = tensors['patch_embed.proj.weight'].shape, family.normalization
-  width = shape[0] if shape else 0
+  width = min(shape[0] if shape else 0, 2**16)
   rule = _rule(rotary or family.rotary, tensors)
   angles = '' if rule is None else f', the rotary positions of {rotary or family.rotary}'
   return dataclasses.replace(

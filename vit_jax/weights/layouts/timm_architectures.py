@@ -50,6 +50,7 @@ def class_of(model: VisionTransformer, has_key_biases: bool) -> str:
     return 'distilled'
   sizes_of_pool = model.pool_num_heads or model.pool_mlp_dim
   is_eva = model.rotary is not None or model.mlp == 'swiglu_norm' or sizes_of_pool
+  is_eva = is_eva or (model.pool == 'map' and model.num_prefix_tokens)  # others pool only patches
   is_plain = model.numerics.gelu == 'exact' and model.mlp == 'gelu'
   return 'eva' if is_eva or (is_plain and not has_key_biases) else 'vit'
 

@@ -70,6 +70,9 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     if of_name.get('class') == 'distilled':
       pool = 'distilled'
     _check_arguments(architecture, arguments)
+    prefix = arguments.get('reg_tokens') or arguments.get('class_token', True)
+    if pool == 'map' and prefix and of_name.get('class') == 'vit':
+      raise UnsupportedError('attention pooling of the patches beside other tokens')
   preprocessing = _read_preprocessing(pretrained)
   ours = config.get(METADATA_KEY) or {}
   if ours.get('preprocessing'):
@@ -185,6 +188,11 @@ def make_config(
     )
   channels = state_dict['patch_embed.proj.weight'].shape[1]
   kind = timm_vit.written_class(model, state_dict)
+  if kind == 'eva' and model.mlp == 'gelu' and model.numerics.gelu != 'exact':
+    raise UserError(
+      f'The model has {model.numerics.gelu} GELU, for which timm has no argument beside its other '
+      'parts; write X.safetensors, or a vit_jax folder (--layout=model).'
+    )
   arguments = timm_arguments.of_model(model, kind, image_size, state_dict)
   config = {
     'architecture': timm_architectures.closest(model, kind, image_size),
