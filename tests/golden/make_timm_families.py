@@ -1,6 +1,7 @@
 """Makes tests/golden/timm_families/: tiny models of timm's families, and their outputs.
 
-From the root of the repository, with the `torch` extra: `python -m tests.golden.make_timm_families`.
+From the root of the repository, with the `torch` extra:
+`python -m tests.golden.make_timm_families`.
 """
 
 import copy
@@ -8,8 +9,8 @@ import importlib
 import pathlib
 
 import numpy as np
-import timm
-import torch
+import timm  # pyright: ignore[reportMissingImports]
+import torch  # pyright: ignore[reportMissingImports]
 
 from tests.torch_models import randomize
 
@@ -38,7 +39,7 @@ MODELS = {
 
 def images_of(size: tuple[int, int]) -> np.ndarray:
   """One image, (1, H, W, 3) float32 in [-1, 1]."""
-  return np.float32(np.random.default_rng(1).uniform(-1, 1, (1, *size, 3)))
+  return np.random.default_rng(1).uniform(-1, 1, (1, *size, 3)).astype(np.float32)
 
 
 def outputs(module, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

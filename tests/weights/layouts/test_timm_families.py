@@ -1,6 +1,7 @@
 """Families of Vision Transformers as timm and their authors store them, both ways.
 
-Against stored outputs (`tests/golden/timm_families/`, made by `make_timm_families.py`), and live with the `torch` extra.
+Against stored outputs (`tests/golden/timm_families/`, made by `make_timm_families.py`), and live
+with the `torch` extra.
 """
 
 import dataclasses
@@ -66,9 +67,13 @@ STORED = sorted({name.split('/')[0] for name in EXPECTED})
 SIZES = {16: (16, 16), 24: (16, 24)}
 
 
+def float32(x: Any) -> np.ndarray:
+  return np.asarray(x, np.float32)
+
+
 def images_of(size: tuple[int, int], number: int = 1) -> np.ndarray:
   """As in `make_timm_families.py`."""
-  return np.float32(np.random.default_rng(1).uniform(-1, 1, (number, *size, 3)))
+  return float32(np.random.default_rng(1).uniform(-1, 1, (number, *size, 3)))
 
 
 def close(actual, expected) -> None:
@@ -114,7 +119,7 @@ def test_a_file_and_a_folder_are_written_back(name, tmp_path):
     written = safetensors.numpy.load_file(path)
     assert written.keys() == stored.keys()
     for key, array in written.items():
-      np.testing.assert_array_equal(array, np.float32(stored[key]), err_msg=key)
+      np.testing.assert_array_equal(array, float32(stored[key]), err_msg=key)
   for source in (tmp_path / 'x.safetensors', tmp_path / 'x'):
     loaded = vit_jax.load(source)
     assert loaded.model == vit.model
@@ -175,11 +180,11 @@ def as_dinov3(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     block = f'blocks.{i}.attn.'
     query, value = (tensors.pop(f'{block}{name}_bias') for name in 'qv')
     tensors[f'{block}qkv.bias'] = np.concatenate([query, np.ones_like(query), value])
-    tensors[f'{block}qkv.bias_mask'] = np.repeat(np.float32([1, 0, 1]), len(query))
+    tensors[f'{block}qkv.bias_mask'] = np.repeat(float32([1, 0, 1]), len(query))
   tensors |= {
     'mask_token': np.ones((1, 24), np.float32),
     'local_cls_norm.weight': np.ones(24, np.float32),
-    'rope_embed.periods': np.float32([1, 10]),
+    'rope_embed.periods': float32([1, 10]),
   }
   return rename(tensors, (r'\.gamma_([12])$', r'.ls\1.gamma'), ('^reg_token$', 'storage_tokens'))
 
@@ -236,7 +241,7 @@ def test_the_files_of_the_authors(name, tmp_path):
   convert, arguments, family = ORIGINALS[name]
   folder_model = vit_jax.load(FOLDER / name).model
   stored = safetensors.numpy.load_file(FOLDER / name / 'model.safetensors')
-  tensors = convert({key: np.float32(array) for key, array in stored.items()})
+  tensors = convert({key: float32(array) for key, array in stored.items()})
   safetensors.numpy.save_file(tensors, tmp_path / 'x.safetensors')
   config = json.loads((FOLDER / name / 'config.json').read_text())['pretrained_cfg']
   normalization = {key: config[key] for key in ('mean', 'std')}
@@ -253,7 +258,7 @@ def test_the_files_of_the_authors(name, tmp_path):
   images, key = images_of(SIZES[16]), f'{name}/16/pooled'
   expected = EXPECTED[key]
   if name == 'clip':  # a projection without bias
-    expected = expected - np.float32(stored['head.bias'])
+    expected = expected - float32(stored['head.bias'])
   tokens, pooled = outputs(vit, images)
   close(tokens, EXPECTED[f'{name}/16/tokens'])
   if name != 'dinov3':  # timm averages; its authors take the class token
@@ -285,8 +290,8 @@ def test_layer_scale_is_folded_for_the_released_layout(tmp_path):
 def test_positions_of_registers_are_added_to_them(tmp_path):
   """As in a model of timm with registers, but without `no_embed_class`."""
   tensors = safetensors.numpy.load_file(FOLDER / 'dinov2_reg4' / 'model.safetensors')
-  tensors = {name: np.float32(array) for name, array in tensors.items()}
-  prefix = np.float32(np.random.default_rng(0).normal(size=(1, 5, 24)))
+  tensors = {name: float32(array) for name, array in tensors.items()}
+  prefix = float32(np.random.default_rng(0).normal(size=(1, 5, 24)))
   tensors['pos_embed'] = np.concatenate([prefix, tensors['pos_embed']], axis=1)
   tensors['cls_token'] = tensors['cls_token'] - prefix[:, :1]
   tensors['reg_token'] = tensors['reg_token'] - prefix[:, 1:]
@@ -317,10 +322,10 @@ def save(module, folder) -> None:
 
 def outputs_in_timm(module, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(last tokens, logits or features) of images in [-1, 1]."""
-  import torch
+  import torch  # pyright: ignore[reportMissingImports]
 
   config = module.pretrained_cfg
-  mean, std = (np.float32(config[name]) for name in ('mean', 'std'))
+  mean, std = (float32(config[name]) for name in ('mean', 'std'))
   pixels = torch.from_numpy(((images + 1) / 2 - mean) / std).permute(0, 3, 1, 2)
   with torch.no_grad():
     tokens = module.forward_features(pixels)

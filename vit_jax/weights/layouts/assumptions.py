@@ -98,7 +98,7 @@ def complete(
     )
   metadata = dataclasses.replace(metadata, position_resize='bicubic_antialias')
   if family_of(tensors) is _PERCEPTION and 'norm.weight' not in tensors:
-    metadata = dataclasses.replace(metadata, final_norm='none', pool='gap')  # of features, as timm
+    metadata = dataclasses.replace(metadata, final_norm='none', pool='gap')  # as timm
   if metadata.pool is None and 'fc_norm.weight' in tensors:
     metadata = dataclasses.replace(metadata, pool='gap')
   family = family_of(tensors)
