@@ -105,8 +105,8 @@ def complete(
   if 'attn_pool.latent' in tensors and family is not _PERCEPTION:
     if {'cls_token', 'reg_token'} & tensors.keys():
       raise UserError(
-        f'{source} has attention pooling of the patches beside other tokens, which vit_jax does not '
-        'support.'
+        f'{source} has attention pooling of the patches beside other tokens, which vit_jax does '
+        'not support.'
       )
   if family is None:
     return (
