@@ -22,6 +22,7 @@ benchmarks/results/fuzz_loaders_<date>.csv.
 import argparse
 import concurrent.futures
 import csv
+import dataclasses
 import datetime
 import faulthandler
 import io
@@ -62,6 +63,7 @@ import vit_jax  # noqa: E402
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
+from vit_jax.models.rotary import ROTARIES
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.tensor_file import read_tensors
 from vit_jax.weights.layouts import released, timm
@@ -126,7 +128,7 @@ def _shards(files: Files) -> Files:
 
 def _timm_folder(model: VisionTransformer) -> Files:
   """timm's config.json, and LayerScale."""
-  tensors = timm.from_linen(_params(model))
+  tensors = timm.from_linen(model, _params(model))
   for i in range(model.depth):
     for j in (1, 2):
       tensors[f'blocks.{i}.ls{j}.gamma'] = np.linspace(0, 1, model.width, dtype=np.float32)
@@ -146,11 +148,47 @@ def _timm_folder(model: VisionTransformer) -> Files:
   return {'model.safetensors': weights, 'config.json': json.dumps(config).encode()}
 
 
+def _clip() -> Files:
+  """The image tower of CLIP under the names of its authors, without a config."""
+  model = VisionTransformer(4, 64, 1, 64, 1, num_classes=3, pre_norm=True, patch_bias=False)
+  names = {
+    'patch_embed.proj': 'conv1',
+    'cls_token': 'class_embedding',
+    'pos_embed': 'positional_embedding',
+    'norm_pre': 'ln_pre',
+    'blocks.': 'transformer.resblocks.',
+    '.norm': '.ln_',
+    '.qkv.': '.in_proj_',
+    'attn.proj': 'attn.out_proj',
+    'fc1': 'c_fc',
+    'fc2': 'c_proj',
+    'head.weight': 'proj',
+  }
+  tensors = {}
+  for name, array in timm.from_linen(model, _params(model)).items():
+    for old, new in names.items():
+      name = name.replace(old, new)
+    name = 'ln_post' + name.removeprefix('norm') if name.startswith('norm.') else name
+    tensors[f'visual.{name}'] = array.T.copy() if name == 'proj' else array
+  tensors.pop('visual.head.bias')
+  return {'x.safetensors': safetensors.numpy.save(tensors)}
+
+
 def make_models() -> dict[str, Files]:
   """A small valid model for each container and layout."""
   vit = VisionTransformer(4, 16, 2, 24, 2, num_classes=3, pool='token')
   pre_logits, pooled = vit.clone(pre_logits=8), vit.clone(pool='map')
   hybrid = vit.clone(patch_size=8, depth=1, resnet_width=32, resnet_blocks=(1,))
+  dinov3 = vit.clone(
+    registers=2, rotary=ROTARIES['dinov3'], position_embedding='none', layer_scale=0.1, mlp='swiglu'
+  )
+  eva02 = vit.clone(
+    pool='gap',
+    class_token=True,
+    final_norm='pooled',
+    rotary=dataclasses.replace(ROTARIES['eva02'], reference_grid=(2, 2)),
+    mlp='swiglu_norm',
+  )
   bit = BiTResNet(32, (1,), num_classes=3)
   return {
     'released npz': _npz(released.from_linen(_params(pre_logits))),
@@ -163,6 +201,9 @@ def make_models() -> dict[str, Files]:
     'timm safetensors': _saved(vit, 'x.safetensors'),
     'timm folder': _timm_folder(vit),
     'timm folder of our own': _saved(pooled, 'model', 'timm'),
+    'DINOv3 in timm': _saved(dinov3, 'model', 'timm'),
+    'EVA-02 in timm': _saved(eva02, 'model', 'timm'),
+    'CLIP safetensors': _clip(),
     'Transformers folder': _saved(vit, 'model', 'huggingface'),
     'Transformers shards': _shards(_saved(vit, 'model', 'huggingface')),
   }

@@ -23,7 +23,7 @@ from vit_jax.models.pixels import scale_pixels
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights import adapt, save
-from vit_jax.weights.layouts import hugging_face
+from vit_jax.weights.layouts import hugging_face_classes
 from vit_jax.weights.layouts.released import flatten
 from vit_jax.weights.metadata import ModelMetadata, read_labels
 from vit_jax.weights.stablehlo import export
@@ -58,6 +58,8 @@ class Classifier:
     labels: a name for each class, or None when unknown.
     preprocessing: how `preprocess` resizes and crops an image.
     loss: the training loss: 'softmax' (one class for each image) or 'sigmoid' (any number).
+    position_resize: how the family of the model resizes position embeddings.
+    license: terms of the weights that their owner wants to be named; None: not known.
     report: what happened to the tensors of the file; None for a model that was not loaded.
   """
 
@@ -67,19 +69,22 @@ class Classifier:
   labels: list[str] | None = None
   preprocessing: Preprocessing = Preprocessing()
   loss: str = 'softmax'
+  position_resize: str = 'corners'
+  license: str | None = None
   report: adapt.LoadReport | None = None
 
   def tree_flatten(self) -> tuple[tuple[Any], tuple[Any, ...]]:
     """(the parameters), and what is static, for JAX; without the report."""
     labels = None if self.labels is None else tuple(self.labels)
-    return (self.params,), (self.model, self.image_size, labels, self.preprocessing, self.loss)
+    rest = self.preprocessing, self.loss, self.position_resize, self.license
+    return (self.params,), (self.model, self.image_size, labels, *rest)
 
   @classmethod
   def tree_unflatten(cls, static: tuple[Any, ...], children: tuple[Any]) -> 'Classifier':
     """The inverse of `tree_flatten`."""
-    model, image_size, labels, preprocessing, loss = static
+    model, image_size, labels, *rest = static
     labels = None if labels is None else list(labels)
-    return cls(model, children[0], image_size, labels, preprocessing, loss)
+    return cls(model, children[0], image_size, labels, *rest)
 
   def _architecture(self) -> list[tuple[str, Any]]:
     """The names and values of what is worth showing, without the number of classes."""
@@ -290,9 +295,7 @@ class Classifier:
     params = adapt.adapt_params(self.params, model, size, size, True, 'corners')
     return dataclasses.replace(self, model=model, params=params, labels=names, report=None)
 
-  def at_size(
-    self, image_size: int | Sequence[int], position_resize: str = 'corners'
-  ) -> 'Classifier':
+  def at_size(self, image_size: int | Sequence[int], position_resize: str = 'auto') -> 'Classifier':
     """The model for images of another size, with resized position embeddings (Section 3.2).
 
     Args:
@@ -303,9 +306,8 @@ class Classifier:
       UserError: for a size that the patches do not tile.
     """
     size = height_width(image_size)
-    params = adapt.adapt_params(
-      self.params, self.model, self.image_size, size, False, position_resize
-    )
+    method = self.position_resize if position_resize == 'auto' else position_resize
+    params = adapt.adapt_params(self.params, self.model, self.image_size, size, False, method)
     return dataclasses.replace(self, params=params, image_size=size, report=None)
 
   # --- files ----------------------------------------------------------------------------------
@@ -324,6 +326,8 @@ class Classifier:
       mean=getattr(self.model, 'pixel_mean', ()) or None,
       std=getattr(self.model, 'pixel_std', ()) or None,
       dtype=build.dtype_name(self.model),
+      position_resize=self.position_resize,
+      license=self.license,
     )
 
   def save(
@@ -346,7 +350,9 @@ class Classifier:
     """
     if layout is None:
       layout = save.layout_of(path)
-      if layout == 'huggingface' and hugging_face.unsupported_feature(self.params):
+      if layout == 'huggingface' and hugging_face_classes.unsupported_feature(
+        self.model, self.image_size
+      ):
         layout = 'model'
     path = user_path(path)
     if layout not in LAYOUTS:

@@ -13,6 +13,7 @@ from vit_jax.classifier import LAYOUTS
 from vit_jax.config import PositionResize, choices
 from vit_jax.files import user_path
 from vit_jax.load_classifier import load
+from vit_jax.models.encoder_block import GELUS
 from vit_jax.text import printable
 from vit_jax.weights import save
 
@@ -31,14 +32,14 @@ def main() -> None:
   add('--labels', metavar='FILE', help='text file of class names, one a line')
   add(
     '--position_resize',
-    default='corners',
+    default='auto',
     choices=choices(PositionResize),
-    help='how position embeddings are resized; corners: as released',
+    help='how position embeddings are resized; auto: as their family does; corners: as released',
   )
   add('--num_heads', type=int, help='for PyTorch files that do not store it')
   add('--mean', type=float, nargs='+', help='of pixels in [0, 1], if not stored; one or three')
   add('--std', type=float, nargs='+', help='as --mean')
-  add('--gelu', choices=('tanh', 'exact'), help='for PyTorch files that do not store it')
+  add('--gelu', choices=tuple(GELUS), help='for PyTorch files that do not store it')
   add('--overwrite', action='store_true', help='replace TARGET if it exists')
   options = vars(parser.parse_args())
   target, layout, overwrite = map(options.pop, ('target', 'layout', 'overwrite'))

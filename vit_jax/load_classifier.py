@@ -28,9 +28,10 @@ def load(
   device: Any = None,
   shardings: Callable[[Any], Any] | None = None,
   keep_pre_logits: bool = False,
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   num_heads: int | None = None,
   gelu: str | None = None,
+  rotary: str | None = None,
 ) -> Classifier:
   """Loads a model; its tensors determine depth, width, heads, patch size and head.
 
@@ -51,9 +52,12 @@ def load(
     shardings: from the abstract parameter tree to a tree of shardings, for a model that is
       sharded over devices; each device gets only its shard.
     keep_pre_logits: keep that layer under a new head.
-    position_resize: 'corners', as in the released code, or 'half_pixel'.
+    position_resize: 'auto': as the family of the source does; 'corners', as in the released code;
+      'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias', as in PyTorch.
     num_heads: only for PyTorch files of an unpublished width that do not store it.
-    gelu: 'tanh' or 'exact', for files that do not store it.
+    gelu: 'tanh', 'exact' or 'quick', for files that do not store it.
+    rotary: 'none', 'dinov3', 'eva02' or 'perception_encoder', for state dicts of timm and of the
+      authors, which do not store it.
 
   Raises:
     UserError: for a source that is missing, damaged or not a supported model, whose patches do
@@ -63,7 +67,7 @@ def load(
     raise UserError(f'num_heads is {num_heads!r}; it must be positive.')
   size = None if image_size is None else height_width(image_size)
   weights = open_weights(
-    source, size, num_heads, gelu, _numbers('mean', mean), _numbers('std', std)
+    source, size, num_heads, gelu, _numbers('mean', mean), _numbers('std', std), rotary
   )
   heads = getattr(weights.model, 'num_heads', None)
   if num_heads is not None and heads not in (None, num_heads):
@@ -82,7 +86,17 @@ def load(
   sharding_tree = shardings and shardings(build.abstract_params(model, size, channels))
   params = adapt.read_params(tensors, weights.name, sharding_tree, _find_device(device))
   preprocessing = metadata.preprocessing or Preprocessing()
-  return Classifier(model, params, size, names, preprocessing, metadata.loss, report)
+  return Classifier(
+    model,
+    params,
+    size,
+    names,
+    preprocessing,
+    metadata.loss,
+    metadata.position_resize or 'corners',
+    metadata.license,
+    report,
+  )
 
 
 def _numbers(name: str, value: float | Sequence[float] | None) -> tuple[float, ...] | None:

@@ -36,7 +36,9 @@ Mixer = Literal['Mixer-S', 'Mixer-B', 'Mixer-L', 'Mixer-H']
 Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
 MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
-PositionResize = Literal['corners', 'half_pixel']
+PositionResize = Literal[
+  'auto', 'corners', 'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias'
+]
 InitHead = Literal['new', 'keep', 'auto']
 OnBadExample = Literal['error', 'skip']
 ResizeRule = Literal['crop', 'squash', 'border']
@@ -141,9 +143,13 @@ class ModelConfig(Section, path='model'):
   layer_scale: float = field(
     0.0, 'initial factor of each branch (arXiv 2103.17239); 0: no factors', NOT_NEGATIVE
   )
-  final_norm: Literal['encoder', 'pooled'] = field(
-    'encoder', 'LayerNorm of all tokens after the blocks, or of the pooled features'
+  final_norm: Literal['encoder', 'pooled', 'none'] = field(
+    'encoder', 'LayerNorm of all tokens after the blocks, of the pooled features, or none'
   )
+  pool_num_heads: int = field(
+    0, 'heads of pool map; 0: those of the blocks (Perception Encoder has 8)', NOT_NEGATIVE
+  )
+  pool_mlp_dim: int = field(0, 'hidden units of the MLP of pool map; 0: mlp_dim', NOT_NEGATIVE)
   remat: Literal['none', 'dots', 'full'] = field(
     'none',
     'the backward pass recomputes nothing, all but dense layers and flash attention, or all',
@@ -518,7 +524,9 @@ class Config(StepConfig):
     '', 'WORKDIR or WORKDIR@STEP of another run, whose whole state a new workdir starts from'
   )
   position_resize: PositionResize = field(
-    'corners', "how init_from's position embeddings are resized; corners: as released"
+    'auto',
+    "how init_from's position embeddings are resized; auto: as its family does; corners: as "
+    'released',
   )
   tracker: str = field(
     '',

@@ -36,7 +36,8 @@ _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
     'resnet_blocks position_embedding position_entry axial class_token registers rotary patch_bias '
-    'pre_norm mlp layer_scale final_norm head_bias pixel_mean pixel_std'
+    'pre_norm mlp layer_scale final_norm pool_num_heads pool_mlp_dim head_bias pixel_mean '
+    'pixel_std'
   ).split(),
   BiTResNet: (
     'width blocks num_classes spatial window num_heads non_local_stages non_local_subsample'
@@ -132,6 +133,8 @@ def model_from_config(
     mlp=config.mlp,
     layer_scale=config.layer_scale,
     final_norm=config.final_norm,
+    pool_num_heads=config.pool_num_heads,
+    pool_mlp_dim=config.pool_mlp_dim,
     numerics=Numerics(dtype, config.gelu, config.layer_norm_epsilon),
     attention=attention,
     remat=config.remat,
@@ -197,6 +200,11 @@ def _check_sizes(model: VisionTransformer) -> None:
   if model.width % model.num_heads:
     raise UserError(
       f'config.model.width={model.width} is not a multiple of num_heads={model.num_heads}.'
+    )
+  if model.pool_num_heads and model.width % model.pool_num_heads:
+    raise UserError(
+      f'config.model.width={model.width} is not a multiple of pool_num_heads='
+      f'{model.pool_num_heads}.'
     )
   if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
     raise UserError(

@@ -28,8 +28,12 @@ def num_prefix_tokens(model: TokenModel) -> int:
 
 
 def last_tokens(model: TokenModel, params: Any, images: jax.Array) -> jax.Array:
-  """All tokens after the last LayerNorm, prefix tokens first: (B, prefix + N, D)."""
-  return _outputs(model, params, images)['norm']
+  """All tokens after the last LayerNorm, prefix tokens first: (B, prefix + N, D).
+
+  Where it comes after pooling, or there is none, they are the output of the last block.
+  """
+  outputs = _outputs(model, params, images)
+  return outputs['norm'] if 'norm' in outputs else outputs[str(model.depth - 1)]
 
 
 def block_outputs(
@@ -40,7 +44,7 @@ def block_outputs(
   Args:
     model, params, images: (B, H, W, C) float.
     layers: numbers of blocks from 0, or from -1 backwards.
-    norm: apply the last LayerNorm to each.
+    norm: apply the last LayerNorm to each, if the model has one for all tokens.
 
   Raises:
     IndexError: for a block that the model does not have.
@@ -48,9 +52,9 @@ def block_outputs(
   blocks = {layer: range(model.depth)[layer] for layer in layers}
   outputs = _outputs(model, params, images)
   tokens = {layer: outputs[str(block)] for layer, block in blocks.items()}
-  if norm:
+  modules = params if isinstance(model, MlpMixer) else params['Transformer']
+  if norm and _norm_name(model) in modules:
     layer_norm = model.numerics.layer_norm()
-    modules = params if isinstance(model, MlpMixer) else params['Transformer']
     variables = {'params': modules[_norm_name(model)]}
     tokens = {layer: cast(jax.Array, layer_norm.apply(variables, x)) for layer, x in tokens.items()}
   return tokens

@@ -26,6 +26,7 @@ def model_from_tensors(
   numerics: Numerics = RELEASED_NUMERICS,
   pool: str | None = None,
   rotary: Rotary | None = None,
+  final_norm: str | None = None,
 ) -> Model:
   """Reads the architecture off parameter names and shapes.
 
@@ -33,8 +34,9 @@ def model_from_tensors(
     tensors: {'embedding/kernel': array, …}, with current linen names.
     source: of the tensors, for error messages.
     numerics: of a Transformer or Mixer; its tensors do not determine them.
-    pool: of a Transformer; None: as its tensors are used first of all.
+    pool: of a Transformer, where its tensors leave a choice; None: the class token.
     rotary: of a Transformer, which no tensor tells.
+    final_norm: 'none' for a Transformer that lacks the LayerNorm on purpose.
 
   Raises:
     UserError: if they are not the tensors of one of the classes of `Model`.
@@ -48,7 +50,7 @@ def model_from_tensors(
       return _mixer_from_tensors(tensors, numerics)
     if 'input_projection/kernel' in tensors:
       return _detr_from_tensors(tensors)
-    return _vit_from_tensors(tensors, numerics, pool, rotary)
+    return _vit_from_tensors(tensors, numerics, pool, rotary, final_norm)
   except KeyError as error:
     raise UserError(
       f'{source} is not a Vision Transformer, MLP-Mixer, BiT or DETR encoder in a known layout: it '
@@ -62,7 +64,11 @@ def model_from_tensors(
 
 
 def _vit_from_tensors(
-  tensors: Mapping[str, Any], numerics: Numerics, pool: str | None, rotary: Rotary | None
+  tensors: Mapping[str, Any],
+  numerics: Numerics,
+  pool: str | None,
+  rotary: Rotary | None,
+  final_norm: str | None,
 ) -> VisionTransformer:
   patch, columns, _, width = tensors['embedding/kernel'].shape
   axial = f'{_BLOCK}/row/{_ATTENTION}/query/kernel' in tensors
@@ -74,7 +80,9 @@ def _vit_from_tensors(
     resnet_width, resnet_blocks = _resnet_sizes(tensors, 'conv_root/kernel')
   if columns != patch or width != num_heads * head_dim:
     raise ValueError(width)
-  pool = pool or _pool(tensors, width)
+  if rotary is not None and head_dim % 4:
+    raise ValueError(head_dim)
+  pool = _pool(tensors, width, pool)
   mlp = f'{block}/MlpBlock_0'
   position_embedding, position_entry = _positions(tensors)
   return VisionTransformer(
@@ -104,22 +112,41 @@ def _vit_from_tensors(
       else 'gelu'
     ),
     layer_scale=_LAYER_SCALE if f'{block}/LayerScale_0/scale' in tensors else 0.0,
-    final_norm='pooled' if 'pool_norm/scale' in tensors else 'encoder',
+    final_norm=(
+      'pooled' if 'pool_norm/scale' in tensors else 'none' if final_norm == 'none' else 'encoder'
+    ),
+    **_attention_pool(tensors, num_heads, mlp_dim),
     head_bias='head/kernel' not in tensors or 'head/bias' in tensors,
     numerics=numerics,
   )
 
 
-def _pool(tensors: Mapping[str, Any], width: int) -> str:
-  """The pooling of a Transformer, as far as its tensors tell: a class token may be there only."""
+def _pool(tensors: Mapping[str, Any], width: int, stated: str | None) -> str:
+  """The pooling of a Transformer: the stated one, where a class token need not be pooled."""
   if 'distillation' in tensors:
     return 'distilled'
   if 'MAPHead_0/probe' in tensors:
     return 'map'
   if 'cls' not in tensors:
     return 'gap'
-  head = tensors.get('head/kernel')
-  return 'token_gap' if head is not None and head.shape[0] == 2 * width else 'token'
+  head = tensors.get('pre_logits/kernel', tensors.get('head/kernel'))
+  if head is None:
+    return stated if stated in ('gap', 'token_gap') else 'token'
+  if head.shape[0] == 2 * width:
+    return 'token_gap'
+  return 'gap' if stated == 'gap' else 'token'
+
+
+def _attention_pool(tensors: Mapping[str, Any], num_heads: int, mlp_dim: int) -> dict[str, Any]:
+  """The sizes of pool map where they are not those of the blocks."""
+  if 'MAPHead_0/probe' not in tensors:
+    return {}
+  _, heads, _ = tensors[f'MAPHead_0/{_ATTENTION}/query/kernel'].shape
+  _, hidden = tensors['MAPHead_0/MlpBlock_0/Dense_0/kernel'].shape
+  return {
+    'pool_num_heads': 0 if heads == num_heads else heads,
+    'pool_mlp_dim': 0 if hidden == mlp_dim else hidden,
+  }
 
 
 def _num_tokens(tensors: Mapping[str, Any], name: str) -> int:

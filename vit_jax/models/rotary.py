@@ -43,6 +43,15 @@ class Rotary:
   neighbors: bool = False
   truncated_periods: bool = False
 
+  def __post_init__(self):
+    grid = self.reference_grid
+    if not (0 < self.base < math.inf and math.isfinite(self.offset)):
+      raise ValueError(f'base {self.base} or offset {self.offset} is out of range')
+    if self.coordinates not in ('centered', 'index'):
+      raise ValueError(f'coordinates {self.coordinates!r} are unknown')
+    if len(grid) not in (0, 2) or not all(type(x) is int and x > 0 for x in grid):
+      raise ValueError(f'reference_grid {grid} is not (rows, columns)')
+
 
 ROTARIES = {  # of published families, by the name of `config.model.rotary`
   'dinov3': Rotary(),

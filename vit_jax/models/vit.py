@@ -192,8 +192,10 @@ class VisionTransformer(nn.Module):
     pre_norm: a LayerNorm before the blocks (CLIP, arXiv 2103.00020, Section 2.4).
     mlp: of MLPS: 'gelu', 'swiglu' (DINOv2 g, DINOv3 H+ and 7B) or 'swiglu_norm' (EVA-02).
     layer_scale: initial factor of each branch (`LayerScale`); 0: no factors.
-    final_norm: 'encoder', a LayerNorm of all tokens after the blocks, or 'pooled', of the features
-      after pooling (fc_norm of MAE and BEiT).
+    final_norm: 'encoder', a LayerNorm of all tokens after the blocks, 'pooled', of the features
+      after pooling (fc_norm of MAE and BEiT), or 'none' (CLIP as an image classifier in
+      Transformers).
+    pool_num_heads, pool_mlp_dim: of pool map; 0: those of the blocks.
     head_bias: False: the head is a projection without bias (CLIP).
     pixel_mean, pixel_std: of pixels in [0, 1], for each channel, by which images are normalized
       before the patch embedding; (): 0.5, which leaves images in [-1, 1] as they are.
@@ -231,6 +233,8 @@ class VisionTransformer(nn.Module):
   mlp: str = 'gelu'
   layer_scale: float = 0.0
   final_norm: str = 'encoder'
+  pool_num_heads: int = 0
+  pool_mlp_dim: int = 0
   head_bias: bool = True
   pixel_mean: tuple[float, ...] = ()
   pixel_std: tuple[float, ...] = ()
@@ -350,7 +354,11 @@ class VisionTransformer(nn.Module):
 
     def attention() -> Array:
       return MAPHead(
-        self.mlp_dim, self.num_heads, self.numerics, self.pool_attention, name='MAPHead_0'
+        self.pool_mlp_dim or self.mlp_dim,
+        self.pool_num_heads or self.num_heads,
+        self.numerics,
+        self.pool_attention,
+        name='MAPHead_0',
       )(x)
 
     features = {

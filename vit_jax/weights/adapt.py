@@ -17,7 +17,7 @@ from vit_jax.hardware import num_cores
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.text import plural, printable
-from vit_jax.weights import normalization
+from vit_jax.weights import layer_scale, normalization
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.init_head import keeps_head
 from vit_jax.weights.layouts.released import flatten, unflatten
@@ -58,7 +58,7 @@ def load_params(
   source: epath.PathLike,
   model: build.Model,
   image_shape: tuple[int, int, int],
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   shardings: Any = None,
   preprocessing: Preprocessing | None = None,
   init_head: InitHead = 'new',
@@ -72,7 +72,7 @@ def load_params(
       loaded if the model has one.
     image_shape: (H, W, C); position embeddings are resized to it, and the kernel of the first
       layer is adapted to C channels.
-    position_resize: 'corners', as in the released code, or 'half_pixel'.
+    position_resize: as in `vit_jax.load`.
     shardings: a tree of shardings; each device gets only its shard. None: the default device.
     preprocessing: of the run, for a note if the source has another one; None: no note.
     init_head, class_names: as in `keeps_head`.
@@ -97,7 +97,7 @@ def check_source(
   source: epath.PathLike,
   model: build.Model,
   image_shape: tuple[int, int, int],
-  position_resize: str = 'corners',
+  position_resize: str = 'auto',
   init_head: InitHead = 'new',
   class_names: Sequence[str] = (),
 ) -> None:
@@ -220,7 +220,7 @@ def adapt_weights(
     image_shape: (H, W, C).
     new_head: replace the head by a zero-initialized one; a `pre_logits` layer that the model does
       not have is then dropped too.
-    position_resize: the method of `resize_position_embedding`.
+    position_resize: the method of `resize_position_embedding`; auto: that of the source's family.
 
   Raises:
     UserError: naming the first tensors that differ, or for a size that the patches do not tile, or
@@ -229,7 +229,11 @@ def adapt_weights(
   methods = choices(PositionResize)
   if position_resize not in methods:
     raise UserError(f'position_resize is {position_resize!r}; choose one of {", ".join(methods)}.')
+  if position_resize == 'auto':
+    position_resize = weights.metadata.position_resize or 'corners'
   image_size, channels = image_shape[:2], image_shape[2]
+  if position_resize == 'auto':
+    position_resize = weights.metadata.position_resize or 'corners'
   build.check_image_size(image_size, model, 'image_size')
   params = flatten(build.abstract_params(model, image_size, channels))
   tensors, old_head, zeros, resized = _normalized(weights, model), {}, {}, {}
@@ -278,11 +282,14 @@ def adapt_weights(
 
 
 def _normalized(weights: SourceWeights, model: build.Model) -> dict[str, Tensor]:
-  """The tensors for a model with that normalization of pixels, or without one."""
+  """The tensors for a model with that normalization of pixels and LayerScale, or without."""
   mean, std = (getattr(weights.model, name, ()) for name in _NORMALIZATION)
+  tensors = dict(weights.tensors)
+  if getattr(weights.model, 'layer_scale', 0) and not getattr(model, 'layer_scale', 0):
+    tensors = layer_scale.fold(tensors)
   if not mean or mean == getattr(model, 'pixel_mean', ()):
-    return dict(weights.tensors)
-  return normalization.fold(weights.tensors, mean, std, weights.name)
+    return tensors
+  return normalization.fold(tensors, mean, std, weights.name)
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:

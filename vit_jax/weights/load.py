@@ -5,7 +5,6 @@ import math
 import types
 from collections.abc import Mapping
 
-import numpy as np
 from etils import epath
 
 from vit_jax.data.imagenet import class_names_of_head
@@ -18,11 +17,19 @@ from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights import normalization
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
-from vit_jax.weights.layouts import families, hugging_face, released, timm, timm_config
-from vit_jax.weights.layouts.released import POSITIONS
+from vit_jax.weights.layouts import (
+  assumptions,
+  families,
+  hugging_face,
+  originals,
+  released,
+  timm,
+  timm_config,
+  timm_vit,
+)
 from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model
-from vit_jax.weights.position_tables import grid_of_patches, trained_grid
+from vit_jax.weights.position_tables import grid_of_patches, trained_grid, with_prefix_positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,11 +54,12 @@ def open_weights(
   gelu: str | None = None,
   mean: tuple[float, ...] | None = None,
   std: tuple[float, ...] | None = None,
+  rotary: str | None = None,
 ) -> SourceWeights:
   """Opens a source: detects its layout and reads the architecture off its tensors.
 
   Args:
-    source, num_heads, gelu, mean, std: as in `vit_jax.load`.
+    source, num_heads, gelu, mean, std, rotary: as in `vit_jax.load`.
     image_size: (height, width) to load the model for; determines the grid of position embeddings
       whose number is not a square.
 
@@ -62,28 +70,46 @@ def open_weights(
     raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(GELUS)}.')
   _check_normalization(mean, std)
   file, metadata = open_model(source)
-  name = str(file.path)
+  file, name = originals.with_timm_names(file), str(file.path)
   translator, layout, prefixes = _detect_layout(file)
   prefix, notes = prefixes[0], metadata.notes
   if prefixes[1:]:
     notes += (f'the tensors {prefix}* were taken, not {prefixes[1]}*',)
   inside = {n.removeprefix(prefix): x for n, x in file.tensors.items() if n.startswith(prefix)}
   ignored = tuple(n for n in file.tensors if not n.startswith(prefix))
+  if translator is hugging_face:
+    metadata, unused, of_family = hugging_face.complete(metadata, inside, name)
+    inside = {n: x for n, x in inside.items() if n not in unused}
+    notes, ignored = notes + of_family, ignored + unused
   if translator is not released and (family := families.describe(inside)):
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
-  tensors, changes = translator.to_linen(inside, metadata.num_heads or num_heads, name)
+  if layout == 'timm':
+    metadata = assumptions.complete(metadata, inside, rotary, name)
+  notes += tuple(note for note in metadata.notes if note not in notes)
+  heads = num_heads if not metadata.is_own and metadata.image_size is None else None
+  heads = heads or metadata.num_heads or num_heads
+  tensors, changes = translator.to_linen(inside, heads, name)
+  if metadata.pool_num_heads and 'MAPHead_0/probe' in tensors and translator is timm:
+    tensors = timm_vit.with_pool_heads(tensors, metadata.pool_num_heads, name)
   encoder_tensors = encoder_params(tensors)  # all of them, except of a masked-patch checkpoint
   ignored += tuple(name for name in tensors if name not in encoder_tensors)
   tensors = encoder_tensors
-  metadata, assumptions = _assume(
-    layout, translator is released, metadata, gelu, mean, 'cls' in tensors
-  )
-  notes = (*notes, *assumptions, *changes)
+  if translator is released:
+    defaults = ModelMetadata(gelu='tanh')  # Google's models, whose pixels are in [-1, 1]
+  elif translator is hugging_face:
+    defaults = hugging_face.defaults(inside)
+  else:
+    defaults = ModelMetadata(preprocessing=timm_config.DEFAULT_PREPROCESSING)
+  metadata, assumed = _assume(layout, defaults, metadata, gelu, mean, 'cls' in tensors)
+  notes = (*notes, *assumed, *changes)
   mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
-  model = model_from_tensors(tensors, name, numerics, rotary=metadata.rotary)
+  model = model_from_tensors(
+    tensors, name, numerics, metadata.pool, metadata.rotary, metadata.final_norm
+  )
+  _check_config(metadata, model, name)
   if {*mean, *std} != {0.5}:
     if isinstance(model, VisionTransformer):
       channels = tensors[build.input_kernel(tensors)].shape[2]
@@ -114,18 +140,26 @@ def open_weights(
         'position_embedding=none.'
       )
     known_size = (metadata.image_size or image_size) if layout == 'timm' else None
-    if (
-      POSITIONS in tensors
-      and layout in ('timm', 'big_vision')
-      and _lacks_class_position(tensors[POSITIONS].shape, model, known_size)
-    ):
-      tensors[POSITIONS] = _prepend_zeros(tensors[POSITIONS])
-      notes += ('the class token had no position embedding and was given zeros',)
+    if layout in ('timm', 'big_vision'):
+      tensors, change = with_prefix_positions(tensors, model, known_size)
+      notes += change
+  if metadata.license:
+    notes += (metadata.license,)
   size, grid = _trained_size(tensors, model, metadata.image_size, image_size, name)
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
   )
+
+
+def _check_config(metadata: ModelMetadata, model: build.Model, source: str) -> None:
+  """Raises `UserError` if the config beside the tensors has other sizes than they have."""
+  for name, size in metadata.sizes.items():
+    if getattr(model, name, size) != size:
+      raise UserError(
+        f'{source} has tensors of {name} {getattr(model, name)}, but its config.json says {size}; '
+        'put the config.json of these tensors beside them.'
+      )
 
 
 def _trained_size(
@@ -174,48 +208,52 @@ def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] 
 
 def _assume(
   layout: str,
-  is_released: bool,
+  defaults: ModelMetadata,
   metadata: ModelMetadata,
   gelu: str | None,
   mean: tuple[float, ...] | None,
   has_class_token: bool,
 ) -> tuple[ModelMetadata, list[str]]:
-  """Completes what a file does not state; also returns notes on what is assumed.
-
-  Google's models are known to have tanh GELU and pixels in [-1, 1].
-  """
-  if is_released:
-    return dataclasses.replace(metadata, gelu=metadata.gelu or 'tanh'), []
+  """Completes what a file does not state; also returns notes on what is assumed."""
+  completed = dataclasses.replace(metadata, gelu=metadata.gelu or defaults.gelu or 'exact')
+  if defaults.preprocessing is None:  # the released layout
+    return completed, []
   notes = []
   if metadata.gelu is None and gelu is None and layout != 'timm BiT':
     pooling, pool = '', ''
     if layout == 'timm' and has_class_token:
       pooling, pool = ' and no pooling', ', class token'
     notes.append(
-      f'the file states no activation{pooling}: exact GELU{pool}; pass gelu= for another activation'
+      f'the file states no activation{pooling}: {completed.gelu} GELU{pool}; pass gelu= for '
+      'another activation'
     )
   if metadata.preprocessing is None:
-    scaling = '' if mean or metadata.mean else 'pixels scaled to [-1, 1], '
-    rule = 'squashed' if layout == 'Hugging Face' else 'central 87.5 %'
+    pixels = defaults.mean or HALF
+    scaling = 'scaled to [-1, 1]' if {*pixels} == {0.5} else f'normalized by the mean {pixels}'
+    scaling = '' if mean or metadata.mean else f'pixels {scaling}, '
+    crop = defaults.preprocessing.crop_fraction
+    rule = 'squashed' if defaults.preprocessing.resize == 'squash' else f'central {100 * crop:g} %'
     notes.append(
       f'the file states no preprocessing: {scaling}images {rule}; pass mean=, std= for another'
     )
-  if layout == 'Hugging Face':
-    defaults = hugging_face.read_config({}, {})
-    epsilon = metadata.layer_norm_epsilon if metadata.image_size else defaults.layer_norm_epsilon
-  else:
-    defaults = ModelMetadata(preprocessing=timm_config.DEFAULT_PREPROCESSING)
-    epsilon = metadata.layer_norm_epsilon
-  completed = dataclasses.replace(
-    metadata,
-    gelu=metadata.gelu or 'exact',
-    layer_norm_epsilon=epsilon,
-    preprocessing=metadata.preprocessing or defaults.preprocessing,
-  )
+    completed = dataclasses.replace(
+      completed,
+      preprocessing=defaults.preprocessing,
+      mean=metadata.mean or defaults.mean,
+      std=metadata.std or defaults.std,
+    )
+  if layout == 'Hugging Face' and metadata.image_size is None:  # no config.json
+    completed = dataclasses.replace(completed, layer_norm_epsilon=defaults.layer_norm_epsilon)
   return completed, notes
 
 
-_POOLING = {'token': 'the class token', 'gap': 'average', 'map': 'attention (map)'}
+_POOLING = {
+  'token': 'the class token',
+  'gap': 'average',
+  'map': 'attention (map)',
+  'token_gap': 'the class token and average',
+  'distilled': 'the class and distillation tokens',
+}
 
 
 def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
@@ -229,28 +267,4 @@ def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
   raise UserError(
     f'{file.path} is not a Vision Transformer, MLP-Mixer or BiT in a supported layout'
     + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
-  )
-
-
-def _lacks_class_position(
-  shape: tuple[int, ...], model: VisionTransformer, image_size: tuple[int, int] | None
-) -> bool:
-  """Whether position embeddings of that shape have none for the class token.
-
-  In big_vision (but for files from before 2022) and in timm's `no_embed_class` models the class
-  token is concatenated after they are added. Without an image size, a square number of them is
-  taken for one without the class token.
-  """
-  if model.pool != 'token' or len(shape) != 3:
-    return False
-  grid = image_size and build.patch_grid(image_size, model)
-  patches = grid and grid[0] * grid[1]
-  is_square = math.isqrt(shape[1]) ** 2 == shape[1]
-  return patches == shape[1] or (is_square and patches != shape[1] - 1)
-
-
-def _prepend_zeros(positions: Tensor) -> Tensor:
-  batch, count, width = positions.shape
-  return positions.map(
-    (batch, count + 1, width), lambda x: np.concatenate([np.zeros_like(x[:, :1]), x], axis=1)
   )

@@ -14,15 +14,22 @@ from typing import Any
 from etils import epath
 
 from vit_jax.config import Preprocessing, choices, height_width
-from vit_jax.config.schema import Loss
+from vit_jax.config.schema import Loss, PositionResize
 from vit_jax.errors import UserError, first_line
 from vit_jax.files import parse_json, read_text, user_path
 from vit_jax.models.build import DTYPES, MAX_IMAGE_SIDE
 from vit_jax.models.encoder_block import GELUS
-from vit_jax.models.rotary import Rotary
+from vit_jax.models.rotary import ROTARIES, Rotary
 from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY
 
-_STORED = ('loss', 'gelu', 'layer_norm_epsilon', 'dtype')  # as they are
+_STORED = (
+  'loss',
+  'gelu',
+  'layer_norm_epsilon',
+  'dtype',
+  'position_resize',
+  'license',
+)  # as they are
 HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
 
 
@@ -47,29 +54,46 @@ class ModelMetadata:
   loss: str = 'softmax'  # or 'sigmoid'
   labels: list[str] | None = None  # a name for each class
   num_heads: int | None = None
+  pool_num_heads: int | None = None  # of pool map, if they are not those of the blocks
   gelu: str | None = None  # a key of GELUS
   rotary: Rotary | None = None  # of queries and keys
   layer_norm_epsilon: float = 1e-6  # added to the variance, in [0, 1)
   mean: tuple[float, ...] | None = None  # of pixels in [0, 1], one for each channel
   std: tuple[float, ...] | None = None
   dtype: str | None = None  # of the matrix products, a key of DTYPES
-  pool: str | None = None  # that the tensors must have: 'token', 'gap' or 'map'; not stored
+  pool: str | None = None  # that the tensors must have; stored with the model, as the next one
+  final_norm: str | None = None  # that of the model; None: as its tensors tell
+  position_resize: str | None = None  # how its family resizes position embeddings
+  license: str | None = None  # terms of the weights that their owner wants to be named
   has_positions: bool = True  # False: trained without position embeddings; stored with the model
+  family: str | None = None  # of Transformers, whose tensors are expected; not stored
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of the model; not stored
   notes: tuple[str, ...] = ()  # what was assumed; not stored
   is_own: bool = False  # written by vit_jax, so that what it does not state does not exist
 
   def __post_init__(self):
     if self.image_size is not None and max(self.image_size) > MAX_IMAGE_SIDE:
       raise ValueError(f'image_size is over {MAX_IMAGE_SIDE} pixels')
-    for name, allowed in (('loss', choices(Loss)), ('gelu', GELUS), ('dtype', DTYPES)):
+    for name, allowed in (
+      ('loss', choices(Loss)),
+      ('gelu', GELUS),
+      ('dtype', DTYPES),
+      ('pool', ('token', 'gap', 'map', 'token_gap', 'distilled')),
+      ('position_resize', choices(PositionResize)),
+    ):
       value = getattr(self, name)
       if value not in allowed and (value is not None or name == 'loss'):
         raise ValueError(f'{name} is not one of {", ".join(allowed)}')
+    if self.license is not None and type(self.license) is not str:
+      raise ValueError('the license is not a string')
     labels, num_heads = self.labels, self.num_heads
     if labels is not None and not (type(labels) is list and all(type(x) is str for x in labels)):
       raise ValueError('labels are not a list of strings')
     if num_heads is not None and not (type(num_heads) is int and 0 < num_heads < 2**16):
       raise ValueError(f'num_heads is not a number from 1 to {2**16 - 1}')
+    pool_num_heads = self.pool_num_heads
+    if pool_num_heads is not None and not (type(pool_num_heads) is int and pool_num_heads > 0):
+      raise ValueError('pool_num_heads is not a positive number')
     if not 0 <= self.layer_norm_epsilon < 1:
       raise ValueError('layer_norm_epsilon is not in [0, 1)')
     if self.mean is not None and not all(map(math.isfinite, self.mean)):
@@ -103,7 +127,10 @@ class ModelMetadata:
       image_size=None if size is None else height_width(size),
       preprocessing=Preprocessing(**rule) if rule else None,
       num_heads=model.get('num_heads') or None,  # a ResNet may have 0
+      pool_num_heads=model.get('pool_num_heads') or None,
       has_positions=model.get('position_embedding') != 'none',
+      pool=model.get('pool'),
+      final_norm=model.get('final_norm'),
       rotary=_read_rotary(model.get('rotary')),
       mean=mean,
       std=std,
@@ -117,8 +144,15 @@ class ModelMetadata:
     # Without num_heads: 0 means the heads of the variant, and the tensors determine them.
     data = config.get('data') or {}
     model = config.get('model') or {}
-    positions = {'position_embedding': model.get('position_embedding')}
-    fields = {**config, **data, **model, 'model': positions}
+    # A predictor of masked patches has no pooling yet, whatever the config says.
+    known = {name: model.get(name) for name in ('position_embedding', 'pool', 'final_norm')}
+    if config.get('objective') == 'masked_patches':
+      del known['pool']
+    if model.get('rotary') in ROTARIES:
+      grid = tuple(model.get('rotary_grid', ()))
+      rotary = dataclasses.replace(ROTARIES[model['rotary']], reference_grid=grid)
+      known['rotary'] = dataclasses.asdict(rotary)
+    fields = {**config, **data, **model, 'model': known, 'position_resize': None}
     test = data.get('test') or {}
     names = [each.name for each in dataclasses.fields(Preprocessing) if each.name in test]
     fields['dtype'] = None  # 'auto' depends on the machine
@@ -142,7 +176,7 @@ class ModelMetadata:
 
 
 def _read_rotary(content: Any) -> Rotary | None:
-  if not isinstance(content, dict):  # of a run it is a name, and its config says the rest
+  if content is None:
     return None
   return Rotary(**{**content, 'reference_grid': tuple(content.get('reference_grid', ()))})
 

@@ -13,6 +13,8 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.formats.lazy_tensor import Tensor
+from vit_jax.weights.layouts.released import POSITIONS
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -115,8 +117,66 @@ def grid_of_patches(
   raise UserError(f'{beginning} for {patches} patches, which {mismatch}.')
 
 
+def with_prefix_positions(
+  tensors: Mapping[str, Tensor], model: VisionTransformer, image_size: tuple[int, int] | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+  """The tensors with a position for each token before the patches but the registers, and notes.
+
+  In big_vision (but for files from before 2022) and in timm's `no_embed_class` models the tokens
+  before the patches are concatenated after positions are added; in other models of timm registers
+  have positions, too. Without an image size, the number of patches is taken for a square.
+  """
+  table = tensors.get(POSITIONS)
+  if table is None or len(table.shape) != 3 or model.position_entry != 'stem':
+    return dict(tensors), ()
+  count, prefix = table.shape[1], len(model.prefix_names)
+  grid = image_size and build.patch_grid(image_size, model)
+
+  def is_grid(patches: int) -> bool:
+    if grid:
+      return patches == math.prod(grid)
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
+
+  changed, registers = dict(tensors), tensors.get('registers')
+  if (
+    is_grid(count - prefix)
+    and (grid or not (prefix and is_grid(count)))
+    or not model.num_prefix_tokens
+  ):
+    return changed, ()
+  if prefix and is_grid(count):
+    changed[POSITIONS] = _prepend_zeros(table, prefix)
+    return changed, ('the class token had no position embedding and was given zeros',)
+  if registers is not None and is_grid(count - prefix - model.registers):
+    end = prefix + model.registers
+    changed['registers'] = registers.map(
+      registers.shape, lambda x: _float32(x) + _float32(table.read()[:, prefix:end])
+    )
+    changed[POSITIONS] = table.map(
+      (1, count - model.registers, table.shape[2]),
+      lambda x: np.concatenate([x[:, :prefix], x[:, end:]], axis=1),
+    )
+    return changed, ('the positions of the registers are added to them',)
+  return changed, ()
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+  return np.asarray(x, np.float32)
+
+
+def _prepend_zeros(positions: Tensor, number: int) -> Tensor:
+  batch, count, width = positions.shape
+  return positions.map(
+    (batch, count + number, width),
+    lambda x: np.concatenate([np.zeros_like(x[:, :1])] * number + [x], axis=1),
+  )
+
+
 def _interpolation(old: int, new: int, method: str) -> np.ndarray:
-  """The (new, old) matrix of linear interpolation."""
+  """The (new, old) matrix of an interpolation along one side."""
+  if method not in ('corners', 'half_pixel'):
+    kernel, _, antialias = method.partition('_')
+    return _as_pytorch(old, new, kernel == 'bicubic', bool(antialias))
   if method == 'corners':
     position = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
   else:
@@ -128,20 +188,50 @@ def _interpolation(old: int, new: int, method: str) -> np.ndarray:
   return weights
 
 
+def _as_pytorch(old: int, new: int, bicubic: bool, antialias: bool) -> np.ndarray:
+  """The (new, old) matrix of PyTorch's interpolation with `align_corners=False`.
+
+  aten/src/ATen/native/cpu/UpSampleKernel.cpp: with antialiasing, bicubic has another kernel, and
+  what is beyond the border is left out; otherwise the entry at the border is repeated.
+  """
+  scale = max(old / new, 1) if antialias else 1.0
+  center = (np.arange(new) + 0.5) * old / new - 0.5
+  reach = math.ceil(2 * scale) + 1
+  taps = np.floor(center)[:, None] + np.arange(-reach, reach + 1)
+  distances = np.abs(taps - center[:, None]) / scale
+  linear = np.maximum(1 - distances, 0)
+  values = _cubic(distances, -0.5 if antialias else -0.75) if bicubic else linear
+  if antialias:
+    values = np.where((taps >= 0) & (taps < old), values, 0)
+    values /= values.sum(axis=1, keepdims=True)
+  weights = np.zeros((new, old))
+  rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)
+  np.add.at(weights, (rows, np.clip(taps, 0, old - 1).astype(int)), values)
+  return weights
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+  """The cubic convolution kernel (Keys, 1981) of distances, 0 from a distance of 2 on."""
+  near = ((a + 2) * x - (a + 3)) * x * x + 1
+  far = ((x - 5) * x + 8) * x * a - 4 * a
+  return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
 def resize_position_embedding(
   embedding: np.ndarray,
   old_grid: tuple[int, int],
   new_grid: tuple[int, int],
   method: str = 'corners',
 ) -> np.ndarray:
-  """Resizes position embeddings by bilinear interpolation of their grid (Section 3.2).
+  """Resizes position embeddings by interpolation of their grid (Section 3.2).
 
   Args:
     embedding: (1, N, D), or (1, N + 1, D) with an entry for the class token, which is kept.
     old_grid, new_grid: (rows, columns) of patches.
     method: 'corners' aligns the corner entries, as the released code does
-      (`scipy.ndimage.zoom`); 'half_pixel' aligns the centres of patches, without antialiasing,
-      as `jax.image.resize` and PyTorch do.
+      (`scipy.ndimage.zoom`); 'half_pixel' aligns the centers of patches, without antialiasing,
+      as `jax.image.resize` and PyTorch do; both are bilinear. 'bicubic', 'bicubic_antialias' and
+      'bilinear_antialias' align centers, too, as `torch.nn.functional.interpolate` does.
 
   Returns:
     (1, N', D) or (1, N' + 1, D) in the same dtype.

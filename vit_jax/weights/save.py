@@ -15,15 +15,33 @@ from vit_jax.files import is_special, real_path, scratch_path, user_path, write_
 from vit_jax.models import build
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.retries import storage_error, with_retries
-from vit_jax.weights import normalization
+from vit_jax.weights import layer_scale, normalization
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.formats.safetensors_file import write_safetensors
-from vit_jax.weights.layouts import hugging_face, image_processor, released, timm, timm_config
+from vit_jax.weights.layouts import (
+  hugging_face_classes,
+  image_processor,
+  released,
+  timm,
+  timm_config,
+)
 from vit_jax.weights.metadata import ModelMetadata
 
 # The files of the folders written here, which a new model may replace.
 _MODEL_FILES = frozenset(
-  'params.npz config.json labels.txt model.safetensors preprocessor_config.json'.split()
+  'params.npz config.json labels.txt model.safetensors preprocessor_config.json LICENSE'.split()
+)
+# The fields of the Vision Transformers that the original loaders know.
+_RELEASED = dict(
+  class_token=False,
+  registers=0,
+  rotary=None,
+  patch_bias=True,
+  pre_norm=False,
+  mlp='gelu',
+  layer_scale=0.0,
+  final_norm='encoder',
+  head_bias=True,
 )
 _LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
 _OTHER_FORMATS = '.bin .ckpt .gguf .gz .h5 .json .onnx .pb .pkl .pt .pth .tflite .zip'.split()
@@ -176,9 +194,17 @@ def check_replaceable(folder: epath.Path) -> None:
 def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epath.Path) -> None:
   """Writes one file in the released layout, which the original loaders read.
 
-  Metadata goes into comments that they ignore.
+  Metadata goes into comments that they ignore. So a normalization of pixels is folded into the
+  first layer and LayerScale into the layers before it, unless the model has parts that they do
+  not know.
   """
-  if metadata.mean and metadata.std and isinstance(model, VisionTransformer):
+  plain = model.clone(layer_scale=0.0) if isinstance(model, VisionTransformer) else model
+  if plain is not model and _is_released(plain):
+    tensors = {name: Tensor.from_array(x) for name, x in released.flatten(params).items()}
+    folded = layer_scale.fold(tensors)
+    params = released.unflatten({name: tensor.read() for name, tensor in folded.items()})
+    model = plain
+  if metadata.mean and metadata.std and _is_released(model):
     tensors = {name: Tensor.from_array(x) for name, x in released.flatten(params).items()}
     folded = normalization.fold(tensors, metadata.mean, metadata.std, 'The model')
     params = released.unflatten({name: tensor.read() for name, tensor in folded.items()})
@@ -186,6 +212,16 @@ def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epa
     metadata = dataclasses.replace(metadata, mean=None, std=None)
   text = _to_json(model, metadata)
   write_file(path, lambda temporary: released.write_npz(temporary, params, text))
+
+
+def _is_released(model: build.Model) -> bool:
+  """Whether the original loaders know all parts of a Vision Transformer."""
+  fields = build.architecture(model)
+  return (
+    isinstance(model, VisionTransformer)
+    and model.pool in ('token', 'gap', 'map')
+    and all(fields[name] == value for name, value in _RELEASED.items())
+  )
 
 
 def save_model_folder(
@@ -200,6 +236,7 @@ def save_model_folder(
       lines = [' '.join(label.splitlines()) + '\n' for label in metadata.labels]
       # A JSON escape can be half a character, which UTF-8 does not have.
       (temporary / 'labels.txt').write_bytes(''.join(lines).encode(errors='backslashreplace'))
+    _write_license(temporary, metadata)
 
   write_folder(folder, write)
 
@@ -209,19 +246,19 @@ def save_timm(model: build.Model, params: Any, metadata: ModelMetadata, path: ep
 
   A path of another suffix is a folder, for `timm.create_model('local-dir:…', pretrained=True)`.
   """
-  tensors = timm.from_linen(params)
+  tensors = timm.from_linen(model, params)
   header = {'format': 'pt', METADATA_KEY: _to_json(model, metadata)}
   if _is_file(path, 'timm'):
     write_file(path, lambda temporary: write_safetensors(temporary, tensors, header))
     return
   assert metadata.image_size is not None
-  channels = params['embedding']['kernel'].shape[2] if 'embedding' in params else 0
-  config = timm_config.make_config(model, metadata, metadata.image_size, channels)
+  config = timm_config.make_config(model, metadata, metadata.image_size, tensors)
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))
 
   def write(temporary: epath.Path) -> None:
     write_safetensors(temporary / 'model.safetensors', tensors, {'format': 'pt'})
     _write_json(temporary / 'config.json', config)
+    _write_license(temporary, metadata)
 
   write_folder(path, write)
 
@@ -229,11 +266,11 @@ def save_timm(model: build.Model, params: Any, metadata: ModelMetadata, path: ep
 def save_hugging_face(
   model: build.Model, params: Any, metadata: ModelMetadata, folder: epath.Path
 ) -> None:
-  """Writes a folder that Transformers' `ViTForImageClassification.from_pretrained` reads."""
-  tensors = hugging_face.from_linen(params)
-  assert isinstance(model, VisionTransformer) and metadata.image_size is not None
-  size, channels = metadata.image_size, params['embedding']['kernel'].shape[2]
-  config = hugging_face.make_config(model, metadata, size, channels)
+  """Writes a folder that `from_pretrained` of Transformers reads, of the class of the model."""
+  channels = params['embedding']['kernel'].shape[2] if 'embedding' in params else 0
+  tensors, config = hugging_face_classes.write(model, params, metadata, channels)
+  size = metadata.image_size
+  assert size is not None
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))
   preprocessor = image_processor.make_config(
     size, metadata.preprocessing or Preprocessing(), channels, metadata.mean, metadata.std
@@ -243,6 +280,7 @@ def save_hugging_face(
     write_safetensors(temporary / 'model.safetensors', tensors, {'format': 'pt'})
     _write_json(temporary / 'config.json', config)
     _write_json(temporary / 'preprocessor_config.json', preprocessor)
+    _write_license(temporary, metadata)
 
   write_folder(folder, write)
 
@@ -251,6 +289,11 @@ def _to_json(model: build.Model, metadata: ModelMetadata) -> str:
   """The metadata with the labels, for a header."""
   content = metadata.to_json(build.architecture(model))
   return json.dumps({**content, 'labels': metadata.labels})
+
+
+def _write_license(folder: epath.Path, metadata: ModelMetadata) -> None:
+  if metadata.license:
+    (folder / 'LICENSE').write_text(metadata.license + '\n')
 
 
 def _write_json(path: epath.Path, content: Any) -> None:

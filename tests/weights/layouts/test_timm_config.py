@@ -117,11 +117,12 @@ def test_a_resnet_has_no_folder_of_timm(tmp_path):
     ('vit_large_patch16_siglip_256', 'exact'),
     ('vit_large_patch16_siglip_512', 'tanh'),
     ('vit_giantopt_patch16_siglip_gap_384', 'tanh'),
+    ('vit_base_patch16_clip_quickgelu_224.openai', 'quick'),
   ],
 )
 def test_the_activation_of_an_architecture(architecture, gelu):
   assert timm_config.read_config({'architecture': architecture}).gelu == gelu
-  stated = {'exact': 'gelu_tanh', 'tanh': 'gelu'}[gelu]
+  stated = {'exact': 'gelu_tanh', 'tanh': 'gelu', 'quick': 'gelu'}[gelu]
   content = {'architecture': architecture, 'model_args': {'act_layer': stated}}
   assert timm_config.read_config(content).gelu != gelu
   name = architecture.partition('.')[0]
@@ -136,8 +137,11 @@ def test_the_activation_of_an_architecture(architecture, gelu):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    ({'architecture': 'vit_base_patch16_clip_quickgelu_224'}, 'activation quick_gelu'),
-    ({'architecture': 'vit_small_patch16_rope_224'}, 'rotary'),
+    ({'architecture': 'vit_base_patch16_rpn_224'}, 'normalizations after its branches'),
+    ({'architecture': 'eva02_enormous_patch14_clip_224.x'}, 'normalizations after its branches'),
+    ({'model_args': {'use_rot_pos_emb': True, 'rope_type': 'mixed'}}, 'rotary.*mixed'),
+    ({'model_args': {'use_post_norm': True}}, 'argument use_post_norm=True'),
+    ({'model_args': {'pool_include_prefix': True}}, 'argument pool_include_prefix=True'),
     ({'model_args': {'act_layer': 'ReLU'}}, 'activation relu'),
     ({'model_args': {'norm_layer': 'rmsnorm'}}, 'normalization rmsnorm'),
     ({'model_args': {'new_argument': 3}}, 'argument new_argument=3'),

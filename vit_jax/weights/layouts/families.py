@@ -36,10 +36,10 @@ _FAMILIES = {
   'a SAM or ViTDet': r'(^|\.)(mask_decoder|prompt_encoder|image_encoder)\.|\.rel_pos_[hw]$|'
   r'^encoder\.layer\.\d+\.attention\.qkv\.',
   'a DPT': r'(^|\.)(dpt|neck\.reassemble_stage)\.',
-  'a masked autoencoder with its decoder': r'(^|\.)decoder_(embed|blocks|pos_embed|pred)(\.|$)|'
-  r'(^|\.)decoder\.(decoder_embed|decoder_layers|mask_token|0\.weight)',
-  'an EVA-02': r'\.mlp\.fc1_[gx]\.|^blocks\.\d+\.attn\.(q_proj|k_proj|v_proj)\.',
-  'a BEiT, BEiT-3, data2vec or EVA': r'\.attn\.(q_bias|v_bias|relative_position_bias_table|'
+  'a masked autoencoder with its decoder': (
+    r'(^|\.)decoder\.(decoder_embed|decoder_layers|mask_token|0\.weight)'
+  ),
+  'a BEiT, BEiT-3, data2vec or EVA': r'\.attn\.(relative_position_bias_table|'
   r'inner_attn_ln\.weight|k_norm_bias)$|(^|\.)rel_pos_bias\.|(^|\.)(beit|data2vec_vision)\.|'
   r'\.attention\.relative_position_bias\.|(^|\.)lambda_1$',
   'an I-JEPA': r'(^|\.)ijepa\.',
@@ -65,22 +65,18 @@ _FAMILIES = {
   'a VGG or AlexNet': r'^features\.0\.weight$',
   'a ResNet': r'(^|\.)layer1\.0\.conv1\.|(^|\.)resnet\.(embedder|encoder)\.',
   # Vision Transformers of another kind.
-  'a Vision Transformer with register tokens': r'(^|\.)reg_tokens?$',
   'a Vision Transformer with normalized queries and keys (qk_norm)': r'\.attn\.[qk]_norm\.',
-  'a Vision Transformer with a normalization inside its attention or MLP (scale_attn_norm)': (
-    r'^blocks\.\d+\.(attn|mlp)\.norm\.'
+  'a Vision Transformer with a normalization inside its attention (scale_attn_norm)': (
+    r'^blocks\.\d+\.attn\.norm\.'
   ),
   'a Vision Transformer with parallel branches': r'^blocks\.\d+\.(attns|ffns)\.|'
   r'^blocks\.\d+\.(in_proj|mlp_out_proj)\.',
   'a Vision Transformer with normalizations after its branches': r'^blocks\.\d+\.post_norm|'
   r'^blocks\.\d+\.attn_out_norm',
-  'a Vision Transformer with a normalization before its blocks (pre_norm, as in CLIP)': (
-    r'(^|\.)norm_pre\.'
-  ),
-  'a Vision Transformer with a normalization after pooling (fc_norm)': r'(^|\.)fc_norm\.',
   'a Vision Transformer with a normalization of its patches': r'^patch_embed\.norm\.',
-  'a Vision Transformer with a gated MLP (SwiGLU)': r'\.mlp\.(w12|w1|w3)\.',
-  'a Vision Transformer with rotary position embeddings': r'(^|\.)rope\.|(^|\.)freqs',
+  'a Vision Transformer with learned rotary position embeddings': (
+    r'(^|\.)(rope\.)?freqs$|(^|\.)freqs_(t_[xy]|cis)$'
+  ),
   'a convolutional network': r'\.running_mean$',
 }
 # Weights that have a bias in a plain ViT of Transformers.
@@ -88,12 +84,8 @@ _QUERY = r'\.attention\.(attention\.query|q_proj)\.(weight|bias)$'
 # What a plain ViT of timm has and the file lacks.
 _NECESSARY = {
   'patch_embed.proj.weight': (
-    ('pos_embed', 'position embeddings'),
-    ('norm.weight', 'a normalization after its blocks'),
     ('blocks.0.norm1.bias', 'biases in its normalizations'),
-    ('blocks.0.attn.qkv.bias', 'biases of queries, keys and values (qkv_bias)'),
     ('blocks.0.attn.proj.bias', 'biases after its attention (proj_bias)'),
-    ('patch_embed.proj.bias', 'a bias of its patches'),
   )
 }
 
@@ -107,6 +99,10 @@ def describe(names: Collection[str]) -> str | None:
       return family
   if {match[2] for match in re.finditer(_QUERY, text, re.MULTILINE)} == {'weight'}:
     return 'a Vision Transformer without biases of queries, keys and values (qkv_bias)'
+  if 'blocks.0.mlp.norm.weight' in names and 'blocks.0.mlp.fc1_g.weight' not in names:
+    return 'a Vision Transformer with a normalization inside its MLP (scale_mlp_norm)'
+  if 'blocks.63.attn.q_bias' in names:
+    return 'an EVA-02 E, with normalizations after its branches'
   for marker, necessary in _NECESSARY.items():
     if marker in names and 'blocks.0.norm1.weight' in names:
       for name, feature in necessary:

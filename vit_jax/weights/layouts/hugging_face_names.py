@@ -2,52 +2,62 @@
 
 A table maps the name of a layer to its linen modules, as pytorch.py does. Leaves that are neither
 'weight' nor 'bias' are called so first: 'lambda1' of a LayerScale is its weight.
+
+The names are those in files; Transformers 5 calls some of them otherwise in memory.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.config import Preprocessing
 from vit_jax.models.rotary import ROTARIES, Rotary
+from vit_jax.weights.layouts.image_processor import CLIP_PIXELS, IMAGENET_PIXELS
 from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
-
-_QUERY_KEY_VALUE = f'{ATTENTION}/query {ATTENTION}/key {ATTENTION}/value'
+from vit_jax.weights.metadata import HALF
 
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-  """The layers of one kind of model.
+  """The layers of one kind of model, and what its config.json may leave out.
 
   Attributes:
     family: its name for messages: 'DINOv2'.
-    model_types: of config.json, the one that is written first.
+    model_types: of config.json.
     backbone: what precedes the names of the backbone where there is a head: 'vit.'.
-    classifier: the class of Transformers with a head.
-    encoder: the class without one.
-    markers: names of tensors, at least one of which only this kind has.
+    markers: alternatives; a model of this kind has all tensors of one of them.
     parameters: name in Transformers: the linen parameter, of the same values.
     layers: name of a layer: its linen modules.
     block_prefix: of the layers in a block: 'encoder.layer.'.
     block: name of a layer in a block: its linen modules.
-    ignored: tensors that are no part of the encoder, with the linen parameter of their shape; they
-      are written as zeros.
+    gated: the layers of a gated MLP, in place of those in `block` whose names begin with 'mlp.'.
+    renamed: names in state dicts of Transformers 5, as patterns, and those in files.
+    flat: the parameters without a dimension of the batch.
     defaults: of the fields of config.json.
-    rotary: of its queries and keys, with the `rope_theta` of config.json as its base.
+    rotary: of queries and keys, with the `rope_theta` of config.json as its base.
+    preprocessing, mean, std: of the published models.
+    position_resize: how Transformers resizes position embeddings.
+    license: of the published weights, where it asks to be named; None: it does not.
   """
 
   family: str
   model_types: tuple[str, ...]
   backbone: str
-  classifier: str
-  encoder: str
-  markers: tuple[str, ...]
+  markers: tuple[tuple[str, ...], ...]
   parameters: Mapping[str, str]
   layers: Mapping[str, str]
   block_prefix: str
   block: Mapping[str, str]
-  ignored: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  gated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  flat: tuple[str, ...] = ()
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rotary: Rotary | None = None
+  preprocessing: Preprocessing = Preprocessing('squash', 1.0, rounding='transformers')
+  mean: tuple[float, ...] = HALF
+  std: tuple[float, ...] = HALF
+  position_resize: str = 'bicubic'
+  license: str | None = None
 
 
 _EMBEDDINGS = {'embeddings.cls_token': 'cls', 'embeddings.position_embeddings': POSITIONS}
@@ -76,38 +86,72 @@ _DINO_BLOCK = {
   'layer_scale2': 'LayerScale_1',
 }
 
+_RENAMED_ATTENTION = {
+  r'\.attention\.q_proj\.': '.attention.attention.query.',
+  r'\.attention\.k_proj\.': '.attention.attention.key.',
+  r'\.attention\.v_proj\.': '.attention.attention.value.',
+  r'\.attention\.o_proj\.': '.attention.output.dense.',
+}
+_RENAMED = {
+  **_RENAMED_ATTENTION,
+  r'^layers\.': 'encoder.layer.',
+  r'\.mlp\.fc1\.': '.intermediate.dense.',
+  r'\.mlp\.fc2\.': '.output.dense.',
+}
+_DINO_LICENSE = (
+  "Weights that were published as DINOv3 are under Meta's DINOv3 License, a copy of which must be "
+  'passed on with them and with what is made of them: '
+  'https://ai.meta.com/resources/models-and-libraries/dinov3-license/'
+)
+
+
+def _not_commercial(family: str) -> str:
+  return (
+    f'Weights that were published as {family} are for noncommercial use, under CC BY-NC 4.0: '
+    'https://creativecommons.org/licenses/by-nc/4.0/'
+  )
+
+
 VIT = Names(
   family='ViT',
-  model_types=('vit', 'vit_msn', 'vit_mae'),
+  model_types=('vit', 'vit_msn'),
   backbone='vit.',
-  classifier='ViTForImageClassification',
-  encoder='ViTModel',
-  markers=('encoder.layer.0.layernorm_before.weight', 'layers.0.layernorm_before.weight'),
+  markers=(('encoder.layer.0.layernorm_before.weight',), ('layers.0.layernorm_before.weight',)),
   parameters=_EMBEDDINGS,
   layers=_LAYERS | {'pooler.dense': 'pre_logits'},
   block_prefix='encoder.layer.',
   block=_BLOCK,
+  renamed=_RENAMED,
   defaults={'layer_norm_eps': 1e-12},
+  position_resize='corners',  # of the original code
+)
+MAE = dataclasses.replace(
+  VIT,
+  family='MAE',
+  model_types=('vit_mae',),
+  markers=tuple((*names, 'decoder.decoder_embed.weight') for names in VIT.markers),
+  **IMAGENET_PIXELS,
+  position_resize='bicubic',
+  license=_not_commercial('MAE'),
 )
 DEIT = dataclasses.replace(
   VIT,
   family='DeiT',
   model_types=('deit',),
   backbone='deit.',
-  classifier='DeiTForImageClassificationWithTeacher',
-  encoder='DeiTModel',
-  markers=('embeddings.distillation_token',),
+  markers=(('embeddings.distillation_token',),),
   parameters=_EMBEDDINGS | {'embeddings.distillation_token': 'distillation'},
-  layers=_LAYERS | {'cls_classifier': 'head', 'distillation_classifier': 'head_distillation'},
+  layers={**VIT.layers, 'cls_classifier': 'head', 'distillation_classifier': 'head_distillation'},
+  preprocessing=Preprocessing('squash', 224 / 256, 'bicubic', rounding='transformers'),
+  **IMAGENET_PIXELS,
+  position_resize='bicubic',
 )
 DINOV2 = Names(
   family='DINOv2',
-  model_types=('dinov2', 'dinov2_with_registers'),
+  model_types=('dinov2',),
   backbone='dinov2.',
-  classifier='Dinov2ForImageClassification',
-  encoder='Dinov2Model',
-  markers=('encoder.layer.0.layer_scale1.lambda1',),
-  parameters=_EMBEDDINGS | {'embeddings.register_tokens': 'registers'},
+  markers=(('encoder.layer.0.layer_scale1.lambda1',),),
+  parameters=_EMBEDDINGS,
   layers=_LAYERS,
   block_prefix='encoder.layer.',
   block={
@@ -115,19 +159,48 @@ DINOV2 = Names(
     **_ATTENTION_OF_BERT,
     'mlp.fc1': 'MlpBlock_0/Dense_0',
     'mlp.fc2': 'MlpBlock_0/Dense_1',
+  },
+  gated={
     'mlp.weights_in': 'MlpBlock_0/gate MlpBlock_0/Dense_0',
     'mlp.weights_out': 'MlpBlock_0/Dense_1',
   },
-  ignored={'embeddings.mask_token': (1,)},
+  renamed=_RENAMED_ATTENTION,
   defaults={'layer_norm_eps': 1e-6},
+  preprocessing=Preprocessing('crop', 224 / 256, 'bicubic', rounding='transformers'),
+  **IMAGENET_PIXELS,
+)
+DINOV2_WITH_REGISTERS = dataclasses.replace(
+  DINOV2,
+  family='DINOv2 with registers',
+  model_types=('dinov2_with_registers',),
+  backbone='dinov2_with_registers.',
+  markers=(('encoder.layer.0.layer_scale1.lambda1', 'embeddings.register_tokens'),),
+  parameters=_EMBEDDINGS | {'embeddings.register_tokens': 'registers'},
+  position_resize='bicubic_antialias',
+)
+TIPSV2 = dataclasses.replace(
+  DINOV2_WITH_REGISTERS,
+  family='TIPSv2',
+  model_types=('tipsv2_vision_model', 'tipsv2'),
+  backbone='vision_model.',
+  gated={
+    'mlp.gate_proj': 'MlpBlock_0/gate',
+    'mlp.up_proj': 'MlpBlock_0/Dense_0',
+    'mlp.down_proj': 'MlpBlock_0/Dense_1',
+  },
+  defaults={'layer_norm_eps': 1e-6, 'image_size': 448},
+  preprocessing=Preprocessing('squash', 1.0, rounding='transformers'),
+  mean=(0.0, 0.0, 0.0),
+  std=(1.0, 1.0, 1.0),
+  position_resize='bilinear_antialias',
 )
 DINOV3 = Names(
   family='DINOv3',
   model_types=('dinov3_vit',),
   backbone='',
-  classifier='',
-  encoder='DINOv3ViTModel',
-  markers=('layer.0.layer_scale1.lambda1', 'model.layer.0.layer_scale1.lambda1'),
+  markers=tuple(
+    (f'{prefix}layer.0.layer_scale1.lambda1', 'embeddings.cls_token') for prefix in ('', 'model.')
+  ),
   parameters={'embeddings.cls_token': 'cls', 'embeddings.register_tokens': 'registers'},
   layers={'embeddings.patch_embeddings': 'embedding', 'norm': 'Transformer/encoder_norm'},
   block_prefix='layer.',
@@ -141,9 +214,11 @@ DINOV3 = Names(
     'mlp.up_proj': 'MlpBlock_0/Dense_0',
     'mlp.down_proj': 'MlpBlock_0/Dense_1',
   },
-  ignored={'embeddings.mask_token': (1, 1)},
+  renamed={r'^model\.layer\.': 'layer.'},
   defaults={'layer_norm_eps': 1e-5, 'num_attention_heads': 6, 'rope_theta': 100.0},
   rotary=ROTARIES['dinov3'],
+  **IMAGENET_PIXELS,
+  license=_DINO_LICENSE,
 )
 _TOWER_BLOCK = {
   'layer_norm1': 'LayerNorm_0',
@@ -157,11 +232,9 @@ _TOWER_BLOCK = {
 }
 SIGLIP = Names(
   family='SigLIP',
-  model_types=('siglip_vision_model', 'siglip', 'siglip2_vision_model', 'siglip2'),
+  model_types=('siglip_vision_model', 'siglip'),
   backbone='vision_model.',
-  classifier='SiglipForImageClassification',
-  encoder='SiglipVisionModel',
-  markers=('head.probe', 'embeddings.position_embedding.weight'),
+  markers=(('encoder.layers.0.layer_norm1.weight', 'embeddings.position_embedding.weight'),),
   parameters={'embeddings.position_embedding.weight': POSITIONS, 'head.probe': 'MAPHead_0/probe'},
   layers={
     'embeddings.patch_embedding': 'embedding',
@@ -177,15 +250,15 @@ SIGLIP = Names(
   },
   block_prefix='encoder.layers.',
   block=_TOWER_BLOCK,
+  flat=('embeddings.position_embedding.weight',),
   defaults={'layer_norm_eps': 1e-6, 'hidden_act': 'gelu_pytorch_tanh'},
+  preprocessing=Preprocessing('squash', 1.0, 'bicubic', rounding='transformers'),
 )
 CLIP = Names(
   family='CLIP',
-  model_types=('clip_vision_model', 'clip', 'metaclip_2'),
+  model_types=('clip_vision_model', 'clip'),
   backbone='vision_model.',
-  classifier='CLIPForImageClassification',
-  encoder='CLIPVisionModelWithProjection',
-  markers=('embeddings.class_embedding',),
+  markers=(('embeddings.class_embedding', 'pre_layrnorm.weight'),),
   parameters={
     'embeddings.class_embedding': 'cls',
     'embeddings.position_embedding.weight': POSITIONS,
@@ -199,6 +272,16 @@ CLIP = Names(
   },
   block_prefix='encoder.layers.',
   block=_TOWER_BLOCK,
+  flat=('embeddings.class_embedding', 'embeddings.position_embedding.weight'),
   defaults={'layer_norm_eps': 1e-5, 'hidden_act': 'quick_gelu'},
+  preprocessing=Preprocessing('crop', 1.0, 'bicubic', rounding='transformers'),
+  **CLIP_PIXELS,
 )
-ALL = (CLIP, SIGLIP, DINOV2, DINOV3, DEIT, VIT)
+METACLIP_2 = dataclasses.replace(
+  CLIP,
+  family='MetaCLIP 2',
+  model_types=('metaclip_2_vision_model', 'metaclip_2'),
+  license=_not_commercial('MetaCLIP 2'),
+)
+# By their tensors, those with more markers first; the last two differ in their config alone.
+ALL = (CLIP, SIGLIP, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2, TIPSV2)

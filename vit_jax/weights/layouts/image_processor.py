@@ -13,9 +13,14 @@ from typing import Any
 from vit_jax.config import Preprocessing
 from vit_jax.weights.metadata import HALF, UnsupportedError
 
-_IMAGENET = dict(image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225))
-_CLIP = dict(
-  image_mean=(0.48145466, 0.4578275, 0.40821073), image_std=(0.26862954, 0.26130258, 0.27577711)
+# Of pixels in [0, 1].
+IMAGENET_PIXELS: dict[str, Any] = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+CLIP_PIXELS: dict[str, Any] = dict(
+  mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
+)
+_IMAGENET, _CLIP = (
+  {f'image_{name}': values for name, values in each.items()}
+  for each in (IMAGENET_PIXELS, CLIP_PIXELS)
 )
 _SQUASH = dict(size={'height': 224, 'width': 224}, resample=3)
 _CROP = dict(size={'shortest_edge': 224}, resample=3, do_center_crop=True, crop_size=224)
@@ -40,6 +45,8 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
   'ChineseCLIP': _CROP | _CLIP,
   'Blip': _SQUASH | _CLIP | {'size': {'height': 384, 'width': 384}},
   'Siglip': _SQUASH,
+  'DINOv3ViT': _SQUASH | _IMAGENET | {'resample': 2},  # not rounded to gray levels when resized
+  'Tipsv2': _SQUASH | {'size': {'height': 448, 'width': 448}, 'resample': 2, 'do_normalize': False},
   'Pvt': _SQUASH | _IMAGENET,
   'MobileNetV1': _CROP | {'size': {'shortest_edge': 256}, 'resample': 2},
   'ConvNext': {'size': {'shortest_edge': 384}, 'resample': 3, 'crop_pct': 224 / 256},
@@ -61,6 +68,8 @@ def _complete(processor: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
   """
   name = processor.get('image_processor_type') or processor.get('feature_extractor_type') or 'ViT'
   kind = re.sub(r'(ImageProcessor(Fast|Pil)?|FeatureExtractor)$', '', name)
+  if kind == 'Siglip2':
+    raise UnsupportedError('the image processor of NaFlex, whose images keep their aspect ratio')
   if kind not in _PROCESSORS:
     raise UnsupportedError(f'the image processor {name}')
   stated = {key: value for key, value in processor.items() if value is not None}

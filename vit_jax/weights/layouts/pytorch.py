@@ -20,7 +20,7 @@ from vit_jax.weights.metadata import UnsupportedError
 _EMA = frozenset(('state_dict_ema', 'model_ema', 'ema'))
 _WRAPPERS = _EMA | frozenset(
   'state_dict model_state_dict model timm_model module _orig_mod backbone encoder teacher '
-  'student'.split()
+  'student visual trunk'.split()
 )
 # Name of the activation in a config: value of `ModelMetadata.gelu`.
 GELUS = {'gelu': 'exact', 'gelu_python': 'exact', 'quick_gelu': 'quick'} | dict.fromkeys(

@@ -7,32 +7,12 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.models.build import Model
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor
-from vit_jax.weights.layouts import pytorch
-from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
+from vit_jax.weights.layouts import pytorch, timm_vit
+from vit_jax.weights.layouts.released import flatten
 
-# Name in timm: the linen parameter.
-_PARAMETERS = {'cls_token': 'cls', 'pos_embed': POSITIONS, 'attn_pool.latent': 'MAPHead_0/probe'}
-# Name of a layer in timm: the linen modules that it holds.
-_VIT = {
-  'patch_embed.proj': 'embedding',
-  'norm': 'Transformer/encoder_norm',
-  'head': 'head',
-  'attn_pool.norm': 'MAPHead_0/LayerNorm_0',
-  'attn_pool.mlp.fc1': 'MAPHead_0/MlpBlock_0/Dense_0',
-  'attn_pool.mlp.fc2': 'MAPHead_0/MlpBlock_0/Dense_1',
-  'attn_pool.q': f'MAPHead_0/{ATTENTION}/query',
-  'attn_pool.kv': f'MAPHead_0/{ATTENTION}/key MAPHead_0/{ATTENTION}/value',
-  'attn_pool.proj': f'MAPHead_0/{ATTENTION}/out',
-}
-_BLOCK = {
-  'norm1': 'LayerNorm_0',
-  'norm2': 'LayerNorm_1',
-  'attn.qkv': f'{ATTENTION}/query {ATTENTION}/key {ATTENTION}/value',
-  'attn.proj': f'{ATTENTION}/out',
-  'mlp.fc1': 'MlpBlock_0/Dense_0',
-  'mlp.fc2': 'MlpBlock_0/Dense_1',
-}
 _MIXER = {'stem.proj': 'stem', 'norm': 'pre_head_layer_norm', 'head': 'head'}
 _MIXER_MARKER = 'blocks.0.mlp_tokens.fc1.weight'
 _MIXER_BLOCK = {
@@ -50,8 +30,6 @@ _BIT = {'stem.conv': 'root_block/conv_root', 'norm': 'norm-pre-head', 'head.fc':
 _UNIT = {'downsample.conv': 'conv_proj', 'downsample.norm': 'gn_proj'}
 for _i in '123':
   _UNIT |= {f'conv{_i}': f'conv{_i}', f'norm{_i}': f'gn{_i}'}
-_IGNORED = ('mask_token',)  # of pretraining (iBOT, DINOv2); no part of the encoder
-_LAYER_SCALE = re.compile(r'blocks\.(\d+)\.(?:ls([12])\.gamma|gamma_([12]))')
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -83,14 +61,11 @@ def to_linen(
     linen = pytorch.to_linen(tensors, {}, _mixer_module, 0, 'timm Mixer', source)
     _refuse_gated_mlp(linen, 'MixerBlock_0/token_mixing', 'an MLP-Mixer', source)
     return linen, ()
-  tensors = {name: tensor for name, tensor in tensors.items() if name not in _IGNORED}
-  scales = {name: match for name in tensors if (match := _LAYER_SCALE.fullmatch(name))}
-  layers = {name: x for name, x in tensors.items() if name not in scales}
-  linen = pytorch.to_linen(layers, _PARAMETERS, _vit_modules, num_heads, 'timm', source)
-  _refuse_gated_mlp(linen, 'Transformer/encoderblock_0/MlpBlock_0', 'a Vision Transformer', source)
-  for name, match in scales.items():
-    _fold_layer_scale(linen, match, tensors[name], source)
-  return linen, ('LayerScale is folded into layers',) if scales else ()
+  if any(name.startswith(_BACKBONE) for name in tensors):
+    return pytorch.to_linen(
+      tensors, timm_vit.PARAMETERS, _hybrid_modules, num_heads, 'timm', source
+    ), ()
+  return timm_vit.to_linen(tensors, num_heads, source)
 
 
 def _refuse_gated_mlp(linen: Mapping[str, Tensor], mlp: str, model: str, source: str) -> None:
@@ -102,25 +77,10 @@ def _refuse_gated_mlp(linen: Mapping[str, Tensor], mlp: str, model: str, source:
     )
 
 
-def _fold_layer_scale(
-  linen: dict[str, Tensor], match: re.Match[str], scale: Tensor, source: str
-) -> None:
-  """Multiplies LayerScale (arXiv 2103.17239) into the layer before it."""
-  layer = f'{ATTENTION}/out' if '1' in match.groups()[1:] else 'MlpBlock_0/Dense_1'
-  for leaf in ('kernel', 'bias'):
-    parameter = f'Transformer/encoderblock_{match[1]}/{layer}/{leaf}'
-    tensor = linen.get(parameter)
-    if tensor is None or tensor.shape[-1:] != scale.shape:
-      raise UserError(f'{source} has a LayerScale that does not match its {parameter}.')
-    linen[parameter] = tensor.map(tensor.shape, lambda x: np.asarray(x, np.float32) * scale.read())
-
-
-def _vit_modules(layer: str) -> str | None:
-  if match := re.fullmatch(r'blocks\.(\d+)\.(.*)', layer):
-    return pytorch.block_layers('blocks.', _BLOCK, int(match[1])).get(layer)
+def _hybrid_modules(layer: str) -> str | None:
   if layer.startswith(f'{_BACKBONE}stages.'):
     return _unit_module(layer.removeprefix(_BACKBONE), 'block{}/unit{}')
-  return (_VIT | _STEM | _STEM_OF_STAGES).get(layer)
+  return (_STEM | _STEM_OF_STAGES).get(layer) or timm_vit.find_modules(layer)
 
 
 def _mixer_module(layer: str) -> str | None:
@@ -157,7 +117,7 @@ def _unsupported_feature(params: Any) -> str | None:
   return next((text for module, text in names.items() if module in modules), None)
 
 
-def from_linen(params: Any) -> dict[str, np.ndarray]:
+def from_linen(model: Model, params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of the same model in timm; none has `pre_logits`."""
   if 'pre_logits' in params:
     raise UserError(
@@ -173,22 +133,25 @@ def from_linen(params: Any) -> dict[str, np.ndarray]:
     return pytorch.from_linen(params, {}, layers)
   if feature := _unsupported_feature(params):
     raise UserError(f'timm has no {feature}; write an .npz, or a vit_jax folder (--layout=model).')
-  if feature := pytorch.unsupported_encoder(params):
-    raise UserError(
-      f'The model has {feature}, which timm does not support; write an .npz, or a vit_jax folder '
-      '(--layout=model).'
-    )
+  if isinstance(model, VisionTransformer):
+    if feature := timm_vit.unsupported_feature(model, params):
+      raise UserError(
+        f'The model has {feature}, which timm does not support; write an .npz, or a vit_jax folder '
+        '(--layout=model).'
+      )
+    if not model.resnet_width:
+      return timm_vit.from_linen(model, params)
   stages = [name for name in params if name.startswith('block')]
   units = [f'{stage}/{unit}' for stage in stages for unit in params[stage]]
   is_bit = 'root_block' in params
-  layers = dict(_BIT) if is_bit else _VIT | (_STEM_OF_STAGES if units else _STEM)
+  layers = dict(_BIT) if is_bit else timm_vit.LAYERS | (_STEM_OF_STAGES if units else _STEM)
   for i in range(pytorch.count_blocks(params)):
-    layers |= pytorch.block_layers('blocks.', _BLOCK, i)
+    layers |= pytorch.block_layers('blocks.', timm_vit.PLAIN_BLOCK, i)
   for unit in units:
     stage, block = (int(number) - 1 for number in re.findall(r'\d+', unit))
     prefix = f'{"" if is_bit else _BACKBONE}stages.{stage}.blocks.{block}.'
     layers |= {f'{prefix}{name}': f'{unit}/{module}' for name, module in _UNIT.items()}
-  state_dict = pytorch.from_linen(params, _PARAMETERS, layers)
+  state_dict = pytorch.from_linen(params, timm_vit.PARAMETERS, layers)
   if is_bit and 'head.fc.weight' in state_dict:
     state_dict['head.fc.weight'] = state_dict['head.fc.weight'][:, :, None, None]
   return state_dict

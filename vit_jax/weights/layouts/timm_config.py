@@ -1,7 +1,6 @@
 """timm's config.json: the model and its preprocessing, read and written."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +10,9 @@ from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
-from vit_jax.weights.layouts import pytorch
+from vit_jax.weights.layouts import pytorch, timm_architectures, timm_arguments, timm_vit
 from vit_jax.weights.metadata import HALF, ModelMetadata, UnsupportedError
 
-LAYER_NORM_EPSILON = 1e-6  # timm/layers/norm.py; no argument of a model changes it
 # Of pixels in [0, 1]: IMAGENET_DEFAULT_MEAN in timm/data/constants.py.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')
@@ -22,19 +20,19 @@ _POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map'}
 # The names of its VisionTransformers begin like this; other models differ in their tensors.
 _TRANSFORMERS = ('vit', 'deit', 'flexivit', 'eva', 'test_vit')
 _LAYER_NORMS = ('layernorm', 'layernormfp32')
-# Architectures whose activation is not the exact GELU: timm/models/vision_transformer.py of 1.0.31.
-_ACTIVATIONS = (
-  (r'_quickgelu(_|$)', 'quick_gelu'),
-  (r'^vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_', 'gelu_tanh'),
-  (r'^vit_large_patch16_siglip_(gap_)?512', 'gelu_tanh'),
-)
-# Arguments of its VisionTransformer that the tensors show, or that change no numbers in tests.
+# Arguments of its classes that are read here, that the tensors show, or that change no numbers in
+# tests.
 _HARMLESS = frozenset(
   'img_size patch_size in_chans num_classes embed_dim depth num_heads mlp_ratio qkv_bias qk_norm '
   'scale_attn_norm scale_mlp_norm proj_bias init_values class_token pos_embed no_embed_class '
   'reg_tokens pre_norm final_norm fc_norm dynamic_img_size dynamic_img_pad strict_img_size '
   'weight_init fix_init embed_norm_layer drop_rate pos_drop_rate patch_drop_rate proj_drop_rate '
-  'attn_drop_rate drop_path_rate global_pool act_layer norm_layer pretrained_strict'.split()
+  'attn_drop_rate drop_path_rate global_pool act_layer norm_layer pretrained_strict class eps '
+  'mlp_layer num_reg_tokens qkv_fused swiglu_mlp swiglu_align_to scale_mlp scale_attn_inner '
+  'attn_type use_abs_pos_emb use_rot_pos_emb rope_type rope_grid_offset rope_grid_indexing '
+  'rope_temperature rope_rotate_half rope_shift_coords rope_jitter_coords rope_rescale_coords '
+  'ref_feat_shape use_pre_transformer_norm use_post_transformer_norm use_fc_norm '
+  'attn_pool_num_heads attn_pool_mlp_ratio attn_only_layer_scale head_init_scale'.split()
 )
 
 
@@ -53,22 +51,34 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     UnsupportedError: for a model or a preprocessing with other features.
   """
   pretrained = config.get('pretrained_cfg') or config  # old ones have its fields at the top
-  arguments = config.get('model_args') or {}
+  stated = config.get('model_args') or {}
   architecture = str(config.get('architecture') or '').partition('.')[0]
+  of_name = timm_architectures.arguments(architecture)
+  arguments = {**of_name, **stated}
+  if 'unsupported' in of_name:
+    raise UnsupportedError(of_name['unsupported'])
   size = arguments.get('img_size') or (pretrained.get('input_size') or [3, 224, 224])[1:]
   image_size = height_width(size if isinstance(size, int) else tuple(size))
-  heads = arguments.get('num_heads')
+  heads = arguments.get('num_heads', 12 if of_name else None)
   is_resnet = architecture.startswith('resnetv2')
   pool = activation = None
   if not is_resnet:
-    activation = _read_activation(architecture, arguments)
-    pool = _read_pool(arguments, config, pretrained)
+    activation = _read_activation(arguments)
+    pool = _read_pool(stated, config, of_name, pretrained)
+    if of_name and pool is None:
+      pool = 'gap' if of_name['class'] == 'eva' else 'token'
+    if of_name.get('class') == 'distilled':
+      pool = 'distilled'
     _check_arguments(architecture, arguments)
+    prefix = arguments.get('reg_tokens') or arguments.get('class_token', True)
+    if pool == 'map' and prefix and of_name.get('class') == 'vit':
+      raise UnsupportedError('attention pooling of the patches beside other tokens')
   preprocessing = _read_preprocessing(pretrained)
   ours = config.get(METADATA_KEY) or {}
   if ours.get('preprocessing'):
     written = ModelMetadata.from_json(ours).preprocessing or Preprocessing()
-    if _read_preprocessing(_make_pretrained(written, image_size, 3)) == preprocessing:
+    expected = _make_pretrained(written, image_size, 3) | {'mean': pretrained.get('mean')}
+    if _read_preprocessing(expected) == preprocessing:
       preprocessing = written  # nobody has changed pretrained_cfg
   return ModelMetadata(
     image_size=image_size,
@@ -76,19 +86,34 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     loss=ours.get('loss', 'softmax'),
     labels=config.get('label_names') or pretrained.get('label_names') or config.get('labels'),
     num_heads=None if isinstance(heads, list) else heads,  # Swin has a list
+    pool_num_heads=arguments.get('attn_pool_num_heads'),
     gelu=activation and pytorch.GELUS[activation],
-    layer_norm_epsilon=ours.get('layer_norm_epsilon', LAYER_NORM_EPSILON),
+    rotary=timm_architectures.rotary(arguments),
+    layer_norm_epsilon=ours.get(
+      'layer_norm_epsilon', arguments.get('eps', timm_architectures.EPSILON)
+    ),
     dtype=ours.get('dtype'),
     mean=tuple(map(float, pretrained.get('mean') or _IMAGENET_MEAN)),
     std=tuple(map(float, pretrained.get('std') or _IMAGENET_STD)),
     pool=pool,
+    final_norm='none' if _lacks_norms(arguments) else None,
+    has_positions=arguments.get('pos_embed', 'learn') not in ('', 'none'),
+    position_resize='bicubic_antialias',  # resample_abs_pos_embed in timm/layers/pos_embed.py
   )
 
 
-def _read_activation(architecture: str, arguments: Mapping[str, Any]) -> str:
-  stated = arguments.get('act_layer')
-  by_name = (name for pattern, name in _ACTIVATIONS if re.search(pattern, architecture))
-  activation = stated.lower() if stated else next(by_name, 'gelu')
+def _lacks_norms(arguments: Mapping[str, Any]) -> bool:
+  """Whether there is no LayerNorm after the blocks, nor after pooling."""
+  after_blocks, pooled = (
+    ('use_post_transformer_norm', 'use_fc_norm')
+    if arguments.get('class') == 'eva'
+    else ('final_norm', 'fc_norm')
+  )
+  return arguments.get(after_blocks) is False and not arguments.get(pooled)
+
+
+def _read_activation(arguments: Mapping[str, Any]) -> str:
+  activation = (arguments.get('act_layer') or 'gelu').lower()
   pytorch.check_activation(activation)
   return activation
 
@@ -107,8 +132,6 @@ def _read_pool(*places: Mapping[str, Any]) -> str | None:
 
 def _check_arguments(architecture: str, arguments: Mapping[str, Any]) -> None:
   """Raises `UnsupportedError` for arguments that change numbers and leave no trace in tensors."""
-  if '_rope_' in architecture:
-    raise UnsupportedError('rotary position embeddings')
   norm = arguments.get('norm_layer')
   if norm and norm.replace('_', '').lower() not in _LAYER_NORMS:
     raise UnsupportedError(f'the normalization {norm}')
@@ -143,9 +166,16 @@ DEFAULT_PREPROCESSING = _read_preprocessing({'mean': HALF})
 
 
 def make_config(
-  model: build.Model, metadata: ModelMetadata, image_size: tuple[int, int], channels: int
+  model: build.Model,
+  metadata: ModelMetadata,
+  image_size: tuple[int, int],
+  state_dict: Mapping[str, Any],
 ) -> dict[str, Any]:
   """The config.json with which timm builds the model (`local-dir:…`) and preprocesses images.
+
+  Args:
+    model, metadata, image_size: what is written.
+    state_dict: of `timm.from_linen`.
 
   Raises:
     UserError: for a model with a ResNet, whose sizes no argument of timm describes, or a Mixer.
@@ -156,21 +186,16 @@ def make_config(
       f'The model {part}, which a folder of timm cannot describe; write X.safetensors, which timm '
       'reads too.'
     )
-  arguments: dict[str, Any] = {
-    'img_size': list(image_size),
-    'patch_size': model.patch_size,
-    'in_chans': channels,
-    'embed_dim': model.width,
-    'depth': model.depth,
-    'num_heads': model.num_heads,
-    'mlp_ratio': _mlp_ratio(model),
-    'global_pool': {pool: name for name, pool in _POOLS.items()}[model.pool],
-    'class_token': model.pool == 'token',
-    'fc_norm': False,
-    'act_layer': {'tanh': 'gelu_tanh', 'exact': 'gelu'}[metadata.gelu or 'exact'],
-  }
+  channels = state_dict['patch_embed.proj.weight'].shape[1]
+  kind = timm_vit.written_class(model, state_dict)
+  if kind == 'eva' and model.mlp == 'gelu' and model.numerics.gelu != 'exact':
+    raise UserError(
+      f'The model has {model.numerics.gelu} GELU, for which timm has no argument beside its other '
+      'parts; write X.safetensors, or a vit_jax folder (--layout=model).'
+    )
+  arguments = timm_arguments.of_model(model, kind, image_size, state_dict)
   config = {
-    'architecture': _architecture(model, image_size),
+    'architecture': timm_architectures.closest(model, kind, image_size),
     'num_classes': model.num_classes,
     'num_features': model.width,
     'global_pool': arguments['global_pool'],
@@ -181,32 +206,10 @@ def make_config(
       'std': list(metadata.std or [0.5] * channels),
       'num_classes': model.num_classes,
       'first_conv': 'patch_embed.proj',
-      'classifier': 'head',
+      'classifier': ['head', 'head_dist'] if model.pool == 'distilled' else 'head',
     },
   }
   return config | ({'label_names': metadata.labels} if metadata.labels else {})
-
-
-def _mlp_ratio(model: VisionTransformer) -> float:
-  """The ratio r of widths with int(D r) = mlp_dim."""
-  ratio = model.mlp_dim / model.width
-  return ratio if int(model.width * ratio) == model.mlp_dim else math.nextafter(ratio, math.inf)
-
-
-def _architecture(model: VisionTransformer, image_size: tuple[int, int]) -> str:
-  """timm's name for the size; `model_args` says everything that it does not."""
-  widths = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large', 1280: 'huge'}
-  name = f'vit_{widths.get(model.width, "tiny")}_patch{model.patch_size}_{image_size[0]}'
-  return name if name in _ARCHITECTURES else 'vit_tiny_patch16_224'
-
-
-_ARCHITECTURES = frozenset(
-  'vit_tiny_patch16_224 vit_tiny_patch16_384 vit_small_patch8_224 vit_small_patch16_224 '
-  'vit_small_patch16_384 vit_small_patch32_224 vit_small_patch32_384 vit_base_patch8_224 '
-  'vit_base_patch16_224 vit_base_patch16_384 vit_base_patch32_224 vit_base_patch32_384 '
-  'vit_large_patch14_224 vit_large_patch16_224 vit_large_patch16_384 vit_large_patch32_224 '
-  'vit_large_patch32_384 vit_huge_patch14_224'.split()
-)
 
 
 def _make_pretrained(
@@ -241,7 +244,7 @@ def unexpressed(metadata: ModelMetadata) -> str | None:
   preprocessing = metadata.preprocessing or Preprocessing()
   interpolation, rounding = preprocessing.interpolation, preprocessing.rounding
   is_whole = preprocessing.resize == 'squash' and preprocessing.crop_fraction == 1
-  fill = {round(255 * 0.5)}
+  fill = {round(255 * x) for x in metadata.mean or HALF}
   return (
     ', '.join(
       name
@@ -258,7 +261,7 @@ def unexpressed(metadata: ModelMetadata) -> str | None:
         ),
         (
           f'the LayerNorm epsilon {metadata.layer_norm_epsilon:g}',
-          metadata.layer_norm_epsilon != LAYER_NORM_EPSILON,
+          metadata.layer_norm_epsilon not in timm_architectures.EPSILONS,
         ),
       )
       if is_lost
