@@ -295,9 +295,7 @@ class Classifier:
     params = adapt.adapt_params(self.params, model, size, size, True, 'corners')
     return dataclasses.replace(self, model=model, params=params, labels=names, report=None)
 
-  def at_size(
-    self, image_size: int | Sequence[int], position_resize: str = 'auto'
-  ) -> 'Classifier':
+  def at_size(self, image_size: int | Sequence[int], position_resize: str = 'auto') -> 'Classifier':
     """The model for images of another size, with resized position embeddings (Section 3.2).
 
     Args:
@@ -352,7 +350,9 @@ class Classifier:
     """
     if layout is None:
       layout = save.layout_of(path)
-      if layout == 'huggingface' and hugging_face_classes.unsupported_feature(self.model, self.image_size):
+      if layout == 'huggingface' and hugging_face_classes.unsupported_feature(
+        self.model, self.image_size
+      ):
         layout = 'model'
     path = user_path(path)
     if layout not in LAYOUTS:

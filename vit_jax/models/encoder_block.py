@@ -86,7 +86,7 @@ class LayerScale(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     scale = self.param('scale', nn.initializers.constant(self.initial_value), x.shape[-1:])
-    return x * scale.astype(x.dtype)
+    return x * jnp.expand_dims(scale.astype(x.dtype), range(x.ndim - 1))
 
 
 class MultiHeadDotProductAttention(nn.Module):

@@ -111,11 +111,7 @@ def _vit_from_tensors(
     ),
     layer_scale=_LAYER_SCALE if f'{block}/LayerScale_0/scale' in tensors else 0.0,
     final_norm=(
-      'pooled'
-      if 'pool_norm/scale' in tensors
-      else 'none'
-      if final_norm == 'none'
-      else 'encoder'
+      'pooled' if 'pool_norm/scale' in tensors else 'none' if final_norm == 'none' else 'encoder'
     ),
     head_bias='head/kernel' not in tensors or 'head/bias' in tensors,
     numerics=numerics,
@@ -123,7 +119,7 @@ def _vit_from_tensors(
 
 
 def _pool(tensors: Mapping[str, Any], width: int, stated: str | None) -> str:
-  """The pooling of a Transformer: the stated one, where a class token need not be what is pooled."""
+  """The pooling of a Transformer; the stated one where a class token may be there only."""
   if 'distillation' in tensors:
     return 'distilled'
   if 'MAPHead_0/probe' in tensors:

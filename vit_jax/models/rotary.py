@@ -79,7 +79,7 @@ class Rotation:
     num_tokens, features = x.shape[1], x.shape[-1]
     angles = _angles(self.rotary, self.grid, features)  # (patches, F / 2)
     after = num_tokens - self.num_prefix - len(angles)
-    angles = np.pad(angles, ((self.num_prefix, after), (0, 0)))[:, None]  # (N, 1, F / 2)
+    angles = np.pad(angles, ((self.num_prefix, after), (0, 0)))[None, :, None]  # (1, N, 1, F / 2)
     sin, cos = (jnp.asarray(f(angles), jnp.float32) for f in (np.sin, np.cos))
     y = x.astype(jnp.float32)
     axis = -1 if self.rotary.neighbors else -2  # of the two features of a pair

@@ -213,8 +213,8 @@ def _assume(
     if layout == 'timm' and has_class_token:
       pooling, pool = ' and no pooling', ', class token'
     notes.append(
-      f'the file states no activation{pooling}: {completed.gelu} GELU{pool}; pass gelu= for another '
-      'activation'
+      f'the file states no activation{pooling}: {completed.gelu} GELU{pool}; pass gelu= for '
+      'another activation'
     )
   if metadata.preprocessing is None:
     pixels = defaults.mean or HALF

@@ -22,7 +22,14 @@ from vit_jax.models.encoder_block import GELUS
 from vit_jax.models.rotary import ROTARIES, Rotary
 from vit_jax.weights.formats.lazy_tensor import CONTENT_ERRORS, METADATA_KEY
 
-_STORED = ('loss', 'gelu', 'layer_norm_epsilon', 'dtype', 'position_resize', 'license')  # as they are
+_STORED = (
+  'loss',
+  'gelu',
+  'layer_norm_epsilon',
+  'dtype',
+  'position_resize',
+  'license',
+)  # as they are
 HALF = (0.5, 0.5, 0.5)  # mean and std that scale pixels from [0, 1] to [-1, 1]
 
 

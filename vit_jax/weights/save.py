@@ -31,6 +31,18 @@ from vit_jax.weights.metadata import ModelMetadata
 _MODEL_FILES = frozenset(
   'params.npz config.json labels.txt model.safetensors preprocessor_config.json LICENSE'.split()
 )
+# The fields of the Vision Transformers that the original loaders know.
+_RELEASED = dict(
+  class_token=False,
+  registers=0,
+  rotary=None,
+  patch_bias=True,
+  pre_norm=False,
+  mlp='gelu',
+  layer_scale=0.0,
+  final_norm='encoder',
+  head_bias=True,
+)
 _LAYOUT_OF_SUFFIX = {'.npz': 'npz', '.safetensors': 'timm', '.stablehlo': 'stablehlo'}
 _OTHER_FORMATS = '.bin .ckpt .gguf .gz .h5 .json .onnx .pb .pkl .pt .pth .tflite .zip'.split()
 
@@ -185,8 +197,7 @@ def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epa
   Metadata goes into comments that they ignore. So a normalization of pixels is folded into the
   first layer, unless the model has parts that they do not know.
   """
-  is_released = isinstance(model, VisionTransformer) and not _NEW_PARTS & params.keys()
-  if metadata.mean and metadata.std and is_released:
+  if metadata.mean and metadata.std and _is_released(model):
     tensors = {name: Tensor.from_array(x) for name, x in released.flatten(params).items()}
     folded = normalization.fold(tensors, metadata.mean, metadata.std, 'The model')
     params = released.unflatten({name: tensor.read() for name, tensor in folded.items()})
@@ -194,6 +205,16 @@ def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epa
     metadata = dataclasses.replace(metadata, mean=None, std=None)
   text = _to_json(model, metadata)
   write_file(path, lambda temporary: released.write_npz(temporary, params, text))
+
+
+def _is_released(model: build.Model) -> bool:
+  """Whether the original loaders know all parts of a Vision Transformer."""
+  fields = build.architecture(model)
+  return (
+    isinstance(model, VisionTransformer)
+    and model.pool in ('token', 'gap', 'map')
+    and all(fields[name] == value for name, value in _RELEASED.items())
+  )
 
 
 def save_model_folder(

@@ -14,7 +14,7 @@ from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.layouts import hugging_face_names, image_processor, pytorch
-from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
+from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, SIGLIP, VIT, Names
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
@@ -104,8 +104,9 @@ def complete(
     other = 'post_layernorm.' if kind is CLIP else 'head.'
     unused += [n for n in tensors if n.removeprefix(kind.backbone).startswith(other)]
   if any(map(_TEXT_TOWER.match, tensors)):
-    notes += ('the image tower was taken; the text tower is left out, which vit_jax does not '
-              'support',)
+    notes += (
+      'the image tower was taken; the text tower is left out, which vit_jax does not support',
+    )
   if 'visual_projection.weight' in tensors:
     notes += ('the head gives the embedding before its L2 normalization, not classes',)
     num_outputs = tensors['visual_projection.weight'].shape[0]
@@ -143,8 +144,7 @@ def to_linen(
 
   def find_modules(layer: str) -> str | None:
     if match := blocks.match(layer):
-      # The gated MLP of TIPSv2 is also that of DINOv2 in memory.
-      block = {**kind.block, **hugging_face_names.TIPSV2.gated, **kind.gated}
+      block = {**kind.block, **kind.gated}
       return pytorch.block_layers(kind.block_prefix, block, int(match[1])).get(layer)
     return kind.layers.get(layer)
 

@@ -32,6 +32,7 @@ from vit_jax.weights.metadata import ModelMetadata
 _ACTIVATIONS = {'tanh': 'gelu_pytorch_tanh', 'exact': 'gelu', 'quick': 'quick_gelu'}
 _PROBLEMS = {'softmax': 'single_label_classification', 'sigmoid': 'multi_label_classification'}
 _DROPOUT = {'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0}
+_DINO_ROTARY = ROTARIES['dinov3']
 # The features that a class has unless its row says otherwise, as `_features` names them.
 _PLAIN = dict(
   pool='token',
@@ -167,10 +168,11 @@ _SAYINGS = {  # about a model that has another value than a class
 def _features(model: VisionTransformer) -> dict[str, Any]:
   fields = architecture(model)
   features = {name: fields[name] for name in _PLAIN}
-  features |= {name: bool(fields[name]) for name in ('pre_logits', 'registers', 'layer_scale')}
-  if model.rotary is not None:
-    is_dino = dataclasses.replace(model.rotary, base=100.0) == ROTARIES['dinov3']
-    features['rotary'] = True if is_dino else 'other'
+  features |= {
+    name: bool(fields[name]) for name in ('pre_logits', 'registers', 'layer_scale', 'rotary')
+  }
+  if model.rotary is not None and dataclasses.replace(model.rotary, base=100.0) != _DINO_ROTARY:
+    return features | {'rotary': 'other'}
   return features
 
 
@@ -252,9 +254,7 @@ def write(
   assert metadata.image_size is not None
   found, reason = _find(model, metadata.image_size)
   if found is None:
-    raise UserError(
-      f'The model has {reason}; write an .npz, or a vit_jax folder (--layout=model).'
-    )
+    raise UserError(f'The model has {reason}; write an .npz, or a vit_jax folder (--layout=model).')
   assert isinstance(model, VisionTransformer)
   tensors = _from_linen(found, model, params)
   return tensors, _make_config(found, model, metadata, channels, tensors)
