@@ -28,7 +28,7 @@ def randomize(module, seed: int = 0):
         x = 0.2 * x + ('weight' in name or 'gamma' in name)
       else:
         x /= 2 if x.ndim == 3 else np.sqrt(x[0].size)
-      parameter.copy_(torch.from_numpy(x))
+      parameter.copy_(torch.from_numpy(np.asarray(x)))
   return module.eval()
 
 

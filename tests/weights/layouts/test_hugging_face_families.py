@@ -3,9 +3,11 @@
 The live tests need the `torch` extra and are skipped without it.
 """
 
+import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -35,17 +37,22 @@ def transformers():
   return module
 
 
-def our_outputs(vit, images: np.ndarray, names) -> dict[str, np.ndarray]:
-  """Outputs of these names, as `outputs_of` has them of a module of Transformers."""
+@functools.partial(jax.jit, static_argnames='names')
+def _outputs(vit, images, names: tuple[str, ...]):
   outputs = {}
   if 'tokens' in names:
     patches, prefix = vit.tokens(images, return_prefix_tokens=True)
-    outputs['tokens'] = np.concatenate([prefix, patches], axis=1)
+    outputs['tokens'] = jnp.concatenate([prefix, patches], axis=1)
   if 'pooled' in names:
-    outputs['pooled'] = np.asarray(vit.features(images))
+    outputs['pooled'] = vit.features(images)
   if 'logits' in names:
-    outputs['logits'] = np.asarray(vit(images))
+    outputs['logits'] = vit(images)
   return outputs
+
+
+def our_outputs(vit, images: np.ndarray, names) -> dict[str, np.ndarray]:
+  """Outputs of these names, as `outputs_of` has them of a module of Transformers."""
+  return jax.tree.map(np.asarray, _outputs(vit, images, tuple(names)))
 
 
 def assert_close(actual, expected, tolerance=1e-5):

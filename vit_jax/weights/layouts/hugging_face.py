@@ -14,7 +14,7 @@ from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.layouts import hugging_face_names, image_processor, pytorch
-from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, SIGLIP, VIT, Names
+from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
@@ -151,7 +151,7 @@ def to_linen(
   linen = pytorch.to_linen(inside, kind.parameters, find_modules, num_heads, 'Hugging Face', source)
   if kind is DEIT and 'head_distillation/kernel' not in linen:
     linen = _with_register(linen)
-  return pytorch.with_key_biases(linen), ()
+  return pytorch.with_attention_biases(linen) if kind is DINOV3 else linen, ()
 
 
 def _with_batch(name: str, tensor: Tensor, kind: Names) -> Tensor:
