@@ -66,8 +66,8 @@ def load(
   weights = open_weights(
     source, size, num_heads, gelu, _numbers('mean', mean), _numbers('std', std)
   )
-  heads = getattr(weights.model, 'num_heads', None)
-  if num_heads is not None and heads not in (None, num_heads):
+  heads = getattr(weights.model, 'num_heads', 0)
+  if num_heads is not None and heads not in (0, num_heads):
     raise UserError(f'{weights.name} has {heads} heads, but num_heads is {num_heads}.')
   metadata = weights.metadata
   model = build.with_dtype(weights.model, _dtype_name(dtype, metadata.dtype))
