@@ -33,8 +33,10 @@ def test_further_parts_are_read(name, num_classes):
   if not num_classes:
     model = model.clone(head_bias=True)  # of no head
   tensors = flatten(build.abstract_params(model, (8, 8)))
-  stated = dict(pool=model.pool, rotary=model.rotary, final_norm=model.final_norm)
-  assert model_from_tensors(tensors, 'x', **stated) == model
+  read = model_from_tensors(
+    tensors, 'x', pool=model.pool, rotary=model.rotary, final_norm=model.final_norm
+  )
+  assert read == model
 
 
 def test_what_is_stated_does_not_overrule_the_tensors():

@@ -1,6 +1,6 @@
 """The layout of Hugging Face Transformers: Vision Transformers of several families, read.
 
-`hugging_face_names.py` has the names of each family; `hugging_face_classes.py` writes them.
+`hugging_face_names.py` has the names of each family; `hugging_face_writer.py` writes them.
 """
 
 import dataclasses
@@ -85,8 +85,8 @@ def complete(
     UserError: if config.json describes another family than that of the tensors.
   """
   kind = _kind(tensors)
-  patches = tensors.get(f'{kind.backbone}embeddings.patch_embedding.weight')
-  if kind is SIGLIP and patches is not None and len(patches.shape) == 2:
+  patches = [x for n, x in tensors.items() if n.endswith('embeddings.patch_embedding.weight')]
+  if kind is SIGLIP and any(len(x.shape) == 2 for x in patches):
     raise UserError(
       f'{source} holds a SigLIP 2 with NaFlex, whose patches are of images of any aspect ratio; '
       'vit_jax does not support that.'
