@@ -24,11 +24,11 @@ def randomize(module, seed: int = 0):
   with torch.no_grad():
     for name, parameter in module.named_parameters():
       x = rng.normal(size=tuple(parameter.shape))
-      if x.ndim == 1:
+      if x.ndim <= 1:
         x = 0.2 * x + ('weight' in name or 'gamma' in name)
       else:
         x /= 2 if x.ndim == 3 else np.sqrt(x[0].size)
-      parameter.copy_(torch.from_numpy(x))
+      parameter.copy_(torch.from_numpy(np.asarray(x)))
   return module.eval()
 
 

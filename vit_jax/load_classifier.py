@@ -53,7 +53,7 @@ def load(
       sharded over devices; each device gets only its shard.
     keep_pre_logits: keep that layer under a new head.
     position_resize: 'auto': as the family of the source does; 'corners', as in the released code;
-      'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias', as in PyTorch.
+      'half_pixel', 'bicubic' or 'bicubic_antialias', as in PyTorch.
     num_heads: only for PyTorch files of an unpublished width that do not store it.
     gelu: 'tanh', 'exact' or 'quick', for files that do not store it.
     rotary: 'none', 'dinov3', 'eva02' or 'perception_encoder', for state dicts of timm and of the
@@ -69,8 +69,8 @@ def load(
   weights = open_weights(
     source, size, num_heads, gelu, _numbers('mean', mean), _numbers('std', std), rotary
   )
-  heads = getattr(weights.model, 'num_heads', None)
-  if num_heads is not None and heads not in (None, num_heads):
+  heads = getattr(weights.model, 'num_heads', 0)
+  if num_heads is not None and heads not in (0, num_heads):
     raise UserError(f'{weights.name} has {heads} heads, but num_heads is {num_heads}.')
   metadata = weights.metadata
   model = build.with_dtype(weights.model, _dtype_name(dtype, metadata.dtype))

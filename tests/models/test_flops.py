@@ -58,6 +58,8 @@ MIXER = MlpMixer(patch_size=8, width=256, depth=3, token_mlp_dim=64, mlp_dim=512
   [
     (VisionTransformer(**WIDE), (32, 64), 0.04),
     (VisionTransformer(**WIDE, pool='gap', pre_logits=128), (64, 32), 0.04),
+    (VisionTransformer(**WIDE, pool='token_gap', mlp='swiglu', registers=4), (32, 64), 0.04),
+    (VisionTransformer(**WIDE, pool='distilled', layer_scale=0.1), (32, 64), 0.04),
     (VisionTransformer(**WIDE, pool='map'), (64, 64), 0.04),
     (VisionTransformer(**WIDE, position_embedding='relative'), (32, 64), 0.04),
     (VisionTransformer(**WIDE, pool='gap', axial=True), (32, 64), 0.04),

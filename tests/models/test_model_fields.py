@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers import GOLDEN
 from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.model_fields import model_fields
 from vit_jax.models.vit import Numerics
@@ -21,6 +22,18 @@ def test_the_fields_build_the_architecture_of_a_file(name):
   rebuilt = build.architecture(build.model_from_config(config, model.num_classes))
   expected = build.architecture(model)
   assert rebuilt == {**expected, **({'pre_logits': 0} if 'pre_logits' in expected else {})}
+
+
+def test_the_fields_of_further_parts():
+  fields = dict(
+    pool='token_gap', registers=4, rotary='eva02', rotary_grid=(16, 16), mlp='swiglu', pre_norm=True
+  )
+  model = build.model_from_config(ModelConfig(variant='S', **fields), 10)
+  again = build.model_from_config(ModelConfig(**model_fields(model)), 10)
+  assert build.architecture(again) == build.architecture(model)
+  other = model.clone(rotary=dataclasses.replace(model.rotary, base=7.0))
+  with pytest.raises(UserError, match='another rule'):
+    model_fields(other)
 
 
 def test_published_sizes_are_named_and_numerics_kept():

@@ -34,6 +34,15 @@ OTHER = dict(
   position_embedding='2d',
   position_entry='layers',
   axial=True,
+  class_token=True,
+  registers=4,
+  rotary='dinov3',
+  rotary_grid=(16, 16),
+  patch_bias=False,
+  pre_norm=True,
+  mlp='swiglu',
+  layer_scale=0.1,
+  final_norm='pooled',
   remat='full',
   scan_blocks=True,
   attention='xla',
@@ -41,6 +50,8 @@ OTHER = dict(
 )
 NEEDS = {
   ('Ti', 'axial'): {'pool': 'gap'},
+  ('Ti', 'class_token'): {'pool': 'gap'},
+  ('Ti', 'rotary_grid'): {'rotary': 'eva02'},
   ('Ti', 'resnet_blocks'): {'resnet_width': 64},
   ('R50x1', 'num_heads'): {'resnet_spatial': 'local'},
   ('R50x1', 'resnet_window'): {'resnet_spatial': 'local'},
@@ -91,6 +102,24 @@ def test_one_sentence_names_all_fields(fields, message):
   with pytest.raises(UserError) as caught:
     make(**fields)
   assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'pool': 'token_gap'}, 'axial=True needs pool gap or map'),
+    ({'pool': 'gap', 'class_token': True}, 'axial=True does not go with class_token=True'),
+    ({'pool': 'gap', 'registers': 2}, 'axial=True does not go with registers=2'),
+    ({'pool': 'gap', 'rotary': 'dinov3'}, 'axial=True does not go with rotary; set rotary=none'),
+    ({'pool': 'gap', 'mlp': 'swiglu'}, 'axial=True does not go with mlp=swiglu'),
+    ({'pool': 'gap', 'layer_scale': 0.1}, 'axial=True does not go with layer_scale=0.1'),
+    ({'axial': False, 'rotary': 'dinov3', 'width': 180}, 'heads of 30 features'),
+    ({'axial': False, 'rotary': 'eva02', 'rotary_grid': (4,)}, 'rotary_grid=.4,. must be rows'),
+  ],
+)
+def test_parts_that_exclude_each_other(fields, message):
+  with pytest.raises(UserError, match=message):
+    make(**{'variant': 'S', 'axial': True, **fields})
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

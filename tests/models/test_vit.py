@@ -11,11 +11,12 @@ import pytest
 from tests.helpers import jit, random_params
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
-from vit_jax.models import build
+from vit_jax.models import build, features
 from vit_jax.models.dot_product_attention import choose_attention
 from vit_jax.models.dropout import example_keys
 from vit_jax.models.vit import (
   EncoderBlock,
+  MlpBlock,
   MultiHeadDotProductAttention,
   Numerics,
   VisionTransformer,
@@ -338,3 +339,90 @@ def test_remat_recomputes_the_products_that_it_does_not_save(plain, params):
   assert dots == none + attention * plain.depth
   # No gradient needs the results of the last dense layers of the two branches.
   assert dots < full <= none + (attention + dense) * plain.depth
+
+
+# --- further parts ----------------------------------------------------------------------------
+
+
+def test_registers_have_no_positions():
+  """Their outputs are as if they were concatenated after the positions had been added."""
+  size = {**TINY, 'depth': 1}
+  model = VisionTransformer(**size, registers=3, layer_scale=1.0, final_norm='none', pool='token')
+  params = random_params(model, (8, 8))
+  positions = params['Transformer']['posembed_input']['pos_embedding']
+  assert positions.shape == (1, 5, 16)  # of the class token and the patches
+  for name in ('LayerScale_0', 'LayerScale_1'):  # so that the block is the identity
+    params['Transformer']['encoderblock_0'][name]['scale'] *= 0
+  x = features.last_tokens(model, params, random_images(2, 8, 8))
+  np.testing.assert_array_equal(x[:, 1:4], np.tile(params['registers'], (2, 1, 1)))
+  np.testing.assert_array_equal(x[0, 0], (params['cls'] + positions[:, :1])[0, 0])
+
+
+def test_a_block_whose_layer_scale_is_zero_is_the_identity():
+  block = EncoderBlock(mlp_dim=24, num_heads=2, layer_scale=0.1)
+  x = jax.random.normal(jax.random.key(1), (2, 5, 16))
+  params = block.init(jax.random.key(0), x)['params']
+  assert params['LayerScale_0']['scale'].tolist() == pytest.approx([0.1] * 16)
+  assert np.abs(block.apply({'params': params}, x) - x).max() > 1e-3
+  scales = {name: {'scale': np.zeros(16, np.float32)} for name in ('LayerScale_0', 'LayerScale_1')}
+  np.testing.assert_array_equal(block.apply({'params': params | scales}, x), x)
+
+
+@pytest.mark.parametrize('kind', ['swiglu', 'swiglu_norm'])
+def test_gated_mlps_against_numpy(kind):
+  block = MlpBlock(24, kind=kind)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 16)).astype(np.float32)
+  params = block.init(jax.random.key(0), x)['params']
+  params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, params)
+
+  def dense(name, x):
+    return x @ np.float64(params[name]['kernel']) + params[name]['bias']
+
+  gate = dense('gate', x)
+  hidden = gate / (1 + np.exp(-gate)) * dense('Dense_0', x)
+  if kind == 'swiglu_norm':
+    mean, variance = hidden.mean(-1, keepdims=True), hidden.var(-1, keepdims=True)
+    norm = params['LayerNorm_0']
+    hidden = (hidden - mean) / np.sqrt(variance + 1e-6) * norm['scale'] + norm['bias']
+  expected = dense('Dense_1', hidden)
+  np.testing.assert_allclose(block.apply({'params': params}, x), expected, atol=1e-4)
+
+
+def test_pools_of_two():
+  """token_gap concatenates both features, distilled averages the logits of two heads."""
+  size = dict(TINY, num_classes=3, registers=2)
+  images = random_images(2, 8, 8)
+  both = VisionTransformer(**size, pool='token_gap')
+  params = random_params(both, (8, 8))
+  encoder = {name: x for name, x in params.items() if name != 'head'}
+  parts = [
+    apply(VisionTransformer(**dict(size, num_classes=0), **kwargs), encoder, images)
+    for kwargs in (dict(pool='token'), dict(pool='gap', class_token=True))
+  ]
+  head = params['head']
+  expected = np.concatenate(parts, axis=-1) @ head['kernel'] + head['bias']
+  np.testing.assert_allclose(apply(both, params, images), expected, atol=1e-5)
+
+  distilled = VisionTransformer(**size, pool='distilled')
+  params = random_params(distilled, (8, 8))
+  means = jax.tree.map(np.zeros_like, params['head']), jax.tree.map(np.asarray, params['head'])
+  whole = apply(distilled, params, images)
+  first = apply(distilled, params | {'head_distillation': means[0]}, images)
+  second = apply(distilled, params | {'head': means[0]}, images)
+  np.testing.assert_allclose(whole, first + second, atol=1e-5)
+  assert np.abs(np.asarray(first - second)).max() > 1e-3
+
+
+@pytest.mark.parametrize('final_norm', ['pooled', 'none'])
+def test_where_the_last_norm_is(final_norm):
+  model = VisionTransformer(**TINY, pool='gap', final_norm=final_norm)
+  params, images = random_params(model, (8, 8)), random_images(2, 8, 8)
+  assert 'encoder_norm' not in params['Transformer']
+  last = features.last_tokens(model, params, images)
+  mean = np.asarray(last).mean(axis=1)
+  if final_norm == 'pooled':
+    norm = params['pool_norm']
+    mean = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(mean.var(-1, keepdims=True) + 1e-6)
+    mean = mean * norm['scale'] + norm['bias']
+  np.testing.assert_allclose(apply(model, params, images), mean, atol=1e-5)

@@ -18,8 +18,8 @@ from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build_resnet import detr_from_config, resnet_from_config
 from vit_jax.models.dot_product_attention import choose_attention
 from vit_jax.models.mixer import MlpMixer, mixer_from_config
-from vit_jax.models.model_options import check_fields
-from vit_jax.models.resnet import BiTResNet, hybrid_stride, identity
+from vit_jax.models.model_options import check_fields, check_sizes
+from vit_jax.models.resnet import BiTResNet, identity
 from vit_jax.models.rotary import rotary_from_config
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
@@ -141,7 +141,7 @@ def model_from_config(
     scan_blocks=config.scan_blocks,
     constrain=constrain,
   )
-  _check_sizes(model)
+  check_sizes(model)
   return model
 
 
@@ -193,58 +193,6 @@ def _check_attention(config: ModelConfig, platform: str, mesh: Mesh | None) -> N
     raise UserError(
       f'config.model.attention={config.attention} has no dropout; set attention_dropout_rate to 0, '
       'or attention to einsum.'
-    )
-
-
-def _check_sizes(model: VisionTransformer) -> None:
-  if model.width % model.num_heads:
-    raise UserError(
-      f'config.model.width={model.width} is not a multiple of num_heads={model.num_heads}.'
-    )
-  if model.pool_num_heads and model.width % model.pool_num_heads:
-    raise UserError(
-      f'config.model.width={model.width} is not a multiple of pool_num_heads='
-      f'{model.pool_num_heads}.'
-    )
-  if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
-    raise UserError(
-      f'config.model.resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of '
-      '32.'
-    )
-  _check_positions(model)
-  stride = hybrid_stride(model.resnet_blocks)
-  if model.resnet_width and model.patch_size % stride:
-    raise UserError(
-      f'config.model.patch_size is {model.patch_size}; with {len(model.resnet_blocks)} '
-      f'resnet_blocks it must be a multiple of {stride} pixels.'
-    )
-
-
-def _check_positions(model: VisionTransformer) -> None:
-  kind, entry = model.position_embedding, model.position_entry
-  if kind == '2d' and model.width % 2:
-    raise UserError(
-      f'config.model.width={model.width} is odd; position_embedding=2d needs an even one.'
-    )
-  if kind == 'none' and entry != 'stem':
-    raise UserError(
-      f'config.model.position_entry={entry} needs positions, but position_embedding is none; set '
-      'it to stem.'
-    )
-  if kind == 'relative' and entry == 'layers':
-    raise UserError(
-      'config.model.position_entry=layers adds embeddings to the input of blocks, but '
-      'position_embedding is relative, which is in their attention; set it to stem or '
-      'layers_shared.'
-    )
-  if model.axial and model.pool == 'token':
-    raise UserError(
-      'config.model.axial=True needs pool gap or map: a class token has no row and no column.'
-    )
-  if model.axial and kind == 'relative' and entry == 'layers_shared':
-    raise UserError(
-      'config.model.axial=True has relative positions of rows and of columns in each block, not '
-      'shared ones; set position_entry to stem.'
     )
 
 

@@ -30,7 +30,7 @@ def forward_flops(model: Model, image_size: tuple[int, int]) -> int:
   flops = _embedding_flops(model, image_size) + model.depth * (dense + attention)
   if model.pool == 'map':
     flops += _map_head_flops(model, _num_tokens(model, image_size))
-  features = model.width
+  features = 2 * model.width if model.pool in ('token_gap', 'distilled') else model.width
   if model.pre_logits:
     flops, features = flops + 2 * features * model.pre_logits, model.pre_logits
   if isinstance(model, MaskedPatchPredictor):

@@ -8,7 +8,7 @@ from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import Model
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet
-from vit_jax.models.rotary import ROTARIES, Rotary
+from vit_jax.models.rotary import ROTARIES
 from vit_jax.models.variants import (
   DETR_VARIANTS,
   MIXER_VARIANTS,
@@ -19,6 +19,9 @@ from vit_jax.models.variants import (
   ResNetVariant,
   Variant,
 )
+from vit_jax.models.vit import VisionTransformer
+
+_PARTS = 'class_token registers patch_bias pre_norm mlp layer_scale final_norm'.split()
 
 
 def model_fields(model: Model) -> dict[str, Any]:
@@ -63,26 +66,24 @@ def model_fields(model: Model) -> dict[str, Any]:
     'position_embedding': model.position_embedding,
     'position_entry': model.position_entry,
     'axial': model.axial,
-    'class_token': model.class_token,
-    'registers': model.registers,
-    **_rotary_fields(model.rotary),
+    **{name: getattr(model, name) for name in _PARTS},
     'patch_bias': model.patch_bias or bool(model.pixel_mean),  # into which it is folded
-    'pre_norm': model.pre_norm,
-    'mlp': model.mlp,
-    'layer_scale': model.layer_scale,
-    'final_norm': model.final_norm,
+    **_rotary_fields(model),
     **numerics,
   }
 
 
-def _rotary_fields(rotary: Rotary | None) -> dict[str, Any]:
-  if rotary is None:
-    return {}
-  grid = rotary.reference_grid
-  for name, rule in ROTARIES.items():
-    if dataclasses.replace(rule, reference_grid=grid) == rotary:
-      return {'rotary': name, 'rotary_grid': grid}
-  raise UserError(f'config.model.rotary has no rule of {rotary}; choose another model.')
+def _rotary_fields(model: VisionTransformer) -> dict[str, Any]:
+  """The rule by its name; none of the config has another base than its own."""
+  if model.rotary is None:
+    return {'rotary': 'none', 'rotary_grid': ()}
+  rule = dataclasses.replace(model.rotary, reference_grid=())
+  name = next((name for name, each in ROTARIES.items() if each == rule), None)
+  if name is None:
+    raise UserError(
+      f'The model has rotary positions by another rule than config.model.rotary has: {rule}.'
+    )
+  return {'rotary': name, 'rotary_grid': model.rotary.reference_grid}
 
 
 def _attention_fields(model: BiTResNet) -> dict[str, Any]:

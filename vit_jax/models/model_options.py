@@ -1,10 +1,12 @@
-"""The fields of the config that each kind of model reads; others may not be set."""
+"""The fields of the config that each kind of model reads, and those that fit together."""
 
 import dataclasses
 
 from vit_jax.config import ModelConfig
 from vit_jax.errors import UserError
+from vit_jax.models.resnet import hybrid_stride
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.text import join_words
 
 _EVERY_MODEL = 'variant head_bias_init dtype '
@@ -30,6 +32,8 @@ _READ_WITH = {
   'num_heads': 'resnet_spatial',
   'non_local_subsample': 'non_local_stages',
 }
+# What axial blocks do not have, and the value without it.
+_NOT_AXIAL = dict(class_token=False, registers=0, rotary=None, mlp='gelu', layer_scale=0.0)
 
 
 def kind_of(variant: str) -> str:
@@ -67,3 +71,80 @@ def check_fields(config: ModelConfig) -> None:
     + (f' with {join_words(reasons)}' if reasons else '')
     + f'; set {join_words(f"{name}={getattr(defaults, name)}" for name in unread)}.'
   )
+
+
+def check_sizes(model: VisionTransformer) -> None:
+  """Raises `UserError` for sizes or parts of a Vision Transformer that do not fit together."""
+  if model.width % model.num_heads:
+    raise UserError(
+      f'config.model.width={model.width} is not a multiple of num_heads={model.num_heads}.'
+    )
+  if model.pool_num_heads and model.width % model.pool_num_heads:
+    raise UserError(
+      f'config.model.width={model.width} is not a multiple of pool_num_heads='
+      f'{model.pool_num_heads}.'
+    )
+  if model.resnet_width % 32 or (model.resnet_blocks and not model.resnet_width):
+    raise UserError(
+      f'config.model.resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of '
+      '32.'
+    )
+  _check_positions(model)
+  _check_parts(model)
+  stride = hybrid_stride(model.resnet_blocks)
+  if model.resnet_width and model.patch_size % stride:
+    raise UserError(
+      f'config.model.patch_size is {model.patch_size}; with {len(model.resnet_blocks)} '
+      f'resnet_blocks it must be a multiple of {stride} pixels.'
+    )
+
+
+def _check_positions(model: VisionTransformer) -> None:
+  kind, entry = model.position_embedding, model.position_entry
+  if kind == '2d' and model.width % 2:
+    raise UserError(
+      f'config.model.width={model.width} is odd; position_embedding=2d needs an even one.'
+    )
+  if kind == 'none' and entry != 'stem':
+    raise UserError(
+      f'config.model.position_entry={entry} needs positions, but position_embedding is none; set '
+      'it to stem.'
+    )
+  if kind == 'relative' and entry == 'layers':
+    raise UserError(
+      'config.model.position_entry=layers adds embeddings to the input of blocks, but '
+      'position_embedding is relative, which is in their attention; set it to stem or '
+      'layers_shared.'
+    )
+  if model.axial and kind == 'relative' and entry == 'layers_shared':
+    raise UserError(
+      'config.model.axial=True has relative positions of rows and of columns in each block, not '
+      'shared ones; set position_entry to stem.'
+    )
+
+
+def _check_parts(model: VisionTransformer) -> None:
+  """Raises `UserError` for parts that exclude each other."""
+  if model.axial and model.pool not in ('gap', 'map'):
+    raise UserError(
+      'config.model.axial=True needs pool gap or map: a class token has no row and no column.'
+    )
+  for name, default in _NOT_AXIAL.items() if model.axial else ():
+    if (value := getattr(model, name)) != default:
+      is_rotary = name == 'rotary'  # whose value is not that of the config
+      raise UserError(
+        f'config.model.axial=True does not go with {name}{"" if is_rotary else f"={value}"}; set '
+        f'{name}={"none" if is_rotary else default}.'
+      )
+  if model.rotary is None:
+    return
+  if model.width // model.num_heads % 4:
+    raise UserError(
+      f'config.model.rotary rotates quarters of a head, but width={model.width} and '
+      f'num_heads={model.num_heads} make heads of {model.width // model.num_heads} features; use a '
+      'multiple of 4.'
+    )
+  if len(model.rotary.reference_grid) not in (0, 2):
+    raise UserError(
+      f'config.model.rotary_grid={model.rotary.reference_grid} must be rows and columns, or ().'
+    )

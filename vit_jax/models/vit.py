@@ -270,7 +270,9 @@ class VisionTransformer(nn.Module):
     dtype, patch, x = self.numerics.dtype, self.patch_size, images
     if self.pixel_mean:
       shape = (1, 1, 1, len(self.pixel_mean))
-      mean, std = (np.reshape(np.float32(x), shape) for x in (self.pixel_mean, self.pixel_std))
+      mean, std = (
+        np.asarray(x, np.float32).reshape(shape) for x in (self.pixel_mean, self.pixel_std)
+      )
       x = ((x + 1) / 2 - mean) / std
     if self.resnet_width:
       x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)

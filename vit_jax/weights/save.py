@@ -19,7 +19,7 @@ from vit_jax.weights import layer_scale, normalization
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.formats.safetensors_file import write_safetensors
 from vit_jax.weights.layouts import (
-  hugging_face_classes,
+  hugging_face_writer,
   image_processor,
   released,
   timm,
@@ -268,7 +268,7 @@ def save_hugging_face(
 ) -> None:
   """Writes a folder that `from_pretrained` of Transformers reads, of the class of the model."""
   channels = params['embedding']['kernel'].shape[2] if 'embedding' in params else 0
-  tensors, config = hugging_face_classes.write(model, params, metadata, channels)
+  tensors, config = hugging_face_writer.write(model, params, metadata, channels)
   size = metadata.image_size
   assert size is not None
   config[METADATA_KEY] = metadata.to_json(build.architecture(model))

@@ -1,6 +1,6 @@
 """The layout of Hugging Face Transformers: Vision Transformers of several families, read.
 
-`hugging_face_names.py` has the names of each family; `hugging_face_classes.py` writes them.
+`hugging_face_names.py` has the names of each family; `hugging_face_writer.py` writes them.
 """
 
 import dataclasses
@@ -85,8 +85,8 @@ def complete(
     UserError: if config.json describes another family than that of the tensors.
   """
   kind = _kind(tensors)
-  patches = tensors.get(f'{kind.backbone}embeddings.patch_embedding.weight')
-  if kind is SIGLIP and patches is not None and len(patches.shape) == 2:
+  patches = [x for n, x in tensors.items() if n.endswith('embeddings.patch_embedding.weight')]
+  if kind is SIGLIP and any(len(x.shape) == 2 for x in patches):
     raise UserError(
       f'{source} holds a SigLIP 2 with NaFlex, whose patches are of images of any aspect ratio; '
       'vit_jax does not support that.'
@@ -144,15 +144,14 @@ def to_linen(
 
   def find_modules(layer: str) -> str | None:
     if match := blocks.match(layer):
-      # The gated MLP of TIPSv2 is also that of DINOv2 in memory.
-      block = {**kind.block, **hugging_face_names.TIPSV2.gated, **kind.gated}
+      block = {**kind.block, **kind.gated}
       return pytorch.block_layers(kind.block_prefix, block, int(match[1])).get(layer)
     return kind.layers.get(layer)
 
   linen = pytorch.to_linen(inside, kind.parameters, find_modules, num_heads, 'Hugging Face', source)
   if kind is DEIT and 'head_distillation/kernel' not in linen:
     linen = _with_register(linen)
-  return pytorch.with_key_biases(linen), ()
+  return pytorch.with_attention_biases(linen) if kind is DINOV3 else linen, ()
 
 
 def _with_batch(name: str, tensor: Tensor, kind: Names) -> Tensor:

@@ -178,22 +178,6 @@ DINOV2_WITH_REGISTERS = dataclasses.replace(
   parameters=_EMBEDDINGS | {'embeddings.register_tokens': 'registers'},
   position_resize='bicubic_antialias',
 )
-TIPSV2 = dataclasses.replace(
-  DINOV2_WITH_REGISTERS,
-  family='TIPSv2',
-  model_types=('tipsv2_vision_model', 'tipsv2'),
-  backbone='vision_model.',
-  gated={
-    'mlp.gate_proj': 'MlpBlock_0/gate',
-    'mlp.up_proj': 'MlpBlock_0/Dense_0',
-    'mlp.down_proj': 'MlpBlock_0/Dense_1',
-  },
-  defaults={'layer_norm_eps': 1e-6, 'image_size': 448},
-  preprocessing=Preprocessing('squash', 1.0, rounding='transformers'),
-  mean=(0.0, 0.0, 0.0),
-  std=(1.0, 1.0, 1.0),
-  position_resize='bilinear_antialias',
-)
 DINOV3 = Names(
   family='DINOv3',
   model_types=('dinov3_vit',),
@@ -283,5 +267,5 @@ METACLIP_2 = dataclasses.replace(
   model_types=('metaclip_2_vision_model', 'metaclip_2'),
   license=_not_commercial('MetaCLIP 2'),
 )
-# By their tensors, those with more markers first; the last two differ in their config alone.
-ALL = (CLIP, SIGLIP, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2, TIPSV2)
+# Those with more markers first; MetaCLIP 2 differs from CLIP in its config alone.
+ALL = (CLIP, SIGLIP, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2)

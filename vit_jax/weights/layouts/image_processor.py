@@ -46,7 +46,6 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
   'Blip': _SQUASH | _CLIP | {'size': {'height': 384, 'width': 384}},
   'Siglip': _SQUASH,
   'DINOv3ViT': _SQUASH | _IMAGENET | {'resample': 2},  # not rounded to gray levels when resized
-  'Tipsv2': _SQUASH | {'size': {'height': 448, 'width': 448}, 'resample': 2, 'do_normalize': False},
   'Pvt': _SQUASH | _IMAGENET,
   'MobileNetV1': _CROP | {'size': {'shortest_edge': 256}, 'resample': 2},
   'ConvNext': {'size': {'shortest_edge': 384}, 'resample': 3, 'crop_pct': 224 / 256},

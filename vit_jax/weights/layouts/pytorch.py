@@ -132,17 +132,16 @@ def to_linen(
   return linen
 
 
-def with_key_biases(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-  """The tensors with zeros for a bias of keys that a query's softmax does not depend on.
+def with_attention_biases(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """The tensors with zeros for missing biases of queries, keys and values.
 
-  DINOv3 and EVA-02 have none; adding one changes no output.
+  DINOv3 has none for keys, on which a query's softmax does not depend; its 7B has none at all.
   """
   completed = dict(linen)
-  for name in linen:
-    if name.endswith(f'{ATTENTION}/query/bias'):
-      key = name.replace('/query/', '/key/')
-      if key not in linen:
-        completed[key] = linen[name].map(linen[name].shape, np.zeros_like)
+  for name, kernel in linen.items():
+    if name.endswith(tuple(f'{ATTENTION}{each}/kernel' for each in _PROJECTIONS)):
+      zeros = np.zeros(kernel.shape[1:], np.float32)
+      completed.setdefault(name.replace('/kernel', '/bias'), Tensor.from_array(zeros))
   return completed
 
 
