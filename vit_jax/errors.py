@@ -186,8 +186,8 @@ def faults_named(is_sound: Callable[[], bool]) -> Iterator[None]:
   except RuntimeError as error:
     if _ABSENCE.search(str(error)):
       raise LostPeerError(
-        f'Another process did not connect to this one in time ({first_line(error)}); rerun the same '
-        'command to resume from the last checkpoint.'
+        f'Another process did not connect to this one in time ({first_line(error)}); rerun the '
+        'same command to resume from the last checkpoint.'
       ) from None
     if not is_sound() or is_out_of_memory(error) or not is_machine_fault(error):
       raise
