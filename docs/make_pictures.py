@@ -134,7 +134,7 @@ def main() -> None:
   args = parser.parse_args()
   PICTURES.mkdir(exist_ok=True)
   (PICTURES / 'architecture.svg').write_text(draw_architecture())
-  photograph(['vit_jax.report', args.run], 'report.png', '1100,1240')
+  photograph(['vit_jax.report', args.run], 'report.png', '1100,1140')
   with tempfile.TemporaryDirectory() as folder:
     images = args.images or [str(_digit(pathlib.Path(folder, 'digit.png')))]
     command = ['vit_jax.explain', f'--model={args.run}/model', *images]

@@ -25,6 +25,9 @@ _FAULTS = re.compile(
   re.MULTILINE,
 )
 
+# What JAX says when another process does not come to connect, as before a first collective.
+_ABSENCE = re.compile(r'\bGetKeyValue\(\) timed out\b')
+
 # An interrupt is reported once, by the main thread or by the one that ends a busy process.
 interrupt_lock = threading.RLock()
 interrupt_reported = threading.Event()
@@ -173,12 +176,19 @@ def is_machine_fault(error: BaseException) -> bool:
 def faults_named(is_sound: Callable[[], bool]) -> Iterator[None]:
   """Turns the error of a faulty machine into `MachineError`, with the name of this host.
 
+  That of a process which does not connect to this one becomes `LostPeerError`.
+
   Args:
     is_sound: whether the program has worked before; else the same error may be its own.
   """
   try:
     yield
   except RuntimeError as error:
+    if _ABSENCE.search(str(error)):
+      raise LostPeerError(
+        f'Another process did not connect to this one in time ({first_line(error)}); rerun the '
+        'same command to resume from the last checkpoint.'
+      ) from None
     if not is_sound() or is_out_of_memory(error) or not is_machine_fault(error):
       raise
     raise MachineError(

@@ -44,12 +44,17 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     FileNotFoundError: without any metrics.
     OSError, ValueError: for a file that cannot be read, or a line without metrics.
   """
-  is_file = workdir.suffix == '.jsonl' and not workdir.is_dir()
-  files = [workdir] if is_file else metrics_files(workdir)
+  files = _named_files(workdir)
   if not files:
     raise FileNotFoundError(2, 'it has no metrics.jsonl', str(workdir))
   lines = [line for file in files for line in _lines(file)]
   return sorted(lines, key=lambda line: line['step'])  # a run may have moved out of a bucket
+
+
+def _named_files(workdir: epath.Path) -> list[epath.Path]:
+  """The files of a workdir, or the metrics.jsonl that is named in its place."""
+  is_file = workdir.suffix == '.jsonl' and not workdir.is_dir()
+  return [workdir] if is_file else metrics_files(workdir)
 
 
 def _lines(file: epath.Path) -> Iterator[dict[str, Any]]:
@@ -71,8 +76,7 @@ def stream_metrics(workdir: epath.Path) -> Iterator[dict[str, Any]]:
   Raises:
     OSError: for a file that cannot be read.
   """
-  is_file = workdir.suffix == '.jsonl' and not workdir.is_dir()
-  for path in [workdir] if is_file else metrics_files(workdir):
+  for path in _named_files(workdir):
     if is_remote(path):
       yield from _with_steps(read_text(path).splitlines())
     else:
@@ -81,20 +85,20 @@ def stream_metrics(workdir: epath.Path) -> Iterator[dict[str, Any]]:
 
 
 def _with_steps(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
-  for text in lines:
-    with contextlib.suppress(ValueError):
-      line = parse_json(text)
-      if isinstance(line, dict) and type(line.get('step')) is int:
-        yield line
+  return (line for line in _objects(lines) if type(line.get('step')) is int)
 
 
 def parse_lines(text: str) -> list[dict[str, Any]]:
   """The JSON objects of a text, one a line, without what a kill has cut short."""
-  lines = []
-  for line in text.splitlines():
+  return list(_objects(text.splitlines()))
+
+
+def _objects(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
+  for text in lines:
     with contextlib.suppress(ValueError):
-      lines.append(parse_json(line))
-  return [line for line in lines if isinstance(line, dict)]
+      line = parse_json(text)
+      if isinstance(line, dict):
+        yield line
 
 
 def truncate_metrics(workdir: epath.Path, step: int) -> None:

@@ -96,7 +96,8 @@ FAULTS = {
     Fault('TERM', _send(signal.SIGTERM), (75, -15), (75, 76), 60),
     Fault('STOP', _stop, (0, 76), (76,), 300),
     Fault('data_hang', _USR2, (78,), (78,), 120, 'data_hang', in_training=True),
-    Fault('collective_hang', _USR2, (78,), (78,), 120, 'collective_hang', in_training=True),
+    # Before the first collective a process that waits for it may give up before the watchdog.
+    Fault('collective_hang', _USR2, (76, 78), (76, 78), 120, 'collective_hang', in_training=True),
     Fault('storage', _USR2, (0, 77), (77,), 300, 'storage', in_training=True),
     Fault('disk_full', _fill_disk, (2,), (2,), 120, in_training=True),
     Fault('damaged_checkpoint', _damage_checkpoint, (-9, 76), (-9, 76), 10, in_training=True),

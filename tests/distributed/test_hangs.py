@@ -9,7 +9,7 @@ import pytest
 
 from tests import process_groups
 from tests.process_groups import ARGUMENTS, messages, wait_for_exit, wait_for_line
-from vit_jax.errors import faults_named
+from vit_jax.errors import LostPeerError, faults_named
 
 # The command, with a fault after its fourth step, or another statement at its beginning.
 COMMAND = """
@@ -101,6 +101,17 @@ def test_the_host_of_a_fault_is_named(tmp_path):
   ]
   (record,) = (tmp_path / 'failures').iterdir()
   assert record.name == f'0-{socket.gethostname()}.txt' and FAULT in record.read_text()
+
+
+@pytest.mark.parametrize('is_sound', [True, False])
+def test_a_process_that_does_not_connect_before_the_first_collective_is_lost(is_sound):
+  message = (
+    'UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue() timed out with '
+    'key: cpu:gloo/0,1/4 and duration: 29.999999729s'
+  )
+  with pytest.raises(LostPeerError, match='did not connect .*29.999999729s.*rerun'):
+    with faults_named(lambda: is_sound):
+      raise jax.errors.JaxRuntimeError(message)
 
 
 @pytest.mark.parametrize(

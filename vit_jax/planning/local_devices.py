@@ -19,21 +19,22 @@ class Fit:
   Attributes:
     config: with the `accumulation_steps` that it needs.
     micro_batch: images that one device computes with at once.
-    needed: bytes of one device.
+    needed: bytes of one device; None where the compiler does not say.
     limit: bytes that it has; None if unknown.
   """
 
   config: Config
   micro_batch: int
-  needed: int
+  needed: int | None
   limit: int | None
 
   def __str__(self) -> str:
-    of_limit = '' if self.limit is None else f' of {self.limit / 2**30:.1f} GiB'
-    return (
-      f'a batch has {self.config.batch_size:,} images; a device computes with '
-      f'{self.micro_batch:,} at once, in {self.needed / 2**30:.1f} GiB{of_limit}'
-    )
+    text = f'a batch has {self.config.batch_size:,} images; a device computes with '
+    text += f'{self.micro_batch:,} at once'
+    if self.needed is not None:
+      text += f', in {self.needed / 2**30:.1f} GiB'
+      text += '' if self.limit is None else f' of {self.limit / 2**30:.1f} GiB'
+    return text
 
 
 def fit_local_devices(config: Config, labels: Labels, limit: int | None = None) -> Fit:
@@ -60,7 +61,7 @@ def fit_local_devices(config: Config, labels: Labels, limit: int | None = None) 
     program = build_program(mesh, *sections, shape, *labels, lora=config.lora)
     needed = compile_program(program).memory.needed
     micro = sharding.batch_sizes(mesh, config.batch_size, config.accumulation_steps)['micro']
-    if needed is not None and (limit is None or needed <= limit):
+    if needed is None or limit is None or needed <= limit:
       return Fit(config, micro, needed, limit)
     if micro % 2:
       raise DeviceMemoryError(

@@ -66,7 +66,7 @@ def read_pictures(path: epath.Path) -> Pictures | None:
 
 def _to_picture(content: dict[str, Any]) -> Picture:
   if not _URI.fullmatch(content['uri']):
-    raise ValueError('it is no picture')
+    raise ValueError('it is not a picture')
   labels = [(str(name), float(weight)) for name, weight in content['labels']]
   predicted = content['predicted']
   if predicted is not None:
