@@ -37,6 +37,12 @@ def test_points_are_where_they_belong():
   assert 'lowest 4 at step 0, highest 8 at step 1, last 6 at step 2' in plot.label
 
 
+def test_a_restart_before_the_first_point_is_marked():
+  """A run that was killed before its first checkpoint resumes from step 0."""
+  plot = plots.draw('train/loss', {'': curve([2.0, 1.0], first=1)}, {'': 0}, [0])
+  assert plot is not None and list(plot.restarts) == [plots.LEFT] and plot.x.low == 0
+
+
 def test_a_logarithmic_axis_where_values_span_much():
   plot = draw([1.0, 10.0, 100.0])
   assert plot.log_y is not None

@@ -93,7 +93,7 @@ def draw(
     return None
   segments = {name: curve.segments() for name, curve in curves.items()}
   steps = [point.step for each in segments.values() for points in each for point in points]
-  first, last = min(steps), max(steps)
+  first, last = min([*steps, *restarts]), max(steps)
   x = Axis(min(first, 0) if last == first else first, max(last, first + 1), LEFT, RIGHT)
   y, log_y = Axis(*_padded(*values), BOTTOM, TOP), None
   if values[0] > 0 and values[1] / values[0] >= _LOG_RATIO:
@@ -113,7 +113,7 @@ def draw(
     )
     for name, curve in curves.items()
   ]
-  marks = [x.place(step) for step in restarts if x.low <= step <= x.high]
+  marks = [x.place(step) for step in restarts if step <= x.high]
   data = {
     'x': [x.low, x.high, LEFT, RIGHT, WIDTH],
     'names': [printable(name) for name in curves],
