@@ -114,7 +114,7 @@ def test_any_weights_give_their_config(tmp_path):
   assert build.architecture(rebuilt) == build.architecture(model)
   assert config.init_from == str(tmp_path / 'model')
   assert config.data.image_size == 224
-  with pytest.raises(UserError, match='rotary has no rule of'):
+  with pytest.raises(UserError, match='rotary positions by another rule than config.model.rotary'):
     model_fields(dataclasses.replace(model, rotary=Rotary(base=7.0)))
 
 

@@ -136,6 +136,11 @@ def _check_parts(model: VisionTransformer) -> None:
         f'config.model.axial=True does not go with {name}{"" if is_rotary else f"={value}"}; set '
         f'{name}={"none" if is_rotary else default}.'
       )
+  for name in ('pool_num_heads', 'pool_mlp_dim'):
+    if (value := getattr(model, name)) and model.pool != 'map':
+      raise UserError(
+        f'config.model.{name}={value} is that of pool=map, but pool={model.pool}; set {name}=0.'
+      )
   if model.rotary is None:
     return
   if model.width // model.num_heads % 4:
@@ -143,8 +148,4 @@ def _check_parts(model: VisionTransformer) -> None:
       f'config.model.rotary rotates quarters of a head, but width={model.width} and '
       f'num_heads={model.num_heads} make heads of {model.width // model.num_heads} features; use a '
       'multiple of 4.'
-    )
-  if len(model.rotary.reference_grid) not in (0, 2):
-    raise UserError(
-      f'config.model.rotary_grid={model.rotary.reference_grid} must be rows and columns, or ().'
     )

@@ -233,7 +233,7 @@ OTHER_KINDS = {
   'fc_norm': ({'fc_norm.weight': (48,)}, 'fc_norm'),
   'distillation': ({'dist_token': (1, 1, 48), 'head_dist.bias': (5,)}, 'distillation'),
   'normalized queries': ({'blocks.0.attn.q_norm.weight': (16,)}, 'qk_norm'),
-  'attention pooling of tokens': ({'attn_pool.latent': (1, 1, 48)}, 'MAPHead_0/'),
+  'attention pooling of tokens': ({'attn_pool.latent': (1, 1, 48)}, 'beside other tokens'),
   'LayerScale of another width': ({'blocks.1.ls1.gamma': (47,)}, 'encoderblock_1/LayerScale_0'),
   'LayerScale of no block': ({'blocks.2.ls2.gamma': (48,)}, 'encoderblock_2/'),
   'a flat matrix': ({'blocks.1.attn.qkv.weight': (144 * 48,)}, 'blocks.1.attn.qkv.weight'),
