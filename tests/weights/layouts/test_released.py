@@ -211,7 +211,9 @@ def test_models_that_transformers_lacks_go_into_a_vit_jax_folder(name, tmp_path)
   loaded = vit_jax.load(tmp_path / 'x')
   assert (tmp_path / 'x' / 'params.npz').exists() and loaded.labels == list('abcdefg')
   assert_same_tree(loaded.params, vit.params)
-  with pytest.raises(UserError, match='no class of Transformers has|which ViTForImageClassification does not'):
+  with pytest.raises(
+    UserError, match='no class of Transformers has|which ViTForImageClassification does not'
+  ):
     vit.save(tmp_path / 'y', 'huggingface')
 
 
