@@ -244,6 +244,7 @@ def _check_mesh(
 ) -> None:
   """Raises `UserError` unless images, batch, heads and MLP divide as they must."""
   build.check_image_size(image_shape[:2], model, 'data.image_size')
+  build.check_channels(image_shape[2], model)
   sharding.check_batch_size(mesh, step.batch_size, 'batch_size')
   micro = step.batch_size // step.accumulation_steps
   sharding.check_batch_size(mesh, micro, 'the micro-batch (batch_size / accumulation_steps)')
