@@ -7,7 +7,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.resnet import hybrid_stride
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.text import join_words
+from vit_jax.text import join_words, plural
 
 _EVERY_MODEL = 'variant head_bias_init dtype '
 _RESNET_OPTIONS = {'resnet_spatial', 'resnet_window', 'non_local_stages', 'non_local_subsample'}
@@ -88,6 +88,11 @@ def check_sizes(model: VisionTransformer) -> None:
     raise UserError(
       f'config.model.resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of '
       '32.'
+    )
+  if len(model.pixel_mean) != len(model.pixel_std):
+    raise UserError(
+      f'config.model.pixel_mean has {plural(len(model.pixel_mean), "number")}, but pixel_std '
+      f'{len(model.pixel_std)}; set one of each for each channel.'
     )
   _check_positions(model)
   _check_parts(model)
