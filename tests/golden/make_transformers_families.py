@@ -25,7 +25,7 @@ _DECODER = dict(
   decoder_intermediate_size=16,
   mask_ratio=0.0,
 )
-_TEXT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+_TEXT = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
 _TEXT |= dict(vocab_size=64, bos_token_id=0, eos_token_id=1, projection_dim=8)
 
 
@@ -68,6 +68,12 @@ FAMILIES = {
   'DINOv2 with registers': Family('Dinov2WithRegistersModel', _DINO),
   'DINOv2 with registers and a head': Family(
     'Dinov2WithRegistersForImageClassification', _DINO | _LABELS
+  ),
+  'TIPSv2': Family('Tipsv2VisionModel', _DINO),
+  'TIPSv2 with SwiGLU': Family('Tipsv2VisionModel', _DINO | dict(use_swiglu_ffn=True)),
+  'TIPSv2 of a fractional MLP': Family('Tipsv2VisionModel', _DINO | dict(mlp_ratio=43 / 24)),
+  'TIPSv2 and text': Family(
+    'Tipsv2VisionModel', _DINO, 'Tipsv2Model', {}, is_identical=False
   ),
   'DINOv3': Family('DINOv3ViTModel', _VIT | dict(num_register_tokens=4)),
   'DINOv3 with SwiGLU': Family(
@@ -147,7 +153,7 @@ def outputs_of(module: Any, model: Any, images: np.ndarray) -> dict[str, np.ndar
   if model.pixel_mean:
     mean, std = np.float32(model.pixel_mean), np.float32(model.pixel_std)
     images = ((images + 1) / 2 - mean) / std
-  if not name.startswith(('Dinov2', 'DINO')):
+  if not name.startswith(('Dinov2', 'DINO', 'Tips')):
     keywords['interpolate_pos_encoding'] = True
   if name == 'ViTMAEForPreTraining':
     module, name = module.vit, 'ViTMAEModel'
@@ -156,7 +162,7 @@ def outputs_of(module: Any, model: Any, images: np.ndarray) -> dict[str, np.ndar
     keywords['noise'] = torch.arange(patches).tile(len(images), 1)
   pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
-    if name in ('SiglipModel', 'CLIPModel'):
+    if name in ('SiglipModel', 'CLIPModel', 'Tipsv2Model'):
       tower = module.vision_model(pixels, **keywords)
       output = dict(tower.items())
       if name == 'CLIPModel':

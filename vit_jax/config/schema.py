@@ -36,7 +36,9 @@ Mixer = Literal['Mixer-S', 'Mixer-B', 'Mixer-L', 'Mixer-H']
 Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
 MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
-PositionResize = Literal['auto', 'corners', 'half_pixel', 'bicubic', 'bicubic_antialias']
+PositionResize = Literal[
+  'auto', 'corners', 'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias'
+]
 InitHead = Literal['new', 'keep', 'auto']
 OnBadExample = Literal['error', 'skip']
 ResizeRule = Literal['crop', 'squash', 'border']

@@ -259,7 +259,7 @@ _POOLING = {
 
 def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
   """(module of the layout, name of the layout, prefixes of all names, best first)."""
-  for module in (released, timm, hugging_face):
+  for module in (released, hugging_face, timm):
     if match := module.detect(file.tensors):
       return module, *match
   if family := families.describe(file.tensors):

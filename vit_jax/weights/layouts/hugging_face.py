@@ -19,7 +19,7 @@ from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
 # Leaves that PyTorch calls neither weight nor bias.
-_LEAVES = {r'\.lambda1$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_proj.\1'}
+_LEAVES = {r'\.(lambda1|gamma)$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_proj.\1'}
 _CONFIG_DEFAULTS = dict(
   hidden_act='gelu', pooler_act='tanh', image_size=224, num_channels=3, num_attention_heads=12
 )
@@ -28,7 +28,7 @@ _SIZES = dict(hidden_size='width', num_hidden_layers='depth', patch_size='patch_
 # Tensors that are no part of the image tower.
 _UNUSED = re.compile(
   r'(text_(model|projection|encoder|embeds)|logit_(scale|bias)|temperature|decoder)(\.|$)|'
-  r'(.*\.)?embeddings\.(mask_token|position_ids)$'
+  r'(.*\.)?embeddings\.(mask_token|position_ids)$|(vision_encoder\.)?mask_token$'
 )
 _TEXT_TOWER = re.compile(r'text_(model|encoder)\.')
 

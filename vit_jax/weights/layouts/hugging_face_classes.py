@@ -11,6 +11,7 @@ from typing import Any
 from vit_jax.models.build import Model, architecture
 from vit_jax.models.rotary import ROTARIES
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.layouts import pytorch
 from vit_jax.weights.layouts.hugging_face_names import (
   CLIP,
   DEIT,
@@ -18,6 +19,7 @@ from vit_jax.weights.layouts.hugging_face_names import (
   DINOV2_WITH_REGISTERS,
   DINOV3,
   SIGLIP,
+  TIPS,
   VIT,
   Names,
 )
@@ -66,6 +68,7 @@ class TransformersClass:
   prefix: str | None = None
 
 
+_WITH_RATIO = ('dinov2', 'dinov2_with_registers', 'tipsv2_vision_model')
 _DINO = dict(layer_scale=True, mlp=('gelu', 'swiglu'))
 _DINOV3 = dict(registers=(False, True), rotary=True, position_embedding='none')
 _CLIP = dict(patch_bias=False, pre_norm=True)
@@ -85,6 +88,9 @@ _CLASSES = (
     'Dinov2ForImageClassification', 'dinov2', DINOV2, 'classifier', _DINO | dict(pool='token_gap')
   ),
   TransformersClass('Dinov2Model', 'dinov2', DINOV2, '', _DINO, prefix=''),
+  TransformersClass(
+    'Tipsv2VisionModel', 'tipsv2_vision_model', TIPS, '', _DINO | dict(registers=True), prefix=''
+  ),
   TransformersClass(
     'Dinov2WithRegistersForImageClassification',
     'dinov2_with_registers',
@@ -181,11 +187,12 @@ def _differences(
     differences.append('no head')
   if model.num_classes and each.head and model.head_bias != (each.head != 'visual_projection'):
     differences.append(f'a head with{"" if model.head_bias else "out"} bias')
-  if each.names is DEIT and each.features.get('registers') and model.registers > 1:
+  if each.names in (DEIT, TIPS) and each.features.get('registers') and model.registers > 1:
     differences.append(f'{model.registers} registers')
   if each.is_square and size[0] != size[1]:
     differences.append('images that are not square')
-  if each.names in (DINOV2, DINOV2_WITH_REGISTERS) and mlp_ratio(model) is None:
+  is_integer = each.names is not TIPS
+  if each.model_type in _WITH_RATIO and mlp_ratio(model, is_integer) is None:
     differences.append(f'MLPs of {model.mlp_dim} hidden units')
   return differences
 
@@ -216,10 +223,15 @@ def unsupported_feature(model: Model, image_size: tuple[int, int]) -> str | None
   return find_class(model, image_size)[1] or None
 
 
-def mlp_ratio(model: VisionTransformer) -> int | None:
-  """The `mlp_ratio` of DINOv2's configs, whose gated MLPs have 2/3 of the units (their code)."""
+def mlp_ratio(model: VisionTransformer, is_integer: bool = True) -> float | None:
+  """The `mlp_ratio` of DINOv2's configs, whose gated MLPs have 2/3 of the units (their code).
+
+  None: there is none, or no integer where it must be one; a fraction is for plain MLPs only.
+  """
   if model.mlp != 'swiglu':
-    return None if model.mlp_dim % model.width else model.mlp_dim // model.width
+    if model.mlp_dim % model.width == 0:
+      return model.mlp_dim // model.width
+    return None if is_integer else pytorch.ratio_of_widths(model.width, model.mlp_dim)
   for ratio in range(1, 2 * model.mlp_dim // model.width + 2):
     if (int(model.width * ratio * 2 / 3) + 7) // 8 * 8 == model.mlp_dim:
       return ratio

@@ -178,6 +178,36 @@ DINOV2_WITH_REGISTERS = dataclasses.replace(
   parameters=_EMBEDDINGS | {'embeddings.register_tokens': 'registers'},
   position_resize='bicubic_antialias',
 )
+# Files have the names of the original code (google-deepmind/tips, pytorch/image_encoder.py), except
+# that Transformers calls its MLP otherwise. The register is a second class token.
+TIPS = Names(
+  family='TIPS',
+  model_types=('tipsv2_vision_model', 'tipsv2'),
+  backbone='vision_encoder.',
+  markers=(('blocks.0.ls1.gamma', 'register_tokens'),),
+  parameters={'cls_token': 'cls', 'pos_embed': POSITIONS, 'register_tokens': 'registers'},
+  layers={'patch_embed.proj': 'embedding', 'norm': 'Transformer/encoder_norm'},
+  block_prefix='blocks.',
+  block={
+    'norm1': 'LayerNorm_0',
+    'norm2': 'LayerNorm_1',
+    'attn.qkv': ' '.join(f'{ATTENTION}/{name}' for name in ('query', 'key', 'value')),
+    'attn.proj': f'{ATTENTION}/out',
+    'ls1': 'LayerScale_0',
+    'ls2': 'LayerScale_1',
+    'mlp.c_fc': 'MlpBlock_0/Dense_0',
+    'mlp.c_proj': 'MlpBlock_0/Dense_1',
+  },
+  gated={
+    'mlp.w12': 'MlpBlock_0/gate MlpBlock_0/Dense_0',
+    'mlp.w3': 'MlpBlock_0/Dense_1',
+  },
+  renamed={r'\.mlp\.fc1\.': '.mlp.c_fc.', r'\.mlp\.fc2\.': '.mlp.c_proj.'},
+  defaults={'layer_norm_eps': 1e-6, 'image_size': 448},
+  mean=(0.0, 0.0, 0.0),
+  std=(1.0, 1.0, 1.0),
+  position_resize='bilinear_antialias',
+)
 DINOV3 = Names(
   family='DINOv3',
   model_types=('dinov3_vit',),
@@ -268,4 +298,4 @@ METACLIP_2 = dataclasses.replace(
   license=_not_commercial('MetaCLIP 2'),
 )
 # Those with more markers first; MetaCLIP 2 differs from CLIP in its config alone.
-ALL = (CLIP, SIGLIP, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2)
+ALL = (CLIP, SIGLIP, TIPS, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2)

@@ -18,6 +18,7 @@ from vit_jax.weights.layouts.hugging_face_names import (
   DINOV2_WITH_REGISTERS,
   DINOV3,
   SIGLIP,
+  TIPS,
   VIT,
 )
 from vit_jax.weights.metadata import ModelMetadata
@@ -76,6 +77,7 @@ def _from_linen(
 def _rename(name: str) -> str:
   """The name in Transformers of a leaf that is called weight or bias here."""
   name = re.sub(r'(\.layer_scale\d)\.weight$', r'\1.lambda1', name)
+  name = re.sub(r'(\.ls\d)\.weight$', r'\1.gamma', name)
   return re.sub(r'\.in_proj\.(weight|bias)$', r'.in_proj_\1', name)
 
 
@@ -93,6 +95,8 @@ def _unused_tensors(found: TransformersClass, model: VisionTransformer) -> dict[
   width, names = model.width, found.names
   if names in (DINOV2, DINOV2_WITH_REGISTERS):
     return {'embeddings.mask_token': np.zeros((1, width), np.float32)}
+  if names is TIPS:
+    return {'mask_token': np.zeros((1, width), np.float32)}
   if names is DINOV3:
     registers = {} if model.registers else {'embeddings.register_tokens': (1, 0, width)}
     shapes = {'embeddings.mask_token': (1, 1, width), **registers}
@@ -147,8 +151,9 @@ def _special_fields(
     pooler = {'pooler_output_size': model.pre_logits} if model.pre_logits else {}
     return {**_DROPOUT, 'qkv_bias': True, **pooler}
   registers = {'num_register_tokens': model.registers}
-  if names is DINOV2 or names is DINOV2_WITH_REGISTERS:
-    ratio = {'mlp_ratio': mlp_ratio(model), 'use_swiglu_ffn': gated, 'qkv_bias': True}
+  if names in (DINOV2, DINOV2_WITH_REGISTERS, TIPS):
+    ratio = {'mlp_ratio': mlp_ratio(model, names is not TIPS), 'use_swiglu_ffn': gated}
+    ratio['qkv_bias'] = True
     return {**_DROPOUT, **ratio, **({} if names is DINOV2 else registers)}
   if names is DINOV3:
     assert model.rotary is not None
