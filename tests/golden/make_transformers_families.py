@@ -72,9 +72,7 @@ FAMILIES = {
   'TIPSv2': Family('Tipsv2VisionModel', _DINO),
   'TIPSv2 with SwiGLU': Family('Tipsv2VisionModel', _DINO | dict(use_swiglu_ffn=True)),
   'TIPSv2 of a fractional MLP': Family('Tipsv2VisionModel', _DINO | dict(mlp_ratio=43 / 24)),
-  'TIPSv2 and text': Family(
-    'Tipsv2VisionModel', _DINO, 'Tipsv2Model', {}, is_identical=False
-  ),
+  'TIPSv2 and text': Family('Tipsv2VisionModel', _DINO, 'Tipsv2Model', {}, is_identical=False),
   'DINOv3': Family('DINOv3ViTModel', _VIT | dict(num_register_tokens=4)),
   'DINOv3 with SwiGLU': Family(
     'DINOv3ViTModel', _VIT | dict(num_register_tokens=4, use_gated_mlp=True, hidden_act='silu')
@@ -93,6 +91,12 @@ FAMILIES = {
   'CLIP with a head': Family('CLIPForImageClassification', _VIT, whole=_LABELS, is_identical=False),
   'CLIP and text': Family(
     'CLIPVisionModelWithProjection', _VIT, 'CLIPModel', dict(projection_dim=8), is_identical=False
+  ),
+  'AIMv2': Family('Aimv2VisionModel', _VIT),
+  'AIMv2 without pooling': Family('Aimv2VisionModel', _VIT | dict(use_head=False)),
+  'AIMv2 with biases': Family('Aimv2VisionModel', _VIT | dict(qkv_bias=True, mlp_bias=True)),
+  'AIMv2 of native resolution': Family(
+    'Aimv2VisionModel', _VIT | dict(is_native=True), is_identical=False
   ),
   'MetaCLIP 2': Family(
     'CLIPVisionModelWithProjection',
@@ -153,7 +157,7 @@ def outputs_of(module: Any, model: Any, images: np.ndarray) -> dict[str, np.ndar
   if model.pixel_mean:
     mean, std = np.float32(model.pixel_mean), np.float32(model.pixel_std)
     images = ((images + 1) / 2 - mean) / std
-  if not name.startswith(('Dinov2', 'DINO', 'Tips')):
+  if not name.startswith(('Dinov2', 'DINO', 'Tips', 'Aimv2')):
     keywords['interpolate_pos_encoding'] = True
   if name == 'ViTMAEForPreTraining':
     module, name = module.vit, 'ViTMAEModel'

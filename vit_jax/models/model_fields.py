@@ -21,7 +21,9 @@ from vit_jax.models.variants import (
 )
 from vit_jax.models.vit import VisionTransformer
 
-_PARTS = 'class_token registers patch_bias pre_norm mlp layer_scale final_norm'.split()
+_PARTS = (
+  'class_token registers patch_bias patch_norm block_bias pre_norm norm mlp layer_scale final_norm'
+).split()
 
 
 def model_fields(model: Model) -> dict[str, Any]:

@@ -80,7 +80,9 @@ _FAMILIES = {
   'a convolutional network': r'\.running_mean$',
 }
 # Weights that have a bias in a plain ViT of Transformers.
-_QUERY = r'(\.attention\.attention\.query|layers\.\d+\.attention\.q_proj)\.(weight|bias)$'
+_QUERY = (
+  r'(\.attention\.attention\.query|(?<!encoder\.)layers\.\d+\.attention\.q_proj)\.(weight|bias)$'
+)
 # What a plain ViT of timm has and the file lacks.
 _NECESSARY = {
   'patch_embed.proj.weight': (

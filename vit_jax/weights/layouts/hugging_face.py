@@ -13,8 +13,8 @@ import numpy as np
 from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
-from vit_jax.weights.layouts import hugging_face_names, image_processor, pytorch
-from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
+from vit_jax.weights.layouts import aimv2, hugging_face_names, image_processor, pytorch
+from vit_jax.weights.layouts.hugging_face_names import AIMV2, CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
@@ -144,13 +144,15 @@ def to_linen(
 
   def find_modules(layer: str) -> str | None:
     if match := blocks.match(layer):
-      block = {**kind.block, **kind.gated}
+      block = {**kind.block, **kind.gated, **kind.original}
       return pytorch.block_layers(kind.block_prefix, block, int(match[1])).get(layer)
     return kind.layers.get(layer)
 
   linen = pytorch.to_linen(inside, kind.parameters, find_modules, num_heads, 'Hugging Face', source)
   if kind is DEIT and 'head_distillation/kernel' not in linen:
     linen = _with_register(linen)
+  if kind is AIMV2:
+    linen = aimv2.complete(linen)
   return pytorch.with_attention_biases(linen) if kind is DINOV3 else linen, ()
 
 
@@ -222,7 +224,7 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
     num_heads=fields['num_attention_heads'],
     gelu=pytorch.GELUS.get(fields['hidden_act'], 'exact'),
     rotary=kind.rotary and dataclasses.replace(kind.rotary, base=float(fields['rope_theta'])),
-    layer_norm_epsilon=float(fields['layer_norm_eps']),
+    layer_norm_epsilon=float(fields.get('rms_norm_eps', fields['layer_norm_eps'])),
     dtype=ours.get('dtype'),
     position_resize=ours.get('position_resize') or kind.position_resize,
     license=ours.get('license') or kind.license,

@@ -13,6 +13,7 @@ from vit_jax.models.rotary import ROTARIES
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.layouts import pytorch
 from vit_jax.weights.layouts.hugging_face_names import (
+  AIMV2,
   CLIP,
   DEIT,
   DINOV2,
@@ -33,7 +34,10 @@ _PLAIN = dict(
   registers=False,
   rotary=False,
   patch_bias=True,
+  patch_norm=False,
+  block_bias=True,
   pre_norm=False,
+  norm='layer',
   mlp='gelu',
   layer_scale=False,
   final_norm='encoder',
@@ -134,6 +138,17 @@ _CLASSES = (
   ),
   TransformersClass('CLIPVisionModel', 'clip_vision_model', CLIP, '', _CLIP, is_square=True),
   TransformersClass(
+    'Aimv2VisionModel',
+    'aimv2_vision_model',
+    AIMV2,
+    '',
+    dict(
+      pool=('attention', 'gap'), patch_norm=True, block_bias=(False, True), norm='rms', mlp='swiglu'
+    ),
+    is_square=True,
+    prefix='',
+  ),
+  TransformersClass(
     'CLIPForImageClassification',
     'clip',
     CLIP,
@@ -150,7 +165,10 @@ _SAYINGS = {  # about a model that has another value than a class
   'registers': 'registers',
   'rotary': 'rotary positions',
   'patch_bias': 'patches {}',
+  'patch_norm': 'a normalization of its patches',
+  'block_bias': 'biases in its blocks',
   'pre_norm': 'a LayerNorm before its blocks',
+  'norm': 'the normalizations "{}"',
   'mlp': 'MLPs of the kind {}',
   'layer_scale': 'LayerScale',
   'final_norm': 'the final LayerNorm "{}"',
@@ -166,6 +184,8 @@ def _features(model: VisionTransformer) -> dict[str, Any]:
   features |= {
     name: bool(fields[name]) for name in ('pre_logits', 'registers', 'layer_scale', 'rotary')
   }
+  if model.pool == 'map' and not model.pool_mlp:
+    features['pool'] = 'attention'
   if model.rotary is not None and dataclasses.replace(model.rotary, base=100.0) != _DINO_ROTARY:
     return features | {'rotary': 'other'}
   return features

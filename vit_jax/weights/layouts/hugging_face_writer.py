@@ -9,10 +9,11 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.models.build import Model
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.layouts import pytorch
+from vit_jax.weights.layouts import aimv2, pytorch
 from vit_jax.weights.layouts.hugging_face import placeholder_labels
 from vit_jax.weights.layouts.hugging_face_classes import TransformersClass, find_class, mlp_ratio
 from vit_jax.weights.layouts.hugging_face_names import (
+  AIMV2,
   DEIT,
   DINOV2,
   DINOV2_WITH_REGISTERS,
@@ -62,6 +63,8 @@ def _from_linen(
     layers |= pytorch.block_layers(names.block_prefix, block, i)
   if names is DEIT and model.pool != 'distilled':
     params = _with_distillation(params)
+  if names is AIMV2:
+    params = aimv2.pooling_to_transformers(params, model.block_bias)
   tensors = pytorch.from_linen(params, names.parameters, layers)
   for name in names.flat:
     tensors[name] = tensors[name].reshape(tensors[name].shape[1 if 'position' in name else 2 :])
@@ -163,6 +166,15 @@ def _special_fields(
     }
     gate = {'use_gated_mlp': gated} | ({'hidden_act': 'silu'} if gated else {})
     return {**registers, **biases, **gate, 'rope_theta': model.rotary.base}
+  if names is AIMV2:
+    biases = {'qkv_bias': model.block_bias, 'mlp_bias': model.block_bias}
+    epsilon = model.numerics.layer_norm_epsilon
+    return {
+      **biases,
+      'rms_norm_eps': epsilon,
+      'hidden_act': 'silu',
+      'use_head': model.pool == 'map',
+    }
   if names is SIGLIP:
     return {'vision_use_head': model.pool == 'map'}
   return {'projection_dim': model.num_classes} if found.head == 'visual_projection' else {}

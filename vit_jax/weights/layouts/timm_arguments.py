@@ -64,7 +64,9 @@ def _of_eva(model: VisionTransformer, state_dict: Mapping[str, Any]) -> dict[str
   if model.pool == 'map':
     pool = {
       'attn_pool_num_heads': model.pool_num_heads or model.num_heads,
-      'attn_pool_mlp_ratio': pytorch.ratio_of_widths(model.width, model.pool_mlp_dim or model.mlp_dim),
+      'attn_pool_mlp_ratio': pytorch.ratio_of_widths(
+        model.width, model.pool_mlp_dim or model.mlp_dim
+      ),
     }
   return {
     'attn_type': 'rope' if has_key_biases else 'eva',
