@@ -148,6 +148,8 @@ def to_linen(
       return pytorch.block_layers(kind.block_prefix, block, int(match[1])).get(layer)
     return kind.layers.get(layer)
 
+  if num_heads is None and kind.head_width and 'embeddings.patch_embed.bias' in inside:
+    num_heads = inside['embeddings.patch_embed.bias'].shape[0] // kind.head_width or None
   linen = pytorch.to_linen(inside, kind.parameters, find_modules, num_heads, 'Hugging Face', source)
   if kind is DEIT and 'head_distillation/kernel' not in linen:
     linen = _with_register(linen)

@@ -35,6 +35,7 @@ class Names:
     renamed: names in state dicts of Transformers 5, as patterns, and those in files.
     flat: the parameters without a dimension of the batch.
     defaults: of the fields of config.json.
+    head_width: of the published models; 0: that of the published ViT of the same width.
     rotary: of queries and keys, with the `rope_theta` of config.json as its base.
     preprocessing, mean, std: of the published models.
     position_resize: how Transformers resizes position embeddings.
@@ -54,6 +55,7 @@ class Names:
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   flat: tuple[str, ...] = ()
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  head_width: int = 0
   rotary: Rotary | None = None
   preprocessing: Preprocessing = Preprocessing('squash', 1.0, rounding='transformers')
   mean: tuple[float, ...] = HALF
@@ -343,6 +345,7 @@ AIMV2 = Names(
     'use_gated_mlp': True,
     'num_attention_heads': 8,
   },
+  head_width=128,
   preprocessing=Preprocessing('crop', 1.0, 'bicubic', rounding='transformers'),
   **CLIP_PIXELS,
   position_resize='bicubic_antialias',  # of timm; Transformers resizes none

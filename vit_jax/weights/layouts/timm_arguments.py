@@ -22,7 +22,7 @@ def of_model(
     image_size: (height, width) in pixels.
     state_dict: of `timm.from_linen`, {name: array}.
   """
-  is_packed = model.mlp == 'swiglu' and kind != 'eva'  # in SwiGLUPacked
+  is_packed = model.mlp == 'swiglu' and kind != 'eva' and model.norm != 'rms'  # in SwiGLUPacked
   arguments = {
     'img_size': list(image_size),
     'patch_size': model.patch_size,
