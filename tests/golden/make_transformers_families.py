@@ -25,7 +25,7 @@ _DECODER = dict(
   decoder_intermediate_size=16,
   mask_ratio=0.0,
 )
-_TEXT = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+_TEXT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
 _TEXT |= dict(vocab_size=64, bos_token_id=0, eos_token_id=1, projection_dim=8)
 
 
@@ -72,7 +72,13 @@ FAMILIES = {
   'TIPSv2': Family('Tipsv2VisionModel', _DINO),
   'TIPSv2 with SwiGLU': Family('Tipsv2VisionModel', _DINO | dict(use_swiglu_ffn=True)),
   'TIPSv2 of a fractional MLP': Family('Tipsv2VisionModel', _DINO | dict(mlp_ratio=43 / 24)),
-  'TIPSv2 and text': Family('Tipsv2VisionModel', _DINO, 'Tipsv2Model', {}, is_identical=False),
+  'TIPSv2 and text': Family(
+    'Tipsv2VisionModel',
+    _DINO,
+    'Tipsv2Model',
+    dict(text_config=_TEXT | dict(hidden_size=24)),
+    is_identical=False,
+  ),
   'DINOv3': Family('DINOv3ViTModel', _VIT | dict(num_register_tokens=4)),
   'DINOv3 with SwiGLU': Family(
     'DINOv3ViTModel', _VIT | dict(num_register_tokens=4, use_gated_mlp=True, hidden_act='silu')
