@@ -217,5 +217,6 @@ def _embedding_flops(model: VisionTransformer, image_size: tuple[int, int]) -> i
 def _map_head_flops(model: VisionTransformer, tokens: int) -> int:
   """FLOPs of attention pooling: one query, `tokens` keys and values, and an MLP on one token."""
   width = model.width
+  hidden = (model.pool_mlp_dim or model.mlp_dim) if model.pool_mlp else 0
   projections = 2 * (2 + 2 * tokens) * width**2
-  return projections + 2 * 2 * tokens * width + 2 * 2 * width * model.mlp_dim
+  return projections + 2 * 2 * tokens * width + 2 * 2 * width * hidden

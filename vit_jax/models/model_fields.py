@@ -22,7 +22,8 @@ from vit_jax.models.variants import (
 from vit_jax.models.vit import VisionTransformer
 
 _PARTS = (
-  'class_token registers patch_bias pixel_mean pixel_std pre_norm mlp layer_scale final_norm'
+  'class_token registers patch_bias patch_norm block_bias pixel_mean pixel_std pre_norm norm mlp '
+  'layer_scale final_norm'
 ).split()
 
 

@@ -33,7 +33,9 @@ _READ_WITH = {
   'non_local_subsample': 'non_local_stages',
 }
 # What axial blocks do not have, and the value without it.
-_NOT_AXIAL = dict(class_token=False, registers=0, rotary=None, mlp='gelu', layer_scale=0.0)
+_NOT_AXIAL = dict(
+  class_token=False, registers=0, rotary=None, mlp='gelu', layer_scale=0.0, block_bias=True
+)
 
 
 def kind_of(variant: str) -> str:

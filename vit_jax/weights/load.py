@@ -18,6 +18,7 @@ from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights import normalization
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
 from vit_jax.weights.layouts import (
+  aimv2,
   assumptions,
   families,
   hugging_face,
@@ -89,6 +90,9 @@ def open_weights(
   heads = num_heads if not metadata.is_own and metadata.image_size is None else None
   heads = heads or metadata.num_heads or num_heads
   tensors, changes = translator.to_linen(inside, heads, name)
+  if translator is hugging_face:
+    tensors, metadata, change = aimv2.with_sincos_positions(tensors, metadata, image_size)
+    notes += change
   if metadata.pool_num_heads and 'MAPHead_0/probe' in tensors and translator is timm:
     tensors = timm_vit.with_pool_heads(tensors, metadata.pool_num_heads, name)
   encoder_tensors = encoder_params(tensors)  # all of them, except of a masked-patch checkpoint
@@ -258,7 +262,7 @@ _POOLING = {
 
 def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
   """(module of the layout, name of the layout, prefixes of all names, best first)."""
-  for module in (released, timm, hugging_face):
+  for module in (released, hugging_face, timm):
     if match := module.detect(file.tensors):
       return module, *match
   if family := families.describe(file.tensors):

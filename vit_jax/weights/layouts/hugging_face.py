@@ -13,13 +13,13 @@ import numpy as np
 from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
-from vit_jax.weights.layouts import hugging_face_names, image_processor, pytorch
-from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
+from vit_jax.weights.layouts import aimv2, hugging_face_names, image_processor, pytorch
+from vit_jax.weights.layouts.hugging_face_names import AIMV2, CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
 # Leaves that PyTorch calls neither weight nor bias.
-_LEAVES = {r'\.lambda1$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_proj.\1'}
+_LEAVES = {r'\.(lambda1|gamma)$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_proj.\1'}
 _CONFIG_DEFAULTS = dict(
   hidden_act='gelu', pooler_act='tanh', image_size=224, num_channels=3, num_attention_heads=12
 )
@@ -28,7 +28,7 @@ _SIZES = dict(hidden_size='width', num_hidden_layers='depth', patch_size='patch_
 # Tensors that are no part of the image tower.
 _UNUSED = re.compile(
   r'(text_(model|projection|encoder|embeds)|logit_(scale|bias)|temperature|decoder)(\.|$)|'
-  r'(.*\.)?embeddings\.(mask_token|position_ids)$'
+  r'(.*\.)?embeddings\.(mask_token|position_ids)$|(vision_encoder\.)?mask_token$'
 )
 _TEXT_TOWER = re.compile(r'text_(model|encoder)\.')
 
@@ -144,13 +144,17 @@ def to_linen(
 
   def find_modules(layer: str) -> str | None:
     if match := blocks.match(layer):
-      block = {**kind.block, **kind.gated}
+      block = {**kind.block, **kind.gated, **kind.original}
       return pytorch.block_layers(kind.block_prefix, block, int(match[1])).get(layer)
     return kind.layers.get(layer)
 
+  if num_heads is None and kind.head_width and 'embeddings.patch_embed.bias' in inside:
+    num_heads = inside['embeddings.patch_embed.bias'].shape[0] // kind.head_width or None
   linen = pytorch.to_linen(inside, kind.parameters, find_modules, num_heads, 'Hugging Face', source)
   if kind is DEIT and 'head_distillation/kernel' not in linen:
     linen = _with_register(linen)
+  if kind is AIMV2:
+    linen = aimv2.complete(linen)
   return pytorch.with_attention_biases(linen) if kind is DINOV3 else linen, ()
 
 
@@ -222,7 +226,7 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
     num_heads=fields['num_attention_heads'],
     gelu=pytorch.GELUS.get(fields['hidden_act'], 'exact'),
     rotary=kind.rotary and dataclasses.replace(kind.rotary, base=float(fields['rope_theta'])),
-    layer_norm_epsilon=float(fields['layer_norm_eps']),
+    layer_norm_epsilon=float(fields.get('rms_norm_eps', fields['layer_norm_eps'])),
     dtype=ours.get('dtype'),
     position_resize=ours.get('position_resize') or kind.position_resize,
     license=ours.get('license') or kind.license,

@@ -5,6 +5,7 @@ height, width). One layer may hold several linen modules: timm keeps query, key 
 array (3 D, D). Tables map the name of a layer to its linen modules, separated by spaces.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,12 @@ def block_layers(prefix: str, table: Mapping[str, str], index: int) -> dict[str,
     f'{prefix}{index}.{name}': ' '.join(block + module for module in modules.split())
     for name, modules in table.items()
   }
+
+
+def ratio_of_widths(width: int, hidden: int) -> float:
+  """A ratio r with int(width r) = hidden, as configs have it."""
+  ratio = hidden / width
+  return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def count_blocks(params: Any) -> int:

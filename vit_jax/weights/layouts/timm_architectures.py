@@ -31,6 +31,7 @@ _OVERRIDABLE = {
   ('eva', 1e-5): 'vit_small_patch16_dinov3',
 }
 EPSILONS = {epsilon for _, epsilon in _OVERRIDABLE}
+_AIMV2 = 'aimv2_large_patch14_224'  # nor its normalizations RMSNorm
 _GATED = 'vit_giant_patch14_dinov2'  # no argument in config.json makes a VisionTransformer's MLP so
 
 
@@ -85,9 +86,9 @@ def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) ->
     if (each.get('class'), each.get('eps', EPSILON)) == (kind, epsilon)
     and ('mlp_layer' in each) == needs_gated
   }
-  default = (
-    _GATED if needs_gated else _OVERRIDABLE.get((kind, epsilon), _OVERRIDABLE[kind, EPSILON])
-  )
+  default = _OVERRIDABLE.get((kind, epsilon), _OVERRIDABLE[kind, EPSILON])
+  if needs_gated:
+    default = _AIMV2 if model.norm == 'rms' else _GATED
   best = min(candidates.items(), key=score, default=(default, {}))
   has_size = best[1] and score(best)[0] == 0
   return best[0] if has_size else default
@@ -110,6 +111,7 @@ def _features(model: VisionTransformer) -> dict[str, Any]:
     'rotary': model.rotary,
     'gelu': model.numerics.gelu if model.mlp == 'gelu' else 'exact',
     'mlp': model.mlp,
+    'norm': model.norm,
   }
 
 
@@ -126,6 +128,7 @@ def _features_of_arguments(each: Mapping[str, Any]) -> dict[str, Any]:
     'rotary': rotary(each),
     'gelu': names[each.get('act_layer')],
     'mlp': ('swiglu_norm' if each.get('scale_mlp') else 'swiglu') if gated else 'gelu',
+    'norm': 'rms' if each.get('mlp_layer') == 'SwiGLU' else 'layer',  # AIMv2
   }
 
 
