@@ -22,7 +22,9 @@ def main() -> None:
       texts = model.data, model.license, model.name, model.alias or ''
       rows.append((*numbers, evaluation, *texts))
       if model.url is None:
-        gated[f'{model.family}/'] = f'{GATED[model.family]}, then put the files at {model.path.parent}'
+        gated[f'{model.family}/'] = (
+          f'{GATED[model.family]}, then put the files at {model.path.parent}'
+        )
   if len(rows) == 1:
     raise UserError(f'No published model has {text!r} in its name.')
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -78,7 +78,8 @@ def download(
   ETag, in `<target>.part.etag`) has changed. While one process downloads, others wait for it: the
   `.part` is locked (`flock`), on systems that have such locks. The announced length, the md5 that
   Google Cloud Storage announces, and the published size and sha256 are verified, and that it has
-  the format that its suffix stands for. Its sha256 is kept in `<target>.sha256`, for `verify_cached`.
+  the format that its suffix stands for. Its sha256 is kept in `<target>.sha256`, for
+  `verify_cached`.
 
   Args:
     url, target: address of the file, local path.

@@ -16,6 +16,7 @@ from vit_jax.weights import hub, registry
 from vit_jax.weights.evaluation_protocols import protocol
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
+from vit_jax.weights.initial_weights import read_inherited
 from vit_jax.weights.layouts import hugging_face, open_clip, timm_config
 from vit_jax.weights.layouts.released import flatten, unflatten
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError, damage_explained, read_json
@@ -107,9 +108,10 @@ def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
     raise UserError(f'{folder} has no model: none of {", ".join(_WEIGHTS)} and no checkpoints.')
   params = stored_params.read_params(step)
   path = step.parent.parent.parent / 'config.json'
+  inherited = read_inherited(path.parent)
   with damage_explained(str(path)):
     config = read_json(path)
-    metadata = ModelMetadata.from_run_config(config)
+    metadata = dataclasses.replace(ModelMetadata.from_run_config(config), **inherited)
     if any(name.endswith(ADAPTER) for name in params):
       lora = LoraConfig(**config['lora'])
       params = flatten(merge_adapters(unflatten(params), lora.scale))

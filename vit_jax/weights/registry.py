@@ -1,10 +1,11 @@
 """The published models (`registry.csv`): finds one by its name and downloads it.
 
 A name is `<family>/<file without its suffix>`, such as `imagenet21k/ViT-B_16` or
-`dinov2/dinov2_vitb14_pretrain`. AugReg's models have short names too: `augreg/B_16` is the recommended file pretrained on ImageNet-21k, and
-`augreg/B_16-imagenet2012` the recommended file then fine-tuned on ImageNet (at 384 pixels; B_8 at
-224). The registry has the ones that google-research/vision_transformer recommends in its README.md
-and vit_jax_augreg.ipynb; with AugReg's `index.csv` they are chosen from that file.
+`dinov2/dinov2_vitb14_pretrain`. AugReg's models have short names too: `augreg/B_16` is the
+recommended file pretrained on ImageNet-21k, and `augreg/B_16-imagenet2012` the recommended file
+then fine-tuned on ImageNet (at 384 pixels; B_8 at 224). The registry has the ones that
+google-research/vision_transformer recommends in its README.md and vit_jax_augreg.ipynb; with
+AugReg's `index.csv` they are chosen from that file.
 
 `python -m vit_jax.catalog` prints the registry.
 """
@@ -55,7 +56,7 @@ LICENSES = {
   'siglip2': 'CC-BY-4.0',
 }
 GATED = {  # family: where to accept its license
-  'dinov3': 'https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/',
+  'dinov3': 'https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/'
 }
 _AUGREG_FILE = re.compile(r'(R\d*_)?(Ti|S|B|L)_\d+-i(1|21)k[-_][A-Za-z0-9_.-]+')
 

@@ -126,7 +126,7 @@ def complete(
   width = min(shape[0] if shape else 0, 2**16)
   rule = _rule(rotary or family.rotary, tensors)
   angles = '' if rule is None else f', the rotary positions of {rotary or family.rotary}'
-  is_known = metadata.family is not None
+  named = 'those' if metadata.family else 'named as those'
   return dataclasses.replace(
     metadata,
     num_heads=family.num_heads.get(width, width // 64) or None,
@@ -142,9 +142,9 @@ def complete(
     ),
     notes=(
       *metadata.notes,
-      f'the tensors are {"" if is_known else "named as "}those of {family.name}, of which its '
-      f'normalization of pixels, {family.gelu} GELU, LayerNorm epsilon {family.epsilon:g}{angles} are assumed; '
-      'pass gelu=, mean=, std=, num_heads=, rotary= for others',
+      f'the tensors are {named} of {family.name}, of which its normalization of pixels, '
+      f'{family.gelu} GELU, LayerNorm epsilon {family.epsilon:g}{angles} are assumed; pass gelu=, '
+      'mean=, std=, num_heads=, rotary= for others',
     ),
   )
 
