@@ -39,6 +39,8 @@ class LoadReport:
   reinitialized: tuple[str, ...]
   ignored: tuple[str, ...]
   notes: tuple[str, ...]  # other changes
+  license: str | None = None  # terms of the weights that their owner wants to be named
+  position_resize: str | None = None  # how the family of the file resizes position embeddings
 
   @property
   def is_plain(self) -> bool:
@@ -279,6 +281,8 @@ def adapt_weights(
     reinitialized=tuple(f'{name} {tensor.shape} = 0' for name, tensor in zeros.items()),
     ignored=(*(f'{name} {x.shape}' for name, x in old_head.items()), *weights.ignored),
     notes=(*weights.notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
+    license=weights.metadata.license,
+    position_resize=weights.metadata.position_resize,
   )
 
 

@@ -9,6 +9,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights import licenses
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.layouts import pytorch, timm_architectures, timm_arguments, timm_vit
 from vit_jax.weights.metadata import HALF, ModelMetadata, UnsupportedError
@@ -53,6 +54,7 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
   pretrained = config.get('pretrained_cfg') or config  # old ones have its fields at the top
   stated = config.get('model_args') or {}
   architecture = str(config.get('architecture') or '').partition('.')[0]
+  published_as = '.'.join(filter(None, (architecture, str(pretrained.get('tag') or ''))))
   of_name = timm_architectures.arguments(architecture)
   arguments = {**of_name, **stated}
   if 'unsupported' in of_name:
@@ -98,7 +100,10 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     pool=pool,
     final_norm='none' if _lacks_norms(arguments) else None,
     has_positions=arguments.get('pos_embed', 'learn') not in ('', 'none'),
-    position_resize='bicubic_antialias',  # resample_abs_pos_embed in timm/layers/pos_embed.py
+    # resample_abs_pos_embed in timm/layers/pos_embed.py
+    position_resize=ours.get('position_resize') or 'bicubic_antialias',
+    license=ours.get('license')
+    or licenses.terms(str(pretrained.get('license') or ''), published_as),
   )
 
 
