@@ -106,9 +106,8 @@ def open_weights(
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
-  stated_pool = None if layout == 'timm' else metadata.pool
   model = model_from_tensors(
-    tensors, name, numerics, stated_pool, metadata.rotary, metadata.final_norm
+    tensors, name, numerics, metadata.pool, metadata.rotary, metadata.final_norm
   )
   _check_config(metadata, model, name)
   if {*mean, *std} != {0.5}:
