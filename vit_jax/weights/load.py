@@ -86,6 +86,7 @@ def open_weights(
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
   if layout == 'timm':
     metadata = assumptions.complete(metadata, inside, rotary, name)
+    ignored += timm_vit.unused(inside)
   notes += tuple(note for note in metadata.notes if note not in notes)
   heads = num_heads if not metadata.is_own and metadata.image_size is None else None
   heads = heads or metadata.num_heads or num_heads
