@@ -36,7 +36,7 @@ def run_without_steps(config, workdir) -> None:
   start = open_start(config, program, train, test, facts, user_path(workdir))
   state = start.make_state(program)
   with start.checkpointer as checkpointer:
-    for step, score in (() if start.first_step else ((2, 0.5), (3, 0.4))):
+    for step, score in () if start.first_step else ((2, 0.5), (3, 0.4)):
       checkpointer.save(step, state, score, is_last=True)
     export_models(config, program.model, checkpointer, test, user_path(workdir))
 
