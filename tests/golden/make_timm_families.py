@@ -31,6 +31,7 @@ MODELS = {
   ),
   'clip': ('vit_base_patch16_clip_quickgelu_224', dict(num_classes=5)),
   'siglip': ('vit_base_patch16_siglip_224', dict(num_classes=0)),
+  'aimv2': ('aimv2_large_patch14_224', dict(num_classes=5)),
   'deit_distilled': ('deit_tiny_distilled_patch16_224', dict(num_classes=5)),
   'deit3': ('deit3_small_patch16_224', dict(num_classes=5)),
   'mae': ('vit_base_patch16_224', dict(num_classes=5, global_pool='avg')),

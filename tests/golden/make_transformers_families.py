@@ -69,6 +69,16 @@ FAMILIES = {
   'DINOv2 with registers and a head': Family(
     'Dinov2WithRegistersForImageClassification', _DINO | _LABELS
   ),
+  'TIPSv2': Family('Tipsv2VisionModel', _DINO),
+  'TIPSv2 with SwiGLU': Family('Tipsv2VisionModel', _DINO | dict(use_swiglu_ffn=True)),
+  'TIPSv2 of a fractional MLP': Family('Tipsv2VisionModel', _DINO | dict(mlp_ratio=43 / 24)),
+  'TIPSv2 and text': Family(
+    'Tipsv2VisionModel',
+    _DINO,
+    'Tipsv2Model',
+    dict(text_config=_TEXT | dict(hidden_size=24)),
+    is_identical=False,
+  ),
   'DINOv3': Family('DINOv3ViTModel', _VIT | dict(num_register_tokens=4)),
   'DINOv3 with SwiGLU': Family(
     'DINOv3ViTModel', _VIT | dict(num_register_tokens=4, use_gated_mlp=True, hidden_act='silu')
@@ -87,6 +97,12 @@ FAMILIES = {
   'CLIP with a head': Family('CLIPForImageClassification', _VIT, whole=_LABELS, is_identical=False),
   'CLIP and text': Family(
     'CLIPVisionModelWithProjection', _VIT, 'CLIPModel', dict(projection_dim=8), is_identical=False
+  ),
+  'AIMv2': Family('Aimv2VisionModel', _VIT),
+  'AIMv2 without pooling': Family('Aimv2VisionModel', _VIT | dict(use_head=False)),
+  'AIMv2 with biases': Family('Aimv2VisionModel', _VIT | dict(qkv_bias=True, mlp_bias=True)),
+  'AIMv2 of native resolution': Family(
+    'Aimv2VisionModel', _VIT | dict(is_native=True), is_identical=False
   ),
   'MetaCLIP 2': Family(
     'CLIPVisionModelWithProjection',
@@ -107,6 +123,10 @@ STORED = (  # one for each kind of architecture
   'SigLIP with a head',
   'CLIP',
   'CLIP with a head',
+  'TIPSv2',
+  'TIPSv2 with SwiGLU',
+  'AIMv2',
+  'AIMv2 of native resolution',
 )
 
 
@@ -147,7 +167,7 @@ def outputs_of(module: Any, model: Any, images: np.ndarray) -> dict[str, np.ndar
   if model.pixel_mean:
     mean, std = np.float32(model.pixel_mean), np.float32(model.pixel_std)
     images = ((images + 1) / 2 - mean) / std
-  if not name.startswith(('Dinov2', 'DINO')):
+  if not name.startswith(('Dinov2', 'DINO', 'Tips', 'Aimv2')):
     keywords['interpolate_pos_encoding'] = True
   if name == 'ViTMAEForPreTraining':
     module, name = module.vit, 'ViTMAEModel'
@@ -156,7 +176,7 @@ def outputs_of(module: Any, model: Any, images: np.ndarray) -> dict[str, np.ndar
     keywords['noise'] = torch.arange(patches).tile(len(images), 1)
   pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
-    if name in ('SiglipModel', 'CLIPModel'):
+    if name in ('SiglipModel', 'CLIPModel', 'Tipsv2Model'):
       tower = module.vision_model(pixels, **keywords)
       output = dict(tower.items())
       if name == 'CLIPModel':
@@ -183,7 +203,7 @@ def main() -> None:
     module, folder = build_module(name), target / name.replace(' ', '_')
     module.save_pretrained(folder)
     model = vit_jax.load(folder).model
-    for size in (SIZE, OTHER_SIZE):
+    for size in (SIZE,) if name == 'AIMv2' else (SIZE, OTHER_SIZE):  # which takes no other one
       for output, x in outputs_of(module, model, images_of_family(size)).items():
         outputs[f'{name}/{"x".join(map(str, size))}/{output}'] = x
   np.savez_compressed(target / 'expected.npz', **outputs)

@@ -36,7 +36,9 @@ Mixer = Literal['Mixer-S', 'Mixer-B', 'Mixer-L', 'Mixer-H']
 Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
 MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
-PositionResize = Literal['auto', 'corners', 'half_pixel', 'bicubic', 'bicubic_antialias']
+PositionResize = Literal[
+  'auto', 'corners', 'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias'
+]
 InitHead = Literal['new', 'keep', 'auto']
 OnBadExample = Literal['error', 'skip']
 ResizeRule = Literal['crop', 'squash', 'border']
@@ -89,6 +91,9 @@ class ModelConfig(Section, path='model'):
     'tanh approximation (released JAX weights), exact (most PyTorch weights) or quick (CLIP)',
   )
   layer_norm_epsilon: float = field(1e-6, 'epsilon of every LayerNorm', POSITIVE)
+  norm: Literal['layer', 'rms'] = field(
+    'layer', 'LayerNorm, or RMSNorm (arXiv 1910.07467; AIMv2) wherever there would be one'
+  )
   resnet_width: int = field(
     0, "features of a hybrid's ResNet stem (64 as published); 0: patches of pixels", NOT_NEGATIVE
   )
@@ -134,6 +139,14 @@ class ModelConfig(Section, path='model'):
     (), 'rows and columns of patches of pretraining, to which eva02 scales others; (): it does not'
   )
   patch_bias: bool = field(True, 'the patch embedding has a bias; False: CLIP')
+  pixel_mean: tuple[float, ...] = field(
+    (), 'of pixels in [0, 1], for each channel, by which images are normalized; (): 0.5'
+  )
+  pixel_std: tuple[float, ...] = field(
+    (), 'their standard deviation', Range('positive', lambda x: all(y > 0 for y in x))
+  )
+  patch_norm: bool = field(False, 'patch embeddings are normalized before positions (AIMv2)')
+  block_bias: bool = field(True, 'dense layers of the blocks have biases; False: AIMv2')
   pre_norm: bool = field(False, 'a LayerNorm before the blocks (CLIP)')
   mlp: Literal['gelu', 'swiglu', 'swiglu_norm'] = field(
     'gelu', 'a plain MLP, a gated one (arXiv 2002.05202), or that with a LayerNorm (EVA-02)'
@@ -148,6 +161,7 @@ class ModelConfig(Section, path='model'):
     0, 'heads of pool map; 0: those of the blocks (Perception Encoder has 8)', NOT_NEGATIVE
   )
   pool_mlp_dim: int = field(0, 'hidden units of the MLP of pool map; 0: mlp_dim', NOT_NEGATIVE)
+  pool_mlp: bool = field(True, 'pool map has a LayerNorm and an MLP; False: attention only (AIMv2)')
   remat: Literal['none', 'dots', 'full'] = field(
     'none',
     'the backward pass recomputes nothing, all but dense layers and flash attention, or all',

@@ -79,12 +79,14 @@ class Dense(nn.Module):
     inputs, outputs: shapes of D and of M elements.
     dtype: of the product; the parameters are float32.
     bias_init: initializer of the bias; the kernel's is Glorot's (uniform).
+    use_bias: False: it has no bias.
   """
 
   inputs: tuple[int, ...]
   outputs: tuple[int, ...]
   dtype: Any = jnp.float32
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -95,7 +97,9 @@ class Dense(nn.Module):
       return kernel.reshape(*self.inputs, *self.outputs)
 
     kernel = self.param('kernel', init_kernel)
-    bias = self.param('bias', self.bias_init, self.outputs)
+    bias = jnp.zeros(self.outputs)
+    if self.use_bias:
+      bias = self.param('bias', self.bias_init, self.outputs)
     return linear(x.astype(self.dtype), kernel.reshape(flat_shape), bias.reshape(-1))
 
 

@@ -26,11 +26,12 @@ GELUS: dict[str, Callable[[Array], Array]] = {
   'quick': lambda x: x * nn.sigmoid(1.702 * x),  # of the original CLIP
 }
 MLPS = ('gelu', 'swiglu', 'swiglu_norm')
+NORMS = {'layer': nn.LayerNorm, 'rms': nn.RMSNorm}
 
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-  """Options that change the outputs, and that the parameters do not determine.
+  """Options of all layers; of them the parameters determine only `norm`.
 
   Attributes:
     dtype: of the matrix products; softmax, LayerNorm statistics and the head stay float32. Float32
@@ -38,15 +39,18 @@ class Numerics:
     gelu: a key of GELUS: tanh approximates it, as the released JAX weights do; most PyTorch
       weights were trained with the exact one.
     layer_norm_epsilon: 1e-6 in the released JAX code and in timm, 1e-12 in Transformers.
+    norm: a key of NORMS: the normalizations of features are LayerNorm, or RMSNorm, which neither
+      subtracts the mean nor has a bias (arXiv 1910.07467; AIMv2, arXiv 2411.14402).
   """
 
   dtype: Any = jnp.float32
   gelu: str = 'tanh'
   layer_norm_epsilon: float = 1e-6
+  norm: str = 'layer'
 
-  def layer_norm(self, name: str | None = None) -> nn.LayerNorm:
-    """A LayerNorm with this epsilon and dtype."""
-    return nn.LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
+  def layer_norm(self, name: str | None = None) -> nn.LayerNorm | nn.RMSNorm:
+    """A LayerNorm, or an RMSNorm, with this epsilon and dtype."""
+    return NORMS[self.norm](epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
 
 
 class MlpBlock(nn.Module):
@@ -60,21 +64,22 @@ class MlpBlock(nn.Module):
   dropout_rate: float = 0.0
   numerics: Numerics = Numerics()
   kind: str = 'gelu'
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array, keys: Array | None = None) -> Array:
     width, (hidden_keys, output_keys) = x.shape[-1], split_keys(keys, 2)
-    bias_init = nn.initializers.normal(stddev=1e-6)
-    y = Dense((width,), (self.mlp_dim,), self.numerics.dtype, bias_init)(x)  # (B, N, M)
+    options = self.numerics.dtype, nn.initializers.normal(stddev=1e-6), self.use_bias
+    y = Dense((width,), (self.mlp_dim,), *options)(x)  # (B, N, M)
     if self.kind == 'gelu':
       x = GELUS[self.numerics.gelu](y)
     else:
-      gate = Dense((width,), (self.mlp_dim,), self.numerics.dtype, bias_init, name='gate')(x)
+      gate = Dense((width,), (self.mlp_dim,), *options, name='gate')(x)
       x = nn.silu(gate) * y
       if self.kind == 'swiglu_norm':
         x = self.numerics.layer_norm()(x)
     x = dropout(x, self.dropout_rate, hidden_keys)
-    x = Dense((self.mlp_dim,), (width,), self.numerics.dtype, bias_init)(x)  # (B, N, D)
+    x = Dense((self.mlp_dim,), (width,), *options)(x)  # (B, N, D)
     return dropout(x, self.dropout_rate, output_keys)
 
 
@@ -103,6 +108,7 @@ class MultiHeadDotProductAttention(nn.Module):
   dtype: Any = jnp.float32
   attention: Attend = einsum_attention
   rotation: Rotation | None = None
+  use_bias: bool = True
 
   @nn.compact
   def __call__(
@@ -117,7 +123,7 @@ class MultiHeadDotProductAttention(nn.Module):
     head_shape = self.num_heads, width // self.num_heads
 
     def project(x: Array, name: str) -> Array:  # -> (B, N, K, D/K)
-      x = Dense((width,), head_shape, self.dtype, name=name)(x)
+      x = Dense((width,), head_shape, self.dtype, use_bias=self.use_bias, name=name)(x)
       return x.reshape(*x.shape[:2], *head_shape)
 
     query, key = project(queries, 'query'), project(inputs, 'key')
@@ -132,7 +138,7 @@ class MultiHeadDotProductAttention(nn.Module):
       None if table is None else relative_logits(query * query.shape[-1] ** -0.5, table),
     )
     x = x.reshape(*x.shape[:2], width)
-    return Dense(head_shape, (width,), self.dtype, name='out')(x)
+    return Dense(head_shape, (width,), self.dtype, use_bias=self.use_bias, name='out')(x)
 
 
 class EncoderBlock(nn.Module):
@@ -142,7 +148,7 @@ class EncoderBlock(nn.Module):
   `relative_depth * stochastic_depth_rate`; `relative_depth` is 0 for the first block and 1 for
   the last. Where an example is several sequences, it drops the branch of all of them.
 
-  The other fields are those of `VisionTransformer`.
+  The other fields are those of `VisionTransformer`; `bias` is its `block_bias`.
   """
 
   mlp_dim: int
@@ -156,6 +162,7 @@ class EncoderBlock(nn.Module):
   rotation: Rotation | None = None
   layer_scale: float = 0.0
   mlp: str = 'gelu'
+  bias: bool = True
 
   @nn.compact
   def __call__(
@@ -181,10 +188,11 @@ class EncoderBlock(nn.Module):
       self.numerics.dtype,
       self.attention,
       self.rotation,
+      self.bias,
     )(y, y, weight_keys, table)
     y = dropout(y, self.dropout_rate, output_keys)
     x = x + finish(y, branch_keys)
 
     y = self.numerics.layer_norm()(x)
-    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics, self.mlp)(y, mlp_keys)
+    y = MlpBlock(self.mlp_dim, self.dropout_rate, self.numerics, self.mlp, self.bias)(y, mlp_keys)
     return x + finish(y, mlp_branch_keys)

@@ -1,5 +1,6 @@
 """Reads the architecture of a model off the names and shapes of its tensors."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -84,6 +85,7 @@ def _vit_from_tensors(
     raise ValueError(head_dim)
   pool = _pool(tensors, width, pool)
   mlp = f'{block}/MlpBlock_0'
+  norm = 'rms' if f'{block}/RMSNorm_0/scale' in tensors else 'layer'
   position_embedding, position_entry = _positions(tensors)
   return VisionTransformer(
     patch_size=patch * (hybrid_stride(resnet_blocks) if resnet_width else 1),
@@ -103,10 +105,12 @@ def _vit_from_tensors(
     registers=_num_tokens(tensors, 'registers'),
     rotary=rotary,
     patch_bias='embedding/bias' in tensors,
+    patch_norm='patch_norm/scale' in tensors,
+    block_bias=f'{block}/{_ATTENTION}/out/bias' in tensors,
     pre_norm='Transformer/pre_norm/scale' in tensors,
     mlp=(
       'swiglu_norm'
-      if f'{mlp}/LayerNorm_0/scale' in tensors
+      if {f'{mlp}/LayerNorm_0/scale', f'{mlp}/RMSNorm_0/scale'} & tensors.keys()
       else 'swiglu'
       if f'{mlp}/gate/kernel' in tensors
       else 'gelu'
@@ -117,7 +121,7 @@ def _vit_from_tensors(
     ),
     **_attention_pool(tensors, num_heads, mlp_dim),
     head_bias='head/kernel' not in tensors or 'head/bias' in tensors,
-    numerics=numerics,
+    numerics=dataclasses.replace(numerics, norm=norm),
   )
 
 
@@ -142,11 +146,11 @@ def _attention_pool(tensors: Mapping[str, Any], num_heads: int, mlp_dim: int) ->
   if 'MAPHead_0/probe' not in tensors:
     return {}
   _, heads, _ = tensors[f'MAPHead_0/{_ATTENTION}/query/kernel'].shape
+  sizes: dict[str, Any] = {'pool_num_heads': 0 if heads == num_heads else heads}
+  if 'MAPHead_0/MlpBlock_0/Dense_0/kernel' not in tensors:
+    return sizes | {'pool_mlp': False}
   _, hidden = tensors['MAPHead_0/MlpBlock_0/Dense_0/kernel'].shape
-  return {
-    'pool_num_heads': 0 if heads == num_heads else heads,
-    'pool_mlp_dim': 0 if hidden == mlp_dim else hidden,
-  }
+  return sizes | {'pool_mlp_dim': 0 if hidden == mlp_dim else hidden}
 
 
 def _num_tokens(tensors: Mapping[str, Any], name: str) -> int:

@@ -7,7 +7,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.resnet import hybrid_stride
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.text import join_words
+from vit_jax.text import join_words, plural
 
 _EVERY_MODEL = 'variant head_bias_init dtype '
 _RESNET_OPTIONS = {'resnet_spatial', 'resnet_window', 'non_local_stages', 'non_local_subsample'}
@@ -33,7 +33,9 @@ _READ_WITH = {
   'non_local_subsample': 'non_local_stages',
 }
 # What axial blocks do not have, and the value without it.
-_NOT_AXIAL = dict(class_token=False, registers=0, rotary=None, mlp='gelu', layer_scale=0.0)
+_NOT_AXIAL = dict(
+  class_token=False, registers=0, rotary=None, mlp='gelu', layer_scale=0.0, block_bias=True
+)
 
 
 def kind_of(variant: str) -> str:
@@ -89,6 +91,11 @@ def check_sizes(model: VisionTransformer) -> None:
       f'config.model.resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of '
       '32.'
     )
+  if len(model.pixel_mean) != len(model.pixel_std):
+    raise UserError(
+      f'config.model.pixel_mean has {plural(len(model.pixel_mean), "number")}, but pixel_std '
+      f'{len(model.pixel_std)}; set one of each for each channel.'
+    )
   _check_positions(model)
   _check_parts(model)
   stride = hybrid_stride(model.resnet_blocks)
@@ -136,6 +143,11 @@ def _check_parts(model: VisionTransformer) -> None:
         f'config.model.axial=True does not go with {name}{"" if is_rotary else f"={value}"}; set '
         f'{name}={"none" if is_rotary else default}.'
       )
+  for name in ('pool_num_heads', 'pool_mlp_dim'):
+    if (value := getattr(model, name)) and model.pool != 'map':
+      raise UserError(
+        f'config.model.{name}={value} is that of pool=map, but pool={model.pool}; set {name}=0.'
+      )
   if model.rotary is None:
     return
   if model.width // model.num_heads % 4:
@@ -143,8 +155,4 @@ def _check_parts(model: VisionTransformer) -> None:
       f'config.model.rotary rotates quarters of a head, but width={model.width} and '
       f'num_heads={model.num_heads} make heads of {model.width // model.num_heads} features; use a '
       'multiple of 4.'
-    )
-  if len(model.rotary.reference_grid) not in (0, 2):
-    raise UserError(
-      f'config.model.rotary_grid={model.rotary.reference_grid} must be rows and columns, or ().'
     )

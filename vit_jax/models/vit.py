@@ -141,7 +141,10 @@ class Encoder(nn.Module):
 
 
 class MAPHead(nn.Module):
-  """Multihead attention pooling (arXiv 2106.04560, Section 3.3): (B, N, D) -> (B, D)."""
+  """Multihead attention pooling (arXiv 2106.04560, Section 3.3): (B, N, D) -> (B, D).
+
+  With `mlp_dim` 0 the attention is all of it.
+  """
 
   mlp_dim: int
   num_heads: int
@@ -157,6 +160,8 @@ class MAPHead(nn.Module):
       self.num_heads, dtype=self.numerics.dtype, attention=self.attention
     )
     x = attention(probe, x)  # (B, 1, D)
+    if not self.mlp_dim:
+      return x[:, 0]
     y = self.numerics.layer_norm()(x)
     x = x + MlpBlock(self.mlp_dim, numerics=self.numerics)(y)
     return x[:, 0]
@@ -189,6 +194,8 @@ class VisionTransformer(nn.Module):
     registers: further tokens without positions, after the class token (arXiv 2309.16588).
     rotary: rotates queries and keys by the places of their patches; None: does not.
     patch_bias: False: the patch embedding has no bias (CLIP).
+    patch_norm: normalizes the patch embeddings before their positions are added (AIMv2).
+    block_bias: False: the dense layers of the blocks have no bias (AIMv2, arXiv 2411.14402).
     pre_norm: a LayerNorm before the blocks (CLIP, arXiv 2103.00020, Section 2.4).
     mlp: of MLPS: 'gelu', 'swiglu' (DINOv2 g, DINOv3 H+ and 7B) or 'swiglu_norm' (EVA-02).
     layer_scale: initial factor of each branch (`LayerScale`); 0: no factors.
@@ -196,10 +203,11 @@ class VisionTransformer(nn.Module):
       after pooling (fc_norm of MAE and BEiT), or 'none' (CLIP as an image classifier in
       Transformers).
     pool_num_heads, pool_mlp_dim: of pool map; 0: those of the blocks.
+    pool_mlp: False: pool map ends with its attention, without a LayerNorm and an MLP (AIMv2).
     head_bias: False: the head is a projection without bias (CLIP).
     pixel_mean, pixel_std: of pixels in [0, 1], for each channel, by which images are normalized
       before the patch embedding; (): 0.5, which leaves images in [-1, 1] as they are.
-    numerics: dtype, GELU and LayerNorm epsilon.
+    numerics: dtype, GELU, LayerNorm or RMSNorm, its epsilon.
     attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
       results only by rounding.
     pool_attention: that of pool map, whose single query no kernel makes faster.
@@ -229,12 +237,15 @@ class VisionTransformer(nn.Module):
   registers: int = 0
   rotary: Rotary | None = None
   patch_bias: bool = True
+  patch_norm: bool = False
+  block_bias: bool = True
   pre_norm: bool = False
   mlp: str = 'gelu'
   layer_scale: float = 0.0
   final_norm: str = 'encoder'
   pool_num_heads: int = 0
   pool_mlp_dim: int = 0
+  pool_mlp: bool = True
   head_bias: bool = True
   pixel_mean: tuple[float, ...] = ()
   pixel_std: tuple[float, ...] = ()
@@ -277,7 +288,8 @@ class VisionTransformer(nn.Module):
     if self.resnet_width:
       x = hybrid_features(x, self.resnet_width, self.resnet_blocks, dtype)
       patch //= hybrid_stride(self.resnet_blocks)
-    return PatchEmbedding(patch, self.width, dtype, self.patch_bias, name='embedding')(x)
+    x = PatchEmbedding(patch, self.width, dtype, self.patch_bias, name='embedding')(x)
+    return self.numerics.layer_norm('patch_norm')(x) if self.patch_norm else x
 
   def encode(self, x: Array, deterministic: bool, examples: Array | None = None) -> Array:
     """Patch embeddings (B, H/P, W/P, D) -> encoded tokens (B, N, D), the prefix tokens first.
@@ -305,7 +317,7 @@ class VisionTransformer(nn.Module):
     if self.axial:
       block_fields['grid'] = positions.grid
     else:
-      block_fields |= dict(layer_scale=self.layer_scale, mlp=self.mlp)
+      block_fields |= dict(layer_scale=self.layer_scale, mlp=self.mlp, bias=self.block_bias)
     if self.rotary is not None:
       block_fields['rotation'] = Rotation(self.rotary, positions.grid, self.num_prefix_tokens)
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate
@@ -341,6 +353,11 @@ class VisionTransformer(nn.Module):
     )
 
   @property
+  def norm(self) -> str:
+    """The kind of its normalizations, a key of NORMS."""
+    return self.numerics.norm
+
+  @property
   def num_prefix_tokens(self) -> int:
     """How many tokens are before those of the patches."""
     return len(self.prefix_names) + self.registers
@@ -356,7 +373,7 @@ class VisionTransformer(nn.Module):
 
     def attention() -> Array:
       return MAPHead(
-        self.pool_mlp_dim or self.mlp_dim,
+        (self.pool_mlp_dim or self.mlp_dim) if self.pool_mlp else 0,
         self.pool_num_heads or self.num_heads,
         self.numerics,
         self.pool_attention,

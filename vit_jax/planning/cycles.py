@@ -22,7 +22,7 @@ _PATTERNS = (
   ('output projection', r'Attention_\d+/out/'),
   ('attention', r'Attention_\d+/'),
   ('MLP', r'MlpBlock_\d+/|(token|channel)_mixing/'),
-  ('norms', r'LayerNorm_\d+/|(encoder_norm|pre_head_layer_norm|gn\w*|norm\w*)/'),
+  ('norms', r'(Layer|RMS)Norm_\d+/|(encoder_norm|pre_head_layer_norm|gn\w*|norm\w*)/'),
   ('patch embedding', r'embed_patches|/(stem|embedding|posembed_\w+|conv_root)/|\.encode/[^/]*$'),
   ('head and loss', r'/(head|pre_logits)/|pool_tokens|jvp\((?!\w*[A-Z])'),
   ('convolutions', r'/(conv\w*|block\d+/unit\d+)/'),

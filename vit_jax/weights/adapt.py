@@ -186,9 +186,10 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
       f'{type(model).__name__}; choose another variant.'
     )
   old, new = build.architecture(weights.model), build.architecture(model)
-  if getattr(weights.model, 'pixel_mean', ()):
+  ignored = {'num_classes', 'head_bias', 'layer_scale'}
+  if old.get('pixel_mean') and not new['pixel_mean']:
+    ignored |= {*_NORMALIZATION}
     old['patch_bias'] = True  # into which the normalization is folded
-  ignored = {'num_classes', 'head_bias', *_NORMALIZATION, 'layer_scale'}
   ignored |= set() if new.get('pre_logits') else {'pre_logits'}
   if _has_class_token(old) == _has_class_token(new) is not None:
     ignored |= {'pool', 'class_token'}

@@ -18,6 +18,7 @@ from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights import evaluation_protocols, normalization
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
 from vit_jax.weights.layouts import (
+  aimv2,
   assumptions,
   families,
   hugging_face,
@@ -85,10 +86,14 @@ def open_weights(
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
   if layout == 'timm':
     metadata = assumptions.complete(metadata, inside, rotary, name)
+    ignored += timm_vit.unused(inside)
   notes += tuple(note for note in metadata.notes if note not in notes)
   heads = num_heads if not metadata.is_own and metadata.image_size is None else None
   heads = heads or metadata.num_heads or num_heads
   tensors, changes = translator.to_linen(inside, heads, name)
+  if translator is hugging_face:
+    tensors, metadata, change = aimv2.with_sincos_positions(tensors, metadata, image_size)
+    notes += change
   if metadata.pool_num_heads and 'MAPHead_0/probe' in tensors and translator is timm:
     tensors = timm_vit.with_pool_heads(tensors, metadata.pool_num_heads, name)
   encoder_tensors = encoder_params(tensors)  # all of them, except of a masked-patch checkpoint
@@ -106,9 +111,8 @@ def open_weights(
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
-  stated_pool = None if layout == 'timm' else metadata.pool
   model = model_from_tensors(
-    tensors, name, numerics, stated_pool, metadata.rotary, metadata.final_norm
+    tensors, name, numerics, metadata.pool, metadata.rotary, metadata.final_norm
   )
   _check_config(metadata, model, name)
   if {*mean, *std} != {0.5}:
@@ -264,7 +268,7 @@ _POOLING = {
 
 def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
   """(module of the layout, name of the layout, prefixes of all names, best first)."""
-  for module in (released, timm, hugging_face):
+  for module in (released, hugging_face, timm):
     if match := module.detect(file.tensors):
       return module, *match
   if family := families.describe(file.tensors):

@@ -174,8 +174,8 @@ def _prepend_zeros(positions: Tensor, number: int) -> Tensor:
 
 def _interpolation(old: int, new: int, method: str) -> np.ndarray:
   """The (new, old) matrix of an interpolation along one side."""
-  if method.startswith('bicubic'):
-    return _bicubic(old, new, antialias=method == 'bicubic_antialias')
+  if method.startswith('bicubic') or method.endswith('antialias'):
+    return _convolution(old, new, *method.split('_'))
   if method == 'corners':
     position = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
   else:
@@ -187,18 +187,21 @@ def _interpolation(old: int, new: int, method: str) -> np.ndarray:
   return weights
 
 
-def _bicubic(old: int, new: int, antialias: bool) -> np.ndarray:
-  """The (new, old) matrix of PyTorch's bicubic interpolation with `align_corners=False`.
+def _convolution(old: int, new: int, kernel: str, antialias: str = '') -> np.ndarray:
+  """The (new, old) matrix of PyTorch's interpolation with `align_corners=False`.
 
-  aten/src/ATen/native/cpu/UpSampleKernel.cpp: with antialiasing it has another kernel, and what is
-  beyond the border is left out; otherwise the entry at the border is repeated.
+  aten/src/ATen/native/cpu/UpSampleKernel.cpp: with antialiasing it has another cubic kernel, and
+  what is beyond the border is left out; otherwise the entry at the border is repeated.
   """
   scale = max(old / new, 1) if antialias else 1.0
   center = (np.arange(new) + 0.5) * old / new - 0.5
   reach = math.ceil(2 * scale) + 1
   taps = np.floor(center)[:, None] + np.arange(-reach, reach + 1)
   distances = np.abs(taps - center[:, None]) / scale
-  values = _cubic(distances, -0.5 if antialias else -0.75)
+  if kernel == 'bilinear':
+    values = np.maximum(1 - distances, 0)
+  else:
+    values = _cubic(distances, -0.5 if antialias else -0.75)
   if antialias:
     values = np.where((taps >= 0) & (taps < old), values, 0)
     values /= values.sum(axis=1, keepdims=True)
@@ -228,8 +231,8 @@ def resize_position_embedding(
     old_grid, new_grid: (rows, columns) of patches.
     method: 'corners' aligns the corner entries, as the released code does
       (`scipy.ndimage.zoom`); 'half_pixel' aligns the centers of patches, without antialiasing,
-      as `jax.image.resize` and PyTorch do; both are bilinear. 'bicubic' and
-      'bicubic_antialias' align centers, too, as `torch.nn.functional.interpolate` does.
+      as `jax.image.resize` and PyTorch do; both are bilinear. 'bicubic', 'bicubic_antialias' and
+      'bilinear_antialias' align centers, too, as `torch.nn.functional.interpolate` does.
 
   Returns:
     (1, N', D) or (1, N' + 1, D) in the same dtype.

@@ -112,6 +112,8 @@ def load_stored(name: str, size: tuple[int, int]) -> vit_jax.Classifier:
 def test_stored_outputs(name, size):
   """Those of another size need the interpolation of the family's position embeddings."""
   start = f'{name}/{"x".join(map(str, size))}/'
+  if name == 'AIMv2' and size != SIZE:
+    pytest.skip('Transformers has no interpolation of its positions')
   expected = {n.removeprefix(start): EXPECTED[n] for n in EXPECTED.files if n.startswith(start)}
   assert_close(our_outputs(load_stored(name, size), images_of_family(size), expected), expected)
 

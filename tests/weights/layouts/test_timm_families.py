@@ -54,6 +54,8 @@ ARCHITECTURES = {
   'vit_base_patch16_siglip_224': {},
   'deit_tiny_distilled_patch16_224': {},
   'deit3_small_patch16_224': {},
+  'aimv2_large_patch14_224': dict(num_heads=3),
+  'aimv2_huge_patch14_336': dict(num_classes=0),
   'vit_tiny_patch16_224': dict(global_pool='avg'),  # fc_norm beside a class token
   'vit_small_patch16_224': dict(global_pool='avg', fc_norm=False),
 }

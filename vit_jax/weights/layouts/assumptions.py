@@ -51,6 +51,7 @@ _PERCEPTION = Family(
   'Perception Encoder', _HALF, 1e-5, {1536: 16}, 'perception_encoder', crop_fraction=1.0
 )
 _OPEN_CLIP = Family('CLIP', _CLIP, 1e-5, {1280: 16, 1408: 16, 1664: 16}, crop_fraction=1.0)
+_AIMV2 = Family('AIMv2', _CLIP, 1e-5, {1024: 8, 1536: 12, 2048: 16, 3072: 24}, crop_fraction=1.0)
 _OPENAI_CLIP = Family('OpenAI CLIP', _CLIP, 1e-5, gelu='quick', crop_fraction=1.0)
 _DEIT = Family('DeiT', _IMAGENET, num_heads={1280: 16})
 _MAE = Family('MAE', _IMAGENET, num_heads={1280: 16}, license=licenses.not_commercial('MAE'))
@@ -64,6 +65,8 @@ def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
   has_scale = f'{block}ls1.gamma' in tensors or f'{block}gamma_1' in tensors
   if 'patch_embed.proj.weight' not in tensors:
     return None
+  if 'patch_embed.norm.weight' in tensors:
+    return _AIMV2
   if 'norm_pre.weight' in tensors:
     is_perception = 'attn_pool.latent' in tensors or 'norm.weight' not in tensors
     return _PERCEPTION if is_perception else _OPEN_CLIP

@@ -4,6 +4,9 @@ import re
 from collections.abc import Collection
 
 _MAX_NAMES, _MAX_LENGTH = 2000, 200  # that are searched; blocks of the same shape count once
+# What tells an AIMv2 in timm, which has no biases in its blocks.
+_AIMV2 = {'patch_embed.norm.weight', 'blocks.0.norm1.weight', 'blocks.0.mlp.fc1_g.weight'}
+_NOT_AIMV2 = {'blocks.0.norm1.bias', 'blocks.0.attn.proj.bias', 'patch_embed.norm.bias'}
 # What a file holds: a pattern of a tensor's name. The first that matches names the file.
 _FAMILIES = {
   # Transformers of other shapes.
@@ -80,7 +83,9 @@ _FAMILIES = {
   'a convolutional network': r'\.running_mean$',
 }
 # Weights that have a bias in a plain ViT of Transformers.
-_QUERY = r'(\.attention\.attention\.query|layers\.\d+\.attention\.q_proj)\.(weight|bias)$'
+_QUERY = (
+  r'(\.attention\.attention\.query|(?<!encoder\.)layers\.\d+\.attention\.q_proj)\.(weight|bias)$'
+)
 # What a plain ViT of timm has and the file lacks.
 _NECESSARY = {
   'patch_embed.proj.weight': (
@@ -92,6 +97,8 @@ _NECESSARY = {
 
 def describe(names: Collection[str]) -> str | None:
   """What a file with tensors of these names holds: 'a Swin Transformer'; None: not known."""
+  if _AIMV2 <= set(names) and not _NOT_AIMV2 & set(names):
+    return None
   different = dict.fromkeys(re.sub(r'(?<=\.)\d+(?=\.)', '0', name) for name in names)
   text = '\n'.join(name[:_MAX_LENGTH] for name in list(different)[:_MAX_NAMES])
   for family, pattern in _FAMILIES.items():

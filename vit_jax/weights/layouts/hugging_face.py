@@ -13,22 +13,30 @@ import numpy as np
 from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
-from vit_jax.weights.layouts import hugging_face_names, image_processor, pytorch
-from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
+from vit_jax.weights.layouts import aimv2, hugging_face_names, image_processor, pytorch
+from vit_jax.weights.layouts.hugging_face_names import AIMV2, CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
 # Leaves that PyTorch calls neither weight nor bias.
-_LEAVES = {r'\.lambda1$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_proj.\1'}
+_LEAVES = {r'\.(lambda1|gamma)$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_proj.\1'}
 _CONFIG_DEFAULTS = dict(
   hidden_act='gelu', pooler_act='tanh', image_size=224, num_channels=3, num_attention_heads=12
 )
+# Of a gated MLP, in config.json.
+_GATED = ('use_gated_mlp', 'use_swiglu_ffn')
 # Fields of config.json, and those of the model that they must agree with.
-_SIZES = dict(hidden_size='width', num_hidden_layers='depth', patch_size='patch_size')
+_SIZES = dict(
+  hidden_size='width',
+  num_hidden_layers='depth',
+  patch_size='patch_size',
+  intermediate_size='mlp_dim',
+  num_register_tokens='registers',
+)
 # Tensors that are no part of the image tower.
 _UNUSED = re.compile(
   r'(text_(model|projection|encoder|embeds)|logit_(scale|bias)|temperature|decoder)(\.|$)|'
-  r'(.*\.)?embeddings\.(mask_token|position_ids)$'
+  r'(.*\.)?embeddings\.(mask_token|position_ids)$|(vision_encoder\.)?mask_token$'
 )
 _TEXT_TOWER = re.compile(r'text_(model|encoder)\.')
 
@@ -144,14 +152,22 @@ def to_linen(
 
   def find_modules(layer: str) -> str | None:
     if match := blocks.match(layer):
-      block = {**kind.block, **kind.gated}
+      block = {**kind.block, **kind.gated, **kind.original}
       return pytorch.block_layers(kind.block_prefix, block, int(match[1])).get(layer)
     return kind.layers.get(layer)
 
+  if num_heads is None and kind.head_width and 'embeddings.patch_embed.bias' in inside:
+    num_heads = inside['embeddings.patch_embed.bias'].shape[0] // kind.head_width or None
   linen = pytorch.to_linen(inside, kind.parameters, find_modules, num_heads, 'Hugging Face', source)
   if kind is DEIT and 'head_distillation/kernel' not in linen:
     linen = _with_register(linen)
-  return pytorch.with_attention_biases(linen) if kind is DINOV3 else linen, ()
+  if kind is AIMV2:
+    linen = aimv2.complete(linen)
+  if kind is DINOV3:
+    linen = pytorch.with_biases(linen, source, pytorch.LAYERS_OF_BLOCK)
+  if kind is not AIMV2:
+    pytorch.check_biases(linen, source)
+  return linen, ()
 
 
 def _with_batch(name: str, tensor: Tensor, kind: Names) -> Tensor:
@@ -214,6 +230,8 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
       preprocessing = written  # nobody has changed the processor
   multi_label = config.get('problem_type') == 'multi_label_classification'
   stated = {name: tower.get(key, config.get(key)) for key, name in _SIZES.items()}
+  if kind.gated:
+    stated['mlp'] = 'swiglu' if any(map(fields.get, _GATED)) else 'gelu'
   return ModelMetadata(
     image_size=image_size,
     preprocessing=preprocessing,
@@ -222,14 +240,14 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
     num_heads=fields['num_attention_heads'],
     gelu=pytorch.GELUS.get(fields['hidden_act'], 'exact'),
     rotary=kind.rotary and dataclasses.replace(kind.rotary, base=float(fields['rope_theta'])),
-    layer_norm_epsilon=float(fields['layer_norm_eps']),
+    layer_norm_epsilon=float(fields.get('rms_norm_eps', fields['layer_norm_eps'])),
     dtype=ours.get('dtype'),
     position_resize=ours.get('position_resize') or kind.position_resize,
     license=ours.get('license') or kind.license,
     mean=mean,
     std=std,
     family=kind.family,
-    sizes={name: value for name, value in stated.items() if type(value) is int},
+    sizes={name: value for name, value in stated.items() if type(value) in (int, str)},
     notes=notes,
   )
 
@@ -237,10 +255,10 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
 def _check_activations(fields: Mapping[str, Any]) -> None:
   """Raises `UnsupportedError` for an activation that a model cannot have."""
   activation = fields['hidden_act']
-  if not fields.get('use_gated_mlp'):
-    pytorch.check_activation(activation)
-  elif activation != 'silu':
+  if fields.get('use_gated_mlp') and activation != 'silu':
     raise UnsupportedError(f'a gated MLP with the activation {activation}')
+  if not any(map(fields.get, _GATED)):  # DINOv2's is silu, whatever the config says
+    pytorch.check_activation(activation)
   if fields['pooler_act'] != 'tanh':
     raise UnsupportedError(f'a pooler with the activation {fields["pooler_act"]}')
 

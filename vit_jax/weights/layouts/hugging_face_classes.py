@@ -11,13 +11,16 @@ from typing import Any
 from vit_jax.models.build import Model, architecture
 from vit_jax.models.rotary import ROTARIES
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.layouts import pytorch
 from vit_jax.weights.layouts.hugging_face_names import (
+  AIMV2,
   CLIP,
   DEIT,
   DINOV2,
   DINOV2_WITH_REGISTERS,
   DINOV3,
   SIGLIP,
+  TIPS,
   VIT,
   Names,
 )
@@ -31,7 +34,10 @@ _PLAIN = dict(
   registers=False,
   rotary=False,
   patch_bias=True,
+  patch_norm=False,
+  block_bias=True,
   pre_norm=False,
+  norm='layer',
   mlp='gelu',
   layer_scale=False,
   final_norm='encoder',
@@ -66,6 +72,7 @@ class TransformersClass:
   prefix: str | None = None
 
 
+_WITH_RATIO = ('dinov2', 'dinov2_with_registers', 'tipsv2_vision_model')
 _DINO = dict(layer_scale=True, mlp=('gelu', 'swiglu'))
 _DINOV3 = dict(registers=(False, True), rotary=True, position_embedding='none')
 _CLIP = dict(patch_bias=False, pre_norm=True)
@@ -85,6 +92,9 @@ _CLASSES = (
     'Dinov2ForImageClassification', 'dinov2', DINOV2, 'classifier', _DINO | dict(pool='token_gap')
   ),
   TransformersClass('Dinov2Model', 'dinov2', DINOV2, '', _DINO, prefix=''),
+  TransformersClass(
+    'Tipsv2VisionModel', 'tipsv2_vision_model', TIPS, '', _DINO | dict(registers=True), prefix=''
+  ),
   TransformersClass(
     'Dinov2WithRegistersForImageClassification',
     'dinov2_with_registers',
@@ -128,6 +138,17 @@ _CLASSES = (
   ),
   TransformersClass('CLIPVisionModel', 'clip_vision_model', CLIP, '', _CLIP, is_square=True),
   TransformersClass(
+    'Aimv2VisionModel',
+    'aimv2_vision_model',
+    AIMV2,
+    '',
+    dict(
+      pool=('attention', 'gap'), patch_norm=True, block_bias=(False, True), norm='rms', mlp='swiglu'
+    ),
+    is_square=True,
+    prefix='',
+  ),
+  TransformersClass(
     'CLIPForImageClassification',
     'clip',
     CLIP,
@@ -144,7 +165,10 @@ _SAYINGS = {  # about a model that has another value than a class
   'registers': 'registers',
   'rotary': 'rotary positions',
   'patch_bias': 'patches {}',
+  'patch_norm': 'a normalization of its patches',
+  'block_bias': 'biases in its blocks',
   'pre_norm': 'a LayerNorm before its blocks',
+  'norm': 'the normalizations "{}"',
   'mlp': 'MLPs of the kind {}',
   'layer_scale': 'LayerScale',
   'final_norm': 'the final LayerNorm "{}"',
@@ -160,6 +184,8 @@ def _features(model: VisionTransformer) -> dict[str, Any]:
   features |= {
     name: bool(fields[name]) for name in ('pre_logits', 'registers', 'layer_scale', 'rotary')
   }
+  if model.pool == 'map' and not model.pool_mlp:
+    features['pool'] = 'attention'
   if model.rotary is not None and dataclasses.replace(model.rotary, base=100.0) != _DINO_ROTARY:
     return features | {'rotary': 'other'}
   return features
@@ -181,11 +207,12 @@ def _differences(
     differences.append('no head')
   if model.num_classes and each.head and model.head_bias != (each.head != 'visual_projection'):
     differences.append(f'a head with{"" if model.head_bias else "out"} bias')
-  if each.names is DEIT and each.features.get('registers') and model.registers > 1:
+  if each.names in (DEIT, TIPS) and each.features.get('registers') and model.registers > 1:
     differences.append(f'{model.registers} registers')
   if each.is_square and size[0] != size[1]:
     differences.append('images that are not square')
-  if each.names in (DINOV2, DINOV2_WITH_REGISTERS) and mlp_ratio(model) is None:
+  is_integer = each.names is not TIPS
+  if each.model_type in _WITH_RATIO and mlp_ratio(model, is_integer) is None:
     differences.append(f'MLPs of {model.mlp_dim} hidden units')
   return differences
 
@@ -216,10 +243,15 @@ def unsupported_feature(model: Model, image_size: tuple[int, int]) -> str | None
   return find_class(model, image_size)[1] or None
 
 
-def mlp_ratio(model: VisionTransformer) -> int | None:
-  """The `mlp_ratio` of DINOv2's configs, whose gated MLPs have 2/3 of the units (their code)."""
+def mlp_ratio(model: VisionTransformer, is_integer: bool = True) -> float | None:
+  """The `mlp_ratio` of DINOv2's configs, whose gated MLPs have 2/3 of the units (their code).
+
+  None: there is none, or no integer where it must be one; a fraction is for plain MLPs only.
+  """
   if model.mlp != 'swiglu':
-    return None if model.mlp_dim % model.width else model.mlp_dim // model.width
+    if model.mlp_dim % model.width == 0:
+      return model.mlp_dim // model.width
+    return None if is_integer else pytorch.ratio_of_widths(model.width, model.mlp_dim)
   for ratio in range(1, 2 * model.mlp_dim // model.width + 2):
     if (int(model.width * ratio * 2 / 3) + 7) // 8 * 8 == model.mlp_dim:
       return ratio

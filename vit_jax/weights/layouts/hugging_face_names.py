@@ -31,10 +31,12 @@ class Names:
     layers: name of a layer: its linen modules.
     block_prefix: of the layers in a block: 'encoder.layer.'.
     block: name of a layer in a block: its linen modules.
+    original: further layers in a block, in files of the original code; they are not written.
     gated: the layers of a gated MLP, in place of those in `block` whose names begin with 'mlp.'.
     renamed: names in state dicts of Transformers 5, as patterns, and those in files.
     flat: the parameters without a dimension of the batch.
     defaults: of the fields of config.json.
+    head_width: of the published models; 0: that of the published ViT of the same width.
     rotary: of queries and keys, with the `rope_theta` of config.json as its base.
     preprocessing, mean, std: of the published models.
     position_resize: how Transformers resizes position embeddings.
@@ -49,10 +51,12 @@ class Names:
   layers: Mapping[str, str]
   block_prefix: str
   block: Mapping[str, str]
+  original: Mapping[str, str] = dataclasses.field(default_factory=dict)
   gated: Mapping[str, str] = dataclasses.field(default_factory=dict)
   renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
   flat: tuple[str, ...] = ()
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  head_width: int = 0
   rotary: Rotary | None = None
   preprocessing: Preprocessing = Preprocessing('squash', 1.0, rounding='transformers')
   mean: tuple[float, ...] = HALF
@@ -167,6 +171,33 @@ DINOV2_WITH_REGISTERS = dataclasses.replace(
   parameters=_EMBEDDINGS | {'embeddings.register_tokens': 'registers'},
   position_resize='bicubic_antialias',
 )
+# Files have the names of the original code (google-deepmind/tips, pytorch/image_encoder.py), except
+# that Transformers calls its MLP otherwise. The register is a second class token.
+TIPS = Names(
+  family='TIPS',
+  model_types=('tipsv2_vision_model', 'tipsv2'),
+  backbone='vision_encoder.',
+  markers=(('blocks.0.ls1.gamma', 'register_tokens'),),
+  parameters={'cls_token': 'cls', 'pos_embed': POSITIONS, 'register_tokens': 'registers'},
+  layers={'patch_embed.proj': 'embedding', 'norm': 'Transformer/encoder_norm'},
+  block_prefix='blocks.',
+  block={
+    'norm1': 'LayerNorm_0',
+    'norm2': 'LayerNorm_1',
+    'attn.qkv': ' '.join(f'{ATTENTION}/{name}' for name in ('query', 'key', 'value')),
+    'attn.proj': f'{ATTENTION}/out',
+    'ls1': 'LayerScale_0',
+    'ls2': 'LayerScale_1',
+    'mlp.c_fc': 'MlpBlock_0/Dense_0',
+    'mlp.c_proj': 'MlpBlock_0/Dense_1',
+  },
+  gated={'mlp.w12': 'MlpBlock_0/gate MlpBlock_0/Dense_0', 'mlp.w3': 'MlpBlock_0/Dense_1'},
+  renamed={r'\.mlp\.fc1\.': '.mlp.c_fc.', r'\.mlp\.fc2\.': '.mlp.c_proj.'},
+  defaults={'layer_norm_eps': 1e-6, 'image_size': 448},
+  mean=(0.0, 0.0, 0.0),
+  std=(1.0, 1.0, 1.0),
+  position_resize='bilinear_antialias',
+)
 DINOV3 = Names(
   family='DINOv3',
   model_types=('dinov3_vit',),
@@ -250,6 +281,64 @@ CLIP = Names(
   preprocessing=Preprocessing('crop', 1.0, 'bicubic', rounding='transformers'),
   **CLIP_PIXELS,
 )
+AIMV2 = Names(
+  family='AIMv2',
+  model_types=('aimv2_vision_model', 'aimv2'),
+  backbone='vision_model.',
+  markers=(
+    ('embeddings.patch_embed.weight', 'encoder.layers.0.rms_norm1.weight'),
+    ('preprocessor.patchifier.proj.weight', 'trunk.blocks.0.norm_1.weight'),  # apple/ml-aim
+  ),
+  parameters={
+    'embeddings.position_embedding.weight': POSITIONS,
+    'head.cls_token': 'MAPHead_0/probe',
+  },
+  layers={
+    'embeddings.patch_embed': 'embedding',
+    'embeddings.rms_norm': 'patch_norm',
+    'rms_norm': 'Transformer/encoder_norm',
+    'head.k_proj': f'MAPHead_0/{ATTENTION}/key',
+    'head.v_proj': f'MAPHead_0/{ATTENTION}/value',
+    'head.output_proj': f'MAPHead_0/{ATTENTION}/out',
+    'visual_projection': 'head',
+  },
+  block_prefix='encoder.layers.',
+  block={
+    'rms_norm1': 'RMSNorm_0',
+    'rms_norm2': 'RMSNorm_1',
+    'attention.q_proj': f'{ATTENTION}/query',
+    'attention.k_proj': f'{ATTENTION}/key',
+    'attention.v_proj': f'{ATTENTION}/value',
+    'attention.out_proj': f'{ATTENTION}/out',
+    'ffn.gate_proj': 'MlpBlock_0/gate',
+    'ffn.up_proj': 'MlpBlock_0/Dense_0',
+    'ffn.down_proj': 'MlpBlock_0/Dense_1',
+  },
+  original={'attn.qkv': ' '.join(f'{ATTENTION}/{name}' for name in ('query', 'key', 'value'))},
+  renamed={
+    r'^preprocessor\.patchifier\.proj\.': 'embeddings.patch_embed.',
+    r'^preprocessor\.patchifier\.norm\.': 'embeddings.rms_norm.',
+    r'^preprocessor\.pos_embed$': 'embeddings.position_embedding.weight',
+    r'^trunk\.post_trunk_norm\.': 'rms_norm.',
+    r'^trunk\.blocks\.': 'encoder.layers.',
+    r'\.norm_([12])\.': r'.rms_norm\1.',
+    r'\.attn\.proj\.': '.attention.out_proj.',
+    r'\.mlp\.fc1\.': '.ffn.gate_proj.',
+    r'\.mlp\.fc2\.': '.ffn.down_proj.',
+    r'\.mlp\.fc3\.': '.ffn.up_proj.',
+  },
+  flat=('embeddings.position_embedding.weight',),
+  defaults={
+    'layer_norm_eps': 1e-5,
+    'hidden_act': 'silu',
+    'use_gated_mlp': True,
+    'num_attention_heads': 8,
+  },
+  head_width=128,
+  preprocessing=Preprocessing('crop', 1.0, 'bicubic', rounding='transformers'),
+  **CLIP_PIXELS,
+  position_resize='bicubic_antialias',  # of timm; Transformers resizes none
+)
 METACLIP_2 = dataclasses.replace(
   CLIP,
   family='MetaCLIP 2',
@@ -257,4 +346,4 @@ METACLIP_2 = dataclasses.replace(
   license=licenses.not_commercial('MetaCLIP 2'),
 )
 # Those with more markers first; MetaCLIP 2 differs from CLIP in its config alone.
-ALL = (CLIP, SIGLIP, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2)
+ALL = (CLIP, SIGLIP, TIPS, AIMV2, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2)

@@ -9,15 +9,17 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.models.build import Model
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.weights.layouts import pytorch
+from vit_jax.weights.layouts import aimv2, pytorch
 from vit_jax.weights.layouts.hugging_face import placeholder_labels
 from vit_jax.weights.layouts.hugging_face_classes import TransformersClass, find_class, mlp_ratio
 from vit_jax.weights.layouts.hugging_face_names import (
+  AIMV2,
   DEIT,
   DINOV2,
   DINOV2_WITH_REGISTERS,
   DINOV3,
   SIGLIP,
+  TIPS,
   VIT,
 )
 from vit_jax.weights.metadata import ModelMetadata
@@ -61,6 +63,8 @@ def _from_linen(
     layers |= pytorch.block_layers(names.block_prefix, block, i)
   if names is DEIT and model.pool != 'distilled':
     params = _with_distillation(params)
+  if names is AIMV2:
+    params = aimv2.pooling_to_transformers(params, model.block_bias)
   tensors = pytorch.from_linen(params, names.parameters, layers)
   for name in names.flat:
     tensors[name] = tensors[name].reshape(tensors[name].shape[1 if 'position' in name else 2 :])
@@ -76,6 +80,7 @@ def _from_linen(
 def _rename(name: str) -> str:
   """The name in Transformers of a leaf that is called weight or bias here."""
   name = re.sub(r'(\.layer_scale\d)\.weight$', r'\1.lambda1', name)
+  name = re.sub(r'(\.ls\d)\.weight$', r'\1.gamma', name)
   return re.sub(r'\.in_proj\.(weight|bias)$', r'.in_proj_\1', name)
 
 
@@ -93,6 +98,8 @@ def _unused_tensors(found: TransformersClass, model: VisionTransformer) -> dict[
   width, names = model.width, found.names
   if names in (DINOV2, DINOV2_WITH_REGISTERS):
     return {'embeddings.mask_token': np.zeros((1, width), np.float32)}
+  if names is TIPS:
+    return {'mask_token': np.zeros((1, width), np.float32)}
   if names is DINOV3:
     registers = {} if model.registers else {'embeddings.register_tokens': (1, 0, width)}
     shapes = {'embeddings.mask_token': (1, 1, width), **registers}
@@ -147,8 +154,9 @@ def _special_fields(
     pooler = {'pooler_output_size': model.pre_logits} if model.pre_logits else {}
     return {**_DROPOUT, 'qkv_bias': True, **pooler}
   registers = {'num_register_tokens': model.registers}
-  if names is DINOV2 or names is DINOV2_WITH_REGISTERS:
-    ratio = {'mlp_ratio': mlp_ratio(model), 'use_swiglu_ffn': gated, 'qkv_bias': True}
+  if names in (DINOV2, DINOV2_WITH_REGISTERS, TIPS):
+    ratio = {'mlp_ratio': mlp_ratio(model, names is not TIPS), 'use_swiglu_ffn': gated}
+    ratio['qkv_bias'] = True
     return {**_DROPOUT, **ratio, **({} if names is DINOV2 else registers)}
   if names is DINOV3:
     assert model.rotary is not None
@@ -158,6 +166,15 @@ def _special_fields(
     }
     gate = {'use_gated_mlp': gated} | ({'hidden_act': 'silu'} if gated else {})
     return {**registers, **biases, **gate, 'rope_theta': model.rotary.base}
+  if names is AIMV2:
+    biases = {'qkv_bias': model.block_bias, 'mlp_bias': model.block_bias}
+    epsilon = model.numerics.layer_norm_epsilon
+    return {
+      **biases,
+      'rms_norm_eps': epsilon,
+      'hidden_act': 'silu',
+      'use_head': model.pool == 'map',
+    }
   if names is SIGLIP:
     return {'vision_use_head': model.pool == 'map'}
   return {'projection_dim': model.num_classes} if found.head == 'visual_projection' else {}

@@ -45,6 +45,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
   'ChineseCLIP': _CROP | _CLIP,
   'Blip': _SQUASH | _CLIP | {'size': {'height': 384, 'width': 384}},
   'Siglip': _SQUASH,
+  'Tipsv2': {'size': {'height': 448, 'width': 448}, 'resample': 2, 'do_normalize': False},
   'DINOv3ViT': _SQUASH | _IMAGENET | {'resample': 2},  # not rounded to gray levels when resized
   'Pvt': _SQUASH | _IMAGENET,
   'MobileNetV1': _CROP | {'size': {'shortest_edge': 256}, 'resample': 2},

@@ -48,6 +48,8 @@ _CLIP = {
 
 def with_timm_names(file: TensorFile) -> TensorFile:
   """The file with timm's names for the tensors of these models; others keep theirs."""
+  if any(n.endswith('register_tokens') and x.shape[1:2] == (1,) for n, x in file.tensors.items()):
+    return file  # TIPS, whose names are those of DINOv2 with four registers
   if (prefix := _clip_prefix(file.tensors)) is not None:
     tensors = {}
     for name, tensor in file.tensors.items():

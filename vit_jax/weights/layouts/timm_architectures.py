@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.errors import UserError
 from vit_jax.models.rotary import Rotary
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.metadata import UnsupportedError
@@ -30,6 +31,7 @@ _OVERRIDABLE = {
   ('eva', 1e-5): 'vit_small_patch16_dinov3',
 }
 EPSILONS = {epsilon for _, epsilon in _OVERRIDABLE}
+_AIMV2 = 'aimv2_large_patch14_224'  # nor its normalizations RMSNorm
 _GATED = 'vit_giant_patch14_dinov2'  # no argument in config.json makes a VisionTransformer's MLP so
 
 
@@ -56,9 +58,21 @@ def class_of(model: VisionTransformer, has_key_biases: bool) -> str:
 
 
 def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) -> str:
-  """timm's name for a model of a class, or for one that becomes it by arguments in config.json."""
+  """timm's name for a model of a class, or for one that becomes it by arguments in config.json.
+
+  An epsilon of LayerNorm that none of its names has is not kept.
+
+  Raises:
+    UserError: for one that other names have, but none for such a model.
+  """
   epsilon = model.numerics.layer_norm_epsilon
   needs_gated = kind == 'vit' and model.mlp == 'swiglu'
+  if (needs_gated or (kind, epsilon) not in _OVERRIDABLE) and epsilon in EPSILONS - {EPSILON}:
+    part = 'distillation token' if kind == 'distilled' else 'SwiGLU'
+    raise UserError(
+      f'timm has no model with a {part} whose LayerNorms have the epsilon {epsilon:g}; write '
+      'X.safetensors, or a vit_jax folder (--layout=model).'
+    )
   wanted = _features(model)
 
   def score(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:
@@ -72,9 +86,9 @@ def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) ->
     if (each.get('class'), each.get('eps', EPSILON)) == (kind, epsilon)
     and ('mlp_layer' in each) == needs_gated
   }
-  default = (
-    _GATED if needs_gated else _OVERRIDABLE.get((kind, epsilon), _OVERRIDABLE[kind, EPSILON])
-  )
+  default = _OVERRIDABLE.get((kind, epsilon), _OVERRIDABLE[kind, EPSILON])
+  if needs_gated:
+    default = _AIMV2 if model.norm == 'rms' else _GATED
   best = min(candidates.items(), key=score, default=(default, {}))
   has_size = best[1] and score(best)[0] == 0
   return best[0] if has_size else default
@@ -97,6 +111,7 @@ def _features(model: VisionTransformer) -> dict[str, Any]:
     'rotary': model.rotary,
     'gelu': model.numerics.gelu if model.mlp == 'gelu' else 'exact',
     'mlp': model.mlp,
+    'norm': model.norm,
   }
 
 
@@ -113,6 +128,7 @@ def _features_of_arguments(each: Mapping[str, Any]) -> dict[str, Any]:
     'rotary': rotary(each),
     'gelu': names[each.get('act_layer')],
     'mlp': ('swiglu_norm' if each.get('scale_mlp') else 'swiglu') if gated else 'gelu',
+    'norm': 'rms' if each.get('mlp_layer') == 'SwiGLU' else 'layer',  # AIMv2
   }
 
 

@@ -1,10 +1,10 @@
 """The arguments with which timm's classes build a model, for `model_args` of config.json."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.layouts import pytorch
 from vit_jax.weights.layouts.timm_architectures import rotary_arguments
 
 _POOLS = {'token': 'token', 'distilled': 'token', 'gap': 'avg', 'map': 'map'}
@@ -22,7 +22,7 @@ def of_model(
     image_size: (height, width) in pixels.
     state_dict: of `timm.from_linen`, {name: array}.
   """
-  is_packed = model.mlp == 'swiglu' and kind != 'eva'  # in SwiGLUPacked
+  is_packed = model.mlp == 'swiglu' and kind != 'eva' and model.norm != 'rms'  # in SwiGLUPacked
   arguments = {
     'img_size': list(image_size),
     'patch_size': model.patch_size,
@@ -30,7 +30,7 @@ def of_model(
     'embed_dim': model.width,
     'depth': model.depth,
     'num_heads': model.num_heads,
-    'mlp_ratio': _ratio(model.width, model.mlp_dim * (2 if is_packed else 1)),
+    'mlp_ratio': pytorch.ratio_of_widths(model.width, model.mlp_dim * (2 if is_packed else 1)),
     'global_pool': _POOLS[model.pool],
     'class_token': 'cls' in model.prefix_names,
     'qkv_bias': any(
@@ -64,7 +64,9 @@ def _of_eva(model: VisionTransformer, state_dict: Mapping[str, Any]) -> dict[str
   if model.pool == 'map':
     pool = {
       'attn_pool_num_heads': model.pool_num_heads or model.num_heads,
-      'attn_pool_mlp_ratio': _ratio(model.width, model.pool_mlp_dim or model.mlp_dim),
+      'attn_pool_mlp_ratio': pytorch.ratio_of_widths(
+        model.width, model.pool_mlp_dim or model.mlp_dim
+      ),
     }
   return {
     'attn_type': 'rope' if has_key_biases else 'eva',
@@ -90,9 +92,3 @@ def _lacks_prefix(
     return False
   rows, columns = (side // model.patch_size for side in image_size)
   return state_dict['pos_embed'].shape[1] == rows * columns
-
-
-def _ratio(width: int, hidden: int) -> float:
-  """The ratio r of widths with int(width r) = hidden."""
-  ratio = hidden / width
-  return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -4,7 +4,7 @@ What they leave out is zero here: biases of queries, keys and values, positions 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ PARAMETERS = {
 # Name of a layer in timm: the linen modules that it holds.
 LAYERS = {
   'patch_embed.proj': 'embedding',
+  'patch_embed.norm': 'patch_norm',
   'norm_pre': 'Transformer/pre_norm',
   'norm': 'Transformer/encoder_norm',
   'fc_norm': 'pool_norm',
@@ -54,6 +55,7 @@ _GATED = {'mlp.fc1_g': 'MlpBlock_0/gate', 'mlp.fc1_x': 'MlpBlock_0/Dense_0'}
 _PACKED_NAME = 'mlp.fc1_packed'  # here only: timm calls it fc1, too
 _PACKED = {_PACKED_NAME: 'MlpBlock_0/gate MlpBlock_0/Dense_0'}  # SwiGLUPacked: act(first) * second
 _NORM = {'mlp.norm': 'MlpBlock_0/LayerNorm_0'}
+_RMS = {'norm1': 'RMSNorm_0', 'norm2': 'RMSNorm_1'}
 PLAIN_BLOCK = _BLOCK | _FUSED | _MLP
 _ALL_OF_BLOCK = _BLOCK | _FUSED | _SEPARATE | _MLP | _GATED | _PACKED | _NORM
 # Leaves that are neither 'weight' nor 'bias', by what they are called here.
@@ -62,7 +64,7 @@ _TO_LEAVES = {
   r'\.gamma_([12])$': r'.ls\1.weight',
   r'\.([qv])_bias$': r'.\1_proj.bias',
 }
-_IGNORED = re.compile(  # parts of pretraining and buffers
+_IGNORED = re.compile(
   r'mask_token|rope_embed\.periods|.*\.bias_mask|.*rope\.freqs_(cos|sin)$|local_cls_norm\.|decoder_|'
   r'lm_head\.|(dino|ibot)_head\.'
 )
@@ -77,10 +79,9 @@ def to_linen(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   """As `timm.to_linen`, of a Vision Transformer."""
   packed, tensors = _packed_blocks(tensors), _with_masked_biases(tensors)
-  named, ignored = {}, []
+  named, ignored = {}, unused(tensors)
   for name, tensor in tensors.items():
-    if _IGNORED.match(name):
-      ignored.append(name)
+    if name in ignored:
       continue
     for pattern, leaf in _TO_LEAVES.items():
       name = re.sub(pattern, leaf, name)
@@ -92,12 +93,23 @@ def to_linen(
       '(fc_norm), which vit_jax does not support.'
     )
   linen = pytorch.to_linen(named, PARAMETERS, find_modules, num_heads, 'timm', source)
-  linen = _with_attention_biases(linen)
+  if 'patch_norm/scale' in linen:  # AIMv2, the only one that families.py lets pass
+    linen = _with_rms_norms(linen)
+  else:
+    linen = pytorch.with_biases(linen, source)
+    pytorch.check_biases(linen, source)
   if 'norm_pre.weight' in named and 'attn_pool.latent' in named:
     linen = with_pool_heads(linen, POOL_HEADS_OF_PERCEPTION_ENCODER, source)
-  return linen, (f'{", ".join(sorted(set(ignored))[:3])} of pretraining is left out',) * bool(
-    [name for name in ignored if name != 'mask_token']
-  )
+  return linen, ()
+
+
+def unused(names: Collection[str]) -> tuple[str, ...]:
+  """The names of parts of pretraining, and of buffers."""
+  return tuple(filter(_IGNORED.match, names))
+
+
+def _with_rms_norms(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  return {re.sub(r'/LayerNorm_(\d/scale)$', r'/RMSNorm_\1', name): x for name, x in linen.items()}
 
 
 def _with_masked_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,17 +145,6 @@ def find_modules(layer: str) -> str | None:
   return LAYERS.get(layer)
 
 
-def _with_attention_biases(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-  """The tensors with zeros for biases of queries, keys and values that the file leaves out."""
-  completed = dict(linen)
-  for name, kernel in linen.items():
-    if re.search(rf'{ATTENTION}/(query|key|value)/kernel$', name):
-      bias = name.replace('kernel', 'bias')
-      if bias not in linen:
-        completed[bias] = Tensor.from_array(np.zeros(kernel.shape[1:], np.float32))
-  return completed
-
-
 def with_pool_heads(linen: Mapping[str, Tensor], num_heads: int, source: str) -> dict[str, Tensor]:
   """The tensors with another number of heads in pool map than in the blocks."""
   changed = dict(linen)
@@ -177,6 +178,24 @@ def unsupported_feature(model: VisionTransformer, params: Any) -> str | None:
     return 'a bias of its patches before a normalization'
   if model.pool == 'distilled' and (model.rotary or model.registers or model.mlp != 'gelu'):
     return 'a distillation token beside rotary positions, registers or a gated MLP'
+  return _unsupported_norms(model)
+
+
+def _unsupported_norms(model: VisionTransformer) -> str | None:
+  """timm's AIMv2 has all of its features; no other class has one of them."""
+  if model.pool == 'map' and not model.pool_mlp:
+    return 'attention pooling without an MLP'
+  features = {
+    'RMSNorm': model.norm == 'rms',
+    'a normalization of its patches': model.patch_norm,
+    'blocks without biases': not model.block_bias,
+  }
+  if not any(features.values()):
+    return None
+  if missing := [name for name, has in features.items() if not has]:
+    return f'{next(name for name, has in features.items() if has)} but not {missing[0]}'
+  if model.mlp != 'swiglu' or model.rotary or model.numerics.layer_norm_epsilon != 1e-5:
+    return 'RMSNorm beside other parts, or with another epsilon, than AIMv2'
   return None
 
 
@@ -190,6 +209,8 @@ def from_linen(model: VisionTransformer, params: Any) -> dict[str, np.ndarray]:
   block = dict(_BLOCK) | (_SEPARATE if is_separate else _FUSED)
   if model.mlp == 'gelu':
     block |= _MLP
+  elif model.norm == 'rms':
+    block |= _GATED | _RMS
   elif model.mlp == 'swiglu_norm' or (model.rotary and model.rotary.coordinates == 'centered'):
     block |= _GATED | _NORM
   else:
