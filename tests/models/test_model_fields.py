@@ -28,6 +28,7 @@ def test_the_fields_of_further_parts():
   fields = dict(
     pool='token_gap', registers=4, rotary='eva02', rotary_grid=(16, 16), mlp='swiglu', pre_norm=True
   )
+  fields |= dict(norm='rms', patch_norm=True, block_bias=False)
   model = build.model_from_config(ModelConfig(variant='S', **fields), 10)
   again = build.model_from_config(ModelConfig(**model_fields(model)), 10)
   assert build.architecture(again) == build.architecture(model)

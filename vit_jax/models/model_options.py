@@ -138,6 +138,11 @@ def _check_parts(model: VisionTransformer) -> None:
         f'config.model.axial=True does not go with {name}{"" if is_rotary else f"={value}"}; set '
         f'{name}={"none" if is_rotary else default}.'
       )
+  if model.pool_mlp_dim and not model.pool_mlp:
+    raise UserError(
+      f'config.model.pool_mlp_dim={model.pool_mlp_dim} is of an MLP that pool_mlp=False leaves '
+      'out; set pool_mlp_dim to 0.'
+    )
   if model.rotary is None:
     return
   if model.width // model.num_heads % 4:

@@ -46,9 +46,7 @@ _PERCEPTION = Family(
   'Perception Encoder', _HALF, 1e-5, {1536: 16}, 'perception_encoder', crop_fraction=1.0
 )
 _OPEN_CLIP = Family('CLIP', _CLIP, 1e-5, {1280: 16, 1408: 16, 1664: 16}, crop_fraction=1.0)
-_AIMV2 = Family(
-  'AIMv2', _CLIP, 1e-5, {1024: 8, 1536: 12, 2048: 16, 3072: 24}, crop_fraction=1.0
-)
+_AIMV2 = Family('AIMv2', _CLIP, 1e-5, {1024: 8, 1536: 12, 2048: 16, 3072: 24}, crop_fraction=1.0)
 _DEIT = Family('DeiT', _IMAGENET)
 _MAE = Family('MAE', _IMAGENET, num_heads={1280: 16})
 
