@@ -117,7 +117,9 @@ def test_one_sentence_names_all_fields(fields, message):
     ({'pool': 'gap', 'rotary': 'dinov3'}, 'axial=True does not go with rotary; set rotary=none'),
     ({'pool': 'gap', 'mlp': 'swiglu'}, 'axial=True does not go with mlp=swiglu'),
     ({'pool': 'gap', 'layer_scale': 0.1}, 'axial=True does not go with layer_scale=0.1'),
+    ({'pool': 'gap', 'block_bias': False}, 'axial=True does not go with block_bias=False'),
     ({'axial': False, 'rotary': 'dinov3', 'width': 180}, 'heads of 30 features'),
+    ({'axial': False, 'pool_mlp': False, 'pool_mlp_dim': 8}, 'pool_mlp_dim=8 is of an MLP'),
     ({'axial': False, 'rotary': 'eva02', 'rotary_grid': (4,)}, 'rotary_grid=.4,. must be rows'),
   ],
 )
