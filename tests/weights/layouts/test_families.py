@@ -229,7 +229,6 @@ REFUSED_BY_TRANSFORMERS = {
   'no biases': ('ViTForImageClassification', dict(qkv_bias=False), 'without biases of queries'),
   'BEiT': ('BeitForImageClassification', {}, 'type beit'),
   'SigLIP 2 with NaFlex': ('Siglip2VisionModel', dict(num_patches=16), 'NaFlex'),
-  'AIMv2': ('Aimv2VisionModel', {}, 'type aimv2'),
   'I-JEPA': ('IJepaForImageClassification', {}, 'type ijepa'),
 }
 
