@@ -76,7 +76,7 @@ def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
 
 def _is_gated(tensors: Mapping[str, Tensor]) -> bool:
   first, second = (tensors.get(f'blocks.0.mlp.fc{i}.weight') for i in (1, 2))
-  return first is None or second is None or first.shape[0] != second.shape[-1]
+  return first is None or second is None or first.shape[:1] != second.shape[-1:]
 
 
 def _lacks_positions(tensors: Mapping[str, Tensor]) -> bool:

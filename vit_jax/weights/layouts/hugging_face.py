@@ -14,7 +14,17 @@ from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.layouts import hugging_face_names, image_processor, pytorch
-from vit_jax.weights.layouts.hugging_face_names import CLIP, DEIT, DINOV3, MSN, SIGLIP, VIT, Names
+from vit_jax.weights.layouts.hugging_face_names import (
+  CLIP,
+  DEIT,
+  DINOV2,
+  DINOV2_WITH_REGISTERS,
+  DINOV3,
+  MSN,
+  SIGLIP,
+  VIT,
+  Names,
+)
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
@@ -225,7 +235,7 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
       preprocessing = written  # nobody has changed the processor
   multi_label = config.get('problem_type') == 'multi_label_classification'
   stated = {name: tower.get(key, config.get(key)) for key, name in _SIZES.items()}
-  if kind.gated:
+  if kind in (DINOV2, DINOV2_WITH_REGISTERS, DINOV3):
     stated['mlp'] = 'swiglu' if any(map(fields.get, _GATED)) else 'gelu'
   return ModelMetadata(
     image_size=image_size,
