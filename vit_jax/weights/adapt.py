@@ -193,8 +193,9 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
     ignored |= {*_NORMALIZATION}
     old['patch_bias'] = True  # into which the normalization is folded
   ignored |= set() if new.get('pre_logits') else {'pre_logits'}
-  if isinstance(model, VisionTransformer) and can_drop(weights.model, model):
-    ignored |= {'pool', 'class_token', 'registers'}
+  if isinstance(model, VisionTransformer) and isinstance(weights.model, VisionTransformer):
+    if can_drop(weights.model, model):
+      ignored |= {'pool', 'class_token', 'registers'}
   differing = [
     f'{name} is {old[name]} in the file, {new[name]} in the config'
     for name in old
@@ -233,7 +234,7 @@ def adapt_weights(
   build.check_image_size(image_size, model, 'image_size')
   params = flatten(build.abstract_params(model, image_size, channels))
   tensors, old_head, zeros, resized, dropped = _normalized(weights, model), {}, {}, {}, ()
-  if isinstance(model, VisionTransformer):
+  if isinstance(model, VisionTransformer) and isinstance(weights.model, VisionTransformer):
     tensors, dropped = without_tokens(tensors, weights.model, model)
   if new_head:
     for prefix in ('head/',) if 'pre_logits/kernel' in params else ('head/', 'pre_logits/'):
