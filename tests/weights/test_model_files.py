@@ -1,6 +1,8 @@
 """Published state dicts and SigLIP's npz by name: what their files do not tell is known."""
 
 import importlib
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -103,6 +105,22 @@ def stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   for name in [n.removeprefix(f'{block}_0/') for n in tensors if n.startswith(f'{block}_0/')]:
     result[f'{block}/{name}'] = np.stack([tensors[f'{block}_{i}/{name}'] for i in range(2)])
   return result
+
+
+def test_a_size_that_patches_do_not_tile(tmp_path):
+  """As So400m/14 of 384 pixels; the code of its authors leaves out the border."""
+  shutil.copytree(GOLDEN / 'families' / 'SigLIP', tmp_path / 'x')
+  whole = vit_jax.load(tmp_path / 'x')
+  (height, width), patch = whole.image_size, whole.model.patch_size
+  text = (tmp_path / 'x' / 'config.json').read_text()
+  config = json.loads(text)
+  tower = config.get('vision_config', config)
+  tower['image_size'] = height + patch - 1
+  (tmp_path / 'x' / 'config.json').write_text(json.dumps(config))
+  vit = vit_jax.load(tmp_path / 'x')
+  assert vit.image_size == (height, width)
+  assert f'so it takes those of {(height, width)}' in str(vit.report)
+  assert_same_tree(vit.params, whole.params)
 
 
 @pytest.mark.parametrize('name', ['siglip/webli_en_b16_224_63724782', 'siglip2/siglip2_b16_512'])
