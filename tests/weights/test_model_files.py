@@ -3,6 +3,7 @@
 import importlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import vit_jax
 from tests.helpers import GOLDEN, assert_same_tree
 from tests.torch_models import import_or_skip
+from vit_jax.errors import UserError
 from vit_jax.files import cache_folder
 from vit_jax.weights import registry
 
@@ -51,6 +53,12 @@ def test_state_dicts(name):
   rule = vit.preprocessing
   assert (rule.resize, rule.crop_fraction) == ('crop', 1.0 if 'deit3' in name else 0.875)
   assert (vit.license is not None and 'CC BY-NC 4.0' in str(vit.report)) == name.startswith('mae/')
+
+
+def test_nothing_is_downloaded_that_cannot_be_read(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(UserError, match=r"only PyTorch can read; pip install 'vit_jax\[torch\]'"):
+    vit_jax.load('mae/mae_pretrain_vit_base')
 
 
 def siglip() -> dict[str, np.ndarray]:
