@@ -7,10 +7,11 @@ import pytest
 from vit_jax.models import build
 from vit_jax.models.from_tensors import model_from_tensors
 from vit_jax.models.rotary import ROTARIES
-from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights.layouts.released import flatten
 
 TINY = VisionTransformer(4, 16, 2, 24, 2, 3)
+RMS = Numerics(norm='rms')
 MODELS = {
   'plain': TINY,
   'DINOv2': TINY.clone(pool='token_gap', registers=4, layer_scale=1e-5, mlp='swiglu'),
@@ -19,6 +20,10 @@ MODELS = {
   ),
   'CLIP': TINY.clone(pre_norm=True, patch_bias=False, head_bias=False),
   'EVA-02': TINY.clone(mlp='swiglu_norm', pool='gap', class_token=True, final_norm='pooled'),
+  'AIMv2': TINY.clone(
+    pool='map', pool_mlp=False, patch_norm=True, block_bias=False, mlp='swiglu', numerics=RMS
+  ),
+  'RMSNorm alone': TINY.clone(pool='map', mlp='swiglu_norm', numerics=RMS),
   'map and a class token': TINY.clone(pool='map', class_token=True),
   'distilled DeiT': TINY.clone(pool='distilled'),
   'without the last norm': TINY.clone(pool='gap', class_token=True, final_norm='none'),

@@ -28,9 +28,12 @@ def test_the_fields_of_further_parts():
   fields = dict(
     pool='token_gap', registers=4, rotary='eva02', rotary_grid=(16, 16), mlp='swiglu', pre_norm=True
   )
+  fields |= dict(norm='rms', patch_norm=True, block_bias=False)
   model = build.model_from_config(ModelConfig(variant='S', **fields), 10)
-  again = build.model_from_config(ModelConfig(**model_fields(model)), 10)
-  assert build.architecture(again) == build.architecture(model)
+  pooled = model.clone(pool='map', pool_num_heads=2, pool_mlp=False)
+  for each in (model, pooled, pooled.clone(pool_mlp=True, pool_mlp_dim=8)):
+    again = build.model_from_config(ModelConfig(**model_fields(each)), 10)
+    assert build.architecture(again) == build.architecture(each)
   other = model.clone(rotary=dataclasses.replace(model.rotary, base=7.0))
   with pytest.raises(UserError, match='another rule'):
     model_fields(other)

@@ -389,6 +389,56 @@ def test_gated_mlps_against_numpy(kind):
   np.testing.assert_allclose(block.apply({'params': params}, x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_rms_norm_against_numpy(dtype):
+  norm = Numerics(dtype, layer_norm_epsilon=1e-3, norm='rms').layer_norm()
+  rng = np.random.default_rng(0)
+  x, scale = rng.normal(1, 1, (2, 3, 16)).astype(np.float32), rng.normal(size=16)
+  params = {'scale': scale.astype(np.float32)}
+  assert jax.tree.map(jnp.shape, norm.init(jax.random.key(0), x)['params']) == {'scale': (16,)}
+  expected = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-3) * scale
+  tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+  output = norm.apply({'params': params}, jnp.asarray(x, dtype))
+  assert output.dtype == dtype
+  np.testing.assert_allclose(np.float32(output), expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_options_of_aimv2_have_no_other_parameters():
+  """Only its patches have a bias; what lacks them computes as with biases of zeros."""
+  model = VisionTransformer(**TINY, pool='gap', mlp='swiglu', block_bias=False, patch_norm=True)
+  model = model.clone(numerics=Numerics(norm='rms'))
+  params = random_params(model, (8, 8))
+  names = released.flatten(params)
+  assert [name for name in names if name.endswith('bias')] == ['embedding/bias']
+  assert {n.split('/')[-2] for n in names if n.endswith('scale')} == {
+    'patch_norm', 'RMSNorm_0', 'RMSNorm_1', 'encoder_norm'
+  }  # fmt: skip
+  with_biases = model.clone(block_bias=True)
+  zeros = jax.tree.map(jnp.zeros_like, random_params(with_biases, (8, 8)))
+  completed = released.unflatten(released.flatten(zeros) | names)
+  images = random_images(2, 8, 8)
+  expected = apply(with_biases, completed, images)
+  np.testing.assert_array_equal(apply(model, params, images), expected)
+  # A norm of the patches ignores how large they are, and their positions come after it.
+  larger = {name: 3 * x for name, x in params['embedding'].items()}
+  scaled = apply(model, params | {'embedding': larger}, images)
+  np.testing.assert_allclose(scaled, expected, atol=1e-4)
+  positions = jax.tree.map(lambda x: 3 * x, params['Transformer']['posembed_input'])
+  moved = params | {'Transformer': params['Transformer'] | {'posembed_input': positions}}
+  assert np.abs(apply(model, moved, images) - expected).max() > 1e-2
+
+
+def test_map_without_an_mlp_is_its_attention():
+  model = VisionTransformer(**TINY, pool='map', pool_mlp=False)
+  params, images = random_params(model, (8, 8)), random_images(2, 8, 8)
+  assert params['MAPHead_0'].keys() == {'probe', ATTENTION}
+  tokens = features.last_tokens(model, params, images)
+  attention = MultiHeadDotProductAttention(2)
+  probe = jnp.tile(params['MAPHead_0']['probe'], (2, 1, 1))
+  expected = attention.apply({'params': params['MAPHead_0'][ATTENTION]}, probe, tokens)[:, 0]
+  np.testing.assert_allclose(apply(model, params, images), expected, atol=1e-5)
+
+
 def test_pools_of_two():
   """token_gap concatenates both features, distilled averages the logits of two heads."""
   size = dict(TINY, num_classes=3, registers=2)

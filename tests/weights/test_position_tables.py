@@ -101,20 +101,22 @@ def test_resizing_to_the_same_grid_and_back_from_a_finer_one(method):
 
 
 # Columns of `torch.nn.functional.interpolate` (2.13) of four equal columns [0, 1, 4, 2].
-BICUBIC = {
+OF_PYTORCH = {
   ('bicubic', 6): [-0.0868056, 0.21875, 1.55208, 3.76042, 3.28125, 1.82639],
   ('bicubic_antialias', 6): [-0.0657893, 0.294118, 1.44213, 3.7662, 3.11765, 1.86842],
   ('bicubic', 3): [0.091435, 2.78125, 2.33912],
   ('bicubic_antialias', 3): [0.0755149, 2.6056, 2.6659],
+  ('bilinear_antialias', 6): [0, 0.5, 1.5, 3.5, 3, 2],
+  ('bilinear_antialias', 3): [0.3, 2.5, 2.6],
 }
 
 
-@pytest.mark.parametrize(('method', 'new'), BICUBIC)
-def test_bicubic_is_that_of_pytorch(method, new):
+@pytest.mark.parametrize(('method', 'new'), OF_PYTORCH)
+def test_interpolations_are_those_of_pytorch(method, new):
   table = np.array([0, 1, 4, 2], np.float32).reshape(1, 4, 1)
   for old_grid, new_grid in (((4, 1), (new, 1)), ((1, 4), (1, new))):
     resized = resize_position_embedding(table, old_grid, new_grid, method)
-    np.testing.assert_allclose(resized[0, :, 0], BICUBIC[method, new], atol=1e-5)
+    np.testing.assert_allclose(resized[0, :, 0], OF_PYTORCH[method, new], atol=1e-5)
 
 
 @pytest.mark.parametrize(('name', 'side'), [('row', 1), ('column', 0)])

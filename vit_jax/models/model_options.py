@@ -143,11 +143,17 @@ def _check_parts(model: VisionTransformer) -> None:
         f'config.model.axial=True does not go with {name}{"" if is_rotary else f"={value}"}; set '
         f'{name}={"none" if is_rotary else default}.'
       )
-  for name in ('pool_num_heads', 'pool_mlp_dim'):
-    if (value := getattr(model, name)) and model.pool != 'map':
+  for name, default in (('pool_num_heads', 0), ('pool_mlp_dim', 0), ('pool_mlp', True)):
+    if (value := getattr(model, name)) != default and model.pool != 'map':
       raise UserError(
-        f'config.model.{name}={value} is that of pool=map, but pool={model.pool}; set {name}=0.'
+        f'config.model.{name}={value} is that of pool=map, but pool={model.pool}; set '
+        f'{name}={default}.'
       )
+  if model.pool_mlp_dim and not model.pool_mlp:
+    raise UserError(
+      f'config.model.pool_mlp_dim={model.pool_mlp_dim} is of an MLP that pool_mlp=False leaves '
+      'out; set pool_mlp_dim to 0.'
+    )
   if model.rotary is None:
     return
   if model.width // model.num_heads % 4:

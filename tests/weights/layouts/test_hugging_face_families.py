@@ -3,6 +3,7 @@
 The live tests need the `torch` extra and are skipped without it.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -27,6 +28,7 @@ from tests.golden.make_transformers_families import (
 from tests.helpers import GOLDEN
 from tests.torch_models import import_or_skip
 from vit_jax.errors import UserError
+from vit_jax.models.vit import Numerics
 
 EXPECTED = np.load(GOLDEN / 'families' / 'expected.npz')
 
@@ -143,6 +145,8 @@ PROCESSORS = {
   'DINOv3': (IMAGENET, 'squash bilinear'),
   'SigLIP': ((), 'squash bicubic'),
   'CLIP': (CLIP, 'crop bicubic'),
+  'TIPSv2': ((0.0, 0.0, 0.0), 'squash bilinear'),
+  'AIMv2': (CLIP, 'crop bicubic'),
 }
 
 
@@ -153,7 +157,7 @@ def test_without_a_processor_that_of_the_family_is_assumed(name):
   assert 'there is no preprocessor_config.json: that of' in str(vit.report)
 
 
-@pytest.mark.parametrize('name', ['CLIP', 'DINOv3', 'DINOv2 with a head'])
+@pytest.mark.parametrize('name', ['CLIP', 'DINOv3', 'DINOv2 with a head', 'TIPSv2', 'AIMv2'])
 def test_tensors_alone_have_the_defaults_of_their_family(name, tmp_path):
   file = GOLDEN / 'families' / name.replace(' ', '_') / 'model.safetensors'
   shutil.copy(file, tmp_path / 'x.safetensors')
@@ -170,11 +174,42 @@ def test_processor_of_dinov3(copy_of):
   assert (vit.model.pixel_mean, vit.preprocessing.summary()) == (IMAGENET, 'squash bilinear')
 
 
+def test_processor_of_tips(copy_of):
+  folder = copy_of('TIPSv2')
+  content = {'image_processor_type': 'Tipsv2ImageProcessor', 'size': {'height': 28, 'width': 28}}
+  (folder / 'preprocessor_config.json').write_text(json.dumps(content))
+  vit = vit_jax.load(folder)
+  assert (vit.model.pixel_mean, vit.model.pixel_std) == ((0.0,) * 3, (1.0,) * 3)
+  assert vit.preprocessing.summary() == 'squash bilinear'
+
+
 WRONG = {
   'another family': ('SigLIP', {'model_type': 'vit'}, 'has the tensors of SigLIP.*describes ViT'),
   'another depth': ('DINOv3', {'num_hidden_layers': 3}, 'of depth 2, but its config.json says 3'),
   'another width': ('DINOv3', {'hidden_size': 48}, 'of width 24, but its config.json says 48'),
   'another size': ('DeiT', {'image_size': 35}, 'does not match its image_size .35, 35.'),
+  'a DINOv2': (
+    'TIPSv2',
+    {'model_type': 'dinov2_with_registers'},
+    'tensors of TIPS.*describes DINO',
+  ),
+  'AIMv2 without a gate': ('AIMv2', {'use_gated_mlp': False}, 'the activation silu'),
+  'another MLP': (
+    'DINOv3',
+    {'intermediate_size': 50},
+    'of mlp_dim 40, but its config.json says 50',
+  ),
+  'other registers': ('DINOv3', {'num_register_tokens': 2}, 'of registers 4, but its .* says 2'),
+  'a gate that is missing': (
+    'DINOv3',
+    {'use_gated_mlp': True, 'hidden_act': 'silu'},
+    'of mlp gelu, but its config.json says swiglu',
+  ),
+  'a gate that is not told': (
+    'DINOv2 with SwiGLU',
+    {'use_swiglu_ffn': False},
+    'of mlp swiglu, but its config.json says gelu',
+  ),
   'another activation': ('CLIP', {'hidden_act': 'relu'}, 'the activation relu'),
   'a gated GELU': ('DINOv3 with SwiGLU', {'hidden_act': 'gelu'}, 'gated MLP with the activation'),
   'NaFlex': ('SigLIP', {'model_type': 'siglip2_vision_model'}, 'NaFlex'),
@@ -187,6 +222,41 @@ def test_a_config_that_does_not_fit_is_refused(case, copy_of):
   with pytest.raises(UserError, match=message) as caught:
     vit_jax.load(copy_of(name, **fields))
   assert '\n' not in str(caught.value)
+
+
+INCOMPLETE = {
+  'a bias of one block': ('DINOv3', 'layer.1.attention.q_proj.bias', 'not that of all blocks'),
+  'the bias of the patches': (
+    'DINOv2 with registers',
+    'embeddings.patch_embeddings.projection.bias',
+    'embedding/bias is missing',
+  ),
+  'the bias of the head': ('DeiT', 'classifier.bias', 'head/bias is missing'),
+}
+
+
+@pytest.mark.parametrize('case', INCOMPLETE)
+def test_a_file_that_is_not_complete_is_refused(case, copy_of):
+  name, tensor, message = INCOMPLETE[case]
+  path = copy_of(name) / 'model.safetensors'
+  tensors = safetensors.numpy.load_file(path)
+  del tensors[tensor]
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(UserError, match=f'is not complete: .*{message}'):
+    vit_jax.load(path.parent)
+
+
+def test_a_gated_mlp_of_dinov2_has_its_own_activation(copy_of):
+  vit = vit_jax.load(copy_of('DINOv2 with SwiGLU', hidden_act='relu'))
+  assert vit.model.mlp == 'swiglu'
+
+
+def test_msn_resizes_positions_as_its_code_does(copy_of):
+  folder = copy_of('MAE', model_type='vit_msn')
+  path = folder / 'model.safetensors'
+  tensors = {n: x for n, x in safetensors.numpy.load_file(path).items() if 'decoder' not in n}
+  safetensors.numpy.save_file(tensors, path)
+  assert vit_jax.load(folder).position_resize == 'bicubic'
 
 
 def test_patches_of_naflex_are_refused(copy_of):
@@ -205,11 +275,94 @@ def test_unused_tensors_are_named():
   assert report and report.ignored == ('embeddings.mask_token',)
 
 
+# --- files of the original code ---------------------------------------------------------------
+
+
+def stored_tensors(name: str) -> dict[str, np.ndarray]:
+  file = GOLDEN / 'families' / name.replace(' ', '_') / 'model.safetensors'
+  return safetensors.numpy.load_file(file)
+
+
+@pytest.mark.parametrize('name', ['TIPSv2', 'TIPSv2 with SwiGLU'])
+def test_original_files_of_tips(name, tmp_path):
+  """An npz with the names of google-deepmind/tips; only the registers tell it from a DINOv2."""
+  names = {'c_fc': 'fc1', 'c_proj': 'fc2'}
+  tensors = {
+    functools.reduce(lambda n, pair: n.replace(*pair), names.items(), each): x
+    for each, x in stored_tensors(name).items()
+  }
+  np.savez(tmp_path / 'x.npz', **tensors)
+  vit, known = vit_jax.load(tmp_path / 'x.npz', num_heads=2), load_stored(name, SIZE)
+  assert (vit.model, vit.preprocessing) == (known.model, known.preprocessing)
+  assert vit.position_resize == known.position_resize == 'bilinear_antialias'
+  jax.tree.map(np.testing.assert_array_equal, vit.params, known.params)
+  tensors['register_tokens'] = np.tile(tensors['register_tokens'], (1, 4, 1))
+  np.savez(tmp_path / 'y.npz', **tensors)
+  dino = vit_jax.load(tmp_path / 'y.npz', num_heads=2)
+  assert (dino.model.pixel_mean, dino.position_resize) == (IMAGENET, 'bicubic_antialias')
+
+
+def test_original_files_of_aimv2(tmp_path):
+  """Those of apple/ml-aim, which have no pooling."""
+  stored, tensors = stored_tensors('AIMv2'), {}
+  names = {'embeddings.patch_embed': 'preprocessor.patchifier.proj'}
+  names |= {'embeddings.rms_norm': 'preprocessor.patchifier.norm'}
+  names |= {'rms_norm': 'trunk.post_trunk_norm'}
+  for i in range(2):
+    old, new = f'encoder.layers.{i}.', f'trunk.blocks.{i}.'
+    qkv = [stored[f'{old}attention.{each}_proj.weight'] for each in 'qkv']
+    tensors[f'{new}attn.qkv.weight'] = np.concatenate(qkv)
+    names |= {f'{old}attention.out_proj': f'{new}attn.proj'}
+    names |= {
+      f'{old}ffn.{n}_proj': f'{new}mlp.fc{j}' for n, j in dict(gate=1, down=2, up=3).items()
+    }
+    names |= {f'{old}rms_norm{j}': f'{new}norm_{j}' for j in (1, 2)}
+  for old, new in names.items():
+    tensors |= {
+      f'{new}.{n}': stored[f'{old}.{n}'] for n in ('weight', 'bias') if f'{old}.{n}' in stored
+    }
+  tensors['preprocessor.pos_embed'] = stored['embeddings.position_embedding.weight'][None]
+  safetensors.numpy.save_file(tensors, tmp_path / 'x.safetensors')
+  vit, known = vit_jax.load(tmp_path / 'x.safetensors', num_heads=2), load_stored('AIMv2', SIZE)
+  assert vit.model == known.model.clone(pool='gap', pool_mlp=True)
+  expected = {n: x for n, x in known.params.items() if n != 'MAPHead_0'}
+  jax.tree.map(np.testing.assert_array_equal, vit.params, expected)
+
+
+def test_aimv2_has_wide_heads(tmp_path):
+  tensors = stored_tensors('AIMv2')
+  del tensors['head.cls_token']
+  safetensors.numpy.save_file(
+    {n: np.resize(x, [256 if side == 24 else side for side in x.shape])
+     for n, x in tensors.items() if not n.startswith('head.')},
+    tmp_path / 'x.safetensors',
+  )  # fmt: skip
+  assert vit_jax.load(tmp_path / 'x.safetensors').model.num_heads == 2
+
+
+def test_aimv2_with_text(tmp_path):
+  """Its projection is the head, as CLIP's."""
+  tensors = {f'vision_model.{n}': x for n, x in stored_tensors('AIMv2').items()}
+  projection = np.random.default_rng(0).normal(size=(8, 24)).astype(np.float32)
+  tensors |= {'visual_projection.weight': projection, 'logit_scale': np.ones((), np.float32)}
+  tensors['text_model.encoder.layers.0.rms_norm1.weight'] = np.ones(16, np.float32)
+  safetensors.numpy.save_file(tensors, tmp_path / 'model.safetensors')
+  sizes = dict(num_attention_heads=2, image_size=28, patch_size=7)
+  config = {'model_type': 'aimv2', 'vision_config': sizes}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  vit, images = vit_jax.load(tmp_path), images_of_family(SIZE)
+  expected = EXPECTED['AIMv2/28x28/pooled'] @ projection.T
+  np.testing.assert_allclose(vit(images), expected, atol=1e-5)
+  assert not vit.model.head_bias and 'the text tower is left out' in str(vit.report)
+
+
 # --- writing ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('layout', ['model', 'npz', 'huggingface'])
-@pytest.mark.parametrize('name', ['DINOv3', 'CLIP with a head', 'DINOv2 with registers', 'MAE'])
+@pytest.mark.parametrize(
+  'name', ['DINOv3', 'CLIP with a head', 'DINOv2 with registers', 'MAE', 'TIPSv2', 'AIMv2']
+)
 def test_own_layouts_keep_everything(name, layout, tmp_path):
   vit, target = load_stored(name, SIZE), tmp_path / ('x.npz' if layout == 'npz' else 'x')
   vit.save(target, layout)
@@ -264,3 +417,33 @@ def test_a_model_with_average_pooling_is_a_siglip_without_its_head(tmp_path):
   loaded = vit_jax.load(tmp_path / 'x')
   assert loaded.model == vit.model
   jax.tree.map(np.testing.assert_array_equal, loaded.params, vit.params)
+
+
+def test_registers_of_another_number_are_those_of_dinov2(tmp_path):
+  vit = load_stored('TIPSv2', SIZE)
+  params = vit.params | {'registers': np.tile(vit.params['registers'], (1, 4, 1))}
+  for each, written in (
+    (vit, 'Tipsv2VisionModel'),
+    (dataclasses.replace(vit, model=vit.model.clone(registers=4), params=params), 'Dinov2With'),
+  ):
+    each.save(tmp_path / written, 'huggingface')
+    config = json.loads((tmp_path / written / 'config.json').read_text())
+    assert config['architectures'][0].startswith(written)
+
+
+def test_a_trained_pooling_of_aimv2_is_written(tmp_path):
+  """Its query is projected, and keys and values have biases, which the class has not."""
+  vit, rng = load_stored('AIMv2', SIZE), np.random.default_rng(0)
+  head = jax.tree.map(
+    lambda x: np.float32(x + rng.normal(0, 0.3, x.shape)), vit.params['MAPHead_0']
+  )
+  trained = dataclasses.replace(vit, params=vit.params | {'MAPHead_0': head})
+  trained.save(tmp_path / 'x', 'huggingface')
+  images = images_of_family(SIZE)
+  expected = trained.features(images)
+  assert np.abs(np.asarray(expected - vit.features(images))).max() > 0.1
+  loaded = vit_jax.load(tmp_path / 'x')
+  np.testing.assert_allclose(loaded.features(images), expected, atol=1e-5)
+  other = dataclasses.replace(vit, model=vit.model.clone(numerics=Numerics('float32', 'exact')))
+  with pytest.raises(UserError, match='which Aimv2VisionModel does not support'):
+    other.save(tmp_path / 'y', 'huggingface')
