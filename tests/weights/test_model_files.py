@@ -1,6 +1,9 @@
 """Published state dicts and SigLIP's npz by name: what their files do not tell is known."""
 
 import importlib
+import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import pytest
 import vit_jax
 from tests.helpers import GOLDEN, assert_same_tree
 from tests.torch_models import import_or_skip
+from vit_jax.errors import UserError
 from vit_jax.files import cache_folder
 from vit_jax.weights import registry
 
@@ -49,6 +53,12 @@ def test_state_dicts(name):
   rule = vit.preprocessing
   assert (rule.resize, rule.crop_fraction) == ('crop', 1.0 if 'deit3' in name else 0.875)
   assert (vit.license is not None and 'CC BY-NC 4.0' in str(vit.report)) == name.startswith('mae/')
+
+
+def test_nothing_is_downloaded_that_cannot_be_read(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(UserError, match=r"only PyTorch can read; pip install 'vit_jax\[torch\]'"):
+    vit_jax.load('mae/mae_pretrain_vit_base')
 
 
 def siglip() -> dict[str, np.ndarray]:
@@ -103,6 +113,22 @@ def stacked(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   for name in [n.removeprefix(f'{block}_0/') for n in tensors if n.startswith(f'{block}_0/')]:
     result[f'{block}/{name}'] = np.stack([tensors[f'{block}_{i}/{name}'] for i in range(2)])
   return result
+
+
+def test_a_size_that_patches_do_not_tile(tmp_path):
+  """As So400m/14 of 384 pixels; the code of its authors leaves out the border."""
+  shutil.copytree(GOLDEN / 'families' / 'SigLIP', tmp_path / 'x')
+  whole = vit_jax.load(tmp_path / 'x')
+  (height, width), patch = whole.image_size, whole.model.patch_size
+  text = (tmp_path / 'x' / 'config.json').read_text()
+  config = json.loads(text)
+  tower = config.get('vision_config', config)
+  tower['image_size'] = height + patch - 1
+  (tmp_path / 'x' / 'config.json').write_text(json.dumps(config))
+  vit = vit_jax.load(tmp_path / 'x')
+  assert vit.image_size == (height, width)
+  assert f'so it takes those of {(height, width)}' in str(vit.report)
+  assert_same_tree(vit.params, whole.params)
 
 
 @pytest.mark.parametrize('name', ['siglip/webli_en_b16_224_63724782', 'siglip2/siglip2_b16_512'])

@@ -151,6 +151,11 @@ def open_weights(
   if metadata.license:
     notes += (metadata.license,)
   size, grid = _trained_size(tensors, model, metadata.image_size, image_size, name)
+  if size and isinstance(model, VisionTransformer):
+    tiled = (size[0] - size[0] % model.patch_size, size[1] - size[1] % model.patch_size)
+    if tiled != size and all(tiled):  # SigLIP So400m/14 of 384 pixels
+      notes += (f'patches do not tile its images of {size}, so it takes those of {tiled}',)
+      size = tiled
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
     name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata

@@ -1,6 +1,7 @@
 """From a published name or a path to the tensors and the metadata of the model there."""
 
 import dataclasses
+import importlib.util
 import os
 import re
 
@@ -74,6 +75,11 @@ def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
 def _open_published(name: str) -> tuple[TensorFile, ModelMetadata]:
   """A published model, with the preprocessing with which its accuracy was measured."""
   published = registry.find(name)
+  if published.url and published.path.suffix != '.npz' and not importlib.util.find_spec('torch'):
+    raise UserError(
+      f"{name} is a file that only PyTorch can read; pip install 'vit_jax[torch]' before it is "
+      'downloaded.'
+    )
   file, metadata = _open_file(registry.fetch(name))
   family, resize = _STATE_DICTS.get(published.family, (None, None))
   if '_reg4_' in name:

@@ -11,7 +11,8 @@ import vit_jax
 from tests.torch_models import import_or_skip, randomize
 from vit_jax.errors import UserError
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 @pytest.fixture(scope='module')
@@ -92,7 +93,7 @@ def build_clip(torch):
 def test_an_archive_of_openai(torch, tmp_path):
   module = build_clip(torch)
   images = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
-  pixels = ((images + 1) / 2 - np.float32(MEAN)) / np.float32(STD)
+  pixels = ((images + 1) / 2 - MEAN) / STD
   pixels = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
   with torch.no_grad():
     expected = module.visual(pixels).numpy()
