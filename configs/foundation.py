@@ -108,6 +108,8 @@ _SIGLIP_RECIPE = {
 
 RECIPES = {
   'linear': _LINEAR,
+  # It has no biases of keys: ours are zeros, and stay so when its blocks are trained.
+  'dinov3': _LINEAR | {'optimizer.freeze': ('.*/key/bias',)},
   'mae_b': _mae(100, 5e-4, 0.65, 0.1),
   'mae_l': _mae(50, 1e-3, 0.75, 0.2),
   'mae_h': _mae(50, 1e-3, 0.75, 0.3),
@@ -157,7 +159,7 @@ def _dinov3():
     if variant in ('S+', 'H+', '7B'):
       fields['mlp'] = 'swiglu'
     weights = f'facebook/dinov3-{name}-pretrain-lvd1689m'
-    yield f'dinov3_{name.removeprefix("vit")}', Foundation(weights, 'linear', fields)
+    yield f'dinov3_{name.removeprefix("vit")}', Foundation(weights, 'dinov3', fields)
 
 
 FAMILIES = {

@@ -39,6 +39,8 @@ OTHER = dict(
   rotary='dinov3',
   rotary_grid=(16, 16),
   patch_bias=False,
+  pixel_mean=(0.4, 0.4, 0.4),
+  pixel_std=(0.2, 0.2, 0.2),
   patch_norm=True,
   block_bias=False,
   norm='rms',
@@ -56,7 +58,10 @@ OTHER = dict(
   attention='xla',
   dtype='bfloat16',
 )
+NORMALIZED = {'pixel_mean': (0.5, 0.5, 0.5), 'pixel_std': (0.5, 0.5, 0.5)}
 NEEDS = {
+  ('Ti', 'pixel_mean'): NORMALIZED,
+  ('Ti', 'pixel_std'): NORMALIZED,
   ('Ti', 'axial'): {'pool': 'gap'},
   ('Ti', 'class_token'): {'pool': 'gap'},
   ('Ti', 'rotary_grid'): {'rotary': 'eva02'},

@@ -22,7 +22,11 @@ FLAGS = (
   '--config.data.image_size=32',
 )
 TRAINED = {
-  'all': ('--config.optimizer.backbone_lr_multiplier=1', '--config.optimizer.name=adamw'),
+  'all': (
+    '--config.optimizer.backbone_lr_multiplier=1',
+    '--config.optimizer.name=adamw',
+    '--config.optimizer.freeze=()',
+  ),
   'head': ('--config.optimizer.name=adamw',),
   'adapters': (
     '--config.optimizer.backbone_lr_multiplier=1',
