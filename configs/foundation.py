@@ -41,16 +41,12 @@ _LINEAR = {
   'data.test.interpolation': 'bicubic',  # to 256 pixels, of which the central 224 are taken
 }
 
-# facebookresearch/mae, FINETUNE.md and main_finetune.py (arXiv 2111.06377, Appendix A.2): there the
-# batch is 1024, and the rate grows linearly with it. The mean of the patches is pooled, after the
-# pretrained LayerNorm and not, as there, before a new one.
-_MAE = {
+# What the two recipes below share: AdamW of all parameters, and their augmentation.
+_FINE_TUNING = {
   'optimizer.name': 'adamw',
   'optimizer.weight_decay': 0.05,
   'optimizer.clip_norm': 0.0,
   'label_smoothing': 0.1,
-  'mixup_alpha': 0.8,
-  'cutmix_alpha': 1.0,
   'model.pool': 'gap',
   'model.class_token': True,
   'data.augment.area': (0.08, 1.0),
@@ -63,8 +59,15 @@ _MAE = {
 
 
 def _mae(epochs, base_rate, layer_decay, drop_path):
-  return _MAE | {
+  """facebookresearch/mae, FINETUNE.md and main_finetune.py (arXiv 2111.06377, Appendix A.2).
+
+  There the batch is 1024, and the rate grows linearly with it. The mean of the patches is pooled,
+  after the pretrained LayerNorm and not, as there, before a new one.
+  """
+  return _FINE_TUNING | {
     'epochs': float(epochs),
+    'mixup_alpha': 0.8,
+    'cutmix_alpha': 1.0,
     'schedule.learning_rate': base_rate * BATCH_SIZE / 256,
     'schedule.warmup_steps': 5 / epochs,  # five epochs
     'optimizer.layer_decay': layer_decay,
@@ -72,19 +75,35 @@ def _mae(epochs, base_rate, layer_decay, drop_path):
   }
 
 
-# The papers of CLIP and SigLIP do not fine-tune all parameters. arXiv 2109.01903 (WiSE-FT) does so
-# with CLIP, on ImageNet, by AdamW; rate, epochs and a batch of 512 as in README.md of
-# mlfoundations/wise-ft. For SigLIP, and for a batch of 32, they are not tuned. Test images as
-# openai/CLIP (clip.py) prepares them, and squashed for SigLIP.
-_CONTRASTIVE = {
+def _clip(epochs, warmup_epochs, rate, layer_decay):
+  """LightDXY/FT-CLIP, scripts/ and run_class_finetuning.py (arXiv 2212.06138).
+
+  There the batch is 2048; that the rate shrinks with it is our choice. The patch embedding is
+  frozen, and the mean of the patches is pooled, after the pretrained LayerNorm and not, as there,
+  after a new one. Their moving average (0.9998) is left out: it suits runs of many steps.
+  """
+  return _FINE_TUNING | {
+    'epochs': float(epochs),
+    'schedule.learning_rate': rate * BATCH_SIZE / 2048,
+    'schedule.warmup_steps': warmup_epochs / epochs,
+    'optimizer.layer_decay': layer_decay,
+    'optimizer.freeze': ('embedding/.*',),
+  }
+
+
+# SigLIP's paper does not fine-tune all parameters. Rate and epochs are those that arXiv 2109.01903
+# has for CLIP on ImageNet with a batch of 512 (mlfoundations/wise-ft, README.md), as is clipping
+# (src/models/finetune.py); weight decay and warmup are our choice.
+_SIGLIP_RECIPE = {
   'epochs': 10.0,
   'optimizer.name': 'adamw',
   'optimizer.weight_decay': 0.1,
   'optimizer.clip_norm': 1.0,
   'schedule.learning_rate': 3e-5,
-  'schedule.warmup_steps': 0.02,  # 500 of the 25,000 steps there
+  'schedule.warmup_steps': 0.02,
   'data.test.crop_fraction': 1.0,
   'data.test.interpolation': 'bicubic',
+  'data.test.resize': 'squash',
 }
 
 RECIPES = {
@@ -92,11 +111,15 @@ RECIPES = {
   'mae_b': _mae(100, 5e-4, 0.65, 0.1),
   'mae_l': _mae(50, 1e-3, 0.75, 0.2),
   'mae_h': _mae(50, 1e-3, 0.75, 0.3),
-  'clip': _CONTRASTIVE,
-  'siglip': _CONTRASTIVE | {'data.test.resize': 'squash'},
+  'clip_b': _clip(50, 10, 6e-4, 0.6),  # published for B/16
+  'clip_l': _clip(30, 5, 4e-4, 0.65),
+  'siglip': _SIGLIP_RECIPE,
 }
 
-_DINO = {'gelu': 'exact', 'layer_scale': 1e-5}
+# Of pixels: facebookresearch/dinov2 (dinov2/data/transforms.py) and mae (timm's constants), and
+# openai/CLIP (clip.py). SigLIP's are 0.5.
+_IMAGENET = {'pixel_mean': (0.485, 0.456, 0.406), 'pixel_std': (0.229, 0.224, 0.225)}
+_DINO = {'gelu': 'exact', 'layer_scale': 1e-5, **_IMAGENET}
 _DINOV3 = _DINO | {
   'patch_size': 16,
   'registers': 4,
@@ -104,7 +127,14 @@ _DINOV3 = _DINO | {
   'position_embedding': 'none',
   'layer_norm_epsilon': 1e-5,
 }
-_CLIP = {'pre_norm': True, 'gelu': 'quick', 'layer_norm_epsilon': 1e-5}
+_CLIP = {
+  'pre_norm': True,
+  'patch_bias': False,
+  'gelu': 'quick',
+  'layer_norm_epsilon': 1e-5,
+  'pixel_mean': (0.48145466, 0.4578275, 0.40821073),
+  'pixel_std': (0.26862954, 0.26130258, 0.27577711),
+}
 _SIGLIP = {'pool': 'map'}
 
 
@@ -142,6 +172,7 @@ FAMILIES = {
         'patch_size': patch,
         'gelu': 'exact',
         'layer_norm_epsilon': 1e-12,
+        **_IMAGENET,
       },
     )
     for letter, patch, size in (('b', 16, 'base'), ('l', 16, 'large'), ('h', 14, 'huge'))
@@ -149,7 +180,7 @@ FAMILIES = {
   **{
     f'clip_{letter}{patch}': Foundation(
       f'openai/clip-vit-{size}-patch{patch}',
-      'clip',
+      f'clip_{letter}',
       _CLIP | {'variant': letter.upper(), 'patch_size': patch},
     )
     for letter, patch, size in (('b', 32, 'base'), ('b', 16, 'base'), ('l', 14, 'large'))

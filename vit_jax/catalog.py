@@ -3,7 +3,7 @@
 from vit_jax import command_line
 from vit_jax.errors import UserError
 from vit_jax.weights.evaluation_protocols import protocol
-from vit_jax.weights.registry import PUBLISHED_MODELS
+from vit_jax.weights.registry import GATED, PUBLISHED_MODELS
 
 
 def main() -> None:
@@ -12,13 +12,19 @@ def main() -> None:
     'text', nargs='?', default='', metavar='TEXT', help='print only names that contain it'
   )
   text = parser.parse_args().text
-  rows = [('px', 'MiB', 'ImageNet %', 'evaluation', 'data', 'name', 'short name')]
+  rows = [('px', 'MiB', 'ImageNet %', 'evaluation', 'data', 'license', 'name', 'short name')]
+  gated = {}
   for model in PUBLISHED_MODELS.values():
     if text.lower() in f'{model.name} {model.alias or ""}'.lower():
       accuracy = '' if model.accuracy is None else f'{model.accuracy:g}'
       numbers = (str(model.resolution), str(model.size or ''), accuracy)
       evaluation = protocol(model).summary()
-      rows.append((*numbers, evaluation, model.data, model.name, model.alias or ''))
+      texts = model.data, model.license, model.name, model.alias or ''
+      rows.append((*numbers, evaluation, *texts))
+      if model.url is None:
+        gated[f'{model.family}/'] = (
+          f'{GATED[model.family]}, then put the files at {model.path.parent}'
+        )
   if len(rows) == 1:
     raise UserError(f'No published model has {text!r} in its name.')
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -26,6 +32,8 @@ def main() -> None:
     cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
     cells[:3] = [cell.rjust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
     print('  '.join(cells).rstrip())
+  for names, text in gated.items():
+    print(f'\n{names}…: accept the license at {text}.')
 
 
 if __name__ == '__main__':

@@ -66,6 +66,10 @@ def test_recipes_are_those_of_the_authors():
   rates = lr_multipliers(dino.optimizer, params)
   assert rates.pop('head') == {'bias': 1, 'kernel': 1} and not any(jax.tree.leaves(rates))
   assert params['head']['kernel'].shape == (2 * 4096, 3)
+  clip = load('clip_b32')  # bash_fine_Openai_CLIP_P16.sh of FT-CLIP: 6e-4, batches of 2048
+  assert clip.schedule.learning_rate == 6e-4 * clip.batch_size / 2048
+  assert (clip.optimizer.layer_decay, clip.optimizer.freeze) == (0.6, ('embedding/.*',))
+  assert clip.schedule.warmup_steps == round(clip.total_steps / 5)
   imagenet = load('clip_l14', 'imagenet')
   assert imagenet.data.train.source == 'tfds:imagenet2012'
   assert imagenet.data.test.split == 'validation'
@@ -83,11 +87,6 @@ def test_weights_of_a_family_are_loaded_for_its_recipe(name, tmp_path):
   wanted = build.model_from_config(config.model, 3)
   pool = 'map' if wanted.pool == 'map' else 'token'
   stored = wanted.clone(pool=pool, class_token=False, num_classes=0)
-  if 'clip' in name:
-    stored = stored.clone(patch_bias=False)
-  mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-  if 'siglip' not in name:
-    stored = stored.clone(pixel_mean=mean, pixel_std=std)
   size = 4 * wanted.patch_size, 4 * wanted.patch_size
   Classifier(stored, random_params(stored, size, 0.1), size).save(tmp_path / 'model')
   params, report = load_params(tmp_path / 'model', wanted, (*size, 3))
@@ -104,6 +103,28 @@ def test_weights_of_a_family_are_loaded_for_its_recipe(name, tmp_path):
   assert any('head/kernel' in line for line in report.reinitialized)
 
 
+def test_the_normalization_of_weights_is_kept_or_folded_or_refused(tmp_path):
+  config = replace_fields(load('clip_b32'), TINY)
+  wanted = build.model_from_config(config.model, 3)
+  size = 64, 64
+  Classifier(wanted, random_params(wanted, size, 0.1), size).save(tmp_path / 'model')
+  kept, _ = load_params(tmp_path / 'model', wanted, (*size, 3), init_head='keep')
+  folding = wanted.clone(pixel_mean=(), pixel_std=(), patch_bias=True)
+  folded, _ = load_params(tmp_path / 'model', folding, (*size, 3), init_head='keep')
+  assert set(kept['embedding']) == {'kernel'} and set(folded['embedding']) == {'kernel', 'bias'}
+  images = np.random.default_rng(0).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
+  logits = [m.apply({'params': p}, images) for m, p in ((wanted, kept), (folding, folded))]
+  np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-4)
+  gray = jax.device_get(load_params(tmp_path / 'model', folding, (*size, 1))[0])
+  assert gray['embedding']['kernel'].shape[2] == 1
+  with pytest.raises(UserError, match=r'another architecture: pixel_mean is \(0.48145466, .* in'):
+    load_params(tmp_path / 'model', wanted.clone(pixel_mean=(0.5, 0.4, 0.3)), (*size, 3))
+  with pytest.raises(UserError, match='pixel_mean has 3 numbers, but images have 1 channel; set'):
+    build.check_channels(1, wanted)
+  with pytest.raises(UserError, match='pixel_mean has 3 numbers, but pixel_std 0; set one of each'):
+    build.model_from_config(replace_fields(config, {'model.pixel_std': ()}).model, 3)
+
+
 def test_any_weights_give_their_config(tmp_path):
   base = replace_fields(load('dinov3_s16plus'), TINY)
   model = build.model_from_config(base.model, 3).clone(pool='token', num_classes=0)
@@ -114,7 +135,7 @@ def test_any_weights_give_their_config(tmp_path):
   assert build.architecture(rebuilt) == build.architecture(model)
   assert config.init_from == str(tmp_path / 'model')
   assert config.data.image_size == 224
-  with pytest.raises(UserError, match='rotary has no rule of'):
+  with pytest.raises(UserError, match='rotary positions by another rule than config.model.rotary'):
     model_fields(dataclasses.replace(model, rotary=Rotary(base=7.0)))
 
 

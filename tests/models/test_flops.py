@@ -1,8 +1,11 @@
 """FLOPs from sizes, against published counts and against those of XLA."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import traverse_util
 
 from vit_jax.config import ModelConfig
 from vit_jax.models import build
@@ -104,3 +107,38 @@ def test_train_and_recomputed_flops_are_those_that_xla_counts(model):
     expected = 0 if remat == 'dots' else flops
     assert recomputed_flops(models[remat], size, has_fused_attention=True) == expected
   assert (recomputed['dots'] == 0) == (model is MIXER)  # it has no products but dense layers
+
+
+DEEP = WIDE | {'depth': 3}
+
+
+@pytest.mark.parametrize(
+  ('model', 'pattern', 'remat'),
+  [
+    (VisionTransformer(**DEEP, registers=4), '.*', 'none'),
+    (VisionTransformer(**DEEP, pool='token_gap', mlp='swiglu'), 'head/.*', 'full'),
+    (VisionTransformer(**DEEP, pool='map'), '.*encoderblock_2/.*|head/.*', 'full'),
+    (VisionTransformer(**DEEP), '.*/(query|value)/kernel|head/.*', 'dots'),  # as with adapters
+    (VisionTransformer(**DEEP), 'cls|.*pos_embedding|Transformer/.*|head/.*', 'none'),
+    (MIXER, 'head/.*', 'full'),
+    (MIXER, '.*', 'full'),
+  ],
+)
+def test_backward_flops_are_those_of_what_is_trained(model, pattern, remat):
+  """As XLA counts them, for the gradient of the trained parameters alone."""
+  size, model = (96, 96), model.clone(remat=remat)
+  params, images = abstract_arguments(model, size)
+  flat = traverse_util.flatten_dict(params['params'], sep='/')
+  trained = {name: x for name, x in flat.items() if re.fullmatch(pattern, name)}
+
+  def loss(trained, flat, images):
+    tree = traverse_util.unflatten_dict(flat | trained, sep='/')
+    return model.apply({'params': tree}, images, deterministic=False).sum()
+
+  # Before XLA optimizes the program, which takes long.
+  lowered = jax.jit(jax.value_and_grad(loss)).lower(trained, flat, images)
+  total = train_flops(model, size, trained) + recomputed_flops(model, size, False, trained)
+  assert total == pytest.approx(lowered.cost_analysis()['flops'], rel=0.04)
+  of_all = train_flops(model, size)
+  assert (train_flops(model, size, trained) == of_all) == (pattern == '.*')
+  assert train_flops(model, size, trained) <= of_all

@@ -75,7 +75,7 @@ def test_other_files(name, mixer, expected, tmp_path):
   assert_same_tree(again.params, mixer.params)
   with pytest.raises(UserError, match='a folder of timm cannot describe; write X.safetensors'):
     mixer.save(tmp_path / 'timm', 'timm')
-  with pytest.raises(UserError, match='^Transformers has no MLP-Mixer; write .* .--layout=model.'):
+  with pytest.raises(UserError, match='token-mixing MLPs, which no class of .* .--layout=model.'):
     mixer.save(tmp_path / 'hf', 'huggingface')
 
 

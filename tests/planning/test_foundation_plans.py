@@ -65,7 +65,17 @@ def test_frozen_parameters_have_no_moments_and_no_gradients(trained):
   saved = 2 * 4 * (whole.parameters - few.trained_parameters) / 8
   assert whole.memory.arguments - few.memory.arguments == pytest.approx(saved, rel=0.01)
   assert few.memory.temporaries < whole.memory.temporaries
+  # Forward alone; with adapters also gradients of activations, but few of weights.
+  share = few.train_flops / whole.train_flops
+  assert share == pytest.approx(1 / 3, rel=0.01) if trained == 'head' else 0.4 < share < 0.7
   reduced = [sum(x.bytes for x in each.collectives if 'reduce' in x.kind) for each in (few, whole)]
   assert reduced[0] < reduced[1] / 2
   assert f'{few.parameters:,}, {few.trained_parameters:,} of them trained' in page(few)
   assert 'of them trained' not in page(whole)
+
+
+@pytest.mark.parametrize('trained', ['all', 'head'])
+def test_flops_are_those_that_xla_counts(trained):
+  program = build_for(load(trained), TOPOLOGY, LABELS)
+  counted = program.lower().cost_analysis()['flops']  # with the update, 3 % of that of all
+  assert program.train_flops == pytest.approx(counted, rel=0.05)

@@ -139,6 +139,12 @@ class ModelConfig(Section, path='model'):
     (), 'rows and columns of patches of pretraining, to which eva02 scales others; (): it does not'
   )
   patch_bias: bool = field(True, 'the patch embedding has a bias; False: CLIP')
+  pixel_mean: tuple[float, ...] = field(
+    (), 'of pixels in [0, 1], for each channel, by which images are normalized; (): 0.5'
+  )
+  pixel_std: tuple[float, ...] = field(
+    (), 'their standard deviation', Range('positive', lambda x: all(y > 0 for y in x))
+  )
   patch_norm: bool = field(False, 'patch embeddings are normalized before positions (AIMv2)')
   block_bias: bool = field(True, 'dense layers of the blocks have biases; False: AIMv2')
   pre_norm: bool = field(False, 'a LayerNorm before the blocks (CLIP)')

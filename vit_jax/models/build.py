@@ -23,6 +23,7 @@ from vit_jax.models.resnet import BiTResNet, identity
 from vit_jax.models.rotary import rotary_from_config
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS, VARIANTS
 from vit_jax.models.vit import Numerics, VisionTransformer
+from vit_jax.text import plural
 
 Model = VisionTransformer | BiTResNet | MlpMixer | DETR
 
@@ -129,6 +130,8 @@ def model_from_config(
     registers=config.registers,
     rotary=rotary_from_config(config),
     patch_bias=config.patch_bias,
+    pixel_mean=config.pixel_mean,
+    pixel_std=config.pixel_std,
     patch_norm=config.patch_norm,
     block_bias=config.block_bias,
     pre_norm=config.pre_norm,
@@ -222,6 +225,17 @@ def check_image_size(image_size: tuple[int, int], model: Model, name: str) -> No
     raise UserError(
       f'{text}, which patches of {patch}x{patch} pixels do not tile; use '
       f'{max(height // patch, 1) * patch}x{max(width // patch, 1) * patch}.'
+    )
+
+
+def check_channels(channels: int, model: Model) -> None:
+  """Raises `UserError` unless the model normalizes images of that number of channels, or none."""
+  means = len(getattr(model, 'pixel_mean', ()))
+  if means not in (0, channels):
+    raise UserError(
+      f'config.model.pixel_mean has {plural(means, "number")}, but images have '
+      f'{plural(channels, "channel")}; set pixel_mean and pixel_std to (), and patch_bias to True: '
+      'then the normalization of the weights is folded into their first layer.'
     )
 
 

@@ -22,8 +22,8 @@ from vit_jax.models.variants import (
 from vit_jax.models.vit import VisionTransformer
 
 _PARTS = (
-  'class_token registers patch_bias patch_norm block_bias pre_norm norm mlp layer_scale final_norm '
-  'pool_num_heads pool_mlp_dim pool_mlp'
+  'class_token registers patch_bias patch_norm block_bias pixel_mean pixel_std pre_norm norm mlp '
+  'layer_scale final_norm pool_num_heads pool_mlp_dim pool_mlp'
 ).split()
 
 
@@ -70,7 +70,6 @@ def model_fields(model: Model) -> dict[str, Any]:
     'position_entry': model.position_entry,
     'axial': model.axial,
     **{name: getattr(model, name) for name in _PARTS},
-    'patch_bias': model.patch_bias or bool(model.pixel_mean),  # into which it is folded
     **_rotary_fields(model),
     **numerics,
   }

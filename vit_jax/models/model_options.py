@@ -7,7 +7,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.resnet import hybrid_stride
 from vit_jax.models.variants import DETR_VARIANTS, MIXER_VARIANTS, RESNET_VARIANTS
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.text import join_words
+from vit_jax.text import join_words, plural
 
 _EVERY_MODEL = 'variant head_bias_init dtype '
 _RESNET_OPTIONS = {'resnet_spatial', 'resnet_window', 'non_local_stages', 'non_local_subsample'}
@@ -91,6 +91,11 @@ def check_sizes(model: VisionTransformer) -> None:
       f'config.model.resnet_width is {model.resnet_width}; a hybrid needs a positive multiple of '
       '32.'
     )
+  if len(model.pixel_mean) != len(model.pixel_std):
+    raise UserError(
+      f'config.model.pixel_mean has {plural(len(model.pixel_mean), "number")}, but pixel_std '
+      f'{len(model.pixel_std)}; set one of each for each channel.'
+    )
   _check_positions(model)
   _check_parts(model)
   stride = hybrid_stride(model.resnet_blocks)
@@ -138,6 +143,12 @@ def _check_parts(model: VisionTransformer) -> None:
         f'config.model.axial=True does not go with {name}{"" if is_rotary else f"={value}"}; set '
         f'{name}={"none" if is_rotary else default}.'
       )
+  for name, default in dict(pool_num_heads=0, pool_mlp_dim=0, pool_mlp=True).items():
+    if (value := getattr(model, name)) != default and model.pool != 'map':
+      raise UserError(
+        f'config.model.{name}={value} is that of pool=map, but pool={model.pool}; set '
+        f'{name}={default}.'
+      )
   if model.pool_mlp_dim and not model.pool_mlp:
     raise UserError(
       f'config.model.pool_mlp_dim={model.pool_mlp_dim} is of an MLP that pool_mlp=False leaves '
@@ -150,8 +161,4 @@ def _check_parts(model: VisionTransformer) -> None:
       f'config.model.rotary rotates quarters of a head, but width={model.width} and '
       f'num_heads={model.num_heads} make heads of {model.width // model.num_heads} features; use a '
       'multiple of 4.'
-    )
-  if len(model.rotary.reference_grid) not in (0, 2):
-    raise UserError(
-      f'config.model.rotary_grid={model.rotary.reference_grid} must be rows and columns, or ().'
     )

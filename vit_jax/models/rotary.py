@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.config import ModelConfig
+from vit_jax.errors import UserError
 
 Array = jax.Array
 
@@ -63,9 +64,17 @@ ROTARIES = {  # of published families, by the name of `config.model.rotary`
 
 
 def rotary_from_config(config: ModelConfig) -> Rotary | None:
-  """The rule that `config.rotary` names, on the grid of its pretraining; None: no rotation."""
+  """The rule that `config.rotary` names, on the grid of its pretraining; None: no rotation.
+
+  Raises:
+    UserError: for a grid that is not one.
+  """
   if config.rotary == 'none':
     return None
+  if len(config.rotary_grid) not in (0, 2):
+    raise UserError(
+      f'config.model.rotary_grid={config.rotary_grid} must be rows and columns, or ().'
+    )
   return dataclasses.replace(ROTARIES[config.rotary], reference_grid=config.rotary_grid)
 
 

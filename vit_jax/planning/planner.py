@@ -46,7 +46,7 @@ class Plan:
   limit: int | None  # bytes of HBM that one device's program can use; None if unknown
   fits: bool | None  # None if no limit is known
   collectives: tuple[Collective, ...]  # of one device and step; empty if the step does not fit
-  train_flops: int  # of a step: forward and backward passes, two of each with SAM
+  train_flops: int  # of a step: forward passes, backward of what is trained; two with SAM
   recomputed_flops: int  # what rematerialization adds
   step_time: StepTime  # predicted, and lower bounds
   cycles: CycleEstimate | None  # of one device and step, by part; None if the compiler gives none
@@ -171,13 +171,14 @@ def make_plan(
   num_chips = topology.num_chips * num_slices
   image_size = program.image_shape[:2]
   num_images = config.batch_size * config.step.gradients_per_step  # that a step passes through
-  train_flops = flops.train_flops(program.model, image_size) * num_images
   is_fused = 'tpu_custom_call' in step.stablehlo  # the attention
-  recomputed_flops = flops.recomputed_flops(program.model, image_size, is_fused) * num_images
+  recomputed_flops = num_images * flops.recomputed_flops(
+    program.model, image_size, is_fused, program.trained_names
+  )
   times = step_time(
     topology.chip,
     num_chips,
-    train_flops + recomputed_flops,
+    program.train_flops + recomputed_flops,
     step.hbm_bytes,
     sum(collective.bytes for collective in step.collectives),
     step.cycles,
@@ -202,7 +203,7 @@ def make_plan(
     limit=limit,
     fits=fits if step.refusal is None else False,
     collectives=step.collectives,
-    train_flops=train_flops,
+    train_flops=program.train_flops,
     recomputed_flops=recomputed_flops,
     step_time=times,
     cycles=step.cycles,

@@ -16,6 +16,7 @@ from vit_jax.models.build import Model
 from vit_jax.models.lora import merge_adapters
 from vit_jax.models.masked_patches import MaskedPatchPredictor, encoder, encoder_params
 from vit_jax.retries import storage_error
+from vit_jax.weights.initial_weights import read_inherited
 
 MODEL, BEST_MODEL = 'model', 'best_model'
 
@@ -48,12 +49,13 @@ def export_models(
   assert last is not None  # the last step was saved
   is_last_best = best in (None, last)
   names = {last: MODEL} if is_last_best else {last: MODEL, best: BEST_MODEL}
+  inherited = read_inherited(workdir)
   try:
     (workdir / BEST_MODEL).rmtree(missing_ok=True)  # of a run that was shorter
     for step, name in names.items():
       params = traverse_util.unflatten_dict(read_params(checkpointer.folder(step)), sep='/')
       params = merge_adapters(params, config.lora.scale)
-      vit = _classifier(config, model, params, test)
+      vit = dataclasses.replace(_classifier(config, model, params, test), **inherited)
       vit.save(workdir / name, 'model', overwrite=True)
   except OSError as error:
     raise storage_error(f'The models in {workdir} cannot be written', error) from None

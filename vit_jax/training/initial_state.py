@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from etils import epath
 
 from vit_jax.checkpoints.damage import has_checkpoint
@@ -11,12 +12,14 @@ from vit_jax.checkpoints.manager import Checkpointer
 from vit_jax.config import Config
 from vit_jax.data.sources import Source
 from vit_jax.distributed.processes import broadcast_from_process_0
+from vit_jax.retries import storage_error, with_retries
 from vit_jax.training.preflight import inspect_data
 from vit_jax.training.program import Program
 from vit_jax.training.resume_from import copy_state, find_source
 from vit_jax.training.step import TrainState
 from vit_jax.training.workdir import open_workdir
 from vit_jax.weights.adapt import LoadReport, load_params
+from vit_jax.weights.initial_weights import read_inherited, write_inherited
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +77,23 @@ def open_start(
   note = open_workdir(config, facts, workdir)
   if source is not None:
     note = copy_state(source, program.abstract_state, workdir, config.checkpoint.keep)
+    _write_inherited(workdir, read_inherited(source.workdir))
+  if report is not None:
+    inherited = {'license': report.license, 'position_resize': report.position_resize}
+    _write_inherited(workdir, {'source': report.source, **inherited})
   checkpointer = Checkpointer(workdir, config.checkpoint.keep, config.checkpoint.keep_every)
   first_step = broadcast_from_process_0(checkpointer.latest_step() or 0)
   notes = (*checkpointer.warnings, note, str(report or ''))
   return Start(checkpointer, first_step, params, tuple(filter(None, notes)))
+
+
+def _write_inherited(workdir: epath.Path, inherited: dict[str, Any]) -> None:
+  """On process 0; the models of the run inherit it."""
+  try:
+    if jax.process_index() == 0:
+      with_retries(write_inherited, workdir, inherited)
+  except OSError as error:
+    raise storage_error(f'The workdir {workdir} cannot be written', error) from None
 
 
 def _load_params(config: Config, program: Program, train: Source) -> tuple[Any, LoadReport]:

@@ -17,7 +17,6 @@ from vit_jax.data.loading.loader import Stream
 from vit_jax.errors import first_line
 from vit_jax.evaluation.classification import Result
 from vit_jax.files import write_text
-from vit_jax.models.flops import train_flops
 from vit_jax.retries import with_retries
 from vit_jax.run_metrics import stream_metrics
 from vit_jax.run_report.curves import Curves
@@ -121,8 +120,7 @@ class LiveReport:
   def _write_compiled(self, compiled: CompiledStep) -> None:
     program, memory = self._program, compiled.call.memory_analysis()
     device, count = program.mesh.devices.flat[0].device_kind, program.mesh.size
-    flops = train_flops(program.model, program.image_shape[:2]) * program.step.batch_size
-    content = {'devices': f'{count} x {device}', 'flops': flops * program.step.gradients_per_step}
+    content = {'devices': f'{count} x {device}', 'flops': program.train_flops}
     if memory is not None:
       content['bytes'] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     path = self._workdir / FOLDER / COMPILED_STEP

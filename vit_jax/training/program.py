@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.compiler import compiler_options, init_compiler_options
@@ -28,7 +29,7 @@ from vit_jax.distributed import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluation.eval_step import make_eval_step
 from vit_jax.evaluation.masked_patch_scores import make_masked_eval_step
-from vit_jax.models import build
+from vit_jax.models import build, flops
 from vit_jax.models.lora import has_adapters, merge_adapters
 from vit_jax.models.masked_patches import MaskedPatchPredictor, with_prediction_head
 from vit_jax.models.mixer import MlpMixer
@@ -58,7 +59,8 @@ class Program:
   image_shape: tuple[int, int, int]  # (H, W, C) of a batch's images
   abstract_state: Any  # a `TrainState` of `ShapeDtypeStruct`s with their shardings
   param_shardings: Any  # `NamedSharding`s of the parameters that the model takes
-  num_trained: int  # parameters that are not frozen, adapters included
+  trained_names: frozenset[str]  # of the parameters that are not frozen, adapters included
+  num_trained: int  # how many numbers they hold
   abstract_batch: dict[str, jax.ShapeDtypeStruct]  # a global batch, as `train_step` takes it
   init: Any  # (params or None) -> TrainState, jitted; the parameters are donated
   train_step: Any  # (state, batch, key) -> (state, metrics), jitted; the state is donated
@@ -69,6 +71,12 @@ class Program:
   def state_shardings(self) -> Any:
     """A `TrainState` of `NamedSharding`s."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+  @property
+  def train_flops(self) -> int:
+    """FLOPs of a step on all devices: forward passes, and backward passes of what is trained."""
+    images = self.step.batch_size * self.step.gradients_per_step
+    return images * flops.train_flops(self.model, self.image_shape[:2], self.trained_names)
 
   def eval_params(self, state: TrainState) -> Any:
     """`state.eval_params` as the model takes them; the arrays of `state` where they are that.
@@ -205,12 +213,19 @@ def build_program(
     ),
     gather=jax.jit(merge, out_shardings=param_shardings),
     param_shardings=param_shardings,
+    trained_names=_names(trained),
     num_trained=build.count_parameters(trained),
     abstract_batch={
       name: jax.ShapeDtypeStruct((step.batch_size, *shape), dtype, sharding=batch_sharding)
       for name, (shape, dtype) in batch.items()
     },
   )
+
+
+def _names(trained: Any) -> frozenset[str]:
+  """'head/kernel', … of the leaves that are not None."""
+  flat = traverse_util.flatten_dict(trained, sep='/')
+  return frozenset(name for name, x in flat.items() if x is not None)
 
 
 def _build_models(
@@ -244,6 +259,7 @@ def _check_mesh(
 ) -> None:
   """Raises `UserError` unless images, batch, heads and MLP divide as they must."""
   build.check_image_size(image_shape[:2], model, 'data.image_size')
+  build.check_channels(image_shape[2], model)
   sharding.check_batch_size(mesh, step.batch_size, 'batch_size')
   micro = step.batch_size // step.accumulation_steps
   sharding.check_batch_size(mesh, micro, 'the micro-batch (batch_size / accumulation_steps)')

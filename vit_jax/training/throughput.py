@@ -5,7 +5,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vit_jax.hardware import peak_flops
-from vit_jax.models.flops import train_flops
 from vit_jax.training.phases import PhaseTimer, between
 from vit_jax.training.program import Program
 
@@ -41,9 +40,8 @@ class ThroughputMeter:
     metrics = {'train/images_per_second': num_images / elapsed}
     mesh = self._program.mesh
     if (peak := peak_flops(mesh.devices.flat[0].device_kind, mesh.size)) is not None:
-      flops = train_flops(self._program.model, self._program.image_shape[:2])
-      flops *= self._program.step.gradients_per_step
-      metrics['train/model_flops_utilization'] = num_images / elapsed * flops / peak
+      flops = self._program.train_flops * num_images / self._program.step.batch_size
+      metrics['train/model_flops_utilization'] = flops / elapsed / peak
     metrics['train/data_wait/mean'] = float(np.mean(waits))
     metrics['train/data_wait/max'] = float(np.max(waits))
     metrics['train/data_wait/slowest_process'] = int(np.argmax(waits))

@@ -39,6 +39,8 @@ class LoadReport:
   reinitialized: tuple[str, ...]
   ignored: tuple[str, ...]
   notes: tuple[str, ...]  # other changes
+  license: str | None = None  # terms of the weights that their owner wants to be named
+  position_resize: str | None = None  # how the family of the file resizes position embeddings
 
   @property
   def is_plain(self) -> bool:
@@ -184,9 +186,10 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
       f'{type(model).__name__}; choose another variant.'
     )
   old, new = build.architecture(weights.model), build.architecture(model)
-  if getattr(weights.model, 'pixel_mean', ()):
+  ignored = {'num_classes', 'head_bias', 'layer_scale'}
+  if old.get('pixel_mean') and not new['pixel_mean']:
+    ignored |= {*_NORMALIZATION}
     old['patch_bias'] = True  # into which the normalization is folded
-  ignored = {'num_classes', 'head_bias', *_NORMALIZATION, 'layer_scale'}
   ignored |= set() if new.get('pre_logits') else {'pre_logits'}
   if _has_class_token(old) == _has_class_token(new) is not None:
     ignored |= {'pool', 'class_token'}
@@ -278,6 +281,8 @@ def adapt_weights(
     reinitialized=tuple(f'{name} {tensor.shape} = 0' for name, tensor in zeros.items()),
     ignored=(*(f'{name} {x.shape}' for name, x in old_head.items()), *weights.ignored),
     notes=(*weights.notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
+    license=weights.metadata.license,
+    position_resize=weights.metadata.position_resize,
   )
 
 

@@ -72,20 +72,21 @@ def download(
   published_mib: int | None = None,
   sha256: str | None = None,
 ) -> None:
-  """Downloads a published .npz file; `target` appears at once, complete and verified.
+  """Downloads a published file; `target` appears at once, complete and verified.
 
   A later call resumes a partial download from `<target>.part`, unless the file on the server (its
   ETag, in `<target>.part.etag`) has changed. While one process downloads, others wait for it: the
   `.part` is locked (`flock`), on systems that have such locks. The announced length, the md5 that
-  Google Cloud Storage announces, and the published size and sha256 are verified, and that it is a
-  zip. Its sha256 is kept in `<target>.sha256`, for `verify_cached`.
+  Google Cloud Storage announces, and the published size and sha256 are verified, and that it has
+  the format that its suffix stands for. Its sha256 is kept in `<target>.sha256`, for
+  `verify_cached`.
 
   Args:
     url, target: address of the file, local path.
     name: of the model, for messages and the progress bar.
     published_mib: size in MiB, if published; half a percent or 2 MiB may differ, because some are
       published as 1.13 GiB.
-    sha256: in hexadecimal digits, if published.
+    sha256: in hexadecimal digits, if published: all, or the first of them.
 
   Raises:
     UserError: when the server cannot be reached, does not have the file or redirects away from
@@ -103,7 +104,7 @@ def download(
         return
       try:
         digest = _verify(transfer, file, _request_with_retries(transfer, file))
-        if sha256 not in (None, digest):
+        if not digest.startswith(sha256 or ''):
           raise _WrongFileError(f'has the sha256 {digest} instead of the published one')
       except (_UnavailableError, _WrongFileError) as error:
         if isinstance(error, _WrongFileError) or not file.seek(0, os.SEEK_END):
@@ -267,7 +268,7 @@ def _check_size(published_mib: int | None, size: int, is_complete: bool = True) 
 
 
 def _verify(transfer: _Transfer, file: io.BufferedRandom, hashes: str) -> str:
-  """Checks the published size, the announced md5 and that `file` is a zip; returns its sha256."""
+  """Checks the published size, the announced md5 and the format of `file`; returns its sha256."""
   _check_size(transfer.published_mib, file.seek(0, os.SEEK_END))
   md5 = re.search(r'md5=([A-Za-z0-9+/=]+)', hashes)
   if md5:
@@ -276,7 +277,9 @@ def _verify(transfer: _Transfer, file: io.BufferedRandom, hashes: str) -> str:
     if base64.b64encode(digest).decode() != md5[1]:
       raise _WrongFileError('is damaged (its md5 is not the announced one)')
   file.seek(0)
-  if file.read(4) != b'PK\x03\x04' or not zipfile.is_zipfile(file):
-    raise _WrongFileError('is not an .npz file')
+  head, is_npz = file.read(4), transfer.url.endswith('.npz')
+  is_zip = head == b'PK\x03\x04' and zipfile.is_zipfile(file)
+  if not is_zip and (is_npz or head[:2] != b'\x80\x02'):  # how PyTorch's old files begin
+    raise _WrongFileError(f'is not {"an .npz" if is_npz else "a PyTorch"} file')
   file.seek(0)
   return hashlib.file_digest(file, 'sha256').hexdigest()

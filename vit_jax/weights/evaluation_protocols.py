@@ -28,21 +28,30 @@ BIG_VISION = Preprocessing(
 TORCHVISION = Preprocessing(
   resize='crop', crop_fraction=1.0, interpolation='bicubic', antialias=True, rounding='torchvision'
 )
+# facebookresearch/deit by default, mae, dinov2: the same with a ratio of 224 / 256.
+META = dataclasses.replace(TORCHVISION, crop_fraction=224 / 256)
 
 PROTOCOLS = {
   'augreg': BIG_VISION,
   'big_vision': BIG_VISION,
   'bit': BIG_VISION,
   'bit/distill': BIG_VISION,
+  'clip': TORCHVISION,
+  'deit': META,
   'deit3': TORCHVISION,
+  'dinov2': META,
+  'dinov3': dataclasses.replace(TORCHVISION, resize='squash', interpolation='bilinear'),
   'imagenet21k': ORIGINAL,
   'imagenet21k+imagenet2012': ORIGINAL,
   'lit': ORIGINAL,
+  'mae': META,
   'mixer/gsam': ORIGINAL,
   'mixer/imagenet1k': ORIGINAL,
   'mixer/imagenet21k': ORIGINAL,
   'mixer/sam': ORIGINAL,
   'sam': ORIGINAL,
+  'siglip': ORIGINAL,
+  'siglip2': ORIGINAL,
 }
 # (family, resolution) where it differs from the rest of the family.
 PROTOCOLS_AT = {

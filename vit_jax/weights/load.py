@@ -86,6 +86,7 @@ def open_weights(
     raise UserError(f'{name} holds {family}, which vit_jax does not support.')
   if layout == 'timm':
     metadata = assumptions.complete(metadata, inside, rotary, name)
+    ignored += timm_vit.unused(inside)
   notes += tuple(note for note in metadata.notes if note not in notes)
   heads = num_heads if not metadata.is_own and metadata.image_size is None else None
   heads = heads or metadata.num_heads or num_heads
@@ -110,9 +111,8 @@ def open_weights(
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
-  stated_pool = None if layout == 'timm' else metadata.pool
   model = model_from_tensors(
-    tensors, name, numerics, stated_pool, metadata.rotary, metadata.final_norm
+    tensors, name, numerics, metadata.pool, metadata.rotary, metadata.final_norm
   )
   _check_config(metadata, model, name)
   if {*mean, *std} != {0.5}:

@@ -16,12 +16,31 @@ from vit_jax.weights import hub, registry
 from vit_jax.weights.evaluation_protocols import protocol
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor, TensorFile
 from vit_jax.weights.formats.tensor_file import read_tensors
-from vit_jax.weights.layouts import hugging_face, timm_config
+from vit_jax.weights.initial_weights import read_inherited
+from vit_jax.weights.layouts import hugging_face, open_clip, timm_config
 from vit_jax.weights.layouts.released import flatten, unflatten
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError, damage_explained, read_json
 
-_WEIGHTS = ('params.npz', 'model/params.npz', 'model.safetensors', 'pytorch_model.bin')
+_WEIGHTS = (
+  'params.npz',
+  'model/params.npz',
+  'model.safetensors',
+  'pytorch_model.bin',
+  *open_clip.WEIGHTS,
+)
 _SHARD_INDEX = 'model.safetensors.index.json'
+# Published families whose state dicts do not tell it: the names of `assumptions.Family`, and how
+# the code of their authors resizes position embeddings.
+_STATE_DICTS = {
+  'clip': ('OpenAI CLIP', 'bicubic'),
+  'deit': ('DeiT', 'bicubic'),
+  'deit3': ('DeiT', 'bicubic'),
+  'dinov2': ('DINOv2', 'bicubic'),
+  'dinov3': ('DINOv3', None),
+  'mae': ('MAE', 'bicubic'),
+}
+# The buffers of OpenAI's archives, which build_model in clip/model.py deletes.
+_OPENAI_CLIP = {'input_resolution', 'context_length', 'vocab_size', 'visual.conv1.weight'}
 
 
 def open_model(source: epath.PathLike) -> tuple[TensorFile, ModelMetadata]:
@@ -56,7 +75,12 @@ def _open_published(name: str) -> tuple[TensorFile, ModelMetadata]:
   """A published model, with the preprocessing with which its accuracy was measured."""
   published = registry.find(name)
   file, metadata = _open_file(registry.fetch(name))
-  return file, dataclasses.replace(metadata, preprocessing=protocol(published))
+  family, resize = _STATE_DICTS.get(published.family, (None, None))
+  if '_reg4_' in name:
+    resize = 'bicubic_antialias'  # dinov2/hub/backbones.py
+  return file, dataclasses.replace(
+    metadata, preprocessing=protocol(published), family=family, position_resize=resize
+  )
 
 
 def _open_file(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
@@ -64,7 +88,13 @@ def _open_file(path: epath.Path) -> tuple[TensorFile, ModelMetadata]:
   is_in_model_folder = path.name in ('params.npz', 'model.safetensors', 'pytorch_model.bin')
   if is_in_model_folder and (config.exists() or METADATA_KEY not in file.metadata):
     return file, _read_folder_metadata(path.parent)
-  return file, ModelMetadata.from_header(file.metadata, path)
+  if path.name in open_clip.WEIGHTS and (path.parent / open_clip.CONFIG).exists():
+    with damage_explained(str(path.parent / open_clip.CONFIG)):
+      return file, open_clip.read_config(read_json(path.parent / open_clip.CONFIG))
+  metadata = ModelMetadata.from_header(file.metadata, path)
+  if file.tensors.keys() >= _OPENAI_CLIP:
+    metadata = dataclasses.replace(metadata, family='OpenAI CLIP')
+  return file, metadata
 
 
 def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
@@ -78,9 +108,10 @@ def _open_folder(folder: epath.Path) -> tuple[TensorFile, ModelMetadata]:
     raise UserError(f'{folder} has no model: none of {", ".join(_WEIGHTS)} and no checkpoints.')
   params = stored_params.read_params(step)
   path = step.parent.parent.parent / 'config.json'
+  inherited = read_inherited(path.parent)
   with damage_explained(str(path)):
     config = read_json(path)
-    metadata = ModelMetadata.from_run_config(config)
+    metadata = dataclasses.replace(ModelMetadata.from_run_config(config), **inherited)
     if any(name.endswith(ADAPTER) for name in params):
       lora = LoraConfig(**config['lora'])
       params = flatten(merge_adapters(unflatten(params), lora.scale))

@@ -1,10 +1,11 @@
 """The published models (`registry.csv`): finds one by its name and downloads it.
 
-A name is `<family>/<file without .npz>`, such as `imagenet21k/ViT-B_16`. AugReg's models have short
-names too: `augreg/B_16` is the recommended file pretrained on ImageNet-21k, and
-`augreg/B_16-imagenet2012` the recommended file then fine-tuned on ImageNet (at 384 pixels; B_8 at
-224). The registry has the ones that google-research/vision_transformer recommends in its README.md
-and vit_jax_augreg.ipynb; with AugReg's `index.csv` they are chosen from that file.
+A name is `<family>/<file without its suffix>`, such as `imagenet21k/ViT-B_16` or
+`dinov2/dinov2_vitb14_pretrain`. AugReg's models have short names too: `augreg/B_16` is the
+recommended file pretrained on ImageNet-21k, and `augreg/B_16-imagenet2012` the recommended file
+then fine-tuned on ImageNet (at 384 pixels; B_8 at 224). The registry has the ones that
+google-research/vision_transformer recommends in its README.md and vit_jax_augreg.ipynb; with
+AugReg's `index.csv` they are chosen from that file.
 
 `python -m vit_jax.catalog` prints the registry.
 """
@@ -24,7 +25,7 @@ from vit_jax.errors import UserError, first_line
 from vit_jax.files import cache_folder
 from vit_jax.weights.download import download, verify_cached
 
-FOLDERS = {  # family: its folder on storage.googleapis.com
+FOLDERS = {  # family of npz files: its folder on storage.googleapis.com
   'augreg': 'vit_models/augreg',
   'big_vision': 'big_vision',
   'bit': 'bit_models',
@@ -38,6 +39,24 @@ FOLDERS = {  # family: its folder on storage.googleapis.com
   'mixer/imagenet21k': 'mixer_models/imagenet21k',
   'mixer/sam': 'mixer_models/sam',
   'sam': 'vit_models/sam',
+  'siglip': 'big_vision/siglip',
+  'siglip2': 'big_vision/siglip2',
+}
+# family: the license that its publishers state, of the weights or of the repository that publishes
+# them; '': none.
+LICENSES = {
+  **dict.fromkeys(FOLDERS, 'Apache-2.0'),
+  'bit': '',
+  'bit/distill': '',
+  'clip': 'MIT',
+  'deit': 'Apache-2.0',
+  'dinov2': 'Apache-2.0',
+  'dinov3': 'DINOv3 License',
+  'mae': 'CC-BY-NC-4.0',
+  'siglip2': 'CC-BY-4.0',
+}
+GATED = {  # family: where to accept its license
+  'dinov3': 'https://ai.meta.com/resources/models-and-libraries/dinov3-downloads/'
 }
 _AUGREG_FILE = re.compile(r'(R\d*_)?(Ti|S|B|L)_\d+-i(1|21)k[-_][A-Za-z0-9_.-]+')
 
@@ -46,9 +65,9 @@ _AUGREG_FILE = re.compile(r'(R\d*_)?(Ti|S|B|L)_\d+-i(1|21)k[-_][A-Za-z0-9_.-]+')
 class PublishedModel:
   """A published file of weights."""
 
-  name: str  # '<family>/<file without .npz>'
-  url: str
-  family: str  # one of `FOLDERS`
+  name: str  # '<family>/<file without its suffix>'
+  url: str | None  # None: there is no address for all, as the family is one of `GATED`
+  family: str  # a key of `LICENSES`
   data: str  # 'a+b': pretrained on a, then fine-tuned on b
   resolution: int  # pixels, the side of the square images in the last training
   size: int | None = None  # as published, in MiB
@@ -58,7 +77,18 @@ class PublishedModel:
   accuracy_source: str | None = None  # '<GitHub repository>:<file>' or a paper
   source: str = 'not in table'  # publication of the file's name
   alias: str | None = None  # short name
-  sha256: str | None = None  # as published, in hexadecimal digits; for no file so far
+  sha256: str | None = None  # as published, in hexadecimal digits: all, or the first of them
+
+  @property
+  def license(self) -> str:
+    """As stated by the publishers; '': not stated."""
+    return LICENSES[self.family]
+
+  @property
+  def path(self) -> epath.Path:
+    """The place of the file in the cache folder."""
+    suffix = '.pth' if self.url is None else pathlib.PurePosixPath(self.url).suffix
+    return cache_folder() / f'{self.name}{suffix}'
 
 
 def _url(name: str) -> str:
@@ -72,10 +102,11 @@ def _read_registry() -> dict[str, PublishedModel]:
   with open(pathlib.Path(__file__).with_name('registry.csv'), newline='', encoding='utf-8') as file:
     for row in csv.DictReader(file):
       name, size, accuracy = row['name'], row['size_mib'], row['accuracy']
+      family = name.rpartition('/')[0]
       models[name] = PublishedModel(
         name,
-        _url(name),
-        family=name.rpartition('/')[0],
+        row['url'] or (None if family in GATED else _url(name)),
+        family,
         data=row['data'],
         resolution=int(row['resolution']),
         size=int(size) if size else None,
@@ -83,7 +114,7 @@ def _read_registry() -> dict[str, PublishedModel]:
         accuracy_source=row['accuracy_source'] or None,
         source=row['source'],
         alias=row['alias'] or None,
-        sha256=row.get('sha256') or None,
+        sha256=row['sha256'] or None,
       )
   return models
 
@@ -95,7 +126,7 @@ _ALIASES = {model.alias: model for model in PUBLISHED_MODELS.values() if model.a
 def is_name(source: epath.PathLike) -> bool:
   """Whether `source` names a published model; an existing path of that name takes precedence."""
   source = os.fspath(source)
-  families = tuple(f'{family}/' for family in FOLDERS)
+  families = tuple(f'{family}/' for family in LICENSES)
   return source.startswith(families) and not os.path.exists(source)
 
 
@@ -110,7 +141,7 @@ def find(name: str, index: epath.PathLike | None = None) -> PublishedModel:
     index: AugReg's index.csv, which then decides what short names stand for; None:
       `augreg/index.csv` in the cache folder if it exists, else the registry.
   """
-  name = name.removesuffix('.npz')
+  name = re.sub(r'\.(npz|pth?)$', '', name)
   if name in _ALIASES:
     cached = cache_folder() / 'augreg' / 'index.csv'
     index = cached if index is None and cached.exists() else index
@@ -173,11 +204,21 @@ def _recommended(alias: str, index: epath.Path) -> str:
 
 
 def fetch(name: str, index: epath.PathLike | None = None) -> epath.Path:
-  """Returns the file of a published model in the cache folder; downloads it if necessary."""
+  """Returns the file of a published model in the cache folder; downloads it if necessary.
+
+  Raises:
+    UserError: for an unknown name, a file that cannot be downloaded, or one whose license must be
+      accepted first: then it says where, and where to put the file.
+  """
   model = find(name, index)
-  target = cache_folder() / f'{model.name}.npz'
+  target = model.path
   if target.exists():
     verify_cached(target)
+  elif model.url is None:
+    raise UserError(
+      f'{model.name} can be downloaded once its license is accepted at {GATED[model.family]}; put '
+      f'the file at {target}, or pass its path instead of the name.'
+    )
   else:
     download(model.url, target, name=model.name, published_mib=model.size, sha256=model.sha256)
   return target

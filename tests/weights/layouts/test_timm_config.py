@@ -106,6 +106,25 @@ def test_a_resnet_has_no_folder_of_timm(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('fields', 'part'), [({'pool': 'distilled'}, 'distillation token'), ({'mlp': 'swiglu'}, 'SwiGLU')]
+)
+def test_an_epsilon_that_would_be_lost_is_refused(fields, part, tmp_path):
+  for epsilon in (1e-6, 1e-5):
+    numerics = Numerics(gelu='exact', layer_norm_epsilon=epsilon)
+    model = VisionTransformer(8, 48, 1, 96, 3, 5, **fields, numerics=numerics)
+    params = jax.tree.map(
+      lambda x: np.zeros(x.shape, np.float32), build.abstract_params(model, SQUARE)
+    )
+    vit = vit_jax.Classifier(model, params, SQUARE)
+    if epsilon == 1e-6:
+      vit.save(tmp_path / 'x', 'timm')
+      continue
+    with pytest.raises(UserError, match=f'no model with a {part} whose .* epsilon 1e-05; write X'):
+      vit.save(tmp_path / 'y', 'timm')
+  assert [path.name for path in tmp_path.iterdir()] == ['x']
+
+
+@pytest.mark.parametrize(
   ('architecture', 'gelu'),
   [
     ('vit_base_patch16_224', 'exact'),

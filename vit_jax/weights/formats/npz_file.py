@@ -76,7 +76,8 @@ def read_npz(path: epath.Path, file: IO[bytes], size: int) -> TensorFile:
       raise UserError(f'{path} has two entries of the same name.')
     starts = _check_entries(path, file, entries, size, archive.start_dir)
     if any(name.endswith('/data.pkl') for name in names):
-      return read_state_dict(path)
+      is_torchscript = any(name.endswith('/constants.pkl') for name in names)
+      return read_state_dict(path, is_torchscript)
     tensors = {
       name: _npy_entry(path, archive, entry, starts[entry.filename])
       for name, entry in zip(names, entries, strict=True)

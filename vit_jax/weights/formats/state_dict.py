@@ -1,7 +1,13 @@
-"""PyTorch state dicts, read by PyTorch itself as weights only: no code in them is run."""
+"""PyTorch state dicts, read by PyTorch itself as weights only: no code in them is run.
 
+TorchScript archives, such as OpenAI's CLIP, hold code beside the tensors. It is compiled, not run:
+an archive whose code would run while it is loaded is refused.
+"""
+
+import warnings
+import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -10,7 +16,7 @@ from vit_jax.weights.formats import lazy_tensor
 from vit_jax.weights.formats.lazy_tensor import BFLOAT16, Tensor, TensorFile, check_names
 
 
-def read_state_dict(path: epath.Path) -> TensorFile:
+def read_state_dict(path: epath.Path, is_torchscript: bool = False) -> TensorFile:
   """Reads a state dict; raises `UserError` without PyTorch, or if it is not one of tensors."""
   try:
     import torch  # pyright: ignore[reportMissingImports]
@@ -21,7 +27,12 @@ def read_state_dict(path: epath.Path) -> TensorFile:
     ) from None
   try:
     with path.open('rb') as file:
-      loaded = torch.load(file, map_location='cpu', weights_only=True)
+      if is_torchscript:
+        loaded = _load_torchscript(path, file)
+      else:
+        loaded = torch.load(file, map_location='cpu', weights_only=True)
+  except UserError:
+    raise
   except Exception as error:  # noqa: BLE001 - torch raises a dozen kinds
     raise UserError(
       f'{path} is not a state dict of tensors ({type(error).__name__}); a pickled model is never '
@@ -45,6 +56,23 @@ def read_state_dict(path: epath.Path) -> TensorFile:
     raise UserError(f'{path} has tensors of an unsupported dtype ({first_line(error)}).') from None
   check_names(path, tensors)
   return TensorFile(path, 'PyTorch', tensors)
+
+
+def _load_torchscript(path: epath.Path, file: IO[bytes]) -> dict[str, Any]:
+  """The parameters and buffers of a TorchScript archive; raises `UserError` if it runs code."""
+  import torch  # pyright: ignore[reportMissingImports]
+
+  with zipfile.ZipFile(file) as archive:
+    codes = (archive.read(name) for name in archive.namelist() if name.endswith('.py'))
+    if any(b'__setstate__' in code for code in codes):
+      raise UserError(
+        f'{path} is a TorchScript archive with code that runs when it is loaded; load it where you '
+        'trust it, and save model.state_dict() with torch.save.'
+      )
+  file.seek(0)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # newer versions deprecate TorchScript
+    return torch.jit.load(file, map_location='cpu').state_dict()
 
 
 def _flatten(loaded: Any, prefix: str = '', depth: int = 4) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vit_jax.config import Preprocessing
 from vit_jax.errors import UserError
 from vit_jax.models.rotary import ROTARIES, Rotary
+from vit_jax.weights import licenses
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.metadata import ModelMetadata
 
@@ -28,6 +29,7 @@ class Family:
     rotary: a key of ROTARIES, or 'none'.
     gelu: a key of GELUS.
     crop_fraction: of its preprocessing.
+    license: of the published weights, where it asks to be named; None: it does not.
   """
 
   name: str
@@ -37,18 +39,24 @@ class Family:
   rotary: str = 'none'
   gelu: str = 'exact'
   crop_fraction: float = 0.875
+  license: str | None = None
 
 
 _DINOV2 = Family('DINOv2', _IMAGENET)
-_DINOV3 = Family('DINOv3', _IMAGENET, 1e-5, {4096: 32}, 'dinov3', crop_fraction=1.0)
+_DINOV3 = Family(
+  'DINOv3', _IMAGENET, 1e-5, {4096: 32}, 'dinov3', crop_fraction=1.0, license=licenses.DINOV3
+)
 _EVA02 = Family('EVA-02', _CLIP, rotary='eva02', crop_fraction=1.0)
 _PERCEPTION = Family(
   'Perception Encoder', _HALF, 1e-5, {1536: 16}, 'perception_encoder', crop_fraction=1.0
 )
 _OPEN_CLIP = Family('CLIP', _CLIP, 1e-5, {1280: 16, 1408: 16, 1664: 16}, crop_fraction=1.0)
 _AIMV2 = Family('AIMv2', _CLIP, 1e-5, {1024: 8, 1536: 12, 2048: 16, 3072: 24}, crop_fraction=1.0)
-_DEIT = Family('DeiT', _IMAGENET)
-_MAE = Family('MAE', _IMAGENET, num_heads={1280: 16})
+_OPENAI_CLIP = Family('OpenAI CLIP', _CLIP, 1e-5, gelu='quick', crop_fraction=1.0)
+_DEIT = Family('DeiT', _IMAGENET, num_heads={1280: 16})
+_MAE = Family('MAE', _IMAGENET, num_heads={1280: 16}, license=licenses.not_commercial('MAE'))
+# Those that `ModelMetadata.family` may name.
+_NAMED = {each.name: each for each in (_DINOV2, _DINOV3, _OPENAI_CLIP, _DEIT, _MAE)}
 
 
 def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
@@ -99,12 +107,14 @@ def complete(
     return (
       metadata if rotary is None else dataclasses.replace(metadata, rotary=_rule(rotary, tensors))
     )
-  metadata = dataclasses.replace(metadata, position_resize='bicubic_antialias')
+  metadata = dataclasses.replace(
+    metadata, position_resize=metadata.position_resize or 'bicubic_antialias'
+  )
   if family_of(tensors) is _PERCEPTION and 'norm.weight' not in tensors:
     metadata = dataclasses.replace(metadata, final_norm='none', pool='gap')  # as timm
   if metadata.pool is None and 'fc_norm.weight' in tensors:
     metadata = dataclasses.replace(metadata, pool='gap')
-  family = family_of(tensors)
+  family = _NAMED.get(metadata.family or '') or family_of(tensors)
   if 'attn_pool.latent' in tensors and family is not _PERCEPTION:
     if {'cls_token', 'reg_token'} & tensors.keys():
       raise UserError(
@@ -119,10 +129,12 @@ def complete(
   width = min(shape[0] if shape else 0, 2**16)
   rule = _rule(rotary or family.rotary, tensors)
   angles = '' if rule is None else f', the rotary positions of {rotary or family.rotary}'
+  named = 'those' if metadata.family else 'named as those'
   return dataclasses.replace(
     metadata,
     num_heads=family.num_heads.get(width, width // 64) or None,
     gelu=family.gelu,
+    license=metadata.license or family.license,
     layer_norm_epsilon=family.epsilon,
     rotary=rule,
     mean=metadata.mean or mean,
@@ -133,7 +145,7 @@ def complete(
     ),
     notes=(
       *metadata.notes,
-      f'the tensors are named as those of {family.name}, of which its normalization of pixels, '
+      f'the tensors are {named} of {family.name}, of which its normalization of pixels, '
       f'{family.gelu} GELU, LayerNorm epsilon {family.epsilon:g}{angles} are assumed; pass gelu=, '
       'mean=, std=, num_heads=, rotary= for others',
     ),

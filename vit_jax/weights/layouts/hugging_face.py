@@ -23,8 +23,16 @@ _LEAVES = {r'\.(lambda1|gamma)$': '.weight', r'\.in_proj_(weight|bias)$': r'.in_
 _CONFIG_DEFAULTS = dict(
   hidden_act='gelu', pooler_act='tanh', image_size=224, num_channels=3, num_attention_heads=12
 )
+# Of a gated MLP, in config.json.
+_GATED = ('use_gated_mlp', 'use_swiglu_ffn')
 # Fields of config.json, and those of the model that they must agree with.
-_SIZES = dict(hidden_size='width', num_hidden_layers='depth', patch_size='patch_size')
+_SIZES = dict(
+  hidden_size='width',
+  num_hidden_layers='depth',
+  patch_size='patch_size',
+  intermediate_size='mlp_dim',
+  num_register_tokens='registers',
+)
 # Tensors that are no part of the image tower.
 _UNUSED = re.compile(
   r'(text_(model|projection|encoder|embeds)|logit_(scale|bias)|temperature|decoder)(\.|$)|'
@@ -155,7 +163,11 @@ def to_linen(
     linen = _with_register(linen)
   if kind is AIMV2:
     linen = aimv2.complete(linen)
-  return pytorch.with_attention_biases(linen) if kind is DINOV3 else linen, ()
+  if kind is DINOV3:
+    linen = pytorch.with_biases(linen, source, pytorch.LAYERS_OF_BLOCK)
+  if kind is not AIMV2:
+    pytorch.check_biases(linen, source)
+  return linen, ()
 
 
 def _with_batch(name: str, tensor: Tensor, kind: Names) -> Tensor:
@@ -218,6 +230,8 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
       preprocessing = written  # nobody has changed the processor
   multi_label = config.get('problem_type') == 'multi_label_classification'
   stated = {name: tower.get(key, config.get(key)) for key, name in _SIZES.items()}
+  if kind.gated:
+    stated['mlp'] = 'swiglu' if any(map(fields.get, _GATED)) else 'gelu'
   return ModelMetadata(
     image_size=image_size,
     preprocessing=preprocessing,
@@ -233,7 +247,7 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
     mean=mean,
     std=std,
     family=kind.family,
-    sizes={name: value for name, value in stated.items() if type(value) is int},
+    sizes={name: value for name, value in stated.items() if type(value) in (int, str)},
     notes=notes,
   )
 
@@ -241,10 +255,10 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
 def _check_activations(fields: Mapping[str, Any]) -> None:
   """Raises `UnsupportedError` for an activation that a model cannot have."""
   activation = fields['hidden_act']
-  if not fields.get('use_gated_mlp'):
-    pytorch.check_activation(activation)
-  elif activation != 'silu':
+  if fields.get('use_gated_mlp') and activation != 'silu':
     raise UnsupportedError(f'a gated MLP with the activation {activation}')
+  if not any(map(fields.get, _GATED)):  # DINOv2's is silu, whatever the config says
+    pytorch.check_activation(activation)
   if fields['pooler_act'] != 'tanh':
     raise UnsupportedError(f'a pooler with the activation {fields["pooler_act"]}')
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from vit_jax.config import Preprocessing
 from vit_jax.models.rotary import ROTARIES, Rotary
+from vit_jax.weights import licenses
 from vit_jax.weights.layouts.image_processor import CLIP_PIXELS, IMAGENET_PIXELS
 from vit_jax.weights.layouts.released import ATTENTION, POSITIONS
 from vit_jax.weights.metadata import HALF
@@ -102,18 +103,6 @@ _RENAMED = {
   r'\.mlp\.fc1\.': '.intermediate.dense.',
   r'\.mlp\.fc2\.': '.output.dense.',
 }
-_DINO_LICENSE = (
-  "Weights that were published as DINOv3 are under Meta's DINOv3 License, a copy of which must be "
-  'passed on with them and with what is made of them: '
-  'https://ai.meta.com/resources/models-and-libraries/dinov3-license/'
-)
-
-
-def _not_commercial(family: str) -> str:
-  return (
-    f'Weights that were published as {family} are for noncommercial use, under CC BY-NC 4.0: '
-    'https://creativecommons.org/licenses/by-nc/4.0/'
-  )
 
 
 VIT = Names(
@@ -136,7 +125,7 @@ MAE = dataclasses.replace(
   markers=tuple((*names, 'decoder.decoder_embed.weight') for names in VIT.markers),
   **IMAGENET_PIXELS,
   position_resize='bicubic',
-  license=_not_commercial('MAE'),
+  license=licenses.not_commercial('MAE'),
 )
 DEIT = dataclasses.replace(
   VIT,
@@ -233,7 +222,7 @@ DINOV3 = Names(
   defaults={'layer_norm_eps': 1e-5, 'num_attention_heads': 6, 'rope_theta': 100.0},
   rotary=ROTARIES['dinov3'],
   **IMAGENET_PIXELS,
-  license=_DINO_LICENSE,
+  license=licenses.DINOV3,
 )
 _TOWER_BLOCK = {
   'layer_norm1': 'LayerNorm_0',
@@ -354,7 +343,7 @@ METACLIP_2 = dataclasses.replace(
   CLIP,
   family='MetaCLIP 2',
   model_types=('metaclip_2_vision_model', 'metaclip_2'),
-  license=_not_commercial('MetaCLIP 2'),
+  license=licenses.not_commercial('MetaCLIP 2'),
 )
 # Those with more markers first; MetaCLIP 2 differs from CLIP in its config alone.
 ALL = (CLIP, SIGLIP, TIPS, AIMV2, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2)

@@ -6,7 +6,8 @@ array (3 D, D). Tables map the name of a layer to its linen modules, separated b
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ GELUS = {'gelu': 'exact', 'gelu_python': 'exact', 'quick_gelu': 'quick'} | dict.
   'gelu_pytorch_tanh gelu_new gelu_fast gelu_accurate gelu_tanh'.split(), 'tanh'
 )
 _PROJECTIONS = ('/query', '/key', '/value')
+LAYERS_OF_BLOCK = (*_PROJECTIONS, '/out', '/Dense_0', '/Dense_1', '/gate')
+_BLOCK = re.compile(r'encoderblock_\d+')
 
 
 def check_activation(name: str) -> None:
@@ -139,17 +142,42 @@ def to_linen(
   return linen
 
 
-def with_attention_biases(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-  """The tensors with zeros for missing biases of queries, keys and values.
+def with_biases(
+  linen: Mapping[str, Tensor], source: str, layers: Collection[str] = _PROJECTIONS
+) -> dict[str, Tensor]:
+  """The tensors with zeros for the biases of layers that no block has.
 
   DINOv3 has none for keys, on which a query's softmax does not depend; its 7B has none at all.
+
+  Args:
+    linen: {linen name: tensor}.
+    source: the name of the file, for error messages.
+    layers: the last parts of their names.
+
+  Raises:
+    UserError: for a layer that has a bias in some of the blocks.
   """
-  completed = dict(linen)
+  completed, lacking = dict(linen), {}
   for name, kernel in linen.items():
-    if name.endswith(tuple(f'{ATTENTION}{each}/kernel' for each in _PROJECTIONS)):
-      zeros = np.zeros(kernel.shape[1:], np.float32)
-      completed.setdefault(name.replace('/kernel', '/bias'), Tensor.from_array(zeros))
+    layer = name.removesuffix('/kernel')
+    is_of_block = layer != name and _BLOCK.search(layer) and layer.endswith(tuple(layers))
+    if is_of_block and f'{layer}/bias' not in linen:
+      lacking[layer] = kernel.shape[-1:] if layer.endswith('/out') else kernel.shape[1:]
+  kinds = {_BLOCK.sub('*', layer) for layer in lacking}
+  for name in linen:
+    layer = name.removesuffix('/bias')
+    if layer != name and _BLOCK.sub('*', layer) in kinds:
+      raise UserError(f'{source} is not complete: it has {name}, but not that of all blocks.')
+  for layer, shape in lacking.items():
+    completed[f'{layer}/bias'] = Tensor.from_array(np.zeros(shape, np.float32))
   return completed
+
+
+def check_biases(linen: Mapping[str, Tensor], source: str) -> None:
+  """Raises `UserError` if the patches or the head have no bias; those of CLIP need none."""
+  for layer in () if 'Transformer/pre_norm/scale' in linen else ('embedding', 'head'):
+    if f'{layer}/kernel' in linen and f'{layer}/bias' not in linen:
+      raise UserError(f'{source} is not complete: {layer}/bias is missing.')
 
 
 def _layer_to_linen(

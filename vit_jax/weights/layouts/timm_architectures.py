@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.errors import UserError
 from vit_jax.models.rotary import Rotary
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.metadata import UnsupportedError
@@ -57,9 +58,21 @@ def class_of(model: VisionTransformer, has_key_biases: bool) -> str:
 
 
 def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) -> str:
-  """timm's name for a model of a class, or for one that becomes it by arguments in config.json."""
+  """timm's name for a model of a class, or for one that becomes it by arguments in config.json.
+
+  An epsilon of LayerNorm that none of its names has is not kept.
+
+  Raises:
+    UserError: for one that other names have, but none for such a model.
+  """
   epsilon = model.numerics.layer_norm_epsilon
   needs_gated = kind == 'vit' and model.mlp == 'swiglu'
+  if (needs_gated or (kind, epsilon) not in _OVERRIDABLE) and epsilon in EPSILONS - {EPSILON}:
+    part = 'distillation token' if kind == 'distilled' else 'SwiGLU'
+    raise UserError(
+      f'timm has no model with a {part} whose LayerNorms have the epsilon {epsilon:g}; write '
+      'X.safetensors, or a vit_jax folder (--layout=model).'
+    )
   wanted = _features(model)
 
   def score(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:

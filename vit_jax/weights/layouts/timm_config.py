@@ -9,6 +9,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights import licenses
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.layouts import pytorch, timm_architectures, timm_arguments, timm_vit
 from vit_jax.weights.metadata import HALF, ModelMetadata, UnsupportedError
@@ -20,6 +21,14 @@ _POOLS = {'token': 'token', 'avg': 'gap', 'map': 'map'}
 # The names of its VisionTransformers begin like this; other models differ in their tensors.
 _TRANSFORMERS = ('vit', 'deit', 'flexivit', 'eva', 'test_vit')
 _LAYER_NORMS = ('layernorm', 'layernormfp32')
+# Arguments that its tensors must agree with, and the fields of the model.
+_SIZES = dict(
+  embed_dim='width',
+  depth='depth',
+  patch_size='patch_size',
+  reg_tokens='registers',
+  num_reg_tokens='registers',
+)
 # Arguments of its classes that are read here, that the tensors show, or that change no numbers in
 # tests.
 _HARMLESS = frozenset(
@@ -53,6 +62,7 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
   pretrained = config.get('pretrained_cfg') or config  # old ones have its fields at the top
   stated = config.get('model_args') or {}
   architecture = str(config.get('architecture') or '').partition('.')[0]
+  published_as = '.'.join(filter(None, (architecture, str(pretrained.get('tag') or ''))))
   of_name = timm_architectures.arguments(architecture)
   arguments = {**of_name, **stated}
   if 'unsupported' in of_name:
@@ -98,7 +108,11 @@ def read_config(config: Mapping[str, Any]) -> ModelMetadata:
     pool=pool,
     final_norm='none' if _lacks_norms(arguments) else None,
     has_positions=arguments.get('pos_embed', 'learn') not in ('', 'none'),
-    position_resize='bicubic_antialias',  # resample_abs_pos_embed in timm/layers/pos_embed.py
+    sizes=_sizes(arguments) if of_name else {},
+    # resample_abs_pos_embed in timm/layers/pos_embed.py
+    position_resize=ours.get('position_resize') or 'bicubic_antialias',
+    license=ours.get('license')
+    or licenses.terms(str(pretrained.get('license') or ''), published_as),
   )
 
 
@@ -110,6 +124,15 @@ def _lacks_norms(arguments: Mapping[str, Any]) -> bool:
     else ('final_norm', 'fc_norm')
   )
   return arguments.get(after_blocks) is False and not arguments.get(pooled)
+
+
+def _sizes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of the model that the tensors must have."""
+  stated = {name: arguments.get(key) for key, name in _SIZES.items()}
+  prefix = {'distilled': ('cls', 'distillation')}.get(arguments['class'], ('cls',))
+  return {name: value for name, value in stated.items() if type(value) is int} | {
+    'prefix_names': prefix if arguments.get('class_token', True) else ()
+  }
 
 
 def _read_activation(arguments: Mapping[str, Any]) -> str:

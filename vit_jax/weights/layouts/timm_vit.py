@@ -4,7 +4,7 @@ What they leave out is zero here: biases of queries, keys and values, positions 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ _TO_LEAVES = {
   r'\.gamma_([12])$': r'.ls\1.weight',
   r'\.([qv])_bias$': r'.\1_proj.bias',
 }
-_IGNORED = re.compile(  # parts of pretraining and buffers
+_IGNORED = re.compile(
   r'mask_token|rope_embed\.periods|.*\.bias_mask|.*rope\.freqs_(cos|sin)$|local_cls_norm\.|decoder_|'
   r'lm_head\.|(dino|ibot)_head\.'
 )
@@ -79,10 +79,9 @@ def to_linen(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   """As `timm.to_linen`, of a Vision Transformer."""
   packed, tensors = _packed_blocks(tensors), _with_masked_biases(tensors)
-  named, ignored = {}, []
+  named, ignored = {}, unused(tensors)
   for name, tensor in tensors.items():
-    if _IGNORED.match(name):
-      ignored.append(name)
+    if name in ignored:
       continue
     for pattern, leaf in _TO_LEAVES.items():
       name = re.sub(pattern, leaf, name)
@@ -94,13 +93,19 @@ def to_linen(
       '(fc_norm), which vit_jax does not support.'
     )
   linen = pytorch.to_linen(named, PARAMETERS, find_modules, num_heads, 'timm', source)
-  is_aimv2 = 'patch_norm/scale' in linen  # the only one that families.py lets pass
-  linen = _with_rms_norms(linen) if is_aimv2 else _with_attention_biases(linen)
+  if 'patch_norm/scale' in linen:  # AIMv2, the only one that families.py lets pass
+    linen = _with_rms_norms(linen)
+  else:
+    linen = pytorch.with_biases(linen, source)
+    pytorch.check_biases(linen, source)
   if 'norm_pre.weight' in named and 'attn_pool.latent' in named:
     linen = with_pool_heads(linen, POOL_HEADS_OF_PERCEPTION_ENCODER, source)
-  return linen, (f'{", ".join(sorted(set(ignored))[:3])} of pretraining is left out',) * bool(
-    [name for name in ignored if name != 'mask_token']
-  )
+  return linen, ()
+
+
+def unused(names: Collection[str]) -> tuple[str, ...]:
+  """The names of parts of pretraining, and of buffers."""
+  return tuple(filter(_IGNORED.match, names))
 
 
 def _with_rms_norms(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,17 +143,6 @@ def find_modules(layer: str) -> str | None:
   if match := re.fullmatch(r'blocks\.(\d+)\.(.*)', layer):
     return pytorch.block_layers('blocks.', _ALL_OF_BLOCK, int(match[1])).get(layer)
   return LAYERS.get(layer)
-
-
-def _with_attention_biases(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-  """The tensors with zeros for biases of queries, keys and values that the file leaves out."""
-  completed = dict(linen)
-  for name, kernel in linen.items():
-    if re.search(rf'{ATTENTION}/(query|key|value)/kernel$', name):
-      bias = name.replace('kernel', 'bias')
-      if bias not in linen:
-        completed[bias] = Tensor.from_array(np.zeros(kernel.shape[1:], np.float32))
-  return completed
 
 
 def with_pool_heads(linen: Mapping[str, Tensor], num_heads: int, source: str) -> dict[str, Tensor]:
