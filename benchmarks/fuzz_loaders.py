@@ -29,6 +29,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -65,6 +66,7 @@ from vit_jax.models import build
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.rotary import ROTARIES
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
 from vit_jax.weights.formats.tensor_file import read_tensors
 from vit_jax.weights.layouts import released, timm
 
@@ -72,6 +74,8 @@ MAX_SECONDS = 5
 MAX_BYTES = 2**28  # asked for by one load; zips of any size may declare 2**26
 MAX_MAPPED = 2**30  # with what is only reserved, by threads too
 JOB = 5000  # inputs of one process, so that its caches stay small
+# Tensors without which a file is that of another model: a head, biases of attention.
+OPTIONAL = re.compile(r'mask_token$|[qkv]_(proj\.)?bias$|^(head|classifier|visual_projection)')
 CHOICES = 2000  # random bytes that Hypothesis makes an input of; few need as many
 
 Files = dict[str, bytes]  # {name in the folder: content}; a single one stands for itself
@@ -174,6 +178,13 @@ def _clip() -> Files:
   return {'x.safetensors': safetensors.numpy.save(tensors)}
 
 
+def _foreign(files: Files) -> Files:
+  """A folder as the other library writes it, without our own metadata."""
+  config = json.loads(files['config.json'])
+  del config[METADATA_KEY]
+  return files | {'config.json': json.dumps(config).encode()}
+
+
 def make_models() -> dict[str, Files]:
   """A small valid model for each container and layout."""
   vit = VisionTransformer(4, 16, 2, 24, 2, num_classes=3, pool='token')
@@ -189,6 +200,31 @@ def make_models() -> dict[str, Files]:
     rotary=dataclasses.replace(ROTARIES['eva02'], reference_grid=(2, 2)),
     mlp='swiglu_norm',
   )
+  dinov2 = vit.clone(layer_scale=0.1, num_classes=0, mlp_dim=32)
+  clip = dinov3.clone(
+    registers=0,
+    rotary=None,
+    position_embedding='1d',
+    layer_scale=0.0,
+    mlp='gelu',
+    pre_norm=True,
+    patch_bias=False,
+    head_bias=False,
+  )
+  transformers = {
+    'DINOv2 in Transformers': dinov2.clone(pool='token_gap', num_classes=3),
+    'DINOv2 with registers in Transformers': dinov2.clone(registers=2),
+    'DINOv3 in Transformers': dinov3.clone(num_classes=0),
+    'SigLIP in Transformers': vit.clone(pool='map', num_classes=0),
+    'CLIP in Transformers': clip,
+    'DeiT in Transformers': vit.clone(pool='distilled'),
+  }
+  timm_models = {
+    'DINOv3 in timm': dinov3,
+    'EVA-02 in timm': eva02,
+    'DeiT in timm': vit.clone(pool='distilled'),
+    'CLIP in timm': clip.clone(head_bias=True),
+  }
   bit = BiTResNet(32, (1,), num_classes=3)
   return {
     'released npz': _npz(released.from_linen(_params(pre_logits))),
@@ -201,10 +237,10 @@ def make_models() -> dict[str, Files]:
     'timm safetensors': _saved(vit, 'x.safetensors'),
     'timm folder': _timm_folder(vit),
     'timm folder of our own': _saved(pooled, 'model', 'timm'),
-    'DINOv3 in timm': _saved(dinov3, 'model', 'timm'),
-    'EVA-02 in timm': _saved(eva02, 'model', 'timm'),
+    **{name: _foreign(_saved(x, 'model', 'timm')) for name, x in timm_models.items()},
     'CLIP safetensors': _clip(),
     'Transformers folder': _saved(vit, 'model', 'huggingface'),
+    **{name: _foreign(_saved(x, 'model', 'huggingface')) for name, x in transformers.items()},
     'Transformers shards': _shards(_saved(vit, 'model', 'huggingface')),
   }
 
@@ -246,13 +282,16 @@ def reference_tensors(path: pathlib.Path, container: str) -> dict[str, np.ndarra
     return dict(archive)
 
 
-def check(source: pathlib.Path, paths: list[pathlib.Path], originals: list[Any]) -> str:
+def check(
+  source: pathlib.Path, paths: list[pathlib.Path], originals: list[Any], names: set[str]
+) -> str:
   """Loads `source`: 'error' or 'load'; an AssertionError or any other tells of a failure.
 
   Args:
     source: what is loaded.
     paths: the files of tensors in it.
     originals: one of these are its parameters if it loads; none when they may be others.
+    names: of the tensors in valid files of safetensors; none for another format.
   """
   try:
     vit = vit_jax.load(source)
@@ -276,6 +315,13 @@ def check(source: pathlib.Path, paths: list[pathlib.Path], originals: list[Any])
     for one in originals
   )
   assert not originals or any(same), 'other parameters than written'
+  if names:
+    folder = source if source.is_dir() else source.parent
+    found = {n for path in folder.glob('*.safetensors') for n in read_tensors(path).tensors}
+    for name in found - names:
+      assert name.endswith(vit.report.ignored), f'{name} is left over and not named'
+    for name in names - found:
+      assert OPTIONAL.search(name), f'{name} is missing, and nobody says so'
   for path in paths:
     file = read_tensors(path)
     ours = {name: tensor.read() for name, tensor in file.tensors.items()}
@@ -312,6 +358,8 @@ def run_job(
   warnings.simplefilter('ignore')
   models = make_models()
   files = models[container]
+  weights = [data for name, data in files.items() if name.endswith('.safetensors')]
+  names = {name for data in weights for name in safetensors.numpy.load(data)}
   everything = [data for other in models.values() for data in other.values()]
   prepared = prepare(files, everything)
   current = folder / 'input'
@@ -339,7 +387,7 @@ def run_job(
     faulthandler.dump_traceback_later(60, exit=True)
     start = time.process_time()
     try:
-      outcome = check(source, paths, originals if sure else [])
+      outcome = check(source, paths, originals if sure else [], names)
       assert time.process_time() - start < MAX_SECONDS, f'more than {MAX_SECONDS} seconds'
       result[outcome] += 1
     except Exception:  # noqa: BLE001 - anything but a UserError is a failure

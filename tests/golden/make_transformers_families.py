@@ -86,6 +86,13 @@ FAMILIES = {
   'DINOv3 without biases': Family(
     'DINOv3ViTModel', _VIT | dict(query_bias=False, value_bias=False, rope_theta=50.0)
   ),
+  'DINOv3 without any bias': Family(
+    'DINOv3ViTModel',
+    _VIT
+    | dict(use_gated_mlp=True, hidden_act='silu')
+    | {f'{name}_bias': False for name in ('query', 'value', 'proj', 'mlp')},
+    is_identical=False,
+  ),
   'SigLIP': Family('SiglipVisionModel', _VIT),
   'SigLIP without pooling': Family('SiglipVisionModel', _VIT | dict(vision_use_head=False)),
   'SigLIP with a head': Family(

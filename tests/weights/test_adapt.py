@@ -148,7 +148,7 @@ def test_initial_weights_for_training(golden):
   ('fields', 'message'),
   [
     ({'width': 64}, 'width is 48 in the file, 64 in the config'),
-    ({'depth': 3, 'pool': 'gap'}, 'depth is 2 in the file, 3 .*; pool is token in the file, gap'),
+    ({'depth': 3, 'pool': 'map'}, 'depth is 2 in the file, 3 .*; pool is token in the file, map'),
   ],
 )
 def test_weights_of_another_architecture_are_refused(fields, message, golden):

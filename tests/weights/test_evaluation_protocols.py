@@ -6,15 +6,15 @@ import pytest
 from tests.helpers import ROOT
 from vit_jax.data.augmentation.preprocessing import preprocess
 from vit_jax.weights.evaluation_protocols import PROTOCOLS, protocol
-from vit_jax.weights.registry import FOLDERS, PUBLISHED_MODELS, find
+from vit_jax.weights.registry import LICENSES, PUBLISHED_MODELS, find
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
 
 
 def test_every_family_has_a_protocol_and_a_paragraph():
-  assert PROTOCOLS.keys() == FOLDERS.keys()
+  assert PROTOCOLS.keys() == LICENSES.keys()
   page = (ROOT / 'docs' / 'preprocessing.md').read_text()
-  assert not [family for family in FOLDERS if f'**`{family}`.**' not in page]
+  assert not [family for family in LICENSES if f'**`{family}`.**' not in page]
 
 
 @pytest.mark.parametrize('name', PUBLISHED_MODELS)
@@ -41,6 +41,12 @@ def test_every_model_has_one_that_works(name):
     ('bit/BiT-M-R50x1-ILSVRC2012', 'crop', 480, 'bilinear', True),
     ('bit/distill/R50x1_160', 'crop', 183, 'area', False),
     ('bit/distill/R152x2_T_384', 'squash', 384, 'bilinear', False),
+    ('clip/ViT-L-14-336px', 'crop', 336, 'bicubic', True),
+    ('deit/deit_base_patch16_384-8de9b5d1', 'crop', 438, 'bicubic', True),
+    ('deit3/deit_3_huge_224_1k', 'crop', 224, 'bicubic', True),
+    ('mae/mae_finetuned_vit_base', 'crop', 256, 'bicubic', True),
+    ('dinov3/dinov3_vitb16_pretrain_lvd1689m-73cec8be', 'squash', 256, 'bilinear', True),
+    ('siglip2/siglip2_b16_512', 'squash', 512, 'bilinear', False),
   ],
 )  # fmt: skip
 def test_protocols_are_those_of_the_sources(name, resize, shorter_side, interpolation, antialias):

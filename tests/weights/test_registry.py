@@ -57,19 +57,31 @@ def test_table_is_well_formed():
     names = [row['name'] for row in csv.DictReader(file)]
   assert len(set(names)) == len(names) == len(registry.PUBLISHED_MODELS) > 100
   models = list(registry.PUBLISHED_MODELS.values())
-  assert len({model.url for model in models}) == len(models)
-  assert {model.family for model in models} == set(registry.FOLDERS)
+  assert len({model.url or model.name for model in models}) == len(models)
+  assert {model.family for model in models} == set(registry.LICENSES)
   for name, model in registry.PUBLISHED_MODELS.items():
-    url = urllib.parse.urlsplit(model.url)
     file = name.removeprefix(f'{model.family}/')
     assert name == model.name and '/' not in file
-    assert (url.scheme, url.netloc, url.query) == ('https', 'storage.googleapis.com', '')
-    assert urllib.parse.unquote(url.path) == f'/{registry.FOLDERS[model.family]}/{file}.npz'
+    assert (model.url is None) == (model.family in registry.GATED)
+    url = urllib.parse.urlsplit(model.url or '')
+    if url.netloc == 'storage.googleapis.com':
+      assert urllib.parse.unquote(url.path) == f'/{registry.FOLDERS[model.family]}/{file}.npz'
+    elif url.netloc:
+      assert url.netloc in ('dl.fbaipublicfiles.com', 'openaipublic.azureedge.net')
+      assert pathlib.PurePosixPath(url.path).stem == file
+    assert (url.scheme or 'https', url.query) == ('https', '')
     assert urllib.parse.quote(urllib.parse.unquote(url.path)) == url.path
+    assert str(model.path).endswith(f'/{name}{pathlib.PurePosixPath(url.path).suffix or ".pth"}')
+    # OpenAI has the sha256 in the address; torch.hub takes the end of a name for its first digits.
+    digits = url.path.split('/')[-2] if model.family == 'clip' else file.rpartition('-')[2]
+    if model.family in ('clip', 'deit', 'dinov3'):
+      assert model.sha256 == digits and len(digits) in (8, 64) and int(digits, 16)
+    else:
+      assert model.sha256 is None
     assert (model.accuracy is None) == (model.accuracy_source is None)
     assert model.accuracy is None or (70 < model.accuracy < 90 and 'imagenet2012' in model.data)
     assert model.size is None or 30 < model.size < 4000
-    assert model.resolution in (160, 224, 384, 480)
+    assert model.resolution in (160, 224, 256, 336, 384, 480, 512, 518)
     assert model.source.split(':')[0].count('/') == 1, 'no <repository>:<file>'
 
 
@@ -100,7 +112,8 @@ def test_every_augreg_model_has_short_names():
 def test_table_is_printed(capsys, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['catalog'])
   command.main()
-  _, *lines = capsys.readouterr().out.splitlines()
+  (_, *lines), gated = (x.splitlines() for x in capsys.readouterr().out.split('\n\n'))
+  assert gated[0].startswith('dinov3/…: accept the license at https://ai.meta.com/resources/')
   assert len(lines) == len(registry.PUBLISHED_MODELS)
   for line, name in zip(lines, registry.PUBLISHED_MODELS, strict=True):
     assert f' {name} ' in f'{line} '
@@ -108,6 +121,9 @@ def test_table_is_printed(capsys, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['catalog', 'r50x1_224'])
   command.main()
   assert len(capsys.readouterr().out.splitlines()) == 2
+  monkeypatch.setattr(sys, 'argv', ['catalog', 'mae_pretrain_vit_base'])
+  command.main()
+  assert ' CC-BY-NC-4.0 ' in capsys.readouterr().out
   monkeypatch.setattr(sys, 'argv', ['catalog', 'resnet'])
   with pytest.raises(UserError, match='No published model'):
     command.main()
@@ -148,6 +164,7 @@ def test_find_a_row():
   model = registry.PUBLISHED_MODELS['imagenet21k/ViT-B_16']
   assert registry.find('imagenet21k/ViT-B_16') is model
   assert registry.find('imagenet21k/ViT-B_16.npz') is model
+  assert registry.find('clip/ViT-B-32.pt') is registry.find('clip/ViT-B-32')
 
 
 def test_find_an_augreg_file_that_is_not_in_the_table():
@@ -174,6 +191,20 @@ def test_unknown_name(name, close):
   with pytest.raises(UserError, match='lists all names') as error:
     registry.find(name)
   assert close in str(error.value)
+
+
+def test_a_license_must_be_accepted_before_a_download(cache):
+  name = 'dinov3/dinov3_vitb16_pretrain_lvd1689m-73cec8be'
+  with pytest.raises(UserError) as error:
+    registry.fetch(name)
+  assert str(error.value) == (
+    f'{name} can be downloaded once its license is accepted at https://ai.meta.com/resources/'
+    f'models-and-libraries/dinov3-downloads/; put the file at {cache / name}.pth, or pass its path '
+    'instead of the name.'
+  )
+  (cache / 'dinov3').mkdir(parents=True)
+  (cache / f'{name}.pth').touch()
+  assert pathlib.Path(registry.fetch(name)) == cache / f'{name}.pth'
 
 
 # AugReg's index.csv.
@@ -340,6 +371,12 @@ def model(server) -> registry.PublishedModel:
 
 
 @pytest.fixture
+def pytorch_model(server) -> registry.PublishedModel:
+  model = registry.PUBLISHED_MODELS['dinov2/dinov2_vits14_pretrain']
+  return dataclasses.replace(model, url=server.url.replace('.npz', '.pth'))
+
+
+@pytest.fixture
 def target(cache) -> pathlib.Path:
   return cache / 'imagenet21k' / 'ViT-B_16.npz'
 
@@ -474,6 +511,19 @@ def test_a_file_that_is_not_an_npz_is_refused(server, model, target):
   assert files_beside(target) == []
 
 
+@pytest.mark.parametrize('content', [npz(0), b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'])
+def test_a_file_of_pytorch_may_be_a_zip_or_a_pickle(content, server, pytorch_model):
+  server.content = content
+  download_model(pytorch_model, pathlib.Path(pytorch_model.path))
+  assert pathlib.Path(pytorch_model.path).read_bytes() == content
+
+
+def test_a_file_that_is_not_of_pytorch_is_refused(server, pytorch_model):
+  server.content = b'<html>Please log in.</html>'
+  message = error_of_download(pytorch_model, pathlib.Path(pytorch_model.path))
+  assert 'is not a PyTorch file and was deleted' in message
+
+
 def test_a_wrong_size_is_detected_before_the_download(server, model, target):
   server.lose_after = [0]
   model = dataclasses.replace(model, size=394)
@@ -530,6 +580,8 @@ def test_the_published_sha256_is_checked(server, model, target):
   assert f'has the sha256 {digest} instead of the published one' in message
   assert files_beside(target) == []
   download_model(dataclasses.replace(model, sha256=digest), target)
+  target.unlink()
+  download_model(dataclasses.replace(model, sha256=digest[:8]), target)  # all that is published
 
 
 def test_a_file_that_is_changed_after_the_download_is_refused(server, model, target, monkeypatch):

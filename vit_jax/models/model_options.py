@@ -143,7 +143,7 @@ def _check_parts(model: VisionTransformer) -> None:
         f'config.model.axial=True does not go with {name}{"" if is_rotary else f"={value}"}; set '
         f'{name}={"none" if is_rotary else default}.'
       )
-  for name, default in dict(pool_num_heads=0, pool_mlp_dim=0, pool_mlp=True).items():
+  for name, default in (('pool_num_heads', 0), ('pool_mlp_dim', 0), ('pool_mlp', True)):
     if (value := getattr(model, name)) != default and model.pool != 'map':
       raise UserError(
         f'config.model.{name}={value} is that of pool=map, but pool={model.pool}; set '

@@ -16,8 +16,10 @@ from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
 from vit_jax.models.mixer import MlpMixer
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.text import plural, printable
 from vit_jax.weights import layer_scale, normalization
+from vit_jax.weights.dropped_tokens import can_drop, without_tokens
 from vit_jax.weights.formats.lazy_tensor import Tensor
 from vit_jax.weights.init_head import keeps_head
 from vit_jax.weights.layouts.released import flatten, unflatten
@@ -71,7 +73,7 @@ def load_params(
   Args:
     source: as in `vit_jax.load`.
     model: must have the architecture of the source, except for the head; a `pre_logits` layer is
-      loaded if the model has one.
+      loaded if the model has one. Tokens that it lacks are dropped (`can_drop`).
     image_shape: (H, W, C); position embeddings are resized to it, and the kernel of the first
       layer is adapted to C channels.
     position_resize: as in `vit_jax.load`.
@@ -191,8 +193,8 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
     ignored |= {*_NORMALIZATION}
     old['patch_bias'] = True  # into which the normalization is folded
   ignored |= set() if new.get('pre_logits') else {'pre_logits'}
-  if _has_class_token(old) == _has_class_token(new) is not None:
-    ignored |= {'pool', 'class_token'}
+  if isinstance(model, VisionTransformer) and can_drop(weights.model, model):
+    ignored |= {'pool', 'class_token', 'registers'}
   differing = [
     f'{name} is {old[name]} in the file, {new[name]} in the config'
     for name in old
@@ -200,13 +202,6 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
   ]
   if differing:
     raise UserError(f'{weights.name} has another architecture: {"; ".join(differing)}.')
-
-
-def _has_class_token(architecture: Mapping[str, Any]) -> bool | None:
-  """Whether a Transformer has one; None if its pooling has parameters or tokens of its own."""
-  if architecture.get('pool') not in ('token', 'gap', 'token_gap'):
-    return None
-  return architecture['pool'] != 'gap' or architecture['class_token']
 
 
 def adapt_weights(
@@ -232,14 +227,14 @@ def adapt_weights(
   methods = choices(PositionResize)
   if position_resize not in methods:
     raise UserError(f'position_resize is {position_resize!r}; choose one of {", ".join(methods)}.')
-  if position_resize == 'auto':
-    position_resize = weights.metadata.position_resize or 'corners'
   image_size, channels = image_shape[:2], image_shape[2]
   if position_resize == 'auto':
     position_resize = weights.metadata.position_resize or 'corners'
   build.check_image_size(image_size, model, 'image_size')
   params = flatten(build.abstract_params(model, image_size, channels))
-  tensors, old_head, zeros, resized = _normalized(weights, model), {}, {}, {}
+  tensors, old_head, zeros, resized, dropped = _normalized(weights, model), {}, {}, {}, ()
+  if isinstance(model, VisionTransformer):
+    tensors, dropped = without_tokens(tensors, weights.model, model)
   if new_head:
     for prefix in ('head/',) if 'pre_logits/kernel' in params else ('head/', 'pre_logits/'):
       names = [name for name in tensors if name.startswith(prefix)]
@@ -279,7 +274,10 @@ def adapt_weights(
     loaded=tuple(sorted(params.keys() - resized.keys() - zeros.keys())),
     resized=tuple(resized.values()),
     reinitialized=tuple(f'{name} {tensor.shape} = 0' for name, tensor in zeros.items()),
-    ignored=(*(f'{name} {x.shape}' for name, x in old_head.items()), *weights.ignored),
+    ignored=(
+      *(f'{name} {weights.tensors[name].shape}' for name in (*dropped, *old_head)),
+      *weights.ignored,
+    ),
     notes=(*weights.notes, *(f'{dtype} weights were converted to float32' for dtype in dtypes)),
     license=weights.metadata.license,
     position_resize=weights.metadata.position_resize,

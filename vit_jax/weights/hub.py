@@ -66,7 +66,7 @@ def _explained(error: Exception, name: str, folder: epath.Path) -> UserError:
     return _missing(name, folder, 'or accept its license there and run hf auth login')
   if 'Invalid credentials' in str(error):
     return UserError(
-      f'huggingface.co refuses your token, so {name} cannot be downloaded; run hf auth login again, '
+      f'huggingface.co refuses your token, so {name} cannot be downloaded; run hf auth login, '
       'or unset HF_TOKEN.'
     )
   if kind == 'RepositoryNotFoundError' or status in (401, 403):

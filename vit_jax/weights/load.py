@@ -15,7 +15,7 @@ from vit_jax.models.from_tensors import TOKEN_MIXING, model_from_tensors
 from vit_jax.models.masked_patches import encoder_params
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import Numerics, VisionTransformer
-from vit_jax.weights import normalization
+from vit_jax.weights import evaluation_protocols, normalization
 from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
 from vit_jax.weights.layouts import (
   aimv2,
@@ -185,8 +185,13 @@ def _trained_size(
 
 
 def _describe_image_tower(metadata: ModelMetadata, num_outputs: int) -> tuple[ModelMetadata, str]:
-  """Labels the outputs of LiT's image tower, which are not classes; also returns a note."""
+  """Completes the metadata of the image tower of LiT or SigLIP; also returns a note.
+
+  Their code squashes images, and the outputs are not classes.
+  """
   note = 'the image tower was taken; the text tower is left out, which vit_jax does not support'
+  rule = metadata.preprocessing or evaluation_protocols.ORIGINAL
+  metadata = dataclasses.replace(metadata, preprocessing=rule)
   if not num_outputs:
     return metadata, note
   labels = metadata.labels or [f'embedding {i}' for i in range(num_outputs)]

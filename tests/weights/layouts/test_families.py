@@ -51,6 +51,23 @@ def test_relatives_of_vision_transformers():
   assert 'hybrid' in str(families.describe(names))
 
 
+NAMES = {  # in files of encoders without a head
+  'a Hiera': 'encoder.stages.0.layers.0.attn.qkv.weight',
+  'a MobileViT': 'encoder.layer.2.transformer.layer.0.layernorm_before.weight',
+  'a SegFormer': 'encoder.block.0.0.mlp.dwconv.dwconv.weight',
+  'a PVT or CoaT': 'encoder.block.0.0.attention.self.query.bias',
+  'a ConvNeXt or EdgeNeXt': 'encoder.stages.0.layers.0.dwconv.weight',
+  'a VideoMAE': 'encoder.layer.0.attention.attention.q_bias',
+  'a Perceiver': 'perceiver.encoder.self_attends.0.layernorm.bias',
+  'a BLIP': 'encoder.layers.0.self_attn.qkv.weight',
+}
+
+
+@pytest.mark.parametrize('family', NAMES)
+def test_encoders_of_other_families(family):
+  assert families.describe([NAMES[family]]) == family
+
+
 def test_an_unknown_model_has_no_name():
   assert families.describe(['a.weight', 'b.bias']) is None
   assert families.describe(['x' * 400] * 100_000) is None

@@ -194,6 +194,22 @@ WRONG = {
     'tensors of TIPS.*describes DINO',
   ),
   'AIMv2 without a gate': ('AIMv2', {'use_gated_mlp': False}, 'the activation silu'),
+  'another MLP': (
+    'DINOv3',
+    {'intermediate_size': 50},
+    'of mlp_dim 40, but its config.json says 50',
+  ),
+  'other registers': ('DINOv3', {'num_register_tokens': 2}, 'of registers 4, but its .* says 2'),
+  'a gate that is missing': (
+    'DINOv3',
+    {'use_gated_mlp': True, 'hidden_act': 'silu'},
+    'of mlp gelu, but its config.json says swiglu',
+  ),
+  'a gate that is not told': (
+    'DINOv2 with SwiGLU',
+    {'use_swiglu_ffn': False},
+    'of mlp swiglu, but its config.json says gelu',
+  ),
   'another activation': ('CLIP', {'hidden_act': 'relu'}, 'the activation relu'),
   'a gated GELU': ('DINOv3 with SwiGLU', {'hidden_act': 'gelu'}, 'gated MLP with the activation'),
   'NaFlex': ('SigLIP', {'model_type': 'siglip2_vision_model'}, 'NaFlex'),
@@ -206,6 +222,41 @@ def test_a_config_that_does_not_fit_is_refused(case, copy_of):
   with pytest.raises(UserError, match=message) as caught:
     vit_jax.load(copy_of(name, **fields))
   assert '\n' not in str(caught.value)
+
+
+INCOMPLETE = {
+  'a bias of one block': ('DINOv3', 'layer.1.attention.q_proj.bias', 'not that of all blocks'),
+  'the bias of the patches': (
+    'DINOv2 with registers',
+    'embeddings.patch_embeddings.projection.bias',
+    'embedding/bias is missing',
+  ),
+  'the bias of the head': ('DeiT', 'classifier.bias', 'head/bias is missing'),
+}
+
+
+@pytest.mark.parametrize('case', INCOMPLETE)
+def test_a_file_that_is_not_complete_is_refused(case, copy_of):
+  name, tensor, message = INCOMPLETE[case]
+  path = copy_of(name) / 'model.safetensors'
+  tensors = safetensors.numpy.load_file(path)
+  del tensors[tensor]
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(UserError, match=f'is not complete: .*{message}'):
+    vit_jax.load(path.parent)
+
+
+def test_a_gated_mlp_of_dinov2_has_its_own_activation(copy_of):
+  vit = vit_jax.load(copy_of('DINOv2 with SwiGLU', hidden_act='relu'))
+  assert vit.model.mlp == 'swiglu'
+
+
+def test_msn_resizes_positions_as_its_code_does(copy_of):
+  folder = copy_of('MAE', model_type='vit_msn')
+  path = folder / 'model.safetensors'
+  tensors = {n: x for n, x in safetensors.numpy.load_file(path).items() if 'decoder' not in n}
+  safetensors.numpy.save_file(tensors, path)
+  assert vit_jax.load(folder).position_resize == 'bicubic'
 
 
 def test_patches_of_naflex_are_refused(copy_of):

@@ -224,6 +224,10 @@ def as_mae(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return tensors | {name: np.ones((2, 24), np.float32) for name in extra}
 
 
+def as_deit3(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return rename(tensors, (r'\.ls([12])\.gamma$', r'.gamma_\1'))
+
+
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Stored model: how its authors name its tensors, what is passed to `load`, what the report says.
 ORIGINALS = {
@@ -235,6 +239,7 @@ ORIGINALS = {
   'eva02': (as_eva02, {}, 'EVA-02'),
   'mae': (as_mae, {}, 'MAE'),
   'deit_distilled': (dict, {}, 'DeiT'),
+  'deit3': (as_deit3, {}, 'DeiT III'),
 }
 
 
@@ -265,6 +270,51 @@ def test_the_files_of_the_authors(name, tmp_path):
   close(tokens, EXPECTED[f'{name}/16/tokens'])
   if name != 'dinov3':  # timm averages; its authors take the class token
     close(pooled, expected)
+
+
+def copy_of(name: str, tmp_path: pathlib.Path, without: str = '', **arguments) -> pathlib.Path:
+  """The folder of a stored model without some tensors, with other arguments in its config."""
+  folder = tmp_path / 'copy'
+  folder.mkdir()
+  config = json.loads((FOLDER / name / 'config.json').read_text())
+  config['model_args'] = {**config.get('model_args', {}), **arguments}
+  (folder / 'config.json').write_text(json.dumps(config))
+  stored = safetensors.numpy.load_file(FOLDER / name / 'model.safetensors')
+  tensors = {n: float32(x) for n, x in stored.items() if not (without and re.search(without, n))}
+  assert not without or len(tensors) < len(stored)
+  safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
+  return folder
+
+
+INCOMPLETE = {
+  'a bias of one block': ('clip', r'blocks\.1\.attn\.qkv\.bias', 'not that of all blocks'),
+  'the bias of the patches': ('siglip', r'patch_embed\.proj\.bias', 'embedding/bias is missing'),
+  'the bias of the head': ('deit3', r'head\.bias', 'head/bias is missing'),
+  'the class token': ('dinov3', 'cls_token', r"config.json says .'cls',."),
+  'the registers': ('dinov3', 'reg_token', 'of registers 0, but its config.json says 4'),
+}
+
+
+@pytest.mark.parametrize('case', INCOMPLETE)
+def test_a_file_that_is_not_complete_is_refused(case, tmp_path):
+  name, pattern, message = INCOMPLETE[case]
+  with pytest.raises(UserError, match=message):
+    vit_jax.load(copy_of(name, tmp_path, pattern))
+
+
+@pytest.mark.parametrize('arguments', [dict(depth=3), dict(embed_dim=48), dict(reg_tokens=2)])
+def test_a_config_of_another_size_is_refused(arguments, tmp_path):
+  with pytest.raises(UserError, match='put the config.json of these tensors beside them'):
+    vit_jax.load(copy_of('clip', tmp_path, **arguments))
+
+
+def test_tensors_of_pretraining_are_named(tmp_path):
+  tensors = safetensors.numpy.load_file(FOLDER / 'mae' / 'model.safetensors')
+  tensors = as_mae({name: float32(x) for name, x in tensors.items()})
+  safetensors.numpy.save_file(tensors, tmp_path / 'x.safetensors')
+  report = vit_jax.load(tmp_path / 'x.safetensors', num_heads=3).report
+  extra = {'decoder_embed.weight', 'decoder_pos_embed', 'decoder_blocks.0.norm1.weight'}
+  assert report and set(report.ignored) == extra
 
 
 def test_rotary_positions_can_be_named(tmp_path):
@@ -389,3 +439,12 @@ def arguments_in_timm(name: str) -> dict[str, Any]:
     patch.setattr(module, creator, lambda *_, **arguments: found.update(arguments))
     entrypoint()
   return found | {'module': module.__name__.rpartition('.')[2]}
+
+
+def test_an_eva_without_its_config_has_no_rotary_positions(timm, tmp_path):
+  module = create(timm, 'eva_giant_patch14_224')
+  tensors = {name: x.numpy() for name, x in module.state_dict().items()}
+  safetensors.numpy.save_file(tensors, tmp_path / 'x.safetensors')
+  vit = vit_jax.load(tmp_path / 'x.safetensors', num_heads=3)
+  assert 'named as those of EVA, ' in str(vit.report)
+  assert_same_outputs(vit, module)

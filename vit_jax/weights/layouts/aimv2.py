@@ -53,9 +53,11 @@ def with_sincos_positions(
   """
   image_size = image_size or metadata.image_size or (224, 224)
   kernel = tensors.get('embedding/kernel')
-  if 'patch_norm/scale' not in tensors or POSITIONS in tensors or not (kernel and kernel.shape[3:]):
+  shape = (0,) if kernel is None else kernel.shape
+  is_native = 'patch_norm/scale' in tensors and POSITIONS not in tensors
+  if not is_native or len(shape) != 4 or shape[3] % 4:
     return dict(tensors), metadata, ()
-  patch, _, _, width = kernel.shape
+  patch, _, _, width = shape
   grid = image_size[0] // patch, image_size[1] // patch
   shape = 1, grid[0] * grid[1], width
   table = Tensor(shape, np.dtype(np.float32), lambda rows: _sincos(*grid, width)[rows or ...])

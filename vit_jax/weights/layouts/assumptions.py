@@ -46,6 +46,7 @@ _DINOV2 = Family('DINOv2', _IMAGENET)
 _DINOV3 = Family(
   'DINOv3', _IMAGENET, 1e-5, {4096: 32}, 'dinov3', crop_fraction=1.0, license=licenses.DINOV3
 )
+_EVA = Family('EVA', _CLIP, num_heads={1408: 16}, crop_fraction=1.0)
 _EVA02 = Family('EVA-02', _CLIP, rotary='eva02', crop_fraction=1.0)
 _PERCEPTION = Family(
   'Perception Encoder', _HALF, 1e-5, {1536: 16}, 'perception_encoder', crop_fraction=1.0
@@ -54,6 +55,7 @@ _OPEN_CLIP = Family('CLIP', _CLIP, 1e-5, {1280: 16, 1408: 16, 1664: 16}, crop_fr
 _AIMV2 = Family('AIMv2', _CLIP, 1e-5, {1024: 8, 1536: 12, 2048: 16, 3072: 24}, crop_fraction=1.0)
 _OPENAI_CLIP = Family('OpenAI CLIP', _CLIP, 1e-5, gelu='quick', crop_fraction=1.0)
 _DEIT = Family('DeiT', _IMAGENET, num_heads={1280: 16})
+_DEIT3 = Family('DeiT III', _IMAGENET, num_heads={1280: 16}, crop_fraction=1.0)
 _MAE = Family('MAE', _IMAGENET, num_heads={1280: 16}, license=licenses.not_commercial('MAE'))
 # Those that `ModelMetadata.family` may name.
 _NAMED = {each.name: each for each in (_DINOV2, _DINOV3, _OPENAI_CLIP, _DEIT, _MAE)}
@@ -73,12 +75,19 @@ def family_of(tensors: Mapping[str, Tensor]) -> Family | None:
   if 'rope_embed.periods' in tensors or (has_scale and _lacks_positions(tensors)):
     return _DINOV3
   if any(f'{block}attn.{name}' in tensors for name in ('q_proj.weight', 'q_bias')):
-    return _EVA02
+    return _EVA02 if _is_gated(tensors) else _EVA
   if has_scale and ('mask_token' in tensors or 'reg_token' in tensors or _patch(tensors) == 14):
     return _DINOV2
   if 'dist_token' in tensors:
     return _DEIT
+  if f'{block}gamma_1' in tensors:
+    return _DEIT3
   return _MAE if 'decoder_embed.weight' in tensors else None
+
+
+def _is_gated(tensors: Mapping[str, Tensor]) -> bool:
+  first, second = (tensors.get(f'blocks.0.mlp.fc{i}.weight') for i in (1, 2))
+  return first is None or second is None or first.shape[:1] != second.shape[-1:]
 
 
 def _lacks_positions(tensors: Mapping[str, Tensor]) -> bool:
@@ -130,6 +139,8 @@ def complete(
   rule = _rule(rotary or family.rotary, tensors)
   angles = '' if rule is None else f', the rotary positions of {rotary or family.rotary}'
   named = 'those' if metadata.family else 'named as those'
+  is_pooled = metadata.pool is not None or 'attn_pool.latent' in tensors
+  pooling = '' if is_pooled or 'cls_token' not in tensors else ', its class token as the features'
   return dataclasses.replace(
     metadata,
     num_heads=family.num_heads.get(width, width // 64) or None,
@@ -146,8 +157,8 @@ def complete(
     notes=(
       *metadata.notes,
       f'the tensors are {named} of {family.name}, of which its normalization of pixels, '
-      f'{family.gelu} GELU, LayerNorm epsilon {family.epsilon:g}{angles} are assumed; pass gelu=, '
-      'mean=, std=, num_heads=, rotary= for others',
+      f'{family.gelu} GELU, LayerNorm epsilon {family.epsilon:g}{angles}{pooling} are assumed; pass '
+      'gelu=, mean=, std=, num_heads=, rotary= for others',
     ),
   )
 

@@ -27,13 +27,16 @@ _FAMILIES = {
   'a PiT': r'(^|\.)transformers\.\d+\.blocks\.',
   'a LeViT, EfficientFormer or TinyViT': r'\.attention_biases$|(^|\.)levit\.',
   'a Hiera': r'(^|\.)hiera\.|(^|\.)pos_embed_(win|window|spatial|temporal)$|'
-  r'^blocks\.\d+\.proj\.weight$',
+  r'^blocks\.\d+\.proj\.weight$|(^|\.)stages\.\d+\.layers\.\d+\.attn\.qkv\.',
   'an MViT': r'\.attn\.(pool_q|norm_q)\.',
-  'a MobileViT': r'(^|\.)(mobilevit|mobilevitv2)\.|stages\.\d+\.\d+\.transformer\.\d+\.',
+  'a MobileViT': r'(^|\.)(mobilevit|mobilevitv2)\.|stages\.\d+\.\d+\.transformer\.\d+\.|'
+  r'\.transformer\.layer\.\d+\.layernorm_before\.',
   'a Visformer': r'^stage\d\.\d+\.mlp\.conv1\.',
+  'a SegFormer': r'(^|\.)(segformer|decode_head)\.|\.block\.\d+\.\d+\.mlp\.dwconv\.',
   'a PVT or CoaT': r'(^|\.)(patch_embed1\.proj|pvt|pvt_v2)\.|'
-  r'^stages\.\d+\.blocks\.\d+\.attn\.kv\.',
-  'a SegFormer': r'(^|\.)(segformer|decode_head)\.',
+  r'^stages\.\d+\.blocks\.\d+\.attn\.kv\.|'
+  r'(^|\.)encoder\.block\.\d+\.\d+\.attention\.self\.query\.|'
+  r'(^|\.)layers\.\d+\.blocks\.\d+\.attention\.query\.',
   'a DETR or YOLOS': r'(^|\.)(query_position_embeddings|query_embed|class_labels_classifier|'
   r'detection_tokens|yolos|detr)(\.|$)',
   'a SAM or ViTDet': r'(^|\.)(mask_decoder|prompt_encoder|image_encoder)\.|\.rel_pos_[hw]$|'
@@ -46,6 +49,9 @@ _FAMILIES = {
   r'inner_attn_ln\.weight|k_norm_bias)$|(^|\.)rel_pos_bias\.|(^|\.)(beit|data2vec_vision)\.|'
   r'\.attention\.relative_position_bias\.|(^|\.)lambda_1$',
   'an I-JEPA': r'(^|\.)ijepa\.',
+  'a VideoMAE': r'(^|\.)videomae\.|\.attention\.attention\.q_bias$',
+  'a Perceiver': r'(^|\.)perceiver\.|(^|\.)self_attends\.\d+\.',
+  'a BLIP': r'(^|\.)encoder\.layers\.\d+\.self_attn\.qkv\.',
   'a torchvision ViT': r'(^|\.)conv_proj\.weight$|encoder\.layers\.encoder_layer_\d+\.',
   'a BERT': r'(^|\.)embeddings\.word_embeddings\.|(^|\.)(wte|embed_tokens)\.weight$',
   'a DaViT': r'\.cpe[12]\.proj\.',
@@ -58,7 +64,7 @@ _FAMILIES = {
   'an MLP-Mixer': r'\.token_mixing\.',
   'a ResMLP or gMLP': r'\.linear_tokens\.|\.mlp_channels\.gate\.|\.spatial_proj\.',
   'a ConvNeXt or EdgeNeXt': r'(^|\.)convnext(v2)?\.|'
-  r'stages\.\d+\.(blocks\.)?\d+\.(conv_dw|dwconv)\.|'
+  r'stages\.\d+\.((blocks|layers)\.)?\d+\.(conv_dw|dwconv)\.|'
   r'(^|\.)downsample_layers\.\d+\.|^features\.\d+\.\d+\.layer_scale$',
   'a RegNet': r'^s1\.b1\.|(^|\.)(regnet|trunk_output)\.',
   'a DenseNet': r'(^|\.)features\.denseblock\d+\.',

@@ -14,7 +14,18 @@ from vit_jax.config import Preprocessing, height_width
 from vit_jax.errors import UserError
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY, Tensor
 from vit_jax.weights.layouts import aimv2, hugging_face_names, image_processor, pytorch
-from vit_jax.weights.layouts.hugging_face_names import AIMV2, CLIP, DEIT, DINOV3, SIGLIP, VIT, Names
+from vit_jax.weights.layouts.hugging_face_names import (
+  AIMV2,
+  CLIP,
+  DEIT,
+  DINOV2,
+  DINOV2_WITH_REGISTERS,
+  DINOV3,
+  MSN,
+  SIGLIP,
+  VIT,
+  Names,
+)
 from vit_jax.weights.layouts.released import POSITIONS
 from vit_jax.weights.metadata import ModelMetadata, UnsupportedError
 
@@ -230,7 +241,7 @@ def read_config(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Mode
       preprocessing = written  # nobody has changed the processor
   multi_label = config.get('problem_type') == 'multi_label_classification'
   stated = {name: tower.get(key, config.get(key)) for key, name in _SIZES.items()}
-  if kind.gated:
+  if kind in (DINOV2, DINOV2_WITH_REGISTERS, DINOV3):
     stated['mlp'] = 'swiglu' if any(map(fields.get, _GATED)) else 'gelu'
   return ModelMetadata(
     image_size=image_size,
@@ -279,7 +290,9 @@ def _read_processor(
 ) -> tuple[Preprocessing, tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
   """(preprocessing, mean, std, notes); those of the published models if there is no processor."""
   if not processor:
-    assumed = "ViTImageProcessor's defaults are" if kind is VIT else f'that of {kind.family} is'
+    assumed = (
+      "ViTImageProcessor's defaults are" if kind in (VIT, MSN) else f'that of {kind.family} is'
+    )
     note = f'there is no preprocessor_config.json: {assumed} assumed'
     mean, std = (x if channels == 3 else (0.5,) * channels for x in (kind.mean, kind.std))
     return kind.preprocessing, mean, std, (note,)

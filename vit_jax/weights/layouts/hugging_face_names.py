@@ -107,7 +107,7 @@ _RENAMED = {
 
 VIT = Names(
   family='ViT',
-  model_types=('vit', 'vit_msn'),
+  model_types=('vit',),
   backbone='vit.',
   markers=(('encoder.layer.0.layernorm_before.weight',), ('layers.0.layernorm_before.weight',)),
   parameters=_EMBEDDINGS,
@@ -117,6 +117,9 @@ VIT = Names(
   renamed=_RENAMED,
   defaults={'layer_norm_eps': 1e-12},
   position_resize='corners',  # of the original code
+)
+MSN = dataclasses.replace(
+  VIT, family='ViT MSN', model_types=('vit_msn',), position_resize='bicubic'
 )
 MAE = dataclasses.replace(
   VIT,
@@ -345,5 +348,8 @@ METACLIP_2 = dataclasses.replace(
   model_types=('metaclip_2_vision_model', 'metaclip_2'),
   license=licenses.not_commercial('MetaCLIP 2'),
 )
-# Those with more markers first; MetaCLIP 2 differs from CLIP in its config alone.
-ALL = (CLIP, SIGLIP, TIPS, AIMV2, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT, METACLIP_2)
+# Those with more markers first; the last two differ from CLIP and ViT in their configs alone.
+ALL = (
+  *(CLIP, SIGLIP, TIPS, AIMV2, DINOV2_WITH_REGISTERS, DINOV2, DINOV3, DEIT, MAE, VIT),
+  *(METACLIP_2, MSN),
+)

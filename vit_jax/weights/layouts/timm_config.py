@@ -128,11 +128,9 @@ def _lacks_norms(arguments: Mapping[str, Any]) -> bool:
 
 def _sizes(arguments: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of the model that the tensors must have."""
-  stated = {name: arguments.get(key) for key, name in _SIZES.items()}
-  prefix = {'distilled': ('cls', 'distillation')}.get(arguments['class'], ('cls',))
-  return {name: value for name, value in stated.items() if type(value) is int} | {
-    'prefix_names': prefix if arguments.get('class_token', True) else ()
-  }
+  stated = {_SIZES[key]: x for key, x in arguments.items() if key in _SIZES and type(x) is int}
+  prefix = ('cls', 'distillation') if arguments['class'] == 'distilled' else ('cls',)
+  return stated | {'prefix_names': prefix if arguments.get('class_token', True) else ()}
 
 
 def _read_activation(arguments: Mapping[str, Any]) -> str:
