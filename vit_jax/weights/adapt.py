@@ -233,7 +233,7 @@ def adapt_weights(
   build.check_image_size(image_size, model, 'image_size')
   params = flatten(build.abstract_params(model, image_size, channels))
   tensors, old_head, zeros, resized, dropped = _normalized(weights, model), {}, {}, {}, ()
-  if isinstance(model, VisionTransformer):
+  if isinstance(model, VisionTransformer) and isinstance(weights.model, VisionTransformer):
     tensors, dropped = without_tokens(tensors, weights.model, model)
   if new_head:
     for prefix in ('head/',) if 'pre_logits/kernel' in params else ('head/', 'pre_logits/'):
