@@ -5,6 +5,7 @@ it takes at their native resolution determine its positions.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,8 @@ def complete(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
   """
   completed = dict(linen)
   has_biases = any(n.startswith(_BLOCK) and n.endswith('/bias') for n in linen)
-  if f'{_POOL}/key/kernel' in linen:
-    shape = linen[f'{_POOL}/key/kernel'].shape
+  shape = linen[f'{_POOL}/key/kernel'].shape if f'{_POOL}/key/kernel' in linen else ()
+  if shape and math.prod(shape[1:]) == shape[0]:
     completed[f'{_POOL}/query/kernel'] = Tensor.from_array(
       np.eye(shape[0], dtype=np.float32).reshape(shape)
     )
@@ -51,11 +52,15 @@ def with_sincos_positions(
     The tensors and the metadata for this size, and notes.
   """
   image_size = image_size or metadata.image_size or (224, 224)
-  if 'patch_norm/scale' not in tensors or POSITIONS in tensors:
+  kernel = tensors.get('embedding/kernel')
+  shape = (0,) if kernel is None else kernel.shape
+  is_native = 'patch_norm/scale' in tensors and POSITIONS not in tensors
+  if not is_native or len(shape) != 4 or shape[3] % 4:
     return dict(tensors), metadata, ()
-  patch, _, _, width = tensors['embedding/kernel'].shape
+  patch, _, _, width = shape
   grid = image_size[0] // patch, image_size[1] // patch
-  table = Tensor.from_array(_sincos(*grid, width))
+  shape = 1, grid[0] * grid[1], width
+  table = Tensor(shape, np.dtype(np.float32), lambda rows: _sincos(*grid, width)[rows or ...])
   note = f'its fixed positions are a table for {grid[0]}x{grid[1]} patches; load it at each size'
   sized = dataclasses.replace(metadata, image_size=image_size)
   return {**tensors, POSITIONS: table}, sized, (note,)
