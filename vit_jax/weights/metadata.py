@@ -67,7 +67,9 @@ class ModelMetadata:
   license: str | None = None  # terms of the weights that their owner wants to be named
   has_positions: bool = True  # False: trained without position embeddings; stored with the model
   family: str | None = None  # of Transformers, whose tensors are expected; not stored
-  sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the model; not stored
+  sizes: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict
+  )  # fields of the model; not stored
   notes: tuple[str, ...] = ()  # what was assumed; not stored
   is_own: bool = False  # written by vit_jax, so that what it does not state does not exist
 

@@ -173,7 +173,11 @@ WRONG = {
   'another depth': ('DINOv3', {'num_hidden_layers': 3}, 'of depth 2, but its config.json says 3'),
   'another width': ('DINOv3', {'hidden_size': 48}, 'of width 24, but its config.json says 48'),
   'another size': ('DeiT', {'image_size': 35}, 'does not match its image_size .35, 35.'),
-  'another MLP': ('DINOv3', {'intermediate_size': 50}, 'of mlp_dim 40, but its config.json says 50'),
+  'another MLP': (
+    'DINOv3',
+    {'intermediate_size': 50},
+    'of mlp_dim 40, but its config.json says 50',
+  ),
   'other registers': ('DINOv3', {'num_register_tokens': 2}, 'of registers 4, but its .* says 2'),
   'a gate that is missing': (
     'DINOv3',
@@ -204,9 +208,9 @@ INCOMPLETE = {
   'the bias of the patches': (
     'DINOv2 with registers',
     'embeddings.patch_embeddings.projection.bias',
-    'embedding/bias is missing',
+    'it has no embedding/bias',
   ),
-  'the bias of the head': ('DeiT', 'classifier.bias', 'head/bias is missing'),
+  'the bias of the head': ('DeiT', 'classifier.bias', 'it has no head/bias'),
 }
 
 
@@ -217,7 +221,7 @@ def test_a_file_that_is_not_complete_is_refused(case, copy_of):
   tensors = safetensors.numpy.load_file(path)
   del tensors[tensor]
   safetensors.numpy.save_file(tensors, path)
-  with pytest.raises(UserError, match=f'is not complete: .*{message}'):
+  with pytest.raises(UserError, match=f'is not complete.*: .*{message}'):
     vit_jax.load(path.parent)
 
 

@@ -142,8 +142,8 @@ def complete(
     notes=(
       *metadata.notes,
       f'the tensors are named as those of {family.name}, of which its normalization of pixels, '
-      f'{family.gelu} GELU, LayerNorm epsilon {family.epsilon:g}{angles}{pooling} are assumed; pass '
-      'gelu=, mean=, std=, num_heads=, rotary= for others',
+      f'{family.gelu} GELU, LayerNorm epsilon {family.epsilon:g}{angles}{pooling} are assumed; '
+      'pass gelu=, mean=, std=, num_heads=, rotary= for others',
     ),
   )
 

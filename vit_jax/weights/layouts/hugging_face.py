@@ -284,7 +284,9 @@ def _read_processor(
 ) -> tuple[Preprocessing, tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
   """(preprocessing, mean, std, notes); those of the published models if there is no processor."""
   if not processor:
-    assumed = "ViTImageProcessor's defaults are" if kind in (VIT, MSN) else f'that of {kind.family} is'
+    assumed = (
+      "ViTImageProcessor's defaults are" if kind in (VIT, MSN) else f'that of {kind.family} is'
+    )
     note = f'there is no preprocessor_config.json: {assumed} assumed'
     mean, std = (x if channels == 3 else (0.5,) * channels for x in (kind.mean, kind.std))
     return kind.preprocessing, mean, std, (note,)
