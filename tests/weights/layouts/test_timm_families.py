@@ -288,8 +288,8 @@ def copy_of(name: str, tmp_path: pathlib.Path, without: str = '', **arguments) -
 
 INCOMPLETE = {
   'a bias of one block': ('clip', r'blocks\.1\.attn\.qkv\.bias', 'not that of all blocks'),
-  'the bias of the patches': ('siglip', r'patch_embed\.proj\.bias', 'embedding/bias is missing'),
-  'the bias of the head': ('deit3', r'head\.bias', 'head/bias is missing'),
+  'the bias of the patches': ('siglip', r'patch_embed\.proj\.bias', 'it has no embedding/bias'),
+  'the bias of the head': ('deit3', r'head\.bias', 'it has no head/bias'),
   'the class token': ('dinov3', 'cls_token', r"config.json says .'cls',."),
   'the registers': ('dinov3', 'reg_token', 'of registers 0, but its config.json says 4'),
 }

@@ -177,7 +177,9 @@ def check_biases(linen: Mapping[str, Tensor], source: str) -> None:
   """Raises `UserError` if the patches or the head have no bias; those of CLIP need none."""
   for layer in () if 'Transformer/pre_norm/scale' in linen else ('embedding', 'head'):
     if f'{layer}/kernel' in linen and f'{layer}/bias' not in linen:
-      raise UserError(f'{source} is not complete: {layer}/bias is missing.')
+      raise UserError(
+        f'{source} is not complete, or of an unsupported kind: it has no {layer}/bias.'
+      )
 
 
 def _layer_to_linen(
