@@ -53,7 +53,8 @@ def load(
       sharded over devices; each device gets only its shard.
     keep_pre_logits: keep that layer under a new head.
     position_resize: 'auto': as the family of the source does; 'corners', as in the released code;
-      'half_pixel', 'bicubic', 'bicubic_antialias' or 'bilinear_antialias', as in PyTorch.
+      'half_pixel', 'bicubic', 'bicubic_offset', 'bicubic_antialias' or 'bilinear_antialias', as in
+      PyTorch (`resize_position_embedding`).
     num_heads: only for PyTorch files of an unpublished width that do not store it.
     gelu: 'tanh', 'exact' or 'quick', for files that do not store it.
     rotary: 'none', 'dinov3', 'eva02' or 'perception_encoder', for state dicts of timm and of the

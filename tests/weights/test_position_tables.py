@@ -100,12 +100,15 @@ def test_resizing_to_the_same_grid_and_back_from_a_finer_one(method):
   np.testing.assert_allclose(finer[:, ::2], rows, atol=1e-6)
 
 
-# Columns of `torch.nn.functional.interpolate` (2.13) of four equal columns [0, 1, 4, 2].
+# Columns of `torch.nn.functional.interpolate` (2.13) of four equal columns [0, 1, 4, 2]; with an
+# offset, of a scale_factor of (new + 0.1) / 4.
 OF_PYTORCH = {
   ('bicubic', 6): [-0.0868056, 0.21875, 1.55208, 3.76042, 3.28125, 1.82639],
   ('bicubic_antialias', 6): [-0.0657893, 0.294118, 1.44213, 3.7662, 3.11765, 1.86842],
   ('bicubic', 3): [0.091435, 2.78125, 2.33912],
   ('bicubic_antialias', 3): [0.0755149, 2.6056, 2.6659],
+  ('bicubic_offset', 6): [-0.0884798, 0.209823, 1.45563, 3.67671, 3.41646, 1.87241],
+  ('bicubic_offset', 3): [0.0826163, 2.54733, 2.62623],
   ('bilinear_antialias', 6): [0, 0.5, 1.5, 3.5, 3, 2],
   ('bilinear_antialias', 3): [0.3, 2.5, 2.6],
 }

@@ -37,7 +37,13 @@ Detr = Literal['DETR-R50', 'DETR-R101']
 Loss = Literal['softmax', 'sigmoid']
 MaskedTarget = Literal['mean_color', 'downsized', 'pixels']
 PositionResize = Literal[
-  'auto', 'corners', 'half_pixel', 'bicubic', 'bicubic_antialias', 'bilinear_antialias'
+  'auto',
+  'corners',
+  'half_pixel',
+  'bicubic',
+  'bicubic_offset',
+  'bicubic_antialias',
+  'bilinear_antialias',
 ]
 InitHead = Literal['new', 'keep', 'auto']
 OnBadExample = Literal['error', 'skip']

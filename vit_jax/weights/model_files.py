@@ -36,7 +36,7 @@ _STATE_DICTS = {
   'clip': ('OpenAI CLIP', 'bicubic'),
   'deit': ('DeiT', 'bicubic'),
   'deit3': ('DeiT', 'bicubic'),
-  'dinov2': ('DINOv2', 'bicubic'),
+  'dinov2': ('DINOv2', 'bicubic_offset'),
   'dinov3': ('DINOv3', None),
   'mae': ('MAE', 'bicubic'),
 }

@@ -187,14 +187,16 @@ def _interpolation(old: int, new: int, method: str) -> np.ndarray:
   return weights
 
 
-def _convolution(old: int, new: int, kernel: str, antialias: str = '') -> np.ndarray:
+def _convolution(old: int, new: int, kernel: str, option: str = '') -> np.ndarray:
   """The (new, old) matrix of PyTorch's interpolation with `align_corners=False`.
 
   aten/src/ATen/native/cpu/UpSampleKernel.cpp: with antialiasing it has another cubic kernel, and
-  what is beyond the border is left out; otherwise the entry at the border is repeated.
+  what is beyond the border is left out; otherwise the entry at the border is repeated. With an
+  offset the new side is taken for 0.1 longer: `interpolate_offset` of DINOv2's hub/backbones.py.
   """
+  antialias = option == 'antialias'
   scale = max(old / new, 1) if antialias else 1.0
-  center = (np.arange(new) + 0.5) * old / new - 0.5
+  center = (np.arange(new) + 0.5) * old / (new + 0.1 * (option == 'offset')) - 0.5
   reach = math.ceil(2 * scale) + 1
   taps = np.floor(center)[:, None] + np.arange(-reach, reach + 1)
   distances = np.abs(taps - center[:, None]) / scale
@@ -232,7 +234,8 @@ def resize_position_embedding(
     method: 'corners' aligns the corner entries, as the released code does
       (`scipy.ndimage.zoom`); 'half_pixel' aligns the centers of patches, without antialiasing,
       as `jax.image.resize` and PyTorch do; both are bilinear. 'bicubic', 'bicubic_antialias' and
-      'bilinear_antialias' align centers, too, as `torch.nn.functional.interpolate` does.
+      'bilinear_antialias' align centers, too, as `torch.nn.functional.interpolate` does;
+      'bicubic_offset' nearly does, as the code of DINOv2 without registers.
 
   Returns:
     (1, N', D) or (1, N' + 1, D) in the same dtype.

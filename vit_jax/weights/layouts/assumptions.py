@@ -116,9 +116,9 @@ def complete(
     return (
       metadata if rotary is None else dataclasses.replace(metadata, rotary=_rule(rotary, tensors))
     )
-  metadata = dataclasses.replace(
-    metadata, position_resize=metadata.position_resize or 'bicubic_antialias'
-  )
+  is_original = 'mask_token' in tensors and family_of(tensors) is _DINOV2  # which timm leaves out
+  resize = 'bicubic_offset' if is_original and 'reg_token' not in tensors else 'bicubic_antialias'
+  metadata = dataclasses.replace(metadata, position_resize=metadata.position_resize or resize)
   if family_of(tensors) is _PERCEPTION and 'norm.weight' not in tensors:
     metadata = dataclasses.replace(metadata, final_norm='none', pool='gap')  # as timm
   if metadata.pool is None and 'fc_norm.weight' in tensors:
