@@ -193,7 +193,11 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
     ignored |= {*_NORMALIZATION}
     old['patch_bias'] = True  # into which the normalization is folded
   ignored |= set() if new.get('pre_logits') else {'pre_logits'}
-  if isinstance(model, VisionTransformer) and can_drop(weights.model, model):
+  if (
+    isinstance(weights.model, VisionTransformer)
+    and isinstance(model, VisionTransformer)
+    and can_drop(weights.model, model)
+  ):
     ignored |= {'pool', 'class_token', 'registers'}
   differing = [
     f'{name} is {old[name]} in the file, {new[name]} in the config'
