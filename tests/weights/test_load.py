@@ -54,7 +54,7 @@ def test_golden_logits(name):
 def test_architecture_is_read_off_the_tensors(name):
   vit = vit_jax.load(GOLDEN / f'{name}.npz')
   expected = dict(width=48, depth=2, mlp_dim=96, num_heads=3, num_classes=7) | ARCHITECTURES[name]
-  expected |= dict(resnet_width=0, resnet_blocks=())
+  expected |= dict(resnet_width=0, resnet_blocks=(), norm='layer')
   expected |= dict(position_embedding='1d', position_entry='stem', axial=False)
   architecture = build.architecture(vit.model)
   assert {name: architecture.pop(name) for name in expected} == expected

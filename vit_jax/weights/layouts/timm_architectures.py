@@ -31,8 +31,9 @@ _OVERRIDABLE = {
   ('eva', 1e-5): 'vit_small_patch16_dinov3',
 }
 EPSILONS = {epsilon for _, epsilon in _OVERRIDABLE}
-_AIMV2 = 'aimv2_large_patch14_224'  # nor its normalizations RMSNorm
-_GATED = 'vit_giant_patch14_dinov2'  # no argument in config.json makes a VisionTransformer's MLP so
+# Those with a gated MLP or RMSNorm, which no argument of a VisionTransformer asks for, by (kind of
+# normalization, epsilon).
+_GATED = {('layer', EPSILON): 'vit_giant_patch14_dinov2', ('rms', 1e-5): 'aimv2_large_patch14_224'}
 
 
 @functools.cache
@@ -67,10 +68,15 @@ def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) ->
   """
   epsilon = model.numerics.layer_norm_epsilon
   needs_gated = kind == 'vit' and model.mlp == 'swiglu'
-  if (needs_gated or (kind, epsilon) not in _OVERRIDABLE) and epsilon in EPSILONS - {EPSILON}:
+  names = (
+    {each: name for (norm, each), name in _GATED.items() if norm == model.norm}
+    if needs_gated
+    else {each: name for (of_kind, each), name in _OVERRIDABLE.items() if of_kind == kind}
+  )
+  if epsilon in EPSILONS - names.keys():
     part = 'distillation token' if kind == 'distilled' else 'SwiGLU'
     raise UserError(
-      f'timm has no model with a {part} whose LayerNorms have the epsilon {epsilon:g}; write '
+      f'timm has no model with a {part} whose normalizations have the epsilon {epsilon:g}; write '
       'X.safetensors, or a vit_jax folder (--layout=model).'
     )
   wanted = _features(model)
@@ -86,9 +92,7 @@ def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) ->
     if (each.get('class'), each.get('eps', EPSILON)) == (kind, epsilon)
     and ('mlp_layer' in each) == needs_gated
   }
-  default = _OVERRIDABLE.get((kind, epsilon), _OVERRIDABLE[kind, EPSILON])
-  if needs_gated:
-    default = _AIMV2 if model.norm == 'rms' else _GATED
+  default = names.get(epsilon, next(iter(names.values())))
   best = min(candidates.items(), key=score, default=(default, {}))
   has_size = best[1] and score(best)[0] == 0
   return best[0] if has_size else default
