@@ -108,8 +108,6 @@ _SIGLIP_RECIPE = {
 
 RECIPES = {
   'linear': _LINEAR,
-  # It has no biases of keys: ours are zeros, and stay so when its blocks are trained.
-  'dinov3': _LINEAR | {'optimizer.freeze': ('.*/key/bias',)},
   'mae_b': _mae(100, 5e-4, 0.65, 0.1),
   'mae_l': _mae(50, 1e-3, 0.75, 0.2),
   'mae_h': _mae(50, 1e-3, 0.75, 0.3),
@@ -128,6 +126,7 @@ _DINOV3 = _DINO | {
   'rotary': 'dinov3',
   'position_embedding': 'none',
   'layer_norm_epsilon': 1e-5,
+  'qkv_bias': 'query_value',
 }
 _CLIP = {
   'pre_norm': True,
@@ -158,8 +157,10 @@ def _dinov3():
     fields = _DINOV3 | {'variant': variant}
     if variant in ('S+', 'H+', '7B'):
       fields['mlp'] = 'swiglu'
+    if variant == '7B':
+      fields['qkv_bias'] = 'none'
     weights = f'facebook/dinov3-{name}-pretrain-lvd1689m'
-    yield f'dinov3_{name.removeprefix("vit")}', Foundation(weights, 'dinov3', fields)
+    yield f'dinov3_{name.removeprefix("vit")}', Foundation(weights, 'linear', fields)
 
 
 FAMILIES = {

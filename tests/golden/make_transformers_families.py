@@ -63,6 +63,7 @@ FAMILIES = {
   'distilled DeiT': Family('DeiTForImageClassificationWithTeacher', _VIT | _LABELS),
   'DeiTModel': Family('DeiTModel', _VIT, is_identical=False),
   'DINOv2': Family('Dinov2Model', _DINO),
+  'DINOv2 without biases of attention': Family('Dinov2Model', _DINO | dict(qkv_bias=False)),
   'DINOv2 with SwiGLU': Family('Dinov2Model', _DINO | dict(use_swiglu_ffn=True)),
   'DINOv2 with a head': Family('Dinov2ForImageClassification', _DINO | _LABELS),
   'DINOv2 with registers': Family('Dinov2WithRegistersModel', _DINO),

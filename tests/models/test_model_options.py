@@ -43,6 +43,7 @@ OTHER = dict(
   pixel_std=(0.2, 0.2, 0.2),
   patch_norm=True,
   block_bias=False,
+  qkv_bias='none',
   norm='rms',
   pool_mlp=False,
   pre_norm=True,

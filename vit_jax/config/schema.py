@@ -153,6 +153,9 @@ class ModelConfig(Section, path='model'):
   )
   patch_norm: bool = field(False, 'patch embeddings are normalized before positions (AIMv2)')
   block_bias: bool = field(True, 'dense layers of the blocks have biases; False: AIMv2')
+  qkv_bias: Literal['all', 'query_value', 'none'] = field(
+    'all', 'queries, keys and values have biases; query_value: DINOv3, EVA-02; none: DINOv3 7B'
+  )
   pre_norm: bool = field(False, 'a LayerNorm before the blocks (CLIP)')
   mlp: Literal['gelu', 'swiglu', 'swiglu_norm'] = field(
     'gelu', 'a plain MLP, a gated one (arXiv 2002.05202), or that with a LayerNorm (EVA-02)'

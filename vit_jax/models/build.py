@@ -37,8 +37,8 @@ _ARCHITECTURE = {
   VisionTransformer: (
     'patch_size width depth mlp_dim num_heads num_classes pool pre_logits resnet_width '
     'resnet_blocks position_embedding position_entry axial class_token registers rotary patch_bias '
-    'patch_norm block_bias pre_norm norm mlp layer_scale final_norm pool_num_heads pool_mlp_dim '
-    'pool_mlp head_bias pixel_mean pixel_std'
+    'patch_norm block_bias qkv_bias pre_norm norm mlp layer_scale final_norm pool_num_heads '
+    'pool_mlp_dim pool_mlp head_bias pixel_mean pixel_std'
   ).split(),
   BiTResNet: (
     'width blocks num_classes spatial window num_heads non_local_stages non_local_subsample'
@@ -134,6 +134,7 @@ def model_from_config(
     pixel_std=config.pixel_std,
     patch_norm=config.patch_norm,
     block_bias=config.block_bias,
+    qkv_bias=config.qkv_bias,
     pre_norm=config.pre_norm,
     mlp=config.mlp,
     layer_scale=config.layer_scale,

@@ -25,6 +25,11 @@ GELUS: dict[str, Callable[[Array], Array]] = {
   'exact': functools.partial(nn.gelu, approximate=False),
   'quick': lambda x: x * nn.sigmoid(1.702 * x),  # of the original CLIP
 }
+QKV_BIASES = {  # the projections of an attention that have biases
+  'all': ('query', 'key', 'value'),
+  'query_value': ('query', 'value'),
+  'none': (),
+}
 MLPS = ('gelu', 'swiglu', 'swiglu_norm')
 NORMS = {'layer': nn.LayerNorm, 'rms': nn.RMSNorm}
 
@@ -109,6 +114,7 @@ class MultiHeadDotProductAttention(nn.Module):
   attention: Attend = einsum_attention
   rotation: Rotation | None = None
   use_bias: bool = True
+  qkv_bias: str = 'all'
 
   @nn.compact
   def __call__(
@@ -123,7 +129,8 @@ class MultiHeadDotProductAttention(nn.Module):
     head_shape = self.num_heads, width // self.num_heads
 
     def project(x: Array, name: str) -> Array:  # -> (B, N, K, D/K)
-      x = Dense((width,), head_shape, self.dtype, use_bias=self.use_bias, name=name)(x)
+      use_bias = self.use_bias and name in QKV_BIASES[self.qkv_bias]
+      x = Dense((width,), head_shape, self.dtype, use_bias=use_bias, name=name)(x)
       return x.reshape(*x.shape[:2], *head_shape)
 
     query, key = project(queries, 'query'), project(inputs, 'key')
@@ -163,6 +170,7 @@ class EncoderBlock(nn.Module):
   layer_scale: float = 0.0
   mlp: str = 'gelu'
   bias: bool = True
+  qkv_bias: str = 'all'
 
   @nn.compact
   def __call__(
@@ -189,6 +197,7 @@ class EncoderBlock(nn.Module):
       self.attention,
       self.rotation,
       self.bias,
+      self.qkv_bias,
     )(y, y, weight_keys, table)
     y = dropout(y, self.dropout_rate, output_keys)
     x = x + finish(y, branch_keys)

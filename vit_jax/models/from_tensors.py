@@ -8,6 +8,7 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.models.attention.detr import DETR
 from vit_jax.models.build import MAX_DEPTH, RELEASED_NUMERICS, Model
+from vit_jax.models.encoder_block import QKV_BIASES
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.resnet import BiTResNet, hybrid_stride
 from vit_jax.models.rotary import Rotary
@@ -107,6 +108,7 @@ def _vit_from_tensors(
     patch_bias='embedding/bias' in tensors,
     patch_norm='patch_norm/scale' in tensors,
     block_bias=f'{block}/{_ATTENTION}/out/bias' in tensors,
+    qkv_bias=_qkv_bias(tensors, f'{block}/{_ATTENTION}'),
     pre_norm='Transformer/pre_norm/scale' in tensors,
     mlp=(
       'swiglu_norm'
@@ -139,6 +141,14 @@ def _pool(tensors: Mapping[str, Any], width: int, stated: str | None) -> str:
   if head.shape[0] == 2 * width:
     return 'token_gap'
   return 'gap' if stated == 'gap' else 'token'
+
+
+def _qkv_bias(tensors: Mapping[str, Any], attention: str) -> str:
+  """The projections that have biases; 'all' in a block without any."""
+  if f'{attention}/out/bias' not in tensors:
+    return 'all'
+  names = tuple(name for name in QKV_BIASES['all'] if f'{attention}/{name}/bias' in tensors)
+  return next((kind for kind, each in QKV_BIASES.items() if each == names), 'all')
 
 
 def _attention_pool(tensors: Mapping[str, Any], num_heads: int, mlp_dim: int) -> dict[str, Any]:

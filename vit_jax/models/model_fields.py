@@ -22,8 +22,8 @@ from vit_jax.models.variants import (
 from vit_jax.models.vit import VisionTransformer
 
 _PARTS = (
-  'class_token registers patch_bias patch_norm block_bias pixel_mean pixel_std pre_norm norm mlp '
-  'layer_scale final_norm pool_num_heads pool_mlp_dim pool_mlp'
+  'class_token registers patch_bias patch_norm block_bias qkv_bias pixel_mean pixel_std pre_norm '
+  'norm mlp layer_scale final_norm pool_num_heads pool_mlp_dim pool_mlp'
 ).split()
 
 

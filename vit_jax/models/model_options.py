@@ -34,7 +34,13 @@ _READ_WITH = {
 }
 # What axial blocks do not have, and the value without it.
 _NOT_AXIAL = dict(
-  class_token=False, registers=0, rotary=None, mlp='gelu', layer_scale=0.0, block_bias=True
+  class_token=False,
+  registers=0,
+  rotary=None,
+  mlp='gelu',
+  layer_scale=0.0,
+  block_bias=True,
+  qkv_bias='all',
 )
 
 

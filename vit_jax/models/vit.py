@@ -196,6 +196,8 @@ class VisionTransformer(nn.Module):
     patch_bias: False: the patch embedding has no bias (CLIP).
     patch_norm: normalizes the patch embeddings before their positions are added (AIMv2).
     block_bias: False: the dense layers of the blocks have no bias (AIMv2, arXiv 2411.14402).
+    qkv_bias: a key of QKV_BIASES: 'all', 'query_value', without biases of keys (DINOv3, EVA-02),
+      or 'none' (DINOv3 7B).
     pre_norm: a LayerNorm before the blocks (CLIP, arXiv 2103.00020, Section 2.4).
     mlp: of MLPS: 'gelu', 'swiglu' (DINOv2 g, DINOv3 H+ and 7B) or 'swiglu_norm' (EVA-02).
     layer_scale: initial factor of each branch (`LayerScale`); 0: no factors.
@@ -239,6 +241,7 @@ class VisionTransformer(nn.Module):
   patch_bias: bool = True
   patch_norm: bool = False
   block_bias: bool = True
+  qkv_bias: str = 'all'
   pre_norm: bool = False
   mlp: str = 'gelu'
   layer_scale: float = 0.0
@@ -317,7 +320,9 @@ class VisionTransformer(nn.Module):
     if self.axial:
       block_fields['grid'] = positions.grid
     else:
-      block_fields |= dict(layer_scale=self.layer_scale, mlp=self.mlp, bias=self.block_bias)
+      block_fields |= dict(
+        layer_scale=self.layer_scale, mlp=self.mlp, bias=self.block_bias, qkv_bias=self.qkv_bias
+      )
     if self.rotary is not None:
       block_fields['rotation'] = Rotation(self.rotary, positions.grid, self.num_prefix_tokens)
     is_random = self.dropout_rate or self.attention_dropout_rate or self.stochastic_depth_rate

@@ -15,6 +15,7 @@ from vit_jax.config.schema import InitHead, PositionResize
 from vit_jax.errors import UserError
 from vit_jax.hardware import num_cores
 from vit_jax.models import build
+from vit_jax.models.encoder_block import QKV_BIASES
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.text import plural, printable
@@ -26,6 +27,7 @@ from vit_jax.weights.layouts.released import flatten, unflatten
 from vit_jax.weights.load import SourceWeights, open_weights
 from vit_jax.weights.metadata import ModelMetadata
 from vit_jax.weights.position_tables import is_position_table, resize_table
+from vit_jax.weights.qkv_biases import missing_biases
 
 _NORMALIZATION = ('pixel_mean', 'pixel_std')
 
@@ -196,6 +198,8 @@ def _check_architecture(weights: SourceWeights, model: build.Model) -> None:
   if isinstance(model, VisionTransformer) and isinstance(weights.model, VisionTransformer):
     if can_drop(weights.model, model):
       ignored |= {'pool', 'class_token', 'registers'}
+  if {*QKV_BIASES[old.get('qkv_bias', 'all')]} <= {*QKV_BIASES[new.get('qkv_bias', 'all')]}:
+    ignored.add('qkv_bias')
   differing = [
     f'{name} is {old[name]} in the file, {new[name]} in the config'
     for name in old
@@ -289,6 +293,9 @@ def _normalized(weights: SourceWeights, model: build.Model) -> dict[str, Tensor]
   """The tensors for a model with that normalization of pixels and LayerScale, or without."""
   mean, std = (getattr(weights.model, name, ()) for name in _NORMALIZATION)
   tensors = dict(weights.tensors)
+  if isinstance(model, VisionTransformer) and model.block_bias:
+    zeros = missing_biases(tensors, model.qkv_bias)
+    tensors |= {name: Tensor.from_array(x) for name, x in zeros.items()}
   if getattr(weights.model, 'layer_scale', 0) and not getattr(model, 'layer_scale', 0):
     tensors = layer_scale.fold(tensors)
   if not mean or mean == getattr(model, 'pixel_mean', ()):

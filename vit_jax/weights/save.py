@@ -26,6 +26,7 @@ from vit_jax.weights.layouts import (
   timm_config,
 )
 from vit_jax.weights.metadata import ModelMetadata
+from vit_jax.weights.qkv_biases import missing_biases
 
 # The files of the folders written here, which a new model may replace.
 _MODEL_FILES = frozenset(
@@ -39,6 +40,7 @@ _RELEASED = dict(
   patch_bias=True,
   patch_norm=False,
   block_bias=True,
+  qkv_bias='all',
   norm='layer',
   pool_mlp=True,
   pre_norm=False,
@@ -199,13 +201,17 @@ def save_npz(model: build.Model, params: Any, metadata: ModelMetadata, path: epa
   """Writes one file in the released layout, which the original loaders read.
 
   Metadata goes into comments that they ignore. So a normalization of pixels is folded into the
-  first layer and LayerScale into the layers before it, unless the model has parts that they do
+  first layer and LayerScale into the layers before it, and biases that are left out are zeros,
+  unless the model has parts that they do
   not know.
   """
-  plain = model.clone(layer_scale=0.0) if isinstance(model, VisionTransformer) else model
+  plain = model
+  if isinstance(model, VisionTransformer):
+    plain = model.clone(layer_scale=0.0, qkv_bias='all')
   if plain is not model and _is_released(plain):
-    tensors = {name: Tensor.from_array(x) for name, x in released.flatten(params).items()}
-    folded = layer_scale.fold(tensors)
+    arrays = released.flatten(params)
+    arrays |= missing_biases(arrays)
+    folded = layer_scale.fold({name: Tensor.from_array(x) for name, x in arrays.items()})
     params = released.unflatten({name: tensor.read() for name, tensor in folded.items()})
     model = plain
   if metadata.mean and metadata.std and _is_released(model):

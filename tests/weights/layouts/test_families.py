@@ -243,7 +243,6 @@ def test_folders_of_timm_that_are_refused(name, timm, tmp_path):
 REFUSED_BY_TRANSFORMERS = {
   'ReLU': ('ViTForImageClassification', dict(hidden_act='relu'), 'activation relu'),
   'a pooler with ReLU': ('ViTModel', dict(pooler_act='relu'), 'pooler.* relu'),
-  'no biases': ('ViTForImageClassification', dict(qkv_bias=False), 'without biases of queries'),
   'BEiT': ('BeitForImageClassification', {}, 'type beit'),
   'SigLIP 2 with NaFlex': ('Siglip2VisionModel', dict(num_patches=16), 'NaFlex'),
   'I-JEPA': ('IJepaForImageClassification', {}, 'type ijepa'),

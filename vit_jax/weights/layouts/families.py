@@ -88,10 +88,6 @@ _FAMILIES = {
   ),
   'a convolutional network': r'\.running_mean$',
 }
-# Weights that have a bias in a plain ViT of Transformers.
-_QUERY = (
-  r'(\.attention\.attention\.query|(?<!encoder\.)layers\.\d+\.attention\.q_proj)\.(weight|bias)$'
-)
 # What a plain ViT of timm has and the file lacks.
 _NECESSARY = {
   'patch_embed.proj.weight': (
@@ -110,8 +106,6 @@ def describe(names: Collection[str]) -> str | None:
   for family, pattern in _FAMILIES.items():
     if re.search(pattern, text, re.MULTILINE):
       return family
-  if {match[2] for match in re.finditer(_QUERY, text, re.MULTILINE)} == {'weight'}:
-    return 'a Vision Transformer without biases of queries, keys and values (qkv_bias)'
   if 'blocks.0.mlp.norm.weight' in names and 'blocks.0.mlp.fc1_g.weight' not in names:
     return 'a Vision Transformer with a normalization inside its MLP (scale_mlp_norm)'
   if 'blocks.63.attn.q_bias' in names:

@@ -174,9 +174,9 @@ def to_linen(
     linen = _with_register(linen)
   if kind is AIMV2:
     linen = aimv2.complete(linen)
-  if kind is DINOV3:
-    linen = pytorch.with_biases(linen, source, pytorch.LAYERS_OF_BLOCK)
-  if kind is not AIMV2:
+  else:
+    layers = {'layers': pytorch.LAYERS_OF_BLOCK} if kind is DINOV3 else {}
+    linen = pytorch.with_biases(linen, source, **layers)
     pytorch.check_biases(linen, source)
   return linen, ()
 

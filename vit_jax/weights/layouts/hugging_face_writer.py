@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.build import Model
+from vit_jax.models.encoder_block import QKV_BIASES
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.layouts import aimv2, pytorch
 from vit_jax.weights.layouts.hugging_face import placeholder_labels
@@ -26,6 +27,7 @@ from vit_jax.weights.metadata import ModelMetadata
 
 _ACTIVATIONS = {'tanh': 'gelu_pytorch_tanh', 'exact': 'gelu', 'quick': 'quick_gelu'}
 _PROBLEMS = {'softmax': 'single_label_classification', 'sigmoid': 'multi_label_classification'}
+_WITH_QKV_BIAS = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, TIPS)  # as a field of config.json
 _DROPOUT = {'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0}
 
 
@@ -56,6 +58,8 @@ def _from_linen(
 ) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of a class."""
   names, block = found.names, dict(found.names.block)
+  if names is not DINOV3 and not (model.qkv_bias == 'none' and names in _WITH_QKV_BIAS):
+    params = pytorch.with_qkv_biases(model, params)
   if model.mlp == 'swiglu' and names.gated:
     block = {n: x for n, x in block.items() if not n.startswith('mlp.')} | dict(names.gated)
   layers = {n: x for n, x in names.layers.items() if x != 'head' or n == found.head}
@@ -69,9 +73,6 @@ def _from_linen(
   for name in names.flat:
     tensors[name] = tensors[name].reshape(tensors[name].shape[1 if 'position' in name else 2 :])
   tensors |= _unused_tensors(found, model)
-  if names is DINOV3:  # whose configs say which projections have a bias
-    ends = tuple(f'.{name}_proj.bias' for name in 'qkv')
-    tensors = {n: x for n, x in tensors.items() if not n.endswith(ends) or x.any()}
   prefix = names.backbone if found.prefix is None else found.prefix
   heads = (found.head or ' ', 'distillation_classifier')
   return {_rename(n) if n.startswith(heads) else prefix + _rename(n): x for n, x in tensors.items()}
@@ -152,18 +153,15 @@ def _special_fields(
   names, gated = found.names, model.mlp == 'swiglu'
   if names in (VIT, DEIT):
     pooler = {'pooler_output_size': model.pre_logits} if model.pre_logits else {}
-    return {**_DROPOUT, 'qkv_bias': True, **pooler}
+    return {**_DROPOUT, 'qkv_bias': model.qkv_bias != 'none', **pooler}
   registers = {'num_register_tokens': model.registers}
   if names in (DINOV2, DINOV2_WITH_REGISTERS, TIPS):
     ratio = {'mlp_ratio': mlp_ratio(model, names is not TIPS), 'use_swiglu_ffn': gated}
-    ratio['qkv_bias'] = True
+    ratio['qkv_bias'] = model.qkv_bias != 'none'
     return {**_DROPOUT, **ratio, **({} if names is DINOV2 else registers)}
   if names is DINOV3:
     assert model.rotary is not None
-    biases = {
-      f'{name}_bias': any(n.endswith(f'.{name[0]}_proj.bias') for n in tensors)
-      for name in ('query', 'key', 'value')
-    }
+    biases = {f'{name}_bias': name in QKV_BIASES[model.qkv_bias] for name in QKV_BIASES['all']}
     gate = {'use_gated_mlp': gated} | ({'hidden_act': 'silu'} if gated else {})
     return {**registers, **biases, **gate, 'rope_theta': model.rotary.base}
   if names is AIMV2:

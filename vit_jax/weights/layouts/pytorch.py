@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.models.encoder_block import QKV_BIASES
 from vit_jax.models.variants import VARIANTS
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights.formats.lazy_tensor import Tensor
-from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten
+from vit_jax.weights.layouts.released import ATTENTION, POSITIONS, flatten, unflatten
 from vit_jax.weights.metadata import UnsupportedError
+from vit_jax.weights.qkv_biases import missing_biases
 
 # What training wrappers put before the names of a model, in any nesting: 'teacher.backbone.'.
 _EMA = frozenset(('state_dict_ema', 'model_ema', 'ema'))
@@ -147,7 +150,7 @@ def with_biases(
 ) -> dict[str, Tensor]:
   """The tensors with zeros for the biases of layers that no block has.
 
-  DINOv3 has none for keys, on which a query's softmax does not depend; its 7B has none at all.
+  Those of QKV_BIASES are left out: of keys, or of queries, keys and values.
 
   Args:
     linen: {linen name: tensor}.
@@ -168,9 +171,19 @@ def with_biases(
     layer = name.removesuffix('/bias')
     if layer != name and _BLOCK.sub('*', layer) in kinds:
       raise UserError(f'{source} is not complete: it has {name}, but not that of all blocks.')
+  projections = {layer.rpartition('/')[2] for layer in lacking} & {*QKV_BIASES['all']}
+  left_out = {*QKV_BIASES['all']} - projections in map(set, QKV_BIASES.values())
   for layer, shape in lacking.items():
+    if left_out and layer.endswith(_PROJECTIONS):
+      continue
     completed[f'{layer}/bias'] = Tensor.from_array(np.zeros(shape, np.float32))
   return completed
+
+
+def with_qkv_biases(model: VisionTransformer, params: Any) -> Any:
+  """A parameter tree with zeros for the biases that `qkv_bias` leaves out of the blocks."""
+  tensors = flatten(params)
+  return unflatten(tensors | missing_biases(tensors)) if model.block_bias else params
 
 
 def check_biases(linen: Mapping[str, Tensor], source: str) -> None:

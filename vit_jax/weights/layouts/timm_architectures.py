@@ -47,7 +47,7 @@ def arguments(architecture: str) -> dict[str, Any]:
   return dict(_read().get(architecture, {}))
 
 
-def class_of(model: VisionTransformer, has_key_biases: bool) -> str:
+def class_of(model: VisionTransformer) -> str:
   """The key of CLASSES that has such a model; only `Eva` has biases of queries but not of keys."""
   if model.pool == 'distilled':
     return 'distilled'
@@ -55,7 +55,7 @@ def class_of(model: VisionTransformer, has_key_biases: bool) -> str:
   is_eva = model.rotary is not None or model.mlp == 'swiglu_norm' or sizes_of_pool
   is_eva = is_eva or (model.pool == 'map' and model.num_prefix_tokens)  # others pool only patches
   is_plain = model.numerics.gelu == 'exact' and model.mlp == 'gelu'
-  return 'eva' if is_eva or (is_plain and not has_key_biases) else 'vit'
+  return 'eva' if is_eva or (is_plain and model.qkv_bias == 'query_value') else 'vit'
 
 
 def closest(model: VisionTransformer, kind: str, image_size: tuple[int, int]) -> str:

@@ -11,7 +11,7 @@ from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.weights import licenses
 from vit_jax.weights.formats.lazy_tensor import METADATA_KEY
-from vit_jax.weights.layouts import pytorch, timm_architectures, timm_arguments, timm_vit
+from vit_jax.weights.layouts import pytorch, timm_architectures, timm_arguments
 from vit_jax.weights.metadata import HALF, ModelMetadata, UnsupportedError
 
 # Of pixels in [0, 1]: IMAGENET_DEFAULT_MEAN in timm/data/constants.py.
@@ -208,7 +208,7 @@ def make_config(
       'reads too.'
     )
   channels = state_dict['patch_embed.proj.weight'].shape[1]
-  kind = timm_vit.written_class(model, state_dict)
+  kind = timm_architectures.class_of(model)
   if kind == 'eva' and model.mlp == 'gelu' and model.numerics.gelu != 'exact':
     raise UserError(
       f'The model has {model.numerics.gelu} GELU, for which timm has no argument beside its other '

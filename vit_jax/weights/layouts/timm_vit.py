@@ -78,7 +78,7 @@ def to_linen(
   tensors: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   """As `timm.to_linen`, of a Vision Transformer."""
-  packed, tensors = _packed_blocks(tensors), _with_masked_biases(tensors)
+  packed = _packed_blocks(tensors)
   named, ignored = {}, unused(tensors)
   for name, tensor in tensors.items():
     if name in ignored:
@@ -96,7 +96,7 @@ def to_linen(
   if 'patch_norm/scale' in linen:  # AIMv2, the only one that families.py lets pass
     linen = _with_rms_norms(linen)
   else:
-    linen = pytorch.with_biases(linen, source)
+    linen = pytorch.with_biases(_without_masked_biases(linen, tensors), source)
     pytorch.check_biases(linen, source)
   if 'norm_pre.weight' in named and 'attn_pool.latent' in named:
     linen = with_pool_heads(linen, POOL_HEADS_OF_PERCEPTION_ENCODER, source)
@@ -112,19 +112,13 @@ def _with_rms_norms(linen: Mapping[str, Tensor]) -> dict[str, Tensor]:
   return {re.sub(r'/LayerNorm_(\d/scale)$', r'/RMSNorm_\1', name): x for name, x in linen.items()}
 
 
-def _with_masked_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-  """The tensors with zeros for the biases of keys that DINOv3's own code multiplies by 0."""
-  masked = dict(tensors)
-  for name in tensors:
-    bias = tensors.get(name.removesuffix('_mask'))
-    if name.endswith('.qkv.bias_mask') and bias is not None:
-      masked[name.removesuffix('_mask')] = bias.map(bias.shape, _without_keys)
-  return masked
-
-
-def _without_keys(bias: np.ndarray) -> np.ndarray:
-  third = len(bias) // 3
-  return np.concatenate([bias[:third], np.zeros_like(bias[third:-third]), bias[-third:]])
+def _without_masked_biases(
+  linen: Mapping[str, Tensor], names: Collection[str]
+) -> dict[str, Tensor]:
+  """The tensors without the biases of keys, if DINOv3's own code multiplies them by 0."""
+  if not any(name.endswith('.qkv.bias_mask') for name in names):
+    return dict(linen)
+  return {name: x for name, x in linen.items() if not name.endswith(f'{ATTENTION}/key/bias')}
 
 
 def _packed_blocks(tensors: Mapping[str, Tensor]) -> set[str]:
@@ -201,9 +195,10 @@ def _unsupported_norms(model: VisionTransformer) -> str | None:
 
 def from_linen(model: VisionTransformer, params: Any) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of timm's class for the model."""
+  params = pytorch.with_qkv_biases(model, params)
   tensors = {name: np.asarray(x, np.float32) for name, x in flatten(params).items()}
   _complete(model, tensors)
-  kind = class_of(model, _has_key_biases(tensors))
+  kind = class_of(model)
   _shorten_positions(model, tensors)
   is_separate = kind == 'eva' and model.mlp == 'swiglu_norm'
   block = dict(_BLOCK) | (_SEPARATE if is_separate else _FUSED)
@@ -223,21 +218,7 @@ def from_linen(model: VisionTransformer, params: Any) -> dict[str, np.ndarray]:
   for name, array in pytorch.from_linen(unflatten(tensors), PARAMETERS, layers).items():
     name = re.sub(r'\.ls([12])\.weight$', scale, name.replace(_PACKED_NAME, 'mlp.fc1'))
     state_dict[name] = np.ascontiguousarray(array)
-  return _without_zero_biases(model, kind, state_dict)
-
-
-def written_class(model: VisionTransformer, state_dict: Mapping[str, Any]) -> str:
-  """The key of `timm_architectures.CLASSES` for which `from_linen` has made a state dict."""
-  return class_of(model, has_key_biases='blocks.0.attn.q_bias' not in state_dict)
-
-
-def _has_key_biases(tensors: Mapping[str, np.ndarray]) -> bool:
-  """Whether keys have biases, or queries have none either."""
-  queries, keys = (
-    [x for n, x in tensors.items() if n.endswith(f'{ATTENTION}/{name}/bias')]
-    for name in ('query', 'key')
-  )
-  return any(x.any() for x in keys) or not any(x.any() for x in queries)
+  return _without_biases(model, kind, state_dict)
 
 
 def _complete(model: VisionTransformer, tensors: dict[str, np.ndarray]) -> None:
@@ -264,28 +245,22 @@ def _shorten_positions(model: VisionTransformer, tensors: dict[str, np.ndarray])
   tensors[POSITIONS] = positions[:, prefix:]
 
 
-def _without_zero_biases(
+def _without_biases(
   model: VisionTransformer, kind: str, state_dict: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Leaves out the biases of queries, keys and values that timm's class need not have."""
-  fused = [f'blocks.{i}.attn.qkv.bias' for i in range(model.depth)]
-  separate = [f'blocks.{i}.attn.{x}_proj.bias' for i in range(model.depth) for x in 'qkv']
-  written = [name for name in (*fused, *separate) if name in state_dict]
-  is_optional = kind == 'eva' or model.registers or model.layer_scale
-  if is_optional and not any(state_dict[name].any() for name in written):
-    return {name: x for name, x in state_dict.items() if name not in written}
-  if kind != 'eva':
+  """Leaves out the biases of queries, keys and values that the model lacks."""
+  if model.qkv_bias == 'all' or (model.qkv_bias == 'query_value' and kind != 'eva'):
     return state_dict
-  width, changed = model.width, dict(state_dict)
-  keys = [state_dict[name][width:-width] for name in fused if name in state_dict]
-  keys += [state_dict[name] for name in separate if name in state_dict and '.k_proj.' in name]
-  if any(key.any() for key in keys):
-    return changed
-  for name in written:
-    if name in fused:
-      bias = changed.pop(name)
-      block = name.removesuffix('qkv.bias')
-      changed |= {f'{block}q_bias': bias[:width], f'{block}v_bias': bias[-width:]}
-    elif '.k_proj.' in name:
-      del changed[name]
+  changed = dict(state_dict)
+  for i in range(model.depth):
+    attention = f'blocks.{i}.attn.'
+    bias = changed.pop(f'{attention}qkv.bias', None)
+    if model.qkv_bias == 'none':
+      for letter in 'qkv':
+        changed.pop(f'{attention}{letter}_proj.bias', None)
+    elif bias is None:
+      del changed[f'{attention}k_proj.bias']
+    else:
+      width = model.width
+      changed |= {f'{attention}q_bias': bias[:width], f'{attention}v_bias': bias[-width:]}
   return changed
