@@ -175,11 +175,11 @@ class VisionTransformer(nn.Module):
     width, depth, mlp_dim, num_heads: the size (Table 1 of the paper).
     num_classes: C; 0: no head, and the result is the features before it, (B, D) or
       (B, pre_logits) float32.
-    pool: a key of POOLS: 'token' (class token), 'gap' (global average pooling of the patches),
-      'map' (attention pooling of all tokens), 'token_gap' (the first two, concatenated, as in
-      DINOv2, arXiv 2304.07193, Appendix B.3) or 'distilled' (the class token and a distillation
-      token, each with a head of its own, whose logits are averaged: DeiT, arXiv 2012.12877,
-      Section 4).
+    pool: how tokens become features: 'token' (class token), 'gap' (global average pooling of the
+      patches), 'map' (attention pooling of all tokens), 'token_gap' (the first two, concatenated,
+      as in DINOv2, arXiv 2304.07193, Appendix B.3) or 'distilled' (the class token and a
+      distillation token, each with a head of its own, whose logits are averaged: DeiT, arXiv
+      2012.12877, Section 4).
     pre_logits: width of the tanh layer before the head (Section 3.1); 0: no layer.
     dropout_rate, attention_dropout_rate, stochastic_depth_rate: in [0, 1); for training.
     head_bias_init: initial value of the head's bias; about -log(C) suits sigmoid losses.
@@ -190,25 +190,31 @@ class VisionTransformer(nn.Module):
       'layers_shared' (all have the same ones). Relative embeddings are in the attention of each
       block: their own by 'stem', the same ones by 'layers_shared'.
     axial: attention along rows, then along columns (`AxialBlock`); needs pool gap or map.
-    class_token: there is one, though the pool is gap (MAE fine-tuned, EVA-02) or map.
-    registers: further tokens without positions, after the class token (arXiv 2309.16588).
-    rotary: rotates queries and keys by the places of their patches; None: does not.
-    patch_bias: False: the patch embedding has no bias (CLIP).
-    patch_norm: normalizes the patch embeddings before their positions are added (AIMv2).
-    block_bias: False: the dense layers of the blocks have no bias (AIMv2, arXiv 2411.14402).
-    qkv_bias: a key of QKV_BIASES: 'all', 'query_value', without biases of keys (DINOv3, EVA-02),
-      or 'none' (DINOv3 7B).
-    pre_norm: a LayerNorm before the blocks (CLIP, arXiv 2103.00020, Section 2.4).
-    mlp: of MLPS: 'gelu', 'swiglu' (DINOv2 g, DINOv3 H+ and 7B) or 'swiglu_norm' (EVA-02).
-    layer_scale: initial factor of each branch (`LayerScale`); 0: no factors.
-    final_norm: 'encoder', a LayerNorm of all tokens after the blocks, 'pooled', of the features
-      after pooling (fc_norm of MAE and BEiT), or 'none' (CLIP as an image classifier in
+    class_token: prepend a class token though the pool is gap (MAE fine-tuned, EVA-02) or map; the
+      other pools always have one.
+    registers: number of further learned tokens, without positions, after the class token (arXiv
+      2309.16588; 4 in DINOv2 with registers and in DINOv3).
+    rotary: the rule by which queries and keys are rotated by the position of their patch
+      (`rotary.py`; DINOv3, EVA-02, Perception Encoder); None: no rotation.
+    patch_bias: whether the patch embedding has a bias; CLIP's has none.
+    patch_norm: whether patch embeddings are normalized before positions are added (AIMv2).
+    block_bias: whether the dense layers of the blocks have biases; AIMv2's have none (arXiv
+      2411.14402).
+    qkv_bias: which projections of an attention have biases, a key of QKV_BIASES: 'all',
+      'query_value' (none for keys: DINOv3, EVA-02) or 'none' (DINOv3 7B).
+    pre_norm: whether a LayerNorm precedes the blocks (CLIP, arXiv 2103.00020, Section 2.4).
+    mlp: kind of the MLPs, one of MLPS: 'gelu', 'swiglu' (gated: DINOv2 g, DINOv3 S+, H+ and 7B) or
+      'swiglu_norm' (gated, with a LayerNorm of the hidden units: EVA-02).
+    layer_scale: initial value of a learned factor for each feature of a residual branch
+      (`LayerScale`; DINOv2, DINOv3, DeiT III); 0: no factors.
+    final_norm: where the last LayerNorm is: 'encoder' (of all tokens, after the blocks), 'pooled'
+      (of the pooled features: fc_norm of MAE and BEiT) or 'none' (CLIP as an image classifier in
       Transformers).
-    pool_num_heads, pool_mlp_dim: of pool map; 0: those of the blocks.
-    pool_mlp: False: pool map ends with its attention, without a LayerNorm and an MLP (AIMv2).
-    head_bias: False: the head is a projection without bias (CLIP).
-    pixel_mean, pixel_std: of pixels in [0, 1], for each channel, by which images are normalized
-      before the patch embedding; (): 0.5, which leaves images in [-1, 1] as they are.
+    pool_num_heads, pool_mlp_dim: heads and hidden units of attention pooling; 0: as in the blocks.
+    pool_mlp: whether attention pooling ends with a LayerNorm and an MLP; AIMv2's does not.
+    head_bias: whether the head has a bias; the projection of CLIP has none.
+    pixel_mean, pixel_std: normalize each channel before the patch embedding, in units of pixels in
+      [0, 1]; (): 0.5, which leaves images in [-1, 1] as they are.
     numerics: dtype, GELU, LayerNorm or RMSNorm, its epsilon.
     attention: of `choose_attention`. Like remat and scan_blocks, it changes memory and time, and
       results only by rounding.
