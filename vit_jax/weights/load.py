@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import types
 from collections.abc import Mapping
 
 from etils import epath
@@ -12,22 +11,12 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.encoder_block import GELUS
 from vit_jax.models.from_tensors import TOKEN_MIXING, model_from_tensors
-from vit_jax.models.masked_patches import encoder_params
 from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import Numerics, VisionTransformer
 from vit_jax.weights import evaluation_protocols, normalization
-from vit_jax.weights.formats.lazy_tensor import Tensor, TensorFile
-from vit_jax.weights.layouts import (
-  aimv2,
-  assumptions,
-  families,
-  hugging_face,
-  originals,
-  released,
-  timm,
-  timm_config,
-  timm_vit,
-)
+from vit_jax.weights.formats.lazy_tensor import Tensor
+from vit_jax.weights.layouts import originals, released
+from vit_jax.weights.linen_tensors import Selection, defaults, select, translate, with_family
 from vit_jax.weights.metadata import HALF, ModelMetadata
 from vit_jax.weights.model_files import open_model
 from vit_jax.weights.position_tables import grid_of_patches, trained_grid, with_prefix_positions
@@ -71,43 +60,11 @@ def open_weights(
     raise UserError(f'gelu is {gelu!r}; choose one of {", ".join(GELUS)}.')
   _check_normalization(mean, std)
   file, metadata = open_model(source)
-  file, name = originals.with_timm_names(file), str(file.path)
-  translator, layout, prefixes = _detect_layout(file)
-  prefix, notes = prefixes[0], metadata.notes
-  if prefixes[1:]:
-    notes += (f'the tensors {prefix}* were taken, not {prefixes[1]}*',)
-  inside = {n.removeprefix(prefix): x for n, x in file.tensors.items() if n.startswith(prefix)}
-  ignored = tuple(n for n in file.tensors if not n.startswith(prefix))
-  if translator is hugging_face:
-    metadata, unused, of_family = hugging_face.complete(metadata, inside, name)
-    inside = {n: x for n, x in inside.items() if n not in unused}
-    notes, ignored = notes + of_family, ignored + unused
-  if translator is not released and (family := families.describe(inside)):
-    raise UserError(f'{name} holds {family}, which vit_jax does not support.')
-  if layout == 'timm':
-    metadata = assumptions.complete(metadata, inside, rotary, name)
-    ignored += timm_vit.unused(inside)
-  notes += tuple(note for note in metadata.notes if note not in notes)
-  heads = num_heads if not metadata.is_own and metadata.image_size is None else None
-  heads = heads or metadata.num_heads or num_heads
-  tensors, changes = translator.to_linen(inside, heads, name)
-  if translator is hugging_face:
-    tensors, metadata, change = aimv2.with_sincos_positions(tensors, metadata, image_size)
-    notes += change
-  if metadata.pool_num_heads and 'MAPHead_0/probe' in tensors and translator is timm:
-    tensors = timm_vit.with_pool_heads(tensors, metadata.pool_num_heads, name)
-  encoder_tensors = encoder_params(tensors)  # all of them, except of a masked-patch checkpoint
-  ignored += tuple(name for name in tensors if name not in encoder_tensors)
-  tensors = encoder_tensors
-  if translator is released:
-    defaults = ModelMetadata(gelu='tanh')  # Google's models, whose pixels are in [-1, 1]
-  elif translator is hugging_face:
-    defaults = hugging_face.defaults(inside)
-  else:
-    defaults = ModelMetadata(preprocessing=timm_config.DEFAULT_PREPROCESSING)
-  metadata, assumed = _assume(layout, defaults, metadata, gelu, mean, 'cls' in tensors)
-  notes = (*notes, *assumed, *changes)
-  mean, std = mean or metadata.mean or HALF, std or metadata.std or HALF
+  selection, metadata = with_family(select(originals.with_timm_names(file)), metadata, rotary)
+  of_layout = defaults(selection)
+  selection, metadata = translate(selection, metadata, num_heads, image_size)
+  metadata, assumed = _assume(selection, of_layout, metadata, gelu, mean)
+  name, tensors, layout = selection.name, selection.tensors, selection.layout
   numerics = Numerics(
     gelu=gelu or metadata.gelu or 'tanh', layer_norm_epsilon=metadata.layer_norm_epsilon
   )
@@ -115,61 +72,89 @@ def open_weights(
     tensors, name, numerics, metadata.pool, metadata.rotary, metadata.final_norm
   )
   _check_config(metadata, model, name)
-  if {*mean, *std} != {0.5}:
-    if isinstance(model, VisionTransformer):
-      channels = tensors[build.input_kernel(tensors)].shape[2]
-      model = normalization.with_normalization(model, mean, std, channels, name)
-    else:
-      tensors = normalization.fold(tensors, mean, std, name)
-    notes = (f'the normalization of pixels has mean {mean}', *notes)
-  pool = getattr(model, 'pool', None)
-  if pool and metadata.pool and metadata.pool != pool:
-    raise UserError(
-      f'{name} pools by {_POOLING[metadata.pool]} according to its config.json, but its tensors '
-      f'are those of {_POOLING[pool]}; vit_jax does not support that.'
-    )
-  metadata.check_num_labels(model.num_classes, name)
-  names = None if metadata.is_own else class_names_of_head(model.num_classes)
-  if metadata.labels is None and names is not None:
-    metadata = dataclasses.replace(metadata, labels=list(names))
-    if translator is not released:
-      notes += ("the file names no classes: ImageNet's, by their number; pass labels= for others",)
-  if prefix.endswith(released.IMAGE_TOWER) and ignored:
-    metadata, note = _describe_image_tower(metadata, model.num_classes)
-    notes = (*notes, note)
-  if isinstance(model, VisionTransformer):
-    has_positions = metadata.has_positions and model.rotary is None
-    if model.position_embedding == 'none' and has_positions:
-      raise UserError(
-        f'{name} has no position embeddings, and no config.json of vit_jax that says '
-        'position_embedding=none.'
-      )
-    known_size = (metadata.image_size or image_size) if layout == 'timm' else None
-    if layout in ('timm', 'big_vision'):
-      tensors, change = with_prefix_positions(tensors, model, known_size)
-      notes += change
-  if metadata.license:
-    notes += (metadata.license,)
-  size, grid = _trained_size(tensors, model, metadata.image_size, image_size, name)
-  if size and isinstance(model, VisionTransformer):
-    tiled = (size[0] - size[0] % model.patch_size, size[1] - size[1] % model.patch_size)
-    if tiled != size and all(tiled):  # SigLIP So400m/14 of 384 pixels
-      notes += (f'patches do not tile its images of {size}, so it takes those of {tiled}',)
-      size = tiled
+  pixels = mean or metadata.mean or HALF, std or metadata.std or HALF
+  model, tensors, normalized = _with_normalization(model, tensors, *pixels, name)
+  metadata, of_classes = _with_labels(selection, metadata, model)
+  tensors, of_positions = _with_positions(selection, tensors, metadata, model, image_size)
+  size, grid, of_size = _trained_size(tensors, model, metadata.image_size, image_size, name)
+  license = (metadata.license,) if metadata.license else ()
+  notes = (*normalized, *selection.notes, *assumed, *of_classes, *of_positions, *license, *of_size)
   description = 'Orbax' if file.container == 'Orbax' else f'{layout} layout, {file.container}'
   return SourceWeights(
-    name, description, tensors, ignored, notes, model, grid, size or (224, 224), metadata
+    name, description, tensors, selection.ignored, notes, model, grid, size or (224, 224), metadata
   )
 
 
 def _check_config(metadata: ModelMetadata, model: build.Model, source: str) -> None:
-  """Raises `UserError` if the config beside the tensors has other sizes than they have."""
+  """Raises `UserError` if the config beside the tensors describes other ones."""
   for name, size in metadata.sizes.items():
     if getattr(model, name, size) != size:
       raise UserError(
         f'{source} has tensors of {name} {getattr(model, name)}, but its config.json says {size}; '
         'put the config.json of these tensors beside them.'
       )
+  pool = getattr(model, 'pool', None)
+  if pool and metadata.pool and metadata.pool != pool:
+    raise UserError(
+      f'{source} pools by {_POOLING[metadata.pool]} according to its config.json, but its tensors '
+      f'are those of {_POOLING[pool]}; vit_jax does not support that.'
+    )
+  metadata.check_num_labels(model.num_classes, source)
+
+
+def _with_normalization(
+  model: build.Model,
+  tensors: dict[str, Tensor],
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  source: str,
+) -> tuple[build.Model, dict[str, Tensor], tuple[str, ...]]:
+  """The model, its tensors and a note, with the normalization of pixels in one of them."""
+  if {*mean, *std} == {0.5}:
+    return model, tensors, ()
+  if isinstance(model, VisionTransformer):
+    channels = tensors[build.input_kernel(tensors)].shape[2]
+    model = normalization.with_normalization(model, mean, std, channels, source)
+  else:
+    tensors = normalization.fold(tensors, mean, std, source)
+  return model, tensors, (f'the normalization of pixels has mean {mean}',)
+
+
+def _with_labels(
+  selection: Selection, metadata: ModelMetadata, model: build.Model
+) -> tuple[ModelMetadata, tuple[str, ...]]:
+  """The metadata with ImageNet's classes, where the head has their number; also notes."""
+  notes, names = (), None if metadata.is_own else class_names_of_head(model.num_classes)
+  if metadata.labels is None and names is not None:
+    metadata = dataclasses.replace(metadata, labels=list(names))
+    if not selection.is_released:
+      notes = ("the file names no classes: ImageNet's, by their number; pass labels= for others",)
+  if selection.prefix.endswith(released.IMAGE_TOWER) and selection.ignored:
+    metadata, note = _describe_image_tower(metadata, model.num_classes)
+    notes += (note,)
+  return metadata, notes
+
+
+def _with_positions(
+  selection: Selection,
+  tensors: dict[str, Tensor],
+  metadata: ModelMetadata,
+  model: build.Model,
+  image_size: tuple[int, int] | None,
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+  """The tensors with positions of the tokens before the patches, where a layout has none."""
+  if not isinstance(model, VisionTransformer):
+    return tensors, ()
+  has_positions = metadata.has_positions and model.rotary is None
+  if model.position_embedding == 'none' and has_positions:
+    raise UserError(
+      f'{selection.name} has no position embeddings, and no config.json of vit_jax that says '
+      'position_embedding=none.'
+    )
+  if selection.layout not in ('timm', 'big_vision'):
+    return tensors, ()
+  known_size = (metadata.image_size or image_size) if selection.layout == 'timm' else None
+  return with_prefix_positions(tensors, model, known_size)
 
 
 def _trained_size(
@@ -178,15 +163,22 @@ def _trained_size(
   stored_size: tuple[int, int] | None,
   requested_size: tuple[int, int] | None,
   source: str,
-) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-  """The (image size, grid of patches) that a model was trained at; None for what is unknown."""
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[str, ...]]:
+  """The (image size, grid of patches, notes) of training; None for what is unknown."""
   sizes = stored_size, requested_size
-  if isinstance(model, VisionTransformer):
-    return trained_grid(tensors, model, *sizes, source)
   if isinstance(model, MlpMixer):
-    beginning = f'{source} has token-mixing MLPs'
-    return grid_of_patches(tensors[TOKEN_MIXING].shape[0], model, *sizes, beginning)
-  return stored_size or requested_size, None
+    beginning, patches = f'{source} has token-mixing MLPs', tensors[TOKEN_MIXING].shape[0]
+    return *grid_of_patches(patches, model, *sizes, beginning), ()
+  if not isinstance(model, VisionTransformer):
+    return stored_size or requested_size, None, ()
+  size, grid = trained_grid(tensors, model, *sizes, source)
+  if size is None:
+    return size, grid, ()
+  tiled = size[0] - size[0] % model.patch_size, size[1] - size[1] % model.patch_size
+  if tiled == size or not all(tiled):
+    return size, grid, ()
+  # As SigLIP So400m/14 of 384 pixels.
+  return tiled, grid, (f'patches do not tile its images of {size}, so it takes those of {tiled}',)
 
 
 def _describe_image_tower(metadata: ModelMetadata, num_outputs: int) -> tuple[ModelMetadata, str]:
@@ -222,14 +214,14 @@ def _check_normalization(mean: tuple[float, ...] | None, std: tuple[float, ...] 
 
 
 def _assume(
-  layout: str,
+  selection: Selection,
   defaults: ModelMetadata,
   metadata: ModelMetadata,
   gelu: str | None,
   mean: tuple[float, ...] | None,
-  has_class_token: bool,
 ) -> tuple[ModelMetadata, list[str]]:
-  """Completes what a file does not state; also returns notes on what is assumed."""
+  """Completes what a file does not state by defaults; also returns notes on what is assumed."""
+  layout, has_class_token = selection.layout, 'cls' in selection.tensors
   completed = dataclasses.replace(metadata, gelu=metadata.gelu or defaults.gelu or 'exact')
   if defaults.preprocessing is None:  # the released layout
     return completed, []
@@ -269,17 +261,3 @@ _POOLING = {
   'token_gap': 'the class token and average',
   'distilled': 'the class and distillation tokens',
 }
-
-
-def _detect_layout(file: TensorFile) -> tuple[types.ModuleType, str, list[str]]:
-  """(module of the layout, name of the layout, prefixes of all names, best first)."""
-  for module in (released, hugging_face, timm):
-    if match := module.detect(file.tensors):
-      return module, *match
-  if family := families.describe(file.tensors):
-    raise UserError(f'{file.path} holds {family}, which vit_jax does not support.')
-  names = ', '.join(sorted(file.tensors)[:3])
-  raise UserError(
-    f'{file.path} is not a Vision Transformer, MLP-Mixer or BiT in a supported layout'
-    + (f'; its tensors are called {names}, …' if names else ': it has no tensors.')
-  )
