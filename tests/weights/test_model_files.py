@@ -48,8 +48,8 @@ def test_state_dicts(name):
   unnormalized = {'pixel_mean': (), 'pixel_std': ()}
   assert vit.model.clone(**unnormalized) == expected.model.clone(**unnormalized)
   assert_same_tree(vit.params, expected.params)
-  antialiased = '_antialias' if 'reg4' in name else ''
-  assert vit.position_resize == f'bicubic{antialiased}'
+  of_dinov2 = '_antialias' if 'reg4' in name else '_offset'
+  assert vit.position_resize == 'bicubic' + (of_dinov2 if 'dinov2' in name else '')
   rule = vit.preprocessing
   assert (rule.resize, rule.crop_fraction) == ('crop', 1.0 if 'deit3' in name else 0.875)
   assert (vit.license is not None and 'CC BY-NC 4.0' in str(vit.report)) == name.startswith('mae/')
