@@ -567,7 +567,7 @@ def test_help_of_one_section(monkeypatch, capsys):
   assert code == 0 and out.startswith('config.schedule: ')
   assert '--config.schedule.warmup_steps=0.0' in out and 'optimizer' not in out
   code, _, err = run_here(monkeypatch, capsys, '--help=schedul')
-  assert code == 2 and 'model, data, optimizer, schedule, checkpoint, ' in err
+  assert code == 2 and 'model, data, optimizer, lora, schedule, checkpoint, ' in err
 
 
 def test_experiments_of_the_package_run_from_an_empty_folder(tmp_path, monkeypatch):

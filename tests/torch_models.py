@@ -13,7 +13,7 @@ def import_or_skip(name: str) -> types.ModuleType:
     with warnings.catch_warnings(action='ignore'):
       return importlib.import_module(name)
   except Exception as error:  # noqa: BLE001 - an extension that does not load raises anything
-    pytest.skip(f'{name} cannot be imported: {error!r}')
+    pytest.skip(f'{name} cannot be imported: {error!r}', allow_module_level=True)
 
 
 def randomize(module, seed: int = 0):

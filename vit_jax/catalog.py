@@ -22,8 +22,10 @@ def main() -> None:
       texts = model.data, model.license, model.name, model.alias or ''
       rows.append((*numbers, evaluation, *texts))
       if model.url is None:
-        gated[f'{model.family}/'] = (
-          f'{GATED[model.family]}, then put the files at {model.path.parent}'
+        folder = f'{model.family}/'
+        gated[folder] = (
+          f'{GATED[model.family]}, then put the files into {folder} of $VIT_JAX_CACHE, which is '
+          '~/.cache/vit_jax unless set'
         )
   if len(rows) == 1:
     raise UserError(f'No published model has {text!r} in its name.')

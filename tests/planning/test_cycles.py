@@ -202,6 +202,7 @@ def make_plan(topology: str = 'v5e:1x1', file: str = 'scan_v5e.hlo') -> Plan:
     num_devices=1,
     num_hosts=1,
     parameters=1,
+    trained_parameters=1,
     global_batch=8,
     host_batch=8,
     device_batch=8,

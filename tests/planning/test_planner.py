@@ -237,6 +237,7 @@ def test_minimum_step_time_and_chip_hours():
     num_devices=256,
     num_hosts=32,
     parameters=1,
+    trained_parameters=1,
     global_batch=4096,
     host_batch=128,
     device_batch=16,
