@@ -113,8 +113,8 @@ def _open_zero_shot(name: str, config: EvalConfig, subject: Subject) -> Evaluati
 
   def run(inputs: Inputs) -> Outcome:
     result = classification.evaluate(step, inputs.params, inputs.batches(key))
-    found = result, result.rows, source, source.class_names
-    return Outcome(source.name, result.metrics, described, *found)
+    of_result = result, result.rows, source, source.class_names
+    return Outcome(source.name, result.metrics, described, *of_result)
 
   return Evaluation(name, config.every, {key: stream}, run)
 

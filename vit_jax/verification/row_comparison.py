@@ -105,15 +105,15 @@ def _metric_of_row(measured: Measurements, row: Row) -> str:
     last = {'mean_accuracy': ('mean_accuracy', 'mean')}.get(row.metric, (row.metric,))
   kinds = {'real'} if row.target == 'imagenet_real' else set()
   kinds |= {'fewshot'} if row.metric.endswith('shot') else set()
-  found = []
+  candidates = []
   for name in measured.metrics:
     *parents, metric = name.split('/')
     kind = {measured.settings.get(f'config.evals.{part}.kind', part) for part in parents}
     if metric in last and _OTHER_KINDS & kind == kinds:
-      found.append(name)
-  if len(found) == 1:
-    return found[0]
-  what = 'several metrics' if found else 'no metric'
+      candidates.append(name)
+  if len(candidates) == 1:
+    return candidates[0]
+  what = 'several metrics' if candidates else 'no metric'
   raise UserError(
     f'{measured.name} has {what} to compare with {row.id} ({row.target}, {row.metric}); name one '
     f'with --metric: {_names(measured)}.'

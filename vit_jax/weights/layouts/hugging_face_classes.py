@@ -231,8 +231,8 @@ def find_class(model: Model, size: tuple[int, int]) -> tuple[TransformersClass |
     return None, f'{kinds[type(model).__name__]}, which no class of Transformers has'
   if model.resnet_width:
     return None, 'a ResNet, which no class of Transformers has'
-  found = [(_differences(each, model, size), each) for each in _CLASSES]
-  differences, nearest = min(found, key=lambda pair: len(pair[0]))
+  compared = [(_differences(each, model, size), each) for each in _CLASSES]
+  differences, nearest = min(compared, key=lambda pair: len(pair[0]))
   if not differences:
     return nearest, ''
   return None, f'{" and ".join(differences)}, which {nearest.name} does not support'

@@ -45,24 +45,24 @@ def write(
     UserError: for a model that no class of Transformers has.
   """
   assert metadata.image_size is not None
-  found, reason = find_class(model, metadata.image_size)
-  if found is None:
+  target, reason = find_class(model, metadata.image_size)
+  if target is None:
     raise UserError(f'The model has {reason}; write an .npz, or a vit_jax folder (--layout=model).')
   assert isinstance(model, VisionTransformer)
-  tensors = _from_linen(found, model, params)
-  return tensors, _make_config(found, model, metadata, channels, tensors)
+  tensors = _from_linen(target, model, params)
+  return tensors, _make_config(target, model, metadata, channels, tensors)
 
 
 def _from_linen(
-  found: TransformersClass, model: VisionTransformer, params: Any
+  target: TransformersClass, model: VisionTransformer, params: Any
 ) -> dict[str, np.ndarray]:
   """A parameter tree as the state dict of a class."""
-  names, block = found.names, dict(found.names.block)
+  names, block = target.names, dict(target.names.block)
   if names is not DINOV3 and not (model.qkv_bias == 'none' and names in _WITH_QKV_BIAS):
     params = pytorch.with_qkv_biases(model, params)
   if model.mlp == 'swiglu' and names.gated:
     block = {n: x for n, x in block.items() if not n.startswith('mlp.')} | dict(names.gated)
-  layers = {n: x for n, x in names.layers.items() if x != 'head' or n == found.head}
+  layers = {n: x for n, x in names.layers.items() if x != 'head' or n == target.head}
   for i in range(model.depth):
     layers |= pytorch.block_layers(names.block_prefix, block, i)
   if names is DEIT and model.pool != 'distilled':
@@ -72,9 +72,9 @@ def _from_linen(
   tensors = pytorch.from_linen(params, names.parameters, layers)
   for name in names.flat:
     tensors[name] = tensors[name].reshape(tensors[name].shape[1 if 'position' in name else 2 :])
-  tensors |= _unused_tensors(found, model)
-  prefix = names.backbone if found.prefix is None else found.prefix
-  heads = (found.head or ' ', 'distillation_classifier')
+  tensors |= _unused_tensors(target, model)
+  prefix = names.backbone if target.prefix is None else target.prefix
+  heads = (target.head or ' ', 'distillation_classifier')
   return {_rename(n) if n.startswith(heads) else prefix + _rename(n): x for n, x in tensors.items()}
 
 
@@ -94,9 +94,9 @@ def _with_distillation(params: Any) -> Any:
   return rest | {'Transformer': transformer, 'distillation': params['registers']}
 
 
-def _unused_tensors(found: TransformersClass, model: VisionTransformer) -> dict[str, np.ndarray]:
+def _unused_tensors(target: TransformersClass, model: VisionTransformer) -> dict[str, np.ndarray]:
   """Tensors that a class has and does not use here."""
-  width, names = model.width, found.names
+  width, names = model.width, target.names
   if names in (DINOV2, DINOV2_WITH_REGISTERS):
     return {'embeddings.mask_token': np.zeros((1, width), np.float32)}
   if names is TIPS:
@@ -112,7 +112,7 @@ def _unused_tensors(found: TransformersClass, model: VisionTransformer) -> dict[
 
 
 def _make_config(
-  found: TransformersClass,
+  target: TransformersClass,
   model: VisionTransformer,
   metadata: ModelMetadata,
   channels: int,
@@ -132,14 +132,14 @@ def _make_config(
     'image_size': height if height == width else [height, width],
     'patch_size': model.patch_size,
     'num_channels': channels,
-    **_special_fields(found, model, tensors),
+    **_special_fields(target, model, tensors),
   }
-  if found.is_nested:
-    fields = {'vision_config': {**fields, 'model_type': f'{found.model_type}_vision_model'}}
-  heads = _label_fields(model, metadata) if 'classifier' in found.head else {}
+  if target.is_nested:
+    fields = {'vision_config': {**fields, 'model_type': f'{target.model_type}_vision_model'}}
+  heads = _label_fields(model, metadata) if 'classifier' in target.head else {}
   return {
-    'architectures': [found.name],
-    'model_type': found.model_type,
+    'architectures': [target.name],
+    'model_type': target.model_type,
     **fields,
     **heads,
     'torch_dtype': 'float32',
@@ -147,10 +147,10 @@ def _make_config(
 
 
 def _special_fields(
-  found: TransformersClass, model: VisionTransformer, tensors: Mapping[str, np.ndarray]
+  target: TransformersClass, model: VisionTransformer, tensors: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
   """The fields of config.json that only some families have."""
-  names, gated = found.names, model.mlp == 'swiglu'
+  names, gated = target.names, model.mlp == 'swiglu'
   if names in (VIT, DEIT):
     pooler = {'pooler_output_size': model.pre_logits} if model.pre_logits else {}
     return {**_DROPOUT, 'qkv_bias': model.qkv_bias != 'none', **pooler}
@@ -175,7 +175,7 @@ def _special_fields(
     }
   if names is SIGLIP:
     return {'vision_use_head': model.pool == 'map'}
-  return {'projection_dim': model.num_classes} if found.head == 'visual_projection' else {}
+  return {'projection_dim': model.num_classes} if target.head == 'visual_projection' else {}
 
 
 def _label_fields(model: VisionTransformer, metadata: ModelMetadata) -> dict[str, Any]:
