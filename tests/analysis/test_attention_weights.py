@@ -95,6 +95,21 @@ def test_pooling_is_what_the_head_reads(pool):
     assert shares.shape == (2, 6) and shares.std() > 1e-3
 
 
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    (dict(registers=2), [1] + 8 * [0]),
+    (dict(pool='gap', registers=2), 2 * [0] + 6 * [1 / 6]),
+    (dict(pool='gap', class_token=True), [0] + 6 * [1 / 6]),
+    (dict(pool='token_gap', registers=1), [1 / 2, 0] + 6 * [1 / 12]),
+    (dict(pool='distilled'), 2 * [1 / 2] + 6 * [0]),
+  ],
+)
+def test_tokens_that_are_not_pooled_have_no_share(fields, expected):
+  vit = tiny(**fields)
+  np.testing.assert_allclose(pooling(vit, noise(vit)), [expected] * 2, rtol=1e-6)
+
+
 def test_inside_of_jit():
   vit = tiny()
   jitted = jax.jit(attention)(vit, noise(vit))

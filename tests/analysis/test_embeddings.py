@@ -70,6 +70,11 @@ def test_similarities_of_1d_embeddings(pool, entry):
     assert similarity[i, j, k, m] == pytest.approx(cosine, abs=1e-5)
 
 
+def test_registers_have_no_positions():
+  vit = tiny((8, 12), registers=2)
+  assert position_similarity(vit).shape == (2, 3, 2, 3)
+
+
 def test_orthogonal_2d_embeddings_are_similar_in_a_row_or_a_column():
   vit = tiny((8, 12), position_embedding='2d')
   tables = {'x_embedding': np.eye(3, 8), 'y_embedding': np.eye(2, 8)}

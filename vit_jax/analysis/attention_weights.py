@@ -45,8 +45,9 @@ def attention(vit: Classifier, images: jax.typing.ArrayLike) -> Array:
 def pooling(vit: Classifier, images: jax.typing.ArrayLike) -> Array:
   """The share of each token in what the head reads: (B, N) float32, rows sum to 1.
 
-  With a class token that is all of it; with pool gap each token has the same share, with pool map
-  that of the query's attention, averaged over its heads.
+  With pool token that is all of the class token, with pool gap each patch has the same share, with
+  pool map that of the query's attention, averaged over its heads. The class token and the mean of
+  the patches (pool token_gap), or the two tokens of a distilled DeiT, have one half each.
 
   Args, raises: as `attention`.
   """
@@ -124,10 +125,13 @@ def _weights(model: VisionTransformer, params: Any, images: Array) -> tuple[Arra
 def pooling_weights(
   model: VisionTransformer, weights: list[Array], of_query: Callable[[Array], Array]
 ) -> Array:
-  """(B, N): the row of the class token, the mean of all rows, or `of_query` of (B, K, 1, N)."""
-  batch, _, _, num_tokens = weights[0].shape
+  """(B, N): the share of each token in what is pooled; of pool map, `of_query` of (B, K, 1, N)."""
   if model.pool == 'map':
     return of_query(weights[-1])[:, 0]
-  if model.pool == 'token':
-    return jnp.zeros((batch, num_tokens)).at[:, 0].set(1)
-  return jnp.full((batch, num_tokens), 1 / num_tokens)
+  batch, _, _, num_tokens = weights[0].shape
+  places, prefix = jnp.arange(num_tokens), num_prefix_tokens(model)
+  tokens = places < (2 if model.pool == 'distilled' else 1)
+  patches = places >= prefix
+  shares = {'gap': (patches,), 'token_gap': (tokens, patches)}.get(model.pool, (tokens,))
+  share = sum(each / each.sum() for each in shares) / len(shares)
+  return jnp.tile(share, (batch, 1))

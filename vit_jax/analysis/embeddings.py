@@ -8,7 +8,6 @@ import numpy as np
 from vit_jax.classifier import Classifier
 from vit_jax.errors import UserError
 from vit_jax.models.build import input_kernel, patch_grid
-from vit_jax.models.features import num_prefix_tokens
 from vit_jax.models.positions import ADDED, PositionEmbedding, Positions
 from vit_jax.models.resnet import BiTResNet
 from vit_jax.models.vit import VisionTransformer
@@ -59,7 +58,7 @@ def position_similarity(vit: Classifier) -> np.ndarray:
       'The model has no position embeddings that are added to tokens, so there are no similarities '
       'of them.'
     )
-  prefix, grid = num_prefix_tokens(model), patch_grid(vit.image_size, model)
+  prefix, grid = len(model.prefix_names), patch_grid(vit.image_size, model)
   assert grid is not None
   tokens = params['Transformer']
   if model.position_entry == 'layers':

@@ -34,6 +34,8 @@ _READERS = {
   'token': 'the class token',
   'gap': 'the mean of all patches',
   'map': 'the query of the attention pooling',
+  'token_gap': 'the class token and the mean of all patches',
+  'distilled': 'the class token and the distillation token',
 }
 
 
