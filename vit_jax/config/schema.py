@@ -608,7 +608,7 @@ class Config(StepConfig):
       if name.startswith('evals.') and getattr(holder, each.name) in ('classification', 'real'):
         rule = f'objective=masked_patches {_NO_CLASSES}; use knn, linear_probe or fewshot'
         holder.refuse(each.name, rule)
-    if self.model.pool == 'map':
+    if self.model.pool in ('map', 'distilled'):
       self.model.refuse('pool', 'objective=masked_patches does not train it; use token or gap')
     if self.model.variant not in choices(Transformer):
       self.model.refuse('variant', 'objective=masked_patches needs a Vision Transformer')
