@@ -463,6 +463,8 @@ def main() -> None:
   if args.job:
     return run_job(args.job, args.inputs, args.seed, args.folder, args.failures)
   names = [name for name in make_models() if not args.containers or args.containers in name]
+  if not names:
+    parser.error(f'no container has {args.containers!r} in its name')
   each = -(-args.inputs // len(names))
   jobs = [
     (name, min(JOB, each - start), args.seed * 1000 + start // JOB, args.failures)
