@@ -224,6 +224,17 @@ def test_a_config_that_does_not_fit_is_refused(case, copy_of):
   assert '\n' not in str(caught.value)
 
 
+def test_an_empty_tensor_is_refused(tmp_path):
+  source = GOLDEN / 'families' / 'DINOv2_with_registers'
+  tensors = safetensors.numpy.load_file(source / 'model.safetensors')
+  for name in tensors:
+    changed = tensors | {name: np.zeros((0,), np.float32)}
+    safetensors.numpy.save_file(changed, tmp_path / 'model.safetensors')
+    if not name.endswith(('mask_token', 'register_tokens')):
+      with pytest.raises(UserError):
+        vit_jax.load(tmp_path / 'model.safetensors')
+
+
 INCOMPLETE = {
   'a bias of one block': ('DINOv3', 'layer.1.attention.q_proj.bias', 'not that of all blocks'),
   'the bias of the patches': (

@@ -116,7 +116,7 @@ def complete(
       f'{source} has the tensors of {kind.family}, but its config.json describes '
       f'{stated.family}; put the config.json of these tensors beside them.'
     )
-  unused, notes = [name for name in tensors if _UNUSED.match(name) or 0 in tensors[name].shape], ()
+  unused, notes = [n for n, x in tensors.items() if _UNUSED.match(n) or _are_no_registers(n, x)], ()
   pool, final_norm = metadata.pool, metadata.final_norm
   if _is_classifier(tensors, kind):
     pool, final_norm = 'gap', 'none' if kind is CLIP else 'encoder'
@@ -142,6 +142,11 @@ def complete(
     license=license,
   )
   return completed, tuple(unused), notes
+
+
+def _are_no_registers(name: str, tensor: Tensor) -> bool:
+  """Whether a tensor is that of the registers of a DINOv3 without any."""
+  return name.endswith('embeddings.register_tokens') and 0 in tensor.shape
 
 
 def _family(name: str | None) -> Names | None:
