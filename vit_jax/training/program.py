@@ -8,7 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -149,11 +149,6 @@ def build_program(
   optimizer = make_optimizer(optimizer_config, schedule)
   replicated, batch_sharding = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   model, train_model = _build_models(mesh, model_config, step, image_shape, num_classes)
-  eval_step = (
-    make_masked_eval_step(model)
-    if isinstance(model, MaskedPatchPredictor)
-    else make_eval_step(model, step.loss)
-  )
   select_trained = functools.partial(trained_params, optimizer_config)
   init = functools.partial(
     init_state,
@@ -173,10 +168,7 @@ def build_program(
   shardings = sharding.state_shardings(abstract, mesh)
   platform = mesh.devices.flat[0].platform
   options = compiler_options(platform)
-  batch = {
-    'image': (image_shape, jnp.uint8),
-    'label': ((num_classes,), jnp.uint8) if multi_label else ((), jnp.int32),
-  }
+  label = ((num_classes,), jnp.uint8) if multi_label else ((), jnp.int32)
   return Program(
     mesh=mesh,
     model=model,
@@ -206,7 +198,7 @@ def build_program(
       compiler_options=options,
     ),
     eval_step=jax.jit(
-      eval_step,
+      _make_eval_step(model, step.loss),
       in_shardings=(param_shardings, batch_sharding),
       out_shardings=replicated,
       compiler_options=options,
@@ -217,9 +209,16 @@ def build_program(
     num_trained=build.count_parameters(trained),
     abstract_batch={
       name: jax.ShapeDtypeStruct((step.batch_size, *shape), dtype, sharding=batch_sharding)
-      for name, (shape, dtype) in batch.items()
+      for name, (shape, dtype) in {'image': (image_shape, jnp.uint8), 'label': label}.items()
     },
   )
+
+
+def _make_eval_step(model: Any, loss: str) -> Callable[..., Any]:
+  """The scores of a batch, by the objective that the model is trained for."""
+  if isinstance(model, MaskedPatchPredictor):
+    return make_masked_eval_step(model)
+  return make_eval_step(model, loss)
 
 
 def _names(trained: Any) -> frozenset[str]:
